@@ -1,0 +1,43 @@
+# The verbs of this project; `make demo` and `make test` need nothing but Python 3.11 and make.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test test-all check fix bench clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/python -m jobs.embed conf/demo.yaml
+	@$(BIN)/python -m jobs.search conf/demo.yaml "How do I declare the type of a function's arguments?"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.job
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,demo]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,demo,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo-table

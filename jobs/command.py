@@ -1,0 +1,54 @@
+"""What all commands share: their arguments, how they print a result, and how an error becomes a line and an exit code."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.errors import PipelineError
+
+INTERRUPTED = 130
+
+
+class Arguments(argparse.Namespace):
+    """The parsed arguments of a command."""
+
+    config: str
+    set: list[str]
+    json: bool
+    dry_run: bool
+
+    def show(self, result: Mapping[str, Any], text: str) -> None:
+        """Print for machines with --json, else for a person."""
+        print(json.dumps(result, default=str) if self.json else text)
+
+
+class Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_args(args, namespace or Arguments())
+
+
+def parser(docstring: str | None, *, dry_run: bool) -> Parser:
+    """A command's parser, described by its module's docstring."""
+    built = Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
+    built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")
+    built.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    if dry_run:
+        built.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
+    return built
+
+
+def main_of(main: Callable[[], int]) -> int:
+    """Run a command's main; an error of ours is one line on stderr and its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        return main()
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: finished work is kept, the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED

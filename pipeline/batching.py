@@ -1,0 +1,43 @@
+"""Token lengths in, batches of row numbers out: sorted by length, longest first, each within a token budget.
+
+Pure numpy; knows no tokens, no model and no device.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Lengths = NDArray[np.int64]
+Rows = NDArray[np.int64]
+
+
+def token_batches(lengths: Lengths, budget_tokens: int, overhead_tokens: int = 0) -> list[Rows]:
+    """Row numbers in batches; every row in one of them, and rows * width <= budget_tokens unless it is a single row.
+
+    Sorting keeps padding small, and longest first makes a budget that is too large show itself at once. A batch ends
+    early where that saves more padding than the `overhead_tokens` that one more batch costs.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    widths = lengths[order]
+    batches = []
+    start = 0
+    while start < len(order):
+        stop = start + max(budget_tokens // max(int(widths[start]), 1), 1)
+        stop = start + _cut(widths[start:stop], overhead_tokens)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def padded_tokens(lengths: Lengths, batch: Rows) -> int:
+    """Cells of the batch's token matrix: its rows times its longest row."""
+    return len(batch) * int(lengths[batch].max(initial=0))
+
+
+def _cut(widths: Lengths, overhead_tokens: int) -> int:
+    """How many of these rows, longest first, to keep in one batch."""
+    while True:
+        saved = (widths[0] - widths) * np.arange(len(widths), 0, -1)
+        best = int(saved.argmax())
+        if saved[best] <= overhead_tokens:
+            return len(widths)
+        widths = widths[:best]

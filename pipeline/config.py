@@ -1,0 +1,287 @@
+"""One YAML file in, one `RunSpec` out: the typed, frozen description of a run that everything below takes.
+
+Unknown keys, wrong types and values outside their range are errors that name the key, the value and the remedy. This
+file knows nothing of storage, models or Ray; it only says what was asked for.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipeline.errors import ConfigError
+from pipeline.schema import RESERVED
+
+Auto = Literal["auto"]
+
+_PLANNED = "is not supported by this version; leave it out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    path: str | tuple[str, ...]
+    """One pattern or several: file, folder, or glob, on disk or s3://."""
+    text: str | tuple[str, ...]
+    """The column to embed; several are joined by a newline, nulls skipped."""
+    format: Literal["auto", "parquet", "jsonl"] = "auto"
+    id: str | None = None
+    """The column with the document's id; null makes one from file and position."""
+    keep: tuple[str, ...] = ()
+    on_null: Literal["dead_letter"] = "dead_letter"
+    where: None = None
+    limit: None = None
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (self.text,) if isinstance(self.text, str) else self.text
+
+    def __post_init__(self) -> None:
+        if not self.patterns or not all(self.patterns):
+            raise ConfigError("source.path is empty: give a file, a folder or a pattern such as data/*.parquet")
+        if not self.text_columns or not all(self.text_columns):
+            raise ConfigError("source.text is empty: name the column that holds the text to embed")
+        for name in self.keep:
+            if name in RESERVED:
+                raise ConfigError(f"source.keep names {name!r}, a column that the table writes itself: leave it out")
+        if len(set(self.keep)) < len(self.keep):
+            raise ConfigError(f"source.keep names a column twice: {list(self.keep)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    path: str
+    """A local folder, or `package:<python package>/<folder>` for a model shipped in a package."""
+    revision: None = None
+    max_seq_length: int | None = None
+    """Null takes the model's own; the number includes special tokens and prompt."""
+    prompt: str | None = None
+    prompt_name: str | None = None
+    normalize: bool | None = None
+    """True adds a final normalisation, null and false leave the model's own modules as they are."""
+    truncate_dim: int | None = None
+    engine: Literal["auto", "torch"] = "auto"
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("max_seq_length", "truncate_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{name} is {value}; give a whole number of at least 1, or null")
+        if self.prompt is not None and self.prompt_name is not None:
+            raise ConfigError("model.prompt and model.prompt_name are both given: leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    path: str
+    partition_by: tuple[str, ...] = ()
+    embedding_column: str = "embedding"
+    dtype: Literal["float32", "float16"] = "float32"
+    keep_text: bool = True
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("table.path is empty: give a folder or an s3:// address")
+        for name in (*self.partition_by, self.embedding_column):
+            if name in RESERVED:
+                raise ConfigError(f"table names a column {name!r} that the table writes itself: choose another")
+        if self.embedding_column in self.partition_by:
+            raise ConfigError(f"table.embedding_column {self.embedding_column!r} is also in table.partition_by")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceSpec:
+    ray_address: str | None = None
+    """Null starts a local Ray for this run only."""
+    encoders: int | Auto = "auto"
+    cpus_per_encoder: int | Auto = "auto"
+    gpus_per_encoder: float | Auto = "auto"
+    tokenizers: int | Auto = "auto"
+    writers: int | Auto = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("encoders", "cpus_per_encoder", "tokenizers", "writers"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ConfigError(f"resources.{name} is {value}; give a whole number of at least 1, or auto")
+        if self.gpus_per_encoder != "auto" and self.gpus_per_encoder < 0:
+            raise ConfigError(f"resources.gpus_per_encoder is {self.gpus_per_encoder}; give 0 or more, or auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSpec:
+    """A limit on rows below 1 is a share of the rows read, else a count."""
+
+    max_failed_rows: float = 0.01
+    max_deleted_rows: float = 0.2
+    max_row_bytes: int = 16 * 2**20
+    unit_rows: int = 8192
+    unit_timeout_s: float = 1800
+
+    def __post_init__(self) -> None:
+        for name in ("max_failed_rows", "max_deleted_rows"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"limits.{name} is {getattr(self, name)}; give 0 or more")
+        for name in ("max_row_bytes", "unit_rows", "unit_timeout_s"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"limits.{name} is {getattr(self, name)}; give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    source: SourceSpec
+    model: ModelSpec
+    table: TableSpec
+    resources: ResourceSpec = field(default_factory=ResourceSpec)
+    limits: LimitSpec = field(default_factory=LimitSpec)
+
+    def __post_init__(self) -> None:
+        if self.table.embedding_column in self.source.keep:
+            raise ConfigError(
+                f"table.embedding_column {self.table.embedding_column!r} is also in source.keep: rename one of them"
+            )
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """Read a run's YAML file, apply `section.key=value` overrides, fill `${VAR}` from the environment.
+
+    Raises ConfigError for anything that is not a complete, well-typed description of a run.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {str(path)!r} can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"configuration file {str(path)!r} holds no sections; expected source:, model: and table:")
+    for override in overrides:
+        _apply_override(raw, override)
+    return from_mapping(raw)
+
+
+def from_mapping(raw: Mapping[str, Any]) -> RunSpec:
+    """The same for a mapping that is already in memory."""
+    if raw.get("chunk") is not None:
+        raise ConfigError(f"section chunk {_PLANNED}")
+    filled = _fill_environment({key: value for key, value in raw.items() if key != "chunk"}, "")
+    return cast(RunSpec, _build(RunSpec, filled, ""))
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+    node = raw
+    for name in path[:-1]:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {name!r} is not a section")
+    try:
+        node[path[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+
+
+def _fill_environment(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _fill_environment(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_environment(item, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConfigError(f"{where} uses ${{{match[1]}}}, but the environment has no variable {match[1]}: set it")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", variable, value)
+
+
+def _build(spec: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where or 'the configuration'} must be a section with keys, not {raw!r}")
+    hints = get_type_hints(spec)
+    fields = {item.name: item for item in dataclasses.fields(spec)}
+    for key in raw:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), [*fields, *(["chunk"] if not where else [])], 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise ConfigError(f"unknown key {_dotted(where, key)!r}; {hint}")
+    values = {}
+    for name, item in fields.items():
+        if name in raw:
+            values[name] = _convert(raw[name], hints[name], _dotted(where, name))
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{_dotted(where, name)} is missing; it is required")
+    return spec(**values)
+
+
+def _dotted(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated type, or ConfigError; no guessing beyond int -> float and list -> tuple."""
+    origin = get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(cast(type, hint), value if value is not None else {}, where)
+    if hint is type(None) and value is not None:
+        raise ConfigError(f"{where} {_PLANNED} (given: {value!r})")
+    if origin is Union or origin is types.UnionType:
+        for option in get_args(hint):
+            if _matches(value, option):
+                return _convert(value, option, where)
+        expected = " or ".join(_describe(option) for option in get_args(hint))
+        raise ConfigError(f"{where} is {value!r}; expected {expected}")
+    if not _matches(value, hint):
+        raise ConfigError(f"{where} is {value!r}; expected {_describe(hint)}")
+    if origin is tuple:
+        return tuple(value)
+    return float(value) if hint is float else value
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint) and not isinstance(value, bool)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    if origin is not None:
+        return isinstance(value, dict)
+    if hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return " | ".join(str(option) for option in get_args(hint))
+    if origin is tuple:
+        return "a list of strings"
+    if origin is not None:
+        return "a section with keys"
+    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    return names.get(hint, str(hint))

@@ -1,0 +1,605 @@
+"""Ray's only home: starts or joins a cluster, sizes the pools, and runs units through the stages as Ray Data rows.
+
+One row is one slice: `from_items(units) -> read + tokenize (tasks) -> encode (actors) -> write (tasks)`. What a stage does
+stands in stages.py; this file only says where it runs. Secrets reach workers through a zero-CPU actor of the run, because
+Ray shows constructor arguments in clear text.
+"""
+
+import functools
+import json
+import logging
+import math
+import os
+import pickle
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+# Read by Ray at import and inherited by its workers: no phoning home, no progress bars of its own, no metrics agent.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_enable_metrics_collection", "0")
+# Ray Data makes actors in a way that Ray reports as an error on stderr (ray-project/ray#53727).
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# A driver started by `uv run` would make every worker start through uv.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import probes, stages
+from pipeline.config import ResourceSpec
+from pipeline.encoder import Encoder, build_encoder
+from pipeline.errors import ConfigError, InputError, PipelineError, RunError
+from pipeline.plan import Task
+from pipeline.stages import Settings
+from pipeline.storage import Folder
+from pipeline.table import compare, layout
+from pipeline.table import rewrite as rewriting
+from pipeline.table.commit import compare_here, part_keys
+from pipeline.table.compare import Difference
+from pipeline.table.part import Part
+from pipeline.table.record import Effort
+from pipeline.table.rewrite import Rewrite
+from pipeline.tokenizing import Tokenizer
+
+OBJECT_STORE_BYTES = 2 * 2**30
+"""For a local Ray: a slice is at most 64 MiB of text and 64 MiB of vectors, and few are in flight."""
+TASKS_PER_ENCODER = 2
+"""Slices at an encoder: one in work, one at hand."""
+KEYS_HERE = 1_000_000
+"""Up to this many rows are compared in the driver (64 bytes each); more go through the shuffle."""
+KEYS_PER_BUCKET = 4_000_000
+REWRITE_HERE_BYTES = 64 * 2**20
+POLL_S = 0.5
+CONNECT_S = 5.0
+CLAIM_EVERY_S = 0.02
+
+SliceKey = tuple[str, int]
+"""Unit and first row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pools:
+    """How many of what, and what each may use."""
+
+    device: str
+    encoders: int
+    cpus_per_encoder: int
+    gpus_per_encoder: float
+    tokenizers: int
+    writers: int
+    cpus_per_task: float
+    """Logical CPUs of a tokenizer or writer task."""
+
+    def describe(self) -> str:
+        use = f"{self.gpus_per_encoder:g} GPU" if self.device == "cuda" else f"{self.cpus_per_encoder} CPU"
+        return f"{self.encoders} x {use} encoders, {self.tokenizers} tokenizers, {self.writers} writers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the driver learns of a slice: it was recorded, or it was refused."""
+
+    unit_id: str
+    num_rows: int
+    failed: int
+    last: bool
+    effort: Effort
+    encoder: str
+    encode_start: float
+    encode_stop: float
+    """Unix seconds."""
+    refused: str | None
+
+    @property
+    def source_changed(self) -> bool:
+        return (self.refused or "").startswith(stages.SOURCE_CHANGED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Busy:
+    """When the encoders worked."""
+
+    first_start: float
+    """Unix seconds of the first slice."""
+    share: float
+    """Of the time between each encoder's first and last slice, the share that it was encoding."""
+
+
+def busy_time(reports: Sequence[Report]) -> Busy:
+    """Over the slices of one run; all zero where nothing was encoded."""
+    spans: dict[str, list[Report]] = {}
+    for report in reports:
+        spans.setdefault(report.encoder, []).append(report)
+    alive_s = sum(max(r.encode_stop for r in own) - min(r.encode_start for r in own) for own in spans.values())
+    busy_s = sum(report.encode_stop - report.encode_start for report in reports)
+    return Busy(
+        first_start=min((report.encode_start for report in reports), default=time.time()),
+        share=busy_s / alive_s if alive_s else 0.0,
+    )
+
+
+class Cluster:
+    """A Ray cluster for the time of a run: a fresh local one, or the one at `ray_address`. Starts on first need."""
+
+    def __init__(self, spec: ResourceSpec) -> None:
+        self._spec = spec
+        self.started = False
+        self.start_s = 0.0
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.started:
+            ray.shutdown()
+
+    def start(self) -> None:
+        """Raises ConfigError if the address doesn't answer."""
+        if self.started:
+            return
+        started = time.perf_counter()
+        if ray.is_initialized():
+            raise RunError("this process already runs a Ray session: close it with ray.shutdown() first")
+        try:
+            with _muted_stderr():
+                _init_ray(self._spec.ray_address)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"resources.ray_address {self._spec.ray_address!r} does not answer: {_first_line(error)}"
+            ) from None
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        # Comparing a table with itself must not depend on how much memory the object store has.
+        context.use_disk_based_hash_shuffle = True
+        self.started = True
+        self.start_s = time.perf_counter() - started
+
+    def pools(self) -> Pools:
+        self.start()
+        return choose_pools(self._spec, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+    def check_reachable(self, table: Folder) -> None:
+        """A table on a local path must be the same folder on every node; raises InputError naming a node where it isn't."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if not table.is_local or len(nodes) < 2:
+            return
+        probe = f"{layout.STAGING}node-probe-{uuid.uuid4().hex[:12]}"
+        table.write(probe, b"")
+        try:
+            for node in nodes:
+                seen = ray.remote(_sees).options(num_cpus=0, scheduling_strategy=_on_node(node["NodeID"]))
+                if not ray.get(seen.remote(table.url, probe)):
+                    raise InputError(
+                        f"table.path {table.url!r} is a local folder that node {node['NodeManagerHostname']} doesn't "
+                        "share: give a shared folder or an s3:// address"
+                    )
+        finally:
+            table.delete([probe])
+
+
+def _init_ray(address: str | None) -> None:
+    """Join the cluster at the address; without one start a fresh local Ray, whatever RAY_ADDRESS or left-overs say."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        _check_answers(address)
+        ray.init(address=address, **quiet)
+        return
+    ray.init(
+        address="local",
+        # One logical CPU more than there are cores: reading and writing mostly wait, encoders take the cores.
+        num_cpus=_cores() + 1,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        **quiet,
+    )
+
+
+def _check_answers(address: str) -> None:
+    """Raises ConnectionError if nobody listens at host:port: Ray itself would try for more than five minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # "auto" and "local" are Ray's to resolve, which it does at once.
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise ConnectionError(str(error)) from None
+
+
+@contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Ray's C++ side says on stderr that it took its log level from the environment; what fails is raised all the same."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def choose_pools(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]]) -> Pools:
+    """Fill in `auto` from the CPUs and GPUs of each node.
+
+    Raises ConfigError for what the cluster can't give: Ray itself would wait for it for ever.
+    """
+    cpus, gpus = int(sum(node.get("CPU", 0) for node in nodes)), sum(node.get("GPU", 0) for node in nodes)
+    gpus_each = _given(spec.gpus_per_encoder, otherwise=1.0 if gpus else 0.0)
+    cpus_each = int(_given(spec.cpus_per_encoder, otherwise=1 if gpus_each else _auto_threads(cpus - 1)))
+    room = sum(_encoders_on(node, cpus_each, gpus_each) for node in nodes)
+    # A logical CPU stays for reading and writing: encoders on all of them would wait for their input for ever.
+    room = min(room, (cpus - 1) // cpus_each)
+    encoders = int(_given(spec.encoders, otherwise=max(1, room)))
+    if encoders > room:
+        raise ConfigError(
+            f"resources ask for {encoders} encoders of {cpus_each} CPUs and {gpus_each:g} GPUs each; the cluster's "
+            f"{cpus} CPUs (one of them kept for reading and writing) and {gpus:g} GPUs have room for {room}: lower "
+            "encoders, cpus_per_encoder or gpus_per_encoder"
+        )
+    spare = cpus - encoders * cpus_each
+    tokenizers = int(_given(spec.tokenizers, otherwise=_auto_tokenizers(gpus_each > 0, encoders, spare)))
+    writers = int(_given(spec.writers, otherwise=max(1, encoders // 4)))
+    per_task = min(1.0, spare / (tokenizers + writers))
+    return Pools(
+        device="cuda" if gpus_each else "cpu",
+        encoders=encoders,
+        cpus_per_encoder=cpus_each,
+        gpus_per_encoder=gpus_each,
+        tokenizers=tokenizers,
+        writers=writers,
+        cpus_per_task=max(0.01, math.floor(per_task * 100) / 100),
+    )
+
+
+def _given(value: float | str, otherwise: float) -> float:
+    return otherwise if isinstance(value, str) else value
+
+
+def _encoders_on(node: Mapping[str, float], cpus_each: int, gpus_each: float) -> int:
+    by_cpu = int(node.get("CPU", 0)) // cpus_each
+    return min(by_cpu, int(node.get("GPU", 0) / gpus_each + 1e-6)) if gpus_each else by_cpu
+
+
+def _auto_threads(cpus: int) -> int:
+    """Threads of one CPU encoder: two cores share a small model's caches well, more only wait for each other."""
+    return 2 if cpus >= 2 else 1
+
+
+def _auto_tokenizers(on_gpu: bool, encoders: int, spare: float) -> int:
+    """A core tokenizes 0.4 M tokens/s: more than 16 CPU encoders take, an eighth of what a GPU takes."""
+    return max(1, min(8 * encoders, int(spare) - 1)) if on_gpu else max(1, encoders // 16)
+
+
+def run_units(
+    tasks: Sequence[Task], settings: Settings, pools: Pools, on_encoded: Callable[[int, int], None]
+) -> Iterator[Report]:
+    """Run all tasks through the flow; yields each slice when it is recorded or refused, in no particular order.
+
+    `on_encoded(rows, tokens)` hears meanwhile, from another thread, what left the encoders. Raises RunError when a stage
+    fails. Closing the iterator ends the flow.
+    """
+    run = f"embedding-run-{uuid.uuid4().hex[:12]}"
+    monitor = _start_monitor(run, settings, unrecorded=pools.encoders * TASKS_PER_ENCODER + pools.writers)
+    try:
+        with _polled(monitor, on_encoded):
+            yield from _reports(_build_flow(tasks, run, pools, settings.limits.unit_timeout_s))
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise _translate(error) from error
+    finally:
+        ray.kill(monitor)
+
+
+@contextmanager
+def _polled(monitor: Any, on_encoded: Callable[[int, int], None]) -> Iterator[None]:
+    """Fetches the encoders' progress until the block ends: slices are minutes apart, a person watches seconds."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            rows, tokens = ray.get(monitor.take_progress.remote())
+            if rows:
+                on_encoded(rows, tokens)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _build_flow(tasks: Sequence[Task], run: str, pools: Pools, timeout_s: float) -> "ray.data.Dataset":
+    """Pool sizes are given for each stage: without them Ray fuses reading into the encoders, which then wait for it."""
+    items = [{"task": pickle.dumps(task)} for task in tasks]
+    units = ray.data.from_items(items, override_num_blocks=len(items))
+    # A block is what Ray hands from stage to stage: at this size every slice is one of its own.
+    units.context.target_max_block_size = units.context.target_min_block_size = 1
+    units.context.execution_no_progress_timeout_s = timeout_s
+    return (
+        units.map_batches(
+            _read_and_tokenize,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"run": run},
+            num_cpus=pools.cpus_per_task,
+            compute=TaskPoolStrategy(size=pools.tokenizers),
+        )
+        .map_batches(
+            EncodeStage,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_constructor_kwargs={"run": run},
+            num_cpus=pools.cpus_per_encoder,
+            num_gpus=pools.gpus_per_encoder or None,
+            compute=ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=TASKS_PER_ENCODER),
+        )
+        .map_batches(
+            _write,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"run": run},
+            num_cpus=pools.cpus_per_task,
+            compute=TaskPoolStrategy(size=pools.writers),
+        )
+    )
+
+
+def _reports(flow: "ray.data.Dataset") -> Iterator[Report]:
+    for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for row in batch.to_pylist():
+            yield Report(
+                unit_id=row["unit_id"],
+                num_rows=row["num_rows"] or 0,
+                failed=row["failed"] or 0,
+                last=bool(row["last"]),
+                effort=Effort(**json.loads(row["effort"])) if row["effort"] else Effort(),
+                encoder=row["encoder"] or "",
+                encode_start=row["encode_start"] or time.time(),
+                encode_stop=row["encode_stop"] or time.time(),
+                refused=row["refused"],
+            )
+
+
+class Monitor:
+    """The run's memory in the cluster: hands out the settings, gathers progress, keeps encoders from running ahead of
+    writers. Lives on the driver's node, uses no CPU."""
+
+    def __init__(self, unrecorded: int) -> None:
+        """`unrecorded`: slices that may be encoded, or be in work, without being recorded: what a crash can cost."""
+        self._settings: Settings | None = None
+        self._unrecorded = unrecorded
+        self._claimed: set[SliceKey] = set()
+        self._rows = self._tokens = 0
+
+    def put_settings(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def get_settings(self) -> Settings | None:
+        return self._settings
+
+    def claim(self, key: SliceKey) -> bool:
+        """Whether an encoder may start the slice now. One that was claimed before, by an encoder that died, may."""
+        if key not in self._claimed and len(self._claimed) >= self._unrecorded:
+            return False
+        self._claimed.add(key)
+        return True
+
+    def release(self, key: SliceKey) -> None:
+        """The slice is recorded, or will never be."""
+        self._claimed.discard(key)
+
+    def add_progress(self, rows: int, tokens: int) -> None:
+        self._rows += rows
+        self._tokens += tokens
+
+    def take_progress(self) -> tuple[int, int]:
+        """Rows and tokens since the last call."""
+        taken = self._rows, self._tokens
+        self._rows = self._tokens = 0
+        return taken
+
+
+def _start_monitor(run: str, settings: Settings, unrecorded: int = 0) -> Any:
+    here = _on_node(ray.get_runtime_context().get_node_id())
+    monitor = ray.remote(Monitor).options(name=run, num_cpus=0, scheduling_strategy=here).remote(unrecorded)
+    # By a method, not the constructor: Ray keeps and shows what actors are made with.
+    ray.get(monitor.put_settings.remote(settings))
+    return monitor
+
+
+def _read_and_tokenize(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+    for task in batch.column("task").to_pylist():
+        yield from stages.read_and_tokenize(pickle.loads(task), _settings(run), _tokenizer(run))
+
+
+class EncodeStage:
+    """An encoder actor: loads the model once, proves it on the probe texts, then encodes slices.
+
+    What goes wrong while it starts is kept and given as the answer to every slice: an actor that raises here would be
+    started again for ever.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._monitor = ray.get_actor(run)
+        self._name = uuid.uuid4().hex
+        self._encoder: Encoder | None = None
+        self._refused = ""
+        try:
+            settings = _settings(run)
+            encoder = build_encoder(settings.encoder, settings.device, settings.encoder_threads)
+            prove(encoder, settings, _tokenizer(run))
+            self._encoder = encoder
+        except PipelineError as error:
+            self._refused = str(error)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._encoder is None:
+            return stages.refuse(batch, self._refused)
+        # Ray holds encoders back by bytes in its object store, which are far from what is dear here: encoded rows.
+        while not ray.get(self._monitor.claim.remote(_key(batch))):
+            time.sleep(CLAIM_EVERY_S)
+        return stages.encode(batch, self._encoder, self._name, self._on_progress)
+
+    def _on_progress(self, rows: int, tokens: int) -> None:
+        self._monitor.add_progress.remote(rows, tokens)
+
+
+def prove(encoder: Encoder, settings: Settings, tokenizer: Tokenizer) -> None:
+    """Encode the probe texts and compare with the table's vectors, or with those of the first encoder of this model.
+
+    Raises RunError when they differ.
+    """
+    vectors = encoder.encode(tokenizer.tokenize(list(probes.TEXTS)), None).vectors
+    expected = settings.probes
+    if not expected:
+        standing = settings.open_table().create_once(
+            layout.probe_vectors(settings.fingerprint), probes.to_json(vectors)
+        )
+        expected = probes.from_json(standing) if standing is not None else ()
+    if expected:
+        probes.check(vectors, expected, settings.encoder.precision)
+
+
+def _write(batch: pa.Table, run: str) -> pa.Table:
+    report = stages.write(batch, _settings(run))
+    ray.get_actor(run).release.remote(_key(batch))
+    return report
+
+
+def _key(row: pa.Table) -> SliceKey:
+    return row.column("unit_id")[0].as_py(), row.column("first_row")[0].as_py()
+
+
+@functools.lru_cache(maxsize=2)
+def _settings(run: str) -> Settings:
+    settings: Settings = ray.get(ray.get_actor(run).get_settings.remote())
+    return settings
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(run: str) -> Tokenizer:
+    settings = _settings(run)
+    return Tokenizer(settings.encoder, settings.tokenizer_threads)
+
+
+class ClusterWorkers:
+    """Does the parallel parts of a commit: small ones in this process, large ones on the cluster."""
+
+    def __init__(self, cluster: Cluster, table: Folder, settings: Callable[[], Settings], embedding: str) -> None:
+        self._cluster, self._table, self._settings, self._embedding = cluster, table, settings, embedding
+
+    def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
+        if sum(part.size for job in jobs for part, _ in job.inputs) <= REWRITE_HERE_BYTES:
+            return [rewriting.rewrite(self._table, job, self._embedding) for job in jobs]
+        return [pickle.loads(row["part"]) for row in self._run(_rewrite, [{"job": pickle.dumps(job)} for job in jobs])]
+
+    def compare(self, sides: Sequence[tuple[Part, int]]) -> Difference:
+        num_rows = sum(part.rows for part, _ in sides)
+        if num_rows <= KEYS_HERE:
+            return compare_here(self._table, sides)
+        num_buckets = math.ceil(num_rows / KEYS_PER_BUCKET)
+        items = [{"part": pickle.dumps((part, number, side, num_buckets))} for number, (part, side) in enumerate(sides)]
+        found = self._run(_part_keys, items, then=lambda keys: _compared(keys, num_buckets))
+        return compare.merge([pickle.loads(row["difference"]) for row in found])
+
+    def _run(
+        self,
+        stage: Callable[..., Any],
+        items: list[dict[str, bytes]],
+        then: Callable[["ray.data.Dataset"], "ray.data.Dataset"] = lambda flow: flow,
+    ) -> list[dict[str, Any]]:
+        self._cluster.start()
+        run = f"embedding-commit-{uuid.uuid4().hex[:12]}"
+        monitor = _start_monitor(run, self._settings())
+        try:
+            flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                stage, batch_size=1, batch_format="pyarrow", fn_kwargs={"run": run}, num_cpus=0.5
+            )
+            return list(then(flow).iter_rows())
+        except Exception as error:
+            raise _translate(error) from error
+        finally:
+            ray.kill(monitor)
+
+
+def _rewrite(batch: pa.Table, run: str) -> pa.Table:
+    settings = _settings(run)
+    jobs = [pickle.loads(job) for job in batch.column("job").to_pylist()]
+    parts = [rewriting.rewrite(settings.open_table(), job, settings.table.embedding_column) for job in jobs]
+    return pa.table({"part": pa.array([pickle.dumps(part) for part in parts], pa.binary())})
+
+
+def _part_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+    for item in batch.column("part").to_pylist():
+        part, number, side, num_buckets = pickle.loads(item)
+        for rows in part_keys(_settings(run).open_table(), part, number, side):
+            width = pa.binary(compare.KEY.itemsize)
+            cells = pa.Array.from_buffers(width, len(rows), [None, pa.py_buffer(rows.tobytes())])
+            yield pa.table({"bucket": compare.bucket_of(rows, num_buckets), "key": cells})
+
+
+def _compared(keys: "ray.data.Dataset", num_buckets: int) -> "ray.data.Dataset":
+    """Whole buckets meet in one block each; a block is compared at once."""
+    return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
+        _compare_block, batch_size=None, batch_format="pyarrow", num_cpus=0.5
+    )
+
+
+def _compare_block(batch: pa.Table) -> pa.Table:
+    cells = [np.frombuffer(chunk.buffers()[1], compare.KEY)[chunk.offset :][: len(chunk)] for chunk in _chunks(batch)]
+    rows = np.concatenate([np.zeros(0, compare.KEY), *cells])
+    return pa.table({"difference": pa.array([pickle.dumps(compare.compare(rows))], pa.binary())})
+
+
+def _chunks(batch: pa.Table) -> list[pa.Array]:
+    return [chunk for chunk in batch.column("key").chunks if len(chunk)]
+
+
+def _sees(url: str, probe: str) -> bool:
+    return Folder(url, {}).size(probe) is not None
+
+
+def _on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _translate(error: BaseException) -> PipelineError:
+    """The error of ours that a worker raised, out of Ray's wrappings; anything else as a RunError of one line."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, PipelineError):
+            return seen
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    return RunError(f"a worker failed: {type(error).__name__}: {_last_line(error)}; Ray's logs have the details")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

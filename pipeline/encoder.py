@@ -1,0 +1,184 @@
+"""Token ids in, one vector per row out, in the order of the rows; a row that can't be encoded is named with its reason.
+
+Equal rows are encoded once, batches are sorted by length under a token budget, a lack of memory halves the budget and a
+failing batch is halved down to the row. Takes token ids, never text; knows nothing of files, Ray or tables.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.batching import padded_tokens, token_batches
+from pipeline.engines.base import Engine, OutOfMemory
+from pipeline.errors import RunError
+from pipeline.model.folder import EncoderSpec
+from pipeline.tokenizing import Tokenizer, TokenRows
+
+BUDGET_TOKENS = {"cpu": 1024, "cuda": 131072}
+"""Padded tokens per batch. On the CPU larger batches leave the cache."""
+OVERHEAD_TOKENS = {"cpu": 32, "cuda": 4096}
+"""A batch more costs about as much time as this many tokens more."""
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with (rows settled, tokens encoded) since the last call; equal rows are settled together."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    vectors: NDArray[np.float32]
+    """[n, dim] in the order of the rows; NaN in failed rows."""
+    failed: dict[int, str]
+    """Row -> reason, the tokenizer's included."""
+    rows_encoded: int
+    """Distinct rows that the engine gave a vector for."""
+    tokens: int
+    """Their tokens."""
+    padded_tokens: int
+    """The same with padding."""
+    engine_seconds: float
+
+
+class Encoder:
+    """Keeps what it learns about memory: `budget_tokens` only ever shrinks."""
+
+    def __init__(self, engine: Engine, budget_tokens: int, overhead_tokens: int = OVERHEAD_TOKENS["cpu"]) -> None:
+        """`budget_tokens`: padded tokens per batch; `overhead_tokens`: what one more batch costs, in tokens."""
+        self.engine = engine
+        self.budget_tokens = budget_tokens
+        self.overhead_tokens = overhead_tokens
+
+    def encode(self, tokens: TokenRows, on_progress: Progress | None = None) -> Encoded:
+        """Encode all rows that have tokens."""
+        distinct = _distinct_rows(tokens)
+        work = _Work(tokens, distinct, np.full((len(distinct.rows), self.engine.dim), np.nan, np.float32))
+        pending = self._batches(work.lengths)
+        while pending:
+            batch = pending.pop()
+            try:
+                tokens_done = self._encode_batch(work, batch)
+            except OutOfMemory as error:
+                if len(batch) > 1:
+                    self.budget_tokens = max(min(self.budget_tokens, padded_tokens(work.lengths, batch)) // 2, 1)
+                    rest = np.concatenate([batch, *pending])
+                    pending = [rest[rows] for rows in self._batches(work.lengths[rest])]
+                    continue
+                tokens_done = work.fail(batch, f"out of memory with {work.lengths[batch[0]]} tokens: {error}")
+            except RunError:  # the device is lost: no row is at fault
+                raise
+            except Exception as error:
+                if len(batch) > 1:
+                    pending += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                    continue
+                tokens_done = work.fail(batch, f"the encoder refused the row: {type(error).__name__}: {error}")
+            if on_progress is not None:
+                on_progress(int(distinct.copies[batch].sum()), tokens_done)
+        return work.result()
+
+    def _batches(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The batches in the order in which a stack wants them: the first to do is the last."""
+        return token_batches(lengths, self.budget_tokens, self.overhead_tokens)[::-1]
+
+    def _encode_batch(self, work: "_Work", batch: NDArray[np.int64]) -> int:
+        started = time.perf_counter()
+        try:
+            vectors = self.engine.encode(*work.matrix(batch))
+        finally:
+            work.engine_seconds += time.perf_counter() - started
+        return work.store(batch, vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Distinct:
+    rows: NDArray[np.int64]
+    """The first row of each group of equal rows."""
+    group: NDArray[np.int64]
+    """[n]: the group of each row, -1 where a row has no tokens."""
+    copies: NDArray[np.int64]
+    """Rows in each group."""
+
+
+def _distinct_rows(tokens: TokenRows) -> _Distinct:
+    """Group the rows with equal ids, exactly: by their bytes, not by a hash."""
+    raw = tokens.ids.tobytes()
+    bounds = (tokens.offsets * tokens.ids.itemsize).tolist()
+    number: dict[bytes, int] = {}
+    group = np.fromiter(
+        (number.setdefault(raw[a:b], len(number)) if b > a else -1 for a, b in itertools.pairwise(bounds)),
+        np.int64,
+        len(tokens),
+    )
+    present = np.flatnonzero(group >= 0)
+    _, first = np.unique(group[present], return_index=True)
+    return _Distinct(present[first], group, np.bincount(group[present], minlength=len(number)))
+
+
+class _Work:
+    """The distinct rows of one call, their vectors and what became of them."""
+
+    def __init__(self, tokens: TokenRows, distinct: _Distinct, vectors: NDArray[np.float32]) -> None:
+        self.lengths = tokens.lengths[distinct.rows]
+        self.engine_seconds = 0.0
+        self._tokens = tokens
+        self._distinct = distinct
+        self._starts = tokens.offsets[:-1][distinct.rows]
+        self._vectors = vectors
+        self._reasons: dict[int, str] = {}
+        self._rows_encoded = 0
+        self._tokens_encoded = 0
+        self._padded_tokens = 0
+
+    def matrix(self, batch: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """ids int32 [rows, longest], 0 beyond a row's end, and lengths int32 [rows]."""
+        lengths = self.lengths[batch]
+        column = np.arange(lengths.max())
+        cells = self._starts[batch][:, None] + column
+        ids = np.where(column < lengths[:, None], self._tokens.ids.take(cells, mode="clip"), np.int32(0))
+        return ids, lengths.astype(np.int32)
+
+    def store(self, batch: NDArray[np.int64], vectors: NDArray[np.float32]) -> int:
+        """Keep the vectors that are vectors; return the tokens that the engine went through."""
+        finite = np.asarray(np.isfinite(vectors).all(axis=1))
+        good = finite & vectors.any(axis=1)
+        self._vectors[batch[good]] = vectors[good]
+        for position in np.flatnonzero(~good):
+            kind = "holds nothing but zeros" if finite[position] else "holds NaN or infinity"
+            self._reasons[int(batch[position])] = f"the vector {kind}"
+        tokens = int(self.lengths[batch].sum())
+        self._rows_encoded += int(good.sum())
+        self._tokens_encoded += tokens
+        self._padded_tokens += padded_tokens(self.lengths, batch)
+        return tokens
+
+    def fail(self, batch: NDArray[np.int64], reason: str) -> int:
+        """Give up on the one row of the batch."""
+        self._reasons[int(batch[0])] = reason
+        return 0
+
+    def result(self) -> Encoded:
+        group = self._distinct.group
+        vectors = np.full((len(group), self._vectors.shape[1]), np.nan, np.float32)
+        present = group >= 0
+        vectors[present] = self._vectors[group[present]]
+        failed = {int(row): "the text has no tokens" for row in np.flatnonzero(~present)} | self._tokens.failed
+        for number, reason in self._reasons.items():
+            failed |= {int(row): reason for row in np.flatnonzero(group == number)}
+        return Encoded(
+            vectors=vectors,
+            failed=dict(sorted(failed.items())),
+            rows_encoded=self._rows_encoded,
+            tokens=self._tokens_encoded,
+            padded_tokens=self._padded_tokens,
+            engine_seconds=self.engine_seconds,
+        )
+
+
+def build_encoder(spec: EncoderSpec, device: str, threads: int) -> Encoder:
+    """The encoder of `spec` on `device` (`cpu` or `cuda`) with torch's threads set to `threads`."""
+    from pipeline.engines.torch import TorchEngine
+
+    prompt_length = 0 if spec.include_prompt else Tokenizer(spec, threads).prompt_length
+    return Encoder(TorchEngine(spec, device, threads, prompt_length), BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])

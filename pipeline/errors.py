@@ -1,0 +1,50 @@
+"""Every error that a user can meet, and the exit code each one ends a job with.
+
+    PipelineError
+    ├── InputError            exit 2: the configuration or the input is wrong; found before any work
+    │   └── ConfigError         a key, a value or a type in the configuration
+    └── RunError              exit 1: nothing was published, finished work is kept
+        ├── StorageError        the object store or the disk refused or failed
+        ├── SourceChanged       a source file is no longer the one that was planned
+        ├── CommitConflict      another run published first
+        └── GateFailed          the result did not pass the checks that stand before the commit
+
+Messages name the value given, what was expected and what to do. Errors take one string, so that they survive pickling
+on their way from a worker.
+"""
+
+
+class PipelineError(Exception):
+    """Base of all errors that are meant for the user's eyes; anything else is a bug."""
+
+    exit_code = 1
+
+
+class InputError(PipelineError):
+    """The configuration or the input is wrong; no work was started."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A key, a value or a type in the configuration is wrong."""
+
+
+class RunError(PipelineError):
+    """The run failed; nothing was published and finished work is kept for the next start."""
+
+
+class StorageError(RunError):
+    """Storage refused or failed: check address, credentials and permissions, then start again."""
+
+
+class SourceChanged(RunError):
+    """A source file changed between plan and read; start again to plan it anew."""
+
+
+class CommitConflict(RunError):
+    """Another run published a version first; start again to plan on top of it."""
+
+
+class GateFailed(RunError):
+    """The result was refused before the commit; the published version stays as it was."""

@@ -1,0 +1,88 @@
+"""The hashes that decide what is the same: of a text, of a row, of a model's vectors, of the output, of a unit of work.
+
+A change here makes every table out there look new, so golden tests pin each of them. No clock, no random number, no
+path of this machine enters; nothing here opens a file.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.unit import Span
+
+SEMANTICS = 1
+"""Raised when our own code moves a vector beyond the stated tolerance."""
+
+_NULL = b"\x00"
+
+
+def digest(value: Any) -> str:
+    """128 bits in hex over the canonical JSON of `value` (keys sorted, no spaces, UTF-8)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def fingerprint(encoder: Mapping[str, Any], dtype: str) -> str:
+    """All that changes a vector: the encoder's identity, the dtype it is stored in and our `SEMANTICS`."""
+    return digest({"encoder": encoder, "dtype": dtype, "chunk": None, "calibration": None, "semantics": SEMANTICS})
+
+
+def unit_id(spans: Sequence[Span], output: str, fingerprint: str) -> str:
+    """A unit is the same while its spans, their files' versions, the output and the model are."""
+    pieces = [[span.file.path, span.file.version, span.kind, span.start, span.stop] for span in spans]
+    return digest({"kind": "rows", "spans": pieces, "output": output, "fingerprint": fingerprint})
+
+
+def content_hashes(texts: pa.Array | pa.ChunkedArray, prompt: str) -> pa.Array:
+    """binary(16) per text, over exactly what the model reads: prompt + text in UTF-8, not normalised."""
+    seed = hashlib.blake2b(prompt.encode(), digest_size=16)
+    hashes = []
+    for value in pc.cast(texts, pa.large_binary()):
+        state = seed.copy()
+        state.update(value.as_buffer())
+        hashes.append(state.digest())
+    return pa.array(hashes, pa.binary(16))
+
+
+def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """uint64[n, 2]: 128 bits per id, enough to call two ids equal when their hashes are."""
+    raw = b"".join(hashlib.blake2b(value.as_buffer(), digest_size=16).digest() for value in pc.cast(ids, pa.binary()))
+    return np.frombuffer(raw, np.uint64).reshape(-1, 2)
+
+
+def row_hashes(columns: pa.Table) -> pa.Array:
+    """int64 per row over all columns in their order: names and types are the output's business, values count here."""
+    encoded = [_encode_column(column.combine_chunks()) for column in columns.columns]
+    if not encoded:
+        empty = int.from_bytes(hashlib.blake2b(b"", digest_size=8).digest(), "little", signed=True)
+        return pa.array(np.full(columns.num_rows, empty, np.int64))
+    raw = b"".join(hashlib.blake2b(b"".join(values), digest_size=8).digest() for values in zip(*encoded, strict=True))
+    return pa.array(np.frombuffer(raw, np.int64))
+
+
+def _encode_column(values: pa.Array | pa.ChunkedArray) -> Iterable[bytes]:
+    """One prefix-free byte string per value, so that no two rows run together: b"\\0" for null, else 1, length, bytes."""
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    return [_NULL if value is None else struct.pack("<BQ", 1, len(value)) + value for value in _value_bytes(values)]
+
+
+def _value_bytes(values: pa.Array) -> Iterable[bytes | None]:
+    kind = values.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return [None if value is None else value.encode() for value in values.to_pylist()]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return list(values.to_pylist())
+    if pa.types.is_floating(kind):
+        floats = values.cast(pa.float64())
+        return [None if value is None else struct.pack("<d", value) for value in floats.to_pylist()]
+    # Timestamps, decimals and nested values: Arrow's Python form has one repr per value and type.
+    return [None if value is None else repr(value).encode() for value in values.to_pylist()]

@@ -1,0 +1,100 @@
+"""Counters of a run and how a person sees them: one live line on a terminal, plain lines in a log.
+
+Knows numbers and the terminal; knows nothing of units, tables or Ray.
+"""
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+LOG_EVERY_S = 10.0
+REFRESH_PER_S = 4
+
+
+class Progress:
+    """What is done of what there is; safe to update from several threads."""
+
+    def __init__(self, *, units: int, rows: int | None, stream: TextIO | None = None) -> None:
+        self._lock = threading.Lock()
+        self._units, self._rows = units, rows
+        self.done_units = self.recorded_rows = self.failed = 0
+        self._encoded_rows = self._encoded_tokens = 0
+        self._started = self._logged = time.monotonic()
+        self._first_encoded: float | None = None
+        self._console = Console(file=stream or sys.stderr, highlight=False)
+        self._live = Live(
+            get_renderable=self._line, console=self._console, refresh_per_second=REFRESH_PER_S, transient=True
+        )
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def recorded(self, rows: int, failed: int, unit_done: bool) -> None:
+        """A slice of `rows` source rows was recorded."""
+        with self._lock:
+            self.recorded_rows += rows
+            self.failed += failed
+            self.done_units += unit_done
+        self._log()
+
+    def encoded(self, rows: int, tokens: int) -> None:
+        """Some rows left an encoder; they are not recorded yet."""
+        with self._lock:
+            self._first_encoded = self._first_encoded or time.monotonic()
+            self._encoded_rows += rows
+            self._encoded_tokens += tokens
+        self._log()
+
+    def _log(self) -> None:
+        if not self._console.is_terminal and time.monotonic() - self._logged >= LOG_EVERY_S:
+            self._logged = time.monotonic()
+            self._console.print(self.describe(), soft_wrap=True)
+
+    def _line(self) -> Text:
+        return Text(self.describe(), overflow="ellipsis", no_wrap=True)
+
+    def describe(self) -> str:
+        """`units 3/8  rows 3,120/7,600  118 docs/s  6,210 tokens/s  38 s left`"""
+        seen = max(self.recorded_rows, self._encoded_rows)
+        of_rows = f"/{self._rows:,}" if self._rows is not None else ""
+        pieces = [f"units {self.done_units:,}/{self._units:,}", f"rows {min(seen, self._rows or seen):,}{of_rows}"]
+        if self._first_encoded is None:
+            pieces.append(f"starting, {time.monotonic() - self._started:.0f} s")
+        else:
+            elapsed = max(time.monotonic() - self._first_encoded, 1.0)
+            rate = self._encoded_rows / elapsed
+            pieces += [f"{rate:,.0f} docs/s", f"{self._encoded_tokens / elapsed:,.0f} tokens/s"]
+            if self._rows is not None and rate:
+                pieces.append(f"{duration(max(self._rows - seen, 0) / rate)} left")
+        return "  ".join(pieces + ([f"{self.failed:,} failed"] if self.failed else []))
+
+
+def duration(seconds: float) -> str:
+    """`38 s`, `4 min 10 s`, `3 h 20 min`"""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(num_bytes: float) -> str:
+    """`512 B`, `1.4 MB`: powers of 1000, as disks and clouds count."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError

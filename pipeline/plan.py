@@ -1,0 +1,116 @@
+"""Desired units minus existing ones: what a run has to encode, what it keeps, what it drops. Pure: opens nothing.
+
+Comes in: what the source holds (a survey), the current snapshot, the records in staging. Goes out: a `Plan`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline import identity
+from pipeline.config import RunSpec
+from pipeline.table import record
+from pipeline.table.layout import FORMAT
+from pipeline.table.record import Record
+from pipeline.table.snapshot import Snapshot
+from pipeline.unit import Span, Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A unit to read, and the rows [first, stop) of it that an earlier run recorded."""
+
+    unit: Unit
+    done: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    added: tuple[Unit, ...]
+    """Units that the snapshot lacks, in source order."""
+    kept: frozenset[str]
+    """Live units that are planned again: they stay as they are."""
+    dropped: frozenset[str]
+    """Live units that the source no longer has in this form."""
+    records: Mapping[str, Sequence[Record]]
+    """Valid records of added units."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What is left to do."""
+        return tuple(
+            Task(unit=unit, done=record.intervals(self.records.get(unit.unit_id, ())))
+            for unit in self.added
+            if not record.is_complete(self.records.get(unit.unit_id, ()))
+        )
+
+    @property
+    def changes_nothing(self) -> bool:
+        return not self.added and not self.dropped
+
+
+def output_spec(spec: RunSpec, schema: Mapping[str, str]) -> dict[str, Any]:
+    """All that shapes the table's files: roles, order and types of columns, rules, partitioning, format version."""
+    return {
+        "format": FORMAT,
+        "id": spec.source.id,
+        "text": spec.source.text_columns,
+        "joiner": "\n",
+        "keep": spec.source.keep,
+        "on_null": spec.source.on_null,
+        "schema": dict(schema),
+        "partition_by": spec.table.partition_by,
+        "embedding_column": spec.table.embedding_column,
+        "keep_text": spec.table.keep_text,
+    }
+
+
+def unit_ids(groups: Iterable[tuple[Span, ...]], output: str, fingerprint: str) -> dict[str, tuple[Span, ...]]:
+    """The spans of each unit, by its id, in source order."""
+    return {identity.unit_id(spans, output, fingerprint): spans for spans in groups}
+
+
+def make_plan(
+    planned: Mapping[str, tuple[Span, ...]], parent: Snapshot, records: Mapping[str, Sequence[Record]]
+) -> Plan:
+    """Compare the planned units with the live ones; number the spans of those to add."""
+    live = parent.units()
+    added = {unit: spans for unit, spans in planned.items() if unit not in live}
+    taken = {number for numbers in live.values() for number in numbers}
+    recorded = {unit: found[0].sources for unit, found in records.items() if unit in added and found}
+    numbers = _number(added, recorded, taken)
+    return Plan(
+        added=tuple(Unit(unit_id=unit, spans=spans, sources=numbers[unit]) for unit, spans in added.items()),
+        kept=frozenset(live) & planned.keys(),
+        dropped=frozenset(live) - planned.keys(),
+        records=records,
+    )
+
+
+def _number(
+    added: Mapping[str, tuple[Span, ...]], recorded: Mapping[str, tuple[int, ...]], taken: set[int]
+) -> dict[str, tuple[int, ...]]:
+    """A number per span: the recorded ones where they are still free (their parts then need no rewriting), else the lowest
+    free ones. Numbers of spans that this version drops stay taken, so that no number means two things at once."""
+    numbers: dict[str, tuple[int, ...]] = {}
+    for unit, old in recorded.items():
+        if taken.isdisjoint(old):
+            numbers[unit] = old
+            taken.update(old)
+    free = _free_numbers(taken)
+    return {
+        unit: numbers[unit] if unit in numbers else tuple(next(free) for _ in spans) for unit, spans in added.items()
+    }
+
+
+def _free_numbers(taken: set[int]) -> Iterator[int]:
+    number = 0
+    while True:
+        if number not in taken:
+            yield number
+        number += 1
+
+
+def with_records(plan: Plan, records: Mapping[str, Sequence[Record]]) -> Plan:
+    """The same plan after more slices were recorded."""
+    return replace(plan, records=records)

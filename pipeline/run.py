@@ -1,0 +1,428 @@
+"""The parts of an embedding run, from a spec to a published version; jobs/embed.py puts them in order.
+
+`prepare` finds all that is wrong before any work and loads neither torch nor Ray; the rest drives the cluster.
+"""
+
+import datetime
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline import identity
+from pipeline import plan as planning
+from pipeline.config import RunSpec
+from pipeline.errors import InputError, RunError, SourceChanged, StorageError
+from pipeline.metrics import Progress, duration, size
+from pipeline.model.folder import EncoderSpec, encoder_spec
+from pipeline.plan import Plan
+from pipeline.source import Survey, list_sources, survey
+from pipeline.storage import Folder, contains
+from pipeline.table import commit, layout, materialise, record, snapshot
+from pipeline.table.part import part_schema
+from pipeline.table.record import Effort
+from pipeline.table.snapshot import Snapshot
+from pipeline.unit import SourceFile
+
+if TYPE_CHECKING:  # Ray and torch load only when there is work.
+    from pipeline.dataflow import Cluster, Pools
+    from pipeline.stages import Settings
+
+SLICE_BYTES = 64 * 2**20
+"""Vectors of one slice."""
+SLICES_PER_ENCODER = 8
+"""A small corpus is cut into at least so many slices per encoder, so that none idles and little is lost in a crash."""
+MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run that passed every check, and what it has to do."""
+
+    spec: RunSpec
+    encoder: EncoderSpec
+    table: Folder
+    parent: Snapshot
+    files: tuple[SourceFile, ...]
+    survey: Survey
+    part_schema: pa.Schema
+    fingerprint_of: Mapping[str, Any]
+    fingerprint: str
+    output_spec: Mapping[str, Any]
+    output: str
+    plan: Plan
+    plan_s: float
+
+    @property
+    def rows_to_do(self) -> int | None:
+        """Source rows that the tasks hold; None where only reading can tell."""
+        rows = [span.rows for task in self.plan.tasks for span in task.unit.spans]
+        done = sum(stop - first for task in self.plan.tasks for first, stop in task.done)
+        return None if None in rows else sum(count for count in rows if count is not None) - done
+
+
+def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
+    """Check everything and plan. With `writes` a commit that was not materialised is finished first.
+
+    Raises InputError for anything wrong with configuration, model, sources or table.
+    """
+    started = time.perf_counter()
+    try:
+        encoder = encoder_spec(spec.model)
+        _check_paths(spec)
+        table = Folder(spec.table.path, spec.table.storage_options)
+        parent = materialise.finish(table) if writes else snapshot.current(table)
+        files = list_sources(spec.source)
+        surveyed = survey(files, spec.source, spec.table.partition_by)
+        fingerprint_of = {"encoder": encoder.identity(), "dtype": spec.table.dtype, "semantics": identity.SEMANTICS}
+        fingerprint = identity.fingerprint(encoder.identity(), spec.table.dtype)
+        _check_partitions(spec, surveyed.schema)
+        _check_model(spec, parent, fingerprint)
+        output_spec = planning.output_spec(spec, {field.name: str(field.type) for field in surveyed.schema})
+        output = identity.digest(output_spec)
+        planned = planning.unit_ids(surveyed.spans, output, fingerprint)
+        records = record.read_all(table, planned.keys() - parent.live_units())
+        plan = planning.make_plan(planned, parent, records)
+    except StorageError as error:
+        raise InputError(str(error)) from None
+    return Prepared(
+        spec=spec,
+        encoder=encoder,
+        table=table,
+        parent=parent,
+        files=tuple(files),
+        survey=surveyed,
+        part_schema=_part_schema(spec, surveyed.schema, encoder.dim),
+        fingerprint_of=fingerprint_of,
+        fingerprint=fingerprint,
+        output_spec=output_spec,
+        output=output,
+        plan=plan,
+        plan_s=time.perf_counter() - started,
+    )
+
+
+def _check_paths(spec: RunSpec) -> None:
+    for pattern in spec.source.patterns:
+        if contains(pattern, spec.table.path) or contains(spec.table.path, pattern):
+            raise InputError(
+                f"table.path {spec.table.path!r} and source.path {pattern!r} lie in one another: the run would read what it "
+                "writes; give the table a folder of its own"
+            )
+
+
+def _check_partitions(spec: RunSpec, source: pa.Schema) -> None:
+    for name in spec.table.partition_by:
+        kind = source.field(name).type
+        allowed = (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_integer,
+            pa.types.is_boolean,
+            pa.types.is_date,
+        )
+        if not any(is_kind(kind) for is_kind in allowed):
+            raise InputError(
+                f"table.partition_by names {name!r}, which is {kind}: a folder's name can hold a string, an integer, a "
+                "boolean or a date"
+            )
+
+
+def _check_model(spec: RunSpec, parent: Snapshot, fingerprint: str) -> None:
+    if parent.version and parent.fingerprint != fingerprint:
+        raise InputError(
+            f"table {spec.table.path!r} was built with another model or other model settings (fingerprint "
+            f"{parent.fingerprint[:12]}, this run has {fingerprint[:12]}): vectors of two models don't compare; use the "
+            "settings in the table's snapshot, or another table.path"
+        )
+
+
+def _part_schema(spec: RunSpec, source: pa.Schema, dim: int) -> pa.Schema:
+    kept = pa.schema([source.field(name) for name in spec.source.keep if name not in spec.table.partition_by])
+    return part_schema(kept, spec.table.keep_text, spec.table.embedding_column, dim, spec.table.dtype)
+
+
+def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
+    """What the stages need to know, for pools of these sizes."""
+    from pipeline.stages import Settings
+
+    spec = prepared.spec
+    prepared.encoder.check_device(pools.device)
+    return Settings(
+        source=spec.source,
+        table=spec.table,
+        limits=spec.limits,
+        encoder=prepared.encoder,
+        source_schema=prepared.survey.schema,
+        part_schema=prepared.part_schema,
+        fingerprint=prepared.fingerprint,
+        probes=prepared.parent.probes,
+        slice_rows=_slice_rows(prepared, pools),
+        tokenizer_threads=max(1, int(pools.cpus_per_task)),
+        encoder_threads=pools.cpus_per_encoder,
+        device=pools.device,
+    )
+
+
+def _slice_rows(prepared: Prepared, pools: "Pools") -> int:
+    """At most `limits.unit_rows`, 64 MiB of vectors, and an even share of a small corpus."""
+    most = min(prepared.spec.limits.unit_rows, max(1, SLICE_BYTES // (4 * prepared.encoder.dim)))
+    if pools.device == "cpu":
+        most = min(most, MAX_CPU_SLICE_ROWS)
+    share = -(-prepared.survey.rows_estimate // (pools.encoders * SLICES_PER_ENCODER))
+    return min(most, max(MIN_SLICE_ROWS, share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What the encoding part of a run leaves behind, beside its records."""
+
+    busy_share: float
+    """Of the encoders' time between first and last slice, the share spent encoding; 0 if nothing was encoded."""
+    rows: int
+    """Source rows recorded by this run."""
+    effort: Effort
+    """Of this run's slices."""
+    seconds: float
+    """From the encoders' first slice to the last record."""
+    start_s: float
+    """Before that: starting Ray, importing and loading the model in the workers."""
+    pools: str
+
+
+NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, start_s=0.0, pools="")
+
+
+def encode(prepared: Prepared, cluster: "Cluster", progress: Progress) -> Encoded:
+    """Run what is left to do; everything finished is recorded in staging, whatever happens.
+
+    Raises RunError when an encoder refuses, or too many rows failed; SourceChanged when a file isn't the planned one.
+    """
+    from pipeline import dataflow
+
+    tasks = prepared.plan.tasks
+    if not tasks:
+        return NOTHING_ENCODED
+    started = time.time()
+    pools = cluster.pools()
+    settings = settings_for(prepared, pools)
+    cluster.check_reachable(prepared.table)
+    reports = []
+    for report in dataflow.run_units(tasks, settings, pools, progress.encoded):
+        reports.append(report)
+        if report.refused is None:
+            progress.recorded(report.num_rows, report.failed, report.last)
+            _check_failed(prepared, progress.failed, prepared.survey.rows_known)
+        elif not report.source_changed:
+            raise RunError(report.refused)
+    changed = [report.refused for report in reports if report.source_changed]
+    if changed:
+        raise SourceChanged(str(changed[0]))
+    busy = dataflow.busy_time(reports)
+    return Encoded(
+        busy_share=busy.share,
+        rows=sum(report.num_rows for report in reports),
+        effort=sum((report.effort for report in reports), Effort()),
+        seconds=time.time() - busy.first_start,
+        start_s=busy.first_start - started,
+        pools=pools.describe(),
+    )
+
+
+def _check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
+    """`limits.max_failed_rows` as a count, or as a share where the total is known."""
+    limit = prepared.spec.limits.max_failed_rows
+    allowed = limit if limit >= 1 else (limit * total if total is not None else None)
+    if allowed is not None and failed > allowed:
+        share = f" of {total:,}" if total is not None else ""
+        raise RunError(
+            f"{failed:,} rows{share} failed, limits.max_failed_rows allows {limit:g}: nothing was published, finished work is "
+            f"kept; the reasons are in {prepared.table.url}/{layout.STAGED_PARTS}*/*.dead"
+        )
+
+
+def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
+    """Seconds by stage so far; read, tokenize, encode and write are sums over the workers."""
+    effort = encoded.effort
+    return {
+        "plan": prepared.plan_s,
+        "start": encoded.start_s,
+        "flow": encoded.seconds,
+        "read": effort.read_s,
+        "tokenize": effort.tokenize_s,
+        "encode": effort.encode_s,
+        "write": effort.write_s,
+    }
+
+
+def publish(
+    prepared: Prepared, cluster: "Cluster", run: str, timings: Mapping[str, float]
+) -> tuple[Snapshot, dict[str, float]]:
+    """Commit the version and bring the folder into its state; returns it with the seconds that both took.
+
+    Raises RunError when slices are missing, too many rows failed or the gate refuses; CommitConflict when overtaken.
+    """
+    from pipeline.dataflow import ClusterWorkers
+
+    started = time.perf_counter()
+    table = prepared.table
+    plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in prepared.plan.added]))
+    if plan.tasks:
+        raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
+    kept_rows, kept_failed = _kept_rows(prepared)
+    records = [item for chosen in plan.records.values() for item in chosen]
+    failed = kept_failed + sum(item.failed for item in records)
+    _check_failed(prepared, failed, kept_rows + kept_failed + sum(item.num_rows for item in records))
+    workers = ClusterWorkers(
+        cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
+    )
+    work = commit.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
+    version = commit.publish(table, prepared.parent, work, _description(prepared, run, timings), workers)
+    committed = time.perf_counter()
+    materialise.materialise(table, version)
+    return version, {"commit": committed - started, "materialise": time.perf_counter() - committed}
+
+
+def _kept_rows(prepared: Prepared) -> tuple[int, int]:
+    """Rows and dead letters of the units that stay."""
+    kept = {row["unit_id"]: row for row in prepared.parent.sources.to_pylist() if row["unit_id"] in prepared.plan.kept}
+    return sum(row["unit_rows"] for row in kept.values()), sum(row["unit_failed"] for row in kept.values())
+
+
+def _description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> commit.Description:
+    from pipeline import probes
+
+    spec = prepared.spec
+    stored = prepared.table.read(layout.probe_vectors(prepared.fingerprint))
+    return commit.Description(
+        run=run,
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        fingerprint=prepared.fingerprint,
+        fingerprint_of=prepared.fingerprint_of,
+        output=prepared.output,
+        output_spec=prepared.output_spec,
+        embedding=spec.table.embedding_column,
+        embeddings=(
+            {
+                "column": spec.table.embedding_column,
+                "fingerprint": prepared.fingerprint,
+                "dim": prepared.encoder.dim,
+                "dtype": spec.table.dtype,
+                "calibration": None,
+            },
+        ),
+        part_schema=prepared.part_schema,
+        probes=prepared.parent.probes or (probes.from_json(stored) if stored else ()),
+        timings=timings,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run did, for a person (`str`) and for machines (`to_dict`)."""
+
+    table: str
+    version: int
+    published: bool
+    counts: snapshot.Counts
+    padding_share: float
+    busy_share: float
+    """Of the encoders' time from the first to the last slice of this run, the share that they encoded."""
+    docs_per_s: float
+    tokens_per_s: float
+    seconds: Mapping[str, float]
+    output_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.published and self.counts.failed_new else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"exit_code": self.exit_code}
+
+    def __str__(self) -> str:
+        counts = self.counts
+        if not self.published:
+            lines = [f"nothing to do: {self.table} is at version {self.version} with {counts.rows:,} rows"]
+        else:
+            seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+            lines = [
+                f"published version {self.version} of {self.table}",
+                f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
+                f"{counts.unchanged:,} unchanged ({counts.reused:,} in reused units)",
+                f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them new)"
+                + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
+                f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
+                f"  speed      {self.docs_per_s:,.0f} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
+                f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
+                f"  seconds    {seconds}",
+                f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",
+            ]
+        return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+
+
+def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: Mapping[str, float]) -> Summary:
+    """The summary of a run that published `version`, or of one that had nothing to do (`version` is the parent)."""
+    effort = encoded.effort
+    notes = [*prepared.encoder.notes]
+    if encoded.pools:
+        notes.append(f"ran {encoded.pools}")
+    if not prepared.table.creates_exclusively():
+        notes.append(
+            "this object store ignores create-only writes: two runs that publish at the same moment are not kept apart, so "
+            "let the scheduler see to one run at a time"
+        )
+    return Summary(
+        table=prepared.table.url,
+        version=version.version,
+        published=version.version != prepared.parent.version,
+        counts=version.counts,
+        padding_share=1 - effort.tokens_encoded / effort.tokens_padded if effort.tokens_padded else 0.0,
+        busy_share=encoded.busy_share,
+        docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
+        tokens_per_s=encoded.effort.tokens / encoded.seconds if encoded.seconds else 0.0,
+        seconds=timings,
+        output_bytes=sum(part.size for part in version.parts),
+        notes=tuple(notes),
+    )
+
+
+def describe_plan(prepared: Prepared) -> dict[str, Any]:
+    """What `--dry-run` says: what the source holds and what a run would do."""
+    plan = prepared.plan
+    tasks = plan.tasks
+    return {
+        "table": prepared.table.url,
+        "version": prepared.parent.version,
+        "files": len(prepared.files),
+        "bytes": sum(file.size for file in prepared.files),
+        "rows": prepared.survey.rows_known,
+        "rows_estimate": prepared.survey.rows_estimate,
+        "units": len(plan.added) + len(plan.kept),
+        "units_to_encode": len(tasks),
+        "units_recorded": len(plan.added) - len(tasks),
+        "units_reused": len(plan.kept),
+        "units_dropped": len(plan.dropped),
+        "dim": prepared.encoder.dim,
+        "fingerprint": prepared.fingerprint,
+        "plan_s": round(prepared.plan_s, 3),
+        "changes_pending": not plan.changes_nothing,
+    }
+
+
+def plan_text(described: Mapping[str, Any]) -> str:
+    rows = f"{described['rows']:,}" if described["rows"] is not None else f"about {described['rows_estimate']:,}"
+    return "\n".join(
+        [
+            f"plan for {described['table']} (now at version {described['version']})",
+            f"  source     {described['files']:,} files, {size(described['bytes'])}, {rows} rows",
+            f"  units      {described['units']:,}: {described['units_to_encode']:,} to encode, "
+            f"{described['units_recorded']:,} recorded by an earlier run, {described['units_reused']:,} reused, "
+            f"{described['units_dropped']:,} to drop",
+            f"  planned in {duration(described['plan_s'])}",
+            "  changes pending" if described["changes_pending"] else "  nothing to do",
+        ]
+    )

@@ -1,0 +1,63 @@
+"""The names and Arrow types of all columns that travel between stages or stand in the table.
+
+This file knows no values: what a column holds is said beside its name, how it is computed stands in identity.py.
+"""
+
+import pyarrow as pa
+
+ID = "id"
+TEXT = "text"
+CONTENT_HASH = "content_hash"
+"""16 bytes over exactly what the model reads."""
+ROW_HASH = "row_hash"
+"""64 bits over kept columns, partition values and chunk fields."""
+SOURCE = "source"
+"""Number of the span of a source file that the row came from; its key in the version's list of sources."""
+N_TOKENS = "n_tokens"
+"""Tokens that the model read: special tokens and prompt included, after truncation."""
+TRUNCATED = "truncated"
+POSITION = "position"
+"""Where the row stands in its source file: byte offset of a line (of the uncompressed stream), row index in Parquet."""
+TOKENS = "tokens"
+
+LINEAGE: tuple[pa.Field, ...] = (
+    pa.field(CONTENT_HASH, pa.binary(16), nullable=False),
+    pa.field(ROW_HASH, pa.int64(), nullable=False),
+    pa.field(SOURCE, pa.int32(), nullable=False),
+    pa.field(N_TOKENS, pa.int32(), nullable=False),
+    pa.field(TRUNCATED, pa.bool_(), nullable=False),
+)
+"""The columns after the embedding in every part."""
+
+_CHUNK = ("doc_id", "chunk_index", "chunk_start", "chunk_end")
+RESERVED = frozenset([ID, TEXT, CONTENT_HASH, ROW_HASH, SOURCE, N_TOKENS, TRUNCATED, POSITION, TOKENS, *_CHUNK])
+"""Names that a kept or partition column can't have."""
+
+DEAD_LETTERS = pa.schema(
+    [
+        pa.field(ID, pa.string()),
+        pa.field(SOURCE, pa.int32(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field(POSITION, pa.int64()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field(TEXT, pa.large_string()),
+    ]
+)
+"""One row per source row (or unreadable rest of a file) that has no vector. `stage` is read, tokenize or encode."""
+
+CHANGES = pa.schema(
+    [
+        pa.field(ID, pa.string(), nullable=False),
+        pa.field("op", pa.string(), nullable=False),
+        pa.field(CONTENT_HASH, pa.binary(16)),
+        pa.field(ROW_HASH, pa.int64()),
+    ]
+)
+"""What a version changed against its parent; `op` is upsert or delete, a delete carries the hashes that went."""
+
+
+def embedding_type(dim: int, dtype: str) -> pa.DataType:
+    """FixedSizeList[dim] of the output dtype (`float32` or `float16`)."""
+    value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
+    return pa.list_(pa.field("element", value, nullable=False), dim)

@@ -1,0 +1,338 @@
+"""The three stages of the flow as plain functions of one-row Arrow tables: read and tokenize, encode, write.
+
+One row is one slice of a unit; what the next stage needs travels as Arrow IPC in `large_binary` cells, which Ray neither
+opens nor splits. The stages know nothing of Ray; they never raise for bad data: they record it.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import identity, schema
+from pipeline.config import LimitSpec, SourceSpec, TableSpec
+from pipeline.encoder import Encoder
+from pipeline.errors import SourceChanged
+from pipeline.model.folder import EncoderSpec
+from pipeline.plan import Task
+from pipeline.reading import read_slices
+from pipeline.storage import Folder
+from pipeline.table import layout
+from pipeline.table.part import Part, distinct_sources, encode_part, split_by_partition
+from pipeline.table.record import Effort, Record, create
+from pipeline.tokenizing import Tokenizer, arrow_to_tokens, tokens_to_arrow
+from pipeline.unit import Slice, Unit
+
+FLOW = pa.schema(
+    [
+        pa.field("unit_id", pa.string()),
+        pa.field("first_row", pa.int64()),
+        pa.field("num_rows", pa.int64()),
+        pa.field("last", pa.bool_()),
+        pa.field("sources", pa.list_(pa.int32())),
+        pa.field("paths", pa.list_(pa.string())),
+        pa.field("documents", pa.large_binary()),
+        pa.field("tokens", pa.large_binary()),
+        pa.field("vectors", pa.large_binary()),
+        pa.field("dead_letters", pa.large_binary()),
+        pa.field("effort", pa.string()),
+        pa.field("encoder", pa.string()),
+        pa.field("encode_start", pa.float64()),
+        pa.field("encode_stop", pa.float64()),
+        pa.field("refused", pa.string()),
+    ]
+)
+"""What travels between stages: one row per slice. `refused` says why a unit, or the whole run, can't go on;
+`encoder` and the unix times say who encoded it and when."""
+
+REPORT = pa.schema(
+    [
+        pa.field("unit_id", pa.string()),
+        pa.field("first_row", pa.int64()),
+        pa.field("num_rows", pa.int64()),
+        pa.field("failed", pa.int64()),
+        pa.field("last", pa.bool_()),
+        pa.field("effort", pa.string()),
+        pa.field("encoder", pa.string()),
+        pa.field("encode_start", pa.float64()),
+        pa.field("encode_stop", pa.float64()),
+        pa.field("refused", pa.string()),
+    ]
+)
+"""What the write stage tells the driver of each slice."""
+
+
+SOURCE_CHANGED = "source changed: "
+"""How a refusal begins that another plan can mend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that the stages of one run need to know; holds secrets, so it never travels as an argument of a Ray stage."""
+
+    source: SourceSpec
+    table: TableSpec
+    limits: LimitSpec
+    encoder: EncoderSpec
+    source_schema: pa.Schema
+    part_schema: pa.Schema
+    fingerprint: str
+    probes: tuple[tuple[float, ...], ...]
+    slice_rows: int
+    tokenizer_threads: int
+    encoder_threads: int
+    device: str
+
+    def open_table(self) -> Folder:
+        return Folder(self.table.path, self.table.storage_options)
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Kept columns, then partition columns that aren't kept."""
+        extra = tuple(name for name in self.table.partition_by if name not in self.source.keep)
+        return self.source.keep + extra
+
+
+def read_and_tokenize(task: Task, settings: Settings, tokenizer: Tokenizer) -> Iterator[pa.Table]:
+    """The slices of a unit that no earlier run recorded, as FLOW rows; a changed source file ends them with `refused`."""
+    slices = read_slices(
+        task.unit,
+        settings.source_schema,
+        settings.source,
+        settings.carried,
+        settings.limits,
+        settings.slice_rows,
+        task.done,
+    )
+    started = time.perf_counter()
+    try:
+        for piece in slices:
+            read_s = time.perf_counter() - started
+            yield _tokenize(piece, task.unit, settings, tokenizer, read_s)
+            started = time.perf_counter()
+    except SourceChanged as error:
+        yield _flow_row(unit_id=task.unit.unit_id, refused=f"{SOURCE_CHANGED}{error}")
+
+
+def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer, read_s: float) -> pa.Table:
+    started = time.perf_counter()
+    documents, dead_letters = piece.documents, piece.dead_letters
+    paths = {number: span.file.path for span, number in zip(unit.spans, unit.sources, strict=True)}
+    tokens = tokenizer.tokenize(documents.column(schema.TEXT).to_pylist())
+    if tokens.failed:
+        dead_letters = pa.concat_tables([dead_letters, letters(documents, tokens.failed, "tokenize", paths)])
+        good = _without(documents.num_rows, tokens.failed)
+        documents = documents.take(good)
+        tokens = arrow_to_tokens(tokens_to_arrow(tokens).take(pa.array(good)), pa.array(tokens.truncated[good]))
+    lengths = tokens.lengths.astype(np.int32)
+    documents = (
+        documents.append_column(
+            schema.CONTENT_HASH, identity.content_hashes(documents.column(schema.TEXT), settings.encoder.prompt)
+        )
+        .append_column(schema.ROW_HASH, identity.row_hashes(documents.select(list(settings.carried))))
+        .append_column(schema.N_TOKENS, pa.array(lengths))
+        .append_column(schema.TRUNCATED, pa.array(tokens.truncated))
+    )
+    effort = Effort(
+        tokens=int(lengths.sum()),
+        truncated=int(tokens.truncated.sum()),
+        read_s=read_s,
+        tokenize_s=time.perf_counter() - started,
+    )
+    return _flow_row(
+        unit_id=piece.unit_id,
+        first_row=piece.first_row,
+        num_rows=piece.num_rows,
+        last=piece.last,
+        sources=list(unit.sources),
+        paths=list(paths.values()),
+        documents=to_ipc(documents),
+        tokens=to_ipc(pa.table({schema.TOKENS: tokens_to_arrow(tokens)})),
+        dead_letters=to_ipc(dead_letters),
+        effort=_effort_to_json(effort),
+    )
+
+
+def encode(
+    row: pa.Table, encoder: Encoder, name: str, on_progress: Callable[[int, int], None] | None = None
+) -> pa.Table:
+    """The same FLOW row with vectors in place of tokens; rows that have no vector become dead letters.
+
+    `name` is the encoder's own among those of the run.
+    """
+    if row.column("refused")[0].is_valid:
+        return row
+    start, started = time.time(), time.perf_counter()
+    tokens = arrow_to_tokens(from_cell(row, "tokens").column(schema.TOKENS))
+    encoded = encoder.encode(tokens, on_progress)
+    vectors, changed = encoded.vectors, {}
+    if encoded.failed:
+        documents = from_cell(row, "documents")
+        paths = dict(zip(row.column("sources")[0].as_py(), row.column("paths")[0].as_py(), strict=True))
+        new_letters = letters(documents, encoded.failed, "encode", paths)
+        good = _without(documents.num_rows, encoded.failed)
+        vectors = vectors[good]
+        changed["documents"] = _cell(to_ipc(documents.take(good)))
+        changed["dead_letters"] = _cell(to_ipc(pa.concat_tables([from_cell(row, "dead_letters"), new_letters])))
+    effort = _effort_of(row) + Effort(
+        rows_encoded=encoded.rows_encoded,
+        tokens_encoded=encoded.tokens,
+        tokens_padded=encoded.padded_tokens,
+        encode_s=time.perf_counter() - started,
+    )
+    changed["tokens"] = pa.nulls(1, pa.large_binary())
+    changed["vectors"] = _cell(pa.py_buffer(np.ascontiguousarray(vectors, np.float32)))
+    changed["effort"] = pa.array([_effort_to_json(effort)])
+    changed["encoder"] = pa.array([name])
+    changed["encode_start"], changed["encode_stop"] = pa.array([start]), pa.array([time.time()])
+    return pa.table([changed.get(name, row.column(name)) for name in FLOW.names], schema=FLOW)
+
+
+def refuse(row: pa.Table, reason: str) -> pa.Table:
+    """The FLOW row with the reason why nothing can be encoded."""
+    return _flow_row(unit_id=row.column("unit_id")[0].as_py(), refused=f"encoder: {reason}")
+
+
+def write(row: pa.Table, settings: Settings) -> pa.Table:
+    """Stage the slice's parts and dead letters, then create its record. Safe to repeat: the first record wins."""
+    if row.column("refused")[0].is_valid:
+        return pa.Table.from_pylist([{name: row.column(name)[0].as_py() for name in ("unit_id", "refused")}], REPORT)
+    started = time.perf_counter()
+    table, attempt = settings.open_table(), uuid.uuid4().hex[:12]
+    unit_id, first_row = row.column("unit_id")[0].as_py(), row.column("first_row")[0].as_py()
+    vectors = np.frombuffer(_buffer(row, "vectors"), np.float32).reshape(-1, settings.encoder.dim)
+    rows = _part_rows(from_cell(row, "documents"), vectors, settings)
+    parts = _write_parts(table, rows, unit_id, first_row, attempt, settings)
+    dead_letters = from_cell(row, "dead_letters")
+    staged_letters = _write_dead_letters(table, dead_letters, unit_id, first_row, attempt)
+    record = Record(
+        unit_id=unit_id,
+        first_row=first_row,
+        num_rows=row.column("num_rows")[0].as_py(),
+        failed=dead_letters.num_rows,
+        last=row.column("last")[0].as_py(),
+        sources=tuple(row.column("sources")[0].as_py()),
+        parts=parts,
+        dead_letters=staged_letters,
+        bad_vectors=int((~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)).sum()),
+        effort=_effort_of(row) + Effort(write_s=time.perf_counter() - started),
+        attempt=attempt,
+    )
+    create(table, record)
+    report = {
+        "unit_id": unit_id,
+        "first_row": first_row,
+        "num_rows": record.num_rows,
+        "failed": record.failed,
+        "last": record.last,
+        "effort": _effort_to_json(record.effort),
+    } | {name: row.column(name)[0].as_py() for name in ("encoder", "encode_start", "encode_stop")}
+    return pa.Table.from_pylist([report], REPORT)
+
+
+def _part_rows(documents: pa.Table, vectors: np.ndarray[Any, Any], settings: Settings) -> pa.Table:
+    """Columns of the parts plus the partition columns that the parts will not carry."""
+    column = settings.part_schema.field(settings.table.embedding_column)
+    flat = vectors.astype(np.float16) if column.type.value_type == pa.float16() else vectors
+    values = pa.array(np.ascontiguousarray(flat).reshape(-1), column.type.value_type)
+    embedded = documents.append_column(column, pa.FixedSizeListArray.from_arrays(values, type=column.type))
+    parts = embedded.select(settings.part_schema.names).cast(settings.part_schema)
+    for name in settings.table.partition_by:
+        parts = parts.append_column(name, documents.column(name)) if name not in parts.column_names else parts
+    return parts
+
+
+def _write_parts(
+    table: Folder, rows: pa.Table, unit_id: str, first_row: int, attempt: str, settings: Settings
+) -> tuple[Part, ...]:
+    parts = []
+    for index, (partition, group) in enumerate(split_by_partition(rows, settings.table.partition_by)):
+        path = layout.staged_part(unit_id, first_row, attempt, index)
+        content = encode_part(group, settings.table.embedding_column)
+        table.write(path, content)
+        parts.append(
+            Part(
+                path=path,
+                size=content.size,
+                rows=group.num_rows,
+                partition=partition,
+                units=(unit_id,),
+                sources=distinct_sources(group),
+            )
+        )
+    return tuple(parts)
+
+
+def _write_dead_letters(
+    table: Folder, rows: pa.Table, unit_id: str, first_row: int, attempt: str
+) -> tuple[str, int] | None:
+    if not rows.num_rows:
+        return None
+    from pipeline.table.snapshot import to_parquet
+
+    path, content = layout.staged_dead_letters(unit_id, first_row, attempt), to_parquet(rows)
+    table.write(path, content)
+    return path, content.size
+
+
+def letters(documents: pa.Table, failed: dict[int, str], stage: str, paths: dict[int, str]) -> pa.Table:
+    """DEAD_LETTERS for some rows of a table of documents."""
+    rows = documents.select([schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT]).take(sorted(failed)).to_pylist()
+    reasons = (failed[index] for index in sorted(failed))
+    return pa.Table.from_pylist(
+        [
+            row | {"path": paths[row[schema.SOURCE]], "stage": stage, "error": reason}
+            for row, reason in zip(rows, reasons, strict=True)
+        ],
+        schema.DEAD_LETTERS,
+    )
+
+
+def _without(num_rows: int, failed: dict[int, str]) -> np.ndarray[Any, Any]:
+    """Indexes of the rows that didn't fail."""
+    good = np.ones(num_rows, bool)
+    good[list(failed)] = False
+    return np.flatnonzero(good)
+
+
+def to_ipc(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def from_cell(row: pa.Table, name: str) -> pa.Table:
+    """The Arrow table in a cell, without a copy."""
+    return pa.ipc.open_stream(_buffer(row, name)).read_all()
+
+
+def _buffer(row: pa.Table, name: str) -> pa.Buffer:
+    return row.column(name)[0].as_buffer()
+
+
+def _cell(buffer: pa.Buffer) -> pa.Array:
+    """A one-row large_binary array around a buffer, without a copy."""
+    offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
+
+
+def _flow_row(**values: Any) -> pa.Table:
+    columns: Sequence[pa.Array] = [
+        _cell(values[name]) if isinstance(values.get(name), pa.Buffer) else pa.array([values.get(name)], kind)
+        for name, kind in zip(FLOW.names, FLOW.types, strict=True)
+    ]
+    return pa.table(columns, schema=FLOW)
+
+
+def _effort_to_json(effort: Effort) -> str:
+    return json.dumps(asdict(effort))
+
+
+def _effort_of(row: pa.Table) -> Effort:
+    return Effort(**json.loads(row.column("effort")[0].as_py()))

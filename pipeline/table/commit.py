@@ -1,0 +1,323 @@
+"""From finished units to a new version: merge, compare, pass the gate, and create the snapshot: that one write commits.
+
+Everything before it lies in staging under a name of this attempt and can be thrown away; everything after it is
+materialise.py's. Who runs rewrites and comparisons (this process or a cluster) is given by the caller.
+"""
+
+import io
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import schema
+from pipeline.errors import CommitConflict, GateFailed
+from pipeline.storage import Folder
+from pipeline.table import compare, layout, rewrite, snapshot
+from pipeline.table.compare import KEPT, NEW, OLD, Difference
+from pipeline.table.part import Part
+from pipeline.table.record import Record
+from pipeline.table.rewrite import Renumbering, Rewrite
+from pipeline.table.snapshot import Counts, Snapshot
+from pipeline.unit import Unit
+
+CHANGES_PER_FILE = 1_000_000
+KEYS_PER_READ = 65_536
+
+
+class Workers(Protocol):
+    """Who does the heavy, parallel parts of a commit."""
+
+    def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]: ...
+
+    def compare(self, sides: Sequence[tuple[Part, int]]) -> Difference:
+        """The difference over all rows of the parts, each on its side; `part` in it indexes `sides`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a run brings to the commit."""
+
+    done: Sequence[tuple[Unit, Sequence[Record]]]
+    """Units that are new to the table, each with a complete chain of records."""
+    kept: frozenset[str]
+    """Live units that stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What the snapshot says of the run, beside what it derives from the work."""
+
+    run: str
+    time: str
+    fingerprint: str
+    fingerprint_of: Mapping[str, Any]
+    output: str
+    output_spec: Mapping[str, Any]
+    embedding: str
+    """Name of the embedding column."""
+    embeddings: tuple[Mapping[str, Any], ...]
+    part_schema: pa.Schema
+    probes: tuple[tuple[float, ...], ...]
+    timings: Mapping[str, float]
+
+
+def publish(table: Folder, parent: Snapshot, work: Work, description: Description, workers: Workers) -> Snapshot:
+    """Commit the version after `parent`.
+
+    Raises GateFailed (nothing was published), CommitConflict (another run published first; the records stay).
+    """
+    nonce = uuid.uuid4().hex[:12]
+    folder = layout.publication(nonce)
+    parts = _assemble(table, parent, work, folder, nonce, workers)
+    difference = _difference(parent, parts, workers)
+    _check_gate(table, parts, difference, work, parent)
+    _write_changes(table, folder, parent, parts, difference)
+    failed = _write_dead_letters(table, folder, parent, work)
+    sources = _sources(parent, work)
+    version = Snapshot(
+        version=parent.version + 1,
+        parent=parent.version,
+        publication=folder,
+        run=description.run,
+        time=description.time,
+        fingerprint=description.fingerprint,
+        fingerprint_of=description.fingerprint_of,
+        output=description.output,
+        output_spec=description.output_spec,
+        embeddings=description.embeddings,
+        schema=snapshot.schema_to_hex(description.part_schema),
+        schema_text=str(description.part_schema.remove_metadata()),
+        probes=description.probes,
+        counts=_count(parts, difference, work, parent, failed),
+        gate={"duplicate_ids": 0, "bad_vectors": 0, "rows": sum(part.rows for part in parts)},
+        timings=description.timings,
+        parts=tuple(parts),
+        sources=sources,
+    )
+    snapshot.write_lists(table, folder, parts, sources)
+    _check_staged(table, parts)
+    _create(table, version)
+    return version
+
+
+def _assemble(table: Folder, parent: Snapshot, work: Work, folder: str, nonce: str, workers: Workers) -> list[Part]:
+    """The parts of the new version; new ones have their final name and still lie in staging."""
+    dropped = _dropped_sources(parent, work.kept)
+    staged = [
+        (part, _renumbering(unit, record)) for unit, records in work.done for record in records for part in record.parts
+    ]
+    as_is, jobs = rewrite.choose(staged, parent.parts, dropped, folder)
+    fresh = as_is + workers.rewrite(jobs) if jobs else as_is
+    named = [
+        replace(
+            part,
+            path=layout.data_part(part.partition, parent.version + 1, index, nonce),
+            staged=part.location,
+        )
+        for index, part in enumerate(part for part in fresh if part.rows)
+    ]
+    untouched = [part for part in parent.parts if dropped.isdisjoint(part.sources)]
+    return untouched + named
+
+
+def _dropped_sources(parent: Snapshot, kept: frozenset[str]) -> frozenset[int]:
+    return frozenset(number for unit, numbers in parent.units().items() if unit not in kept for number in numbers)
+
+
+def _renumbering(unit: Unit, record: Record) -> Renumbering:
+    pairs = zip(record.sources, unit.sources, strict=True)
+    return {written: planned for written, planned in pairs if written != planned}
+
+
+def _difference(parent: Snapshot, parts: Sequence[Part], workers: Workers) -> tuple[list[Part], Difference]:
+    """Every part that either state has, and the difference of the two states over them."""
+    before = {part.path for part in parent.parts}
+    after = {part.path for part in parts}
+    sides = [(part, KEPT if part.path in before else NEW) for part in parts]
+    sides += [(part, OLD) for part in parent.parts if part.path not in after]
+    return [part for part, _ in sides], workers.compare(sides)
+
+
+def part_keys(table: Folder, part: Part, number: int, side: int) -> Iterator[compare.Keys]:
+    """The keys of a part's rows, read by column projection. Raises GateFailed if the file isn't what its record says."""
+    with table.open(part.location) as file:
+        reader = pq.ParquetFile(file)
+        if reader.metadata.num_rows != part.rows:
+            raise GateFailed(
+                f"{part.location} holds {reader.metadata.num_rows} rows, its record says {part.rows}: nothing was published"
+            )
+        index = 0
+        for batch in reader.iter_batches(KEYS_PER_READ, columns=compare.COLUMNS):
+            yield compare.keys(pa.Table.from_batches([batch]), number, side, index)
+            index += batch.num_rows
+
+
+def compare_here(table: Folder, sides: Sequence[tuple[Part, int]]) -> Difference:
+    """The comparison in this process, as one bucket."""
+    found = [rows for number, (part, side) in enumerate(sides) for rows in part_keys(table, part, number, side)]
+    return compare.compare(np.concatenate([np.zeros(0, compare.KEY), *found]))
+
+
+def _check_gate(
+    table: Folder, parts: Sequence[Part], found: tuple[list[Part], Difference], work: Work, parent: Snapshot
+) -> None:
+    all_parts, difference = found
+    if len(difference.duplicates):
+        names = _ids_at(table, all_parts, difference.duplicates[:200])
+        shown = ", ".join(repr(name) for name in sorted(set(names))[:5])
+        raise GateFailed(
+            f"{len(difference.duplicates)} rows share their id with another row, for example {shown}: nothing was "
+            "published; make source.id unique, or set source.id: null to number rows by file and position"
+        )
+    bad = sum(record.bad_vectors for _, records in work.done for record in records)
+    if bad:
+        raise GateFailed(f"{bad} vectors are not finite or are zero: nothing was published; check the model's weights")
+    unit_rows = {row["unit_id"]: row["unit_rows"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept}
+    expected = sum(unit_rows.values()) + sum(record.rows for _, records in work.done for record in records)
+    covered = sum(record.num_rows - record.failed for _, records in work.done for record in records)
+    written = sum(record.rows for _, records in work.done for record in records)
+    actual = sum(part.rows for part in parts)
+    if actual != expected or covered != written:
+        raise GateFailed(
+            f"the new version would have {actual} rows where {expected} were expected, and {written} of {covered} "
+            "encoded rows were written: nothing was published; this is a bug, keep the staging folder for a report"
+        )
+
+
+def _ids_at(table: Folder, parts: Sequence[Part], positions: np.ndarray[Any, Any]) -> list[str]:
+    rows = _rows_at(table, parts, positions)
+    return [name for batch in rows for name in batch.column(schema.ID).to_pylist()]
+
+
+def _rows_at(table: Folder, parts: Sequence[Part], positions: np.ndarray[Any, Any]) -> Iterator[pa.Table]:
+    """The id and hashes of rows at (part, index), a part at a time."""
+    for number in np.unique(positions[:, 0]).tolist():
+        indexes = np.sort(positions[positions[:, 0] == number, 1])
+        with table.open(parts[number].location) as file:
+            yield pq.read_table(file, columns=compare.COLUMNS).take(pa.array(indexes))
+
+
+def _write_changes(
+    table: Folder, folder: str, parent: Snapshot, parts: Sequence[Part], found: tuple[list[Part], Difference]
+) -> None:
+    all_parts, difference = found
+    if parent.version == 0:
+        upserts: Iterator[pa.Table] = (rows for part in parts for rows in _all_rows(table, part))
+    else:
+        upserts = _rows_at(table, all_parts, difference.upserts)
+    deletes = _rows_at(table, all_parts, difference.deletes)
+    rows = [(_with_op(batch, "upsert") for batch in upserts), (_with_op(batch, "delete") for batch in deletes)]
+    _write_rolling(table, f"{folder}changes/", (batch for source in rows for batch in source), schema.CHANGES)
+
+
+def _all_rows(table: Folder, part: Part) -> Iterator[pa.Table]:
+    with table.open(part.location) as file:
+        for batch in pq.ParquetFile(file).iter_batches(KEYS_PER_READ, columns=compare.COLUMNS):
+            yield pa.Table.from_batches([batch])
+
+
+def _with_op(rows: pa.Table, op: str) -> pa.Table:
+    return rows.append_column("op", pa.array([op] * rows.num_rows)).select(schema.CHANGES.names).cast(schema.CHANGES)
+
+
+def _write_dead_letters(table: Folder, folder: str, parent: Snapshot, work: Work) -> int:
+    """All dead letters of the new version: those of kept units and the new ones. Returns how many there are."""
+    kept = {row["source"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept}
+    rows = [*_kept_dead_letters(table, parent, kept), *_new_dead_letters(table, work)]
+    return _write_rolling(table, f"{folder}dead_letters/", rows, schema.DEAD_LETTERS)
+
+
+def _kept_dead_letters(table: Folder, parent: Snapshot, kept: set[int]) -> Iterator[pa.Table]:
+    for info in table.list(layout.dead_letters(parent.version)):
+        rows = pq.read_table(io.BytesIO(table.read(info.path) or b""))
+        yield rows.filter(pc.is_in(rows.column(schema.SOURCE), pa.array(sorted(kept), pa.int32())))
+
+
+def _new_dead_letters(table: Folder, work: Work) -> Iterator[pa.Table]:
+    for unit, records in work.done:
+        for record in records:
+            if record.dead_letters:
+                rows = pq.read_table(io.BytesIO(table.read(record.dead_letters[0]) or b""))
+                yield rewrite.renumbered(rows, _renumbering(unit, record))
+
+
+def _write_rolling(table: Folder, folder: str, batches: Iterable[pa.Table], columns: pa.Schema) -> int:
+    """`part-*.parquet` files of bounded size; returns the number of rows written. No rows, no file."""
+    waiting: list[pa.Table] = []
+    total = files = 0
+    for batch in batches:
+        waiting.append(batch.cast(columns))
+        if sum(rows.num_rows for rows in waiting) >= CHANGES_PER_FILE:
+            files, waiting = _write_file(table, folder, files, waiting), []
+        total += batch.num_rows
+    _write_file(table, folder, files, waiting)
+    return total
+
+
+def _write_file(table: Folder, folder: str, number: int, batches: Sequence[pa.Table]) -> int:
+    rows = pa.concat_tables(batches) if batches else None
+    if rows is None or not rows.num_rows:
+        return number
+    table.write(f"{folder}part-{number:05d}.parquet", snapshot.to_parquet(rows))
+    return number + 1
+
+
+def _sources(parent: Snapshot, work: Work) -> pa.Table:
+    """Spans of all live units, by number."""
+    kept = parent.sources.filter(pc.is_in(parent.sources.column("unit_id"), pa.array(sorted(work.kept), pa.string())))
+    rows = [
+        row
+        for unit, records in work.done
+        for row in snapshot.span_rows(unit, sum(r.rows for r in records), sum(r.failed for r in records))
+    ]
+    added = pa.Table.from_pylist(rows, snapshot.SOURCES)
+    return pa.concat_tables([kept, added]).sort_by([(schema.SOURCE, "ascending")])
+
+
+def _count(
+    parts: Sequence[Part], found: tuple[list[Part], Difference], work: Work, parent: Snapshot, failed: int
+) -> Counts:
+    _, difference = found
+    records = [record for _, chosen in work.done for record in chosen]
+    reused = {row["unit_id"]: row["unit_rows"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept}
+    return Counts(
+        rows=sum(part.rows for part in parts),
+        new=difference.new,
+        changed=difference.changed,
+        deleted=len(difference.deletes),
+        unchanged=difference.unchanged,
+        reused=sum(reused.values()),
+        encoded=sum(record.effort.rows_encoded for record in records),
+        failed=failed,
+        failed_new=sum(record.failed for record in records),
+        tokens=sum(record.effort.tokens for record in records),
+        truncated=sum(record.effort.truncated for record in records),
+    )
+
+
+def _check_staged(table: Folder, parts: Sequence[Part]) -> None:
+    """Every staged part that the snapshot will name is there with its size."""
+    sizes = {info.path: info.size for info in table.list(layout.STAGING)}
+    for part in parts:
+        if part.staged and sizes.get(part.staged) != part.size:
+            raise GateFailed(
+                f"staged part {part.staged} has {sizes.get(part.staged)} bytes where {part.size} were written: nothing was "
+                "published; start again"
+            )
+
+
+def _create(table: Folder, version: Snapshot) -> None:
+    path, content = layout.snapshot(version.version), version.to_json()
+    standing = table.create_once(path, content)
+    # Read back: a store that ignores create-only writes tells every racer that it won.
+    if standing is not None or table.read(path) != content:
+        raise CommitConflict(
+            f"another run published version {version.version} of {table.url} first; what was encoded is kept: start again"
+        )

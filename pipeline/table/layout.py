@@ -1,0 +1,106 @@
+"""Where everything of a table stands below its root, as pure path arithmetic. Opens nothing."""
+
+import datetime
+import re
+import urllib.parse
+from collections.abc import Sequence
+
+FORMAT = 1
+"""Raised when a reader of the old format would misread the new one."""
+
+VERSIONS = "meta/versions/"
+STAGING = "staging/"
+RECORDS = "staging/records/"
+STAGED_PARTS = "staging/parts/"
+DATA = "data/"
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+PartitionValue = str | int | bool | datetime.date | None
+Partition = tuple[tuple[str, PartitionValue], ...]
+"""Column name and value of each partition column, in the table's order."""
+
+
+def snapshot(version: int) -> str:
+    return f"{VERSIONS}{version:06d}.json"
+
+
+def done(version: int) -> str:
+    return f"{VERSIONS}{version:06d}.done"
+
+
+def version_of(path: str) -> int | None:
+    """The version whose snapshot `path` is, or None for any other file."""
+    match = re.fullmatch(re.escape(VERSIONS) + r"(\d{6,})\.json", path)
+    return int(match[1]) if match else None
+
+
+def parts_list(version: int) -> str:
+    return f"meta/parts/{version:06d}.parquet"
+
+
+def sources_list(version: int) -> str:
+    return f"meta/sources/{version:06d}.parquet"
+
+
+def changes(version: int) -> str:
+    return f"meta/changes/{version:06d}/"
+
+
+def dead_letters(version: int) -> str:
+    return f"meta/dead_letters/{version:06d}/"
+
+
+def trash(version: int) -> str:
+    return f"meta/trash/{version:06d}/"
+
+
+def publication(nonce: str) -> str:
+    """The lists and merged parts of one attempt to commit, until they are materialised."""
+    return f"{STAGING}publications/{nonce}/"
+
+
+def record(unit_id: str, first_row: int) -> str:
+    return f"{RECORDS}{unit_id}/{first_row:012d}.json"
+
+
+def staged_part(unit_id: str, first_row: int, attempt: str, index: int) -> str:
+    return f"{STAGED_PARTS}{unit_id}/{first_row:012d}-{attempt}-{index}.parquet"
+
+
+def staged_dead_letters(unit_id: str, first_row: int, attempt: str) -> str:
+    return f"{STAGED_PARTS}{unit_id}/{first_row:012d}-{attempt}.dead"
+
+
+def staged_unit(path: str) -> str | None:
+    """The unit that a record or a staged file belongs to."""
+    match = re.match(r"staging/(?:records|parts)/([0-9a-f]+)/", path)
+    return match[1] if match else None
+
+
+def probe_vectors(fingerprint: str) -> str:
+    return f"{STAGING}probes/{fingerprint}.json"
+
+
+def data_part(partition: Partition, version: int, index: int, nonce: str) -> str:
+    return f"{DATA}{partition_folder(partition)}part-{version:06d}-{index:05d}-{nonce}.parquet"
+
+
+def partition_folder(partition: Partition) -> str:
+    """`key=value/` for each column, escaped as Hive does; "" without partition columns."""
+    return "".join(f"{_escape(name)}={partition_text(value)}/" for name, value in partition)
+
+
+def partition_text(value: PartitionValue) -> str:
+    if value is None:
+        return NULL_PARTITION
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _escape(value.isoformat() if isinstance(value, datetime.date) else str(value))
+
+
+def _escape(text: str) -> str:
+    return urllib.parse.quote(text, safe=" !$'()+,-.@_~")
+
+
+def partition_columns(partition: Partition) -> Sequence[str]:
+    return [name for name, _ in partition]

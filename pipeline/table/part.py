@@ -1,0 +1,158 @@
+"""One Parquet file of the table: its description, its bytes, and the lists of parts and sources as Arrow tables.
+
+Knows columns and Parquet settings; knows nothing of versions or of where a file is written.
+"""
+
+import datetime
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.schema import ID, LINEAGE, TEXT, embedding_type
+from pipeline.table.layout import Partition
+
+ROW_GROUP_BYTES = 64 * 2**20
+"""Bytes of vectors per row group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    path: str
+    """Where it stands, or will stand, below the table's root."""
+    size: int
+    rows: int
+    partition: Partition
+    units: tuple[str, ...]
+    """Units that its rows come from."""
+    sources: tuple[int, ...]
+    """Numbers of the spans that its rows come from."""
+    staged: str | None = None
+    """Where it lies until its version is materialised."""
+
+    @property
+    def location(self) -> str:
+        """Where it can be read before its version is materialised."""
+        return self.staged or self.path
+
+
+def part_schema(kept: pa.Schema, keep_text: bool, embedding: str, dim: int, dtype: str) -> pa.Schema:
+    """Columns of every part, in order; partition columns stand in the path only."""
+    fields = [pa.field(ID, pa.string(), nullable=False), *kept]
+    if keep_text:
+        fields.append(pa.field(TEXT, pa.large_string(), nullable=False))
+    fields.append(pa.field(embedding, embedding_type(dim, dtype), nullable=False))
+    return pa.schema([*fields, *LINEAGE])
+
+
+def encode_part(rows: pa.Table, embedding: str) -> pa.Buffer:
+    """Rows sorted by id, as the bytes of a Parquet file.
+
+    zstd for all; no dictionary and no statistics for the vectors: they only cost there (4 bytes of noise per value).
+    """
+    rows = rows.sort_by([(ID, "ascending")])
+    leaf = f"{embedding}.list.element"
+    others = [path for path in _leaf_paths(rows.schema) if path != leaf]
+    dim = rows.schema.field(embedding).type.list_size
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        rows,
+        sink,
+        row_group_size=max(1, ROW_GROUP_BYTES // (4 * dim)),
+        compression="zstd",
+        use_dictionary=others,
+        write_statistics=others,
+    )
+    return sink.getvalue()
+
+
+def _leaf_paths(schema: pa.Schema) -> list[str]:
+    """Parquet names of all leaf columns, as the writer's per-column options want them."""
+    probe = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), probe)
+    written = pq.read_metadata(pa.BufferReader(probe.getvalue())).schema
+    return [written.column(index).path for index in range(len(written))]
+
+
+def split_by_partition(rows: pa.Table, columns: Sequence[str]) -> list[tuple[Partition, pa.Table]]:
+    """The rows of each combination of partition values, without the partition columns."""
+    if not columns:
+        return [((), rows)] if rows.num_rows else []
+    index = "__row"
+    numbered = rows.select(list(columns)).append_column(index, pa.array(range(rows.num_rows), pa.int64()))
+    groups = numbered.group_by(list(columns), use_threads=False).aggregate([(index, "list")])
+    rest = rows.drop_columns(list(columns))
+    return [
+        (tuple((name, group[name]) for name in columns), rest.take(pa.array(group[f"{index}_list"], pa.int64())))
+        for group in groups.to_pylist()
+    ]
+
+
+def distinct_sources(rows: pa.Table) -> tuple[int, ...]:
+    return tuple(sorted(pc.unique(rows.column("source")).to_pylist()))
+
+
+_PARTS = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("partition", pa.string(), nullable=False),
+        pa.field("units", pa.list_(pa.string()), nullable=False),
+        pa.field("sources", pa.list_(pa.int32()), nullable=False),
+        pa.field("staged", pa.string()),
+    ]
+)
+
+
+def parts_to_table(parts: Iterable[Part]) -> pa.Table:
+    """The list of parts that stands beside a snapshot; partition values as JSON, dates in ISO form."""
+    rows = [
+        {
+            "path": part.path,
+            "size": part.size,
+            "rows": part.rows,
+            "partition": json.dumps(partition_to_json(part.partition)),
+            "units": part.units,
+            "sources": part.sources,
+            "staged": part.staged,
+        }
+        for part in parts
+    ]
+    return pa.Table.from_pylist(rows, _PARTS)
+
+
+def table_to_parts(table: pa.Table) -> list[Part]:
+    return [
+        Part(
+            path=row["path"],
+            size=row["size"],
+            rows=row["rows"],
+            partition=partition_from_json(json.loads(row["partition"])),
+            units=tuple(row["units"]),
+            sources=tuple(row["sources"]),
+            staged=row["staged"],
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def partition_to_json(partition: Partition) -> list[list[object]]:
+    """Pairs of name and JSON value; a date is `{"date": ISO form}`."""
+    return [
+        [name, {"date": value.isoformat()} if isinstance(value, datetime.date) else value] for name, value in partition
+    ]
+
+
+def partition_from_json(raw: Iterable[tuple[str, object]]) -> Partition:
+    def value(item: object) -> object:
+        return datetime.date.fromisoformat(item["date"]) if isinstance(item, dict) else item
+
+    return tuple((name, value(item)) for name, item in raw)  # type: ignore[misc]
+
+
+def materialised(part: Part) -> Part:
+    return replace(part, staged=None)

@@ -1,0 +1,160 @@
+"""The proof that a slice is done: which rows it covers, which parts hold them, what it cost.
+
+A record is created once, after its parts are durable; the first one wins and later attempts' parts are orphans. Records
+of a unit that cover its rows without a gap, the final one saying so, make the unit done.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.storage import Folder
+from pipeline.table import layout
+from pipeline.table.part import Part, partition_from_json, partition_to_json
+
+READERS = 32
+"""Records are small: reading many is a matter of waiting in parallel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What a slice cost; adds up over slices, attempts that lost the race not counted."""
+
+    rows_encoded: int = 0
+    tokens: int = 0
+    tokens_encoded: int = 0
+    """Tokens of the distinct rows that the encoder computed."""
+    tokens_padded: int = 0
+    """Tokens that the model computed for, padding included."""
+    truncated: int = 0
+    read_s: float = 0.0
+    tokenize_s: float = 0.0
+    encode_s: float = 0.0
+    write_s: float = 0.0
+
+    def __add__(self, other: "Effort") -> "Effort":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Effort(
+            **dict(zip((item.name for item in dataclasses.fields(self)), (a + b for a, b in pairs), strict=True))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    unit_id: str
+    first_row: int
+    num_rows: int
+    """Source rows covered, dead letters included."""
+    failed: int
+    last: bool
+    sources: tuple[int, ...]
+    """The number of each of the unit's spans, as written into the parts."""
+    parts: tuple[Part, ...]
+    dead_letters: tuple[str, int] | None
+    """Staged file of dead letters and its size."""
+    bad_vectors: int
+    """Rows whose vector, as written, is not finite or is zero; the gate wants none."""
+    effort: Effort
+    attempt: str
+    """Nonce of the attempt: makes the bytes of each attempt its own."""
+
+    @property
+    def stop_row(self) -> int:
+        return self.first_row + self.num_rows
+
+    @property
+    def rows(self) -> int:
+        """Rows that its parts hold."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def staged(self) -> list[tuple[str, int]]:
+        """Every staged file that the record relies on, with its size."""
+        files = [(part.path, part.size) for part in self.parts]
+        return [*files, self.dead_letters] if self.dead_letters else files
+
+    def to_json(self) -> bytes:
+        raw = dataclasses.asdict(self)
+        raw["parts"] = [
+            {"path": part.path, "size": part.size, "rows": part.rows}
+            | {"partition": partition_to_json(part.partition), "sources": part.sources}
+            for part in self.parts
+        ]
+        return json.dumps(raw, separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> "Record":
+        raw = json.loads(data)
+        raw["parts"] = tuple(
+            Part(
+                path=part["path"],
+                size=part["size"],
+                rows=part["rows"],
+                partition=partition_from_json(part["partition"]),
+                units=(raw["unit_id"],),
+                sources=tuple(part["sources"]),
+            )
+            for part in raw["parts"]
+        )
+        raw["sources"] = tuple(raw["sources"])
+        raw["dead_letters"] = tuple(raw["dead_letters"]) if raw["dead_letters"] else None
+        raw["effort"] = Effort(**raw["effort"])
+        return Record(**raw)
+
+
+def create(table: Folder, record: Record) -> bool:
+    """Write the record; False if another attempt's stands there already."""
+    return table.create_once(layout.record(record.unit_id, record.first_row), record.to_json()) is None
+
+
+def read_all(table: Folder, units: Iterable[str]) -> dict[str, list[Record]]:
+    """Valid records of the given units, by first row. A record whose parts are gone is deleted: it would block the slice
+    for ever, and its rows are to be encoded again."""
+    wanted = set(units)
+    staged = {info.path: info.size for info in table.list(layout.STAGING)}
+    paths = [path for path in staged if path.startswith(layout.RECORDS) and layout.staged_unit(path) in wanted]
+    with ThreadPoolExecutor(READERS) as pool:
+        contents = list(pool.map(table.read, paths))
+    found: dict[str, list[Record]] = {}
+    broken = []
+    for path, content in zip(paths, contents, strict=True):
+        if content is None:
+            continue
+        record = Record.from_json(content)
+        if all(staged.get(name) == size for name, size in record.staged):
+            found.setdefault(record.unit_id, []).append(record)
+        else:
+            broken.append(path)
+    table.delete(broken)
+    return {unit: chain(records) for unit, records in found.items()}
+
+
+def chain(records: Sequence[Record]) -> list[Record]:
+    """The records that count: in order, each beginning at or after the end of the one before. Overlaps come from attempts
+    that were cut at other slice sizes; the one that begins first wins."""
+    chosen: list[Record] = []
+    for record in sorted(records, key=lambda record: record.first_row):
+        if not chosen or record.first_row >= chosen[-1].stop_row:
+            chosen.append(record)
+    return chosen
+
+
+def intervals(records: Sequence[Record]) -> tuple[tuple[int, int], ...]:
+    """Rows [first, stop) that a chain covers."""
+    return tuple((record.first_row, record.stop_row) for record in records)
+
+
+def is_complete(records: Sequence[Record]) -> bool:
+    """The chain covers the unit from its first row to its end."""
+    position = 0
+    for record in records:
+        if record.first_row != position:
+            return False
+        position = record.stop_row
+    return bool(records) and records[-1].last
+
+
+def total_effort(records: Mapping[str, Sequence[Record]]) -> Effort:
+    return sum((record.effort for chosen in records.values() for record in chosen), Effort())

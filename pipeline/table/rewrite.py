@@ -1,0 +1,117 @@
+"""Parts in, one part out, no encoding: small staged parts are merged, live parts lose the rows of dropped spans, and spans
+that were numbered twice get their new number.
+
+`choose` decides (pure), `rewrite` does one job; who runs the jobs, and where, is not known here.
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.schema import SOURCE
+from pipeline.storage import Folder
+from pipeline.table.layout import Partition
+from pipeline.table.part import Part, distinct_sources, encode_part
+
+SMALL_BYTES = 32 * 2**20
+"""Staged parts below this are merged with others of their partition."""
+MERGED_BYTES = 256 * 2**20
+
+Renumbering = Mapping[int, int | None]
+"""Source number -> its new one, or None to drop its rows; a number that is missing stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    inputs: tuple[tuple[Part, tuple[tuple[int, int | None], ...]], ...]
+    """Parts of one partition, each with its renumbering."""
+    output: str
+    """Path of the new part in staging."""
+
+
+def choose(
+    staged: Sequence[tuple[Part, Renumbering]], live: Sequence[Part], dropped: Set[int], folder: str
+) -> tuple[list[Part], list[Rewrite]]:
+    """(parts to publish as they are, rewrites that make the others); live parts untouched by `dropped` are in neither."""
+    as_is: list[Part] = []
+    inputs: dict[Partition, list[tuple[Part, Renumbering]]] = {}
+    for part, renumbering in staged:
+        if part.size < SMALL_BYTES or renumbering:
+            inputs.setdefault(part.partition, []).append((part, renumbering))
+        else:
+            as_is.append(part)
+    for part in live:
+        if not dropped.isdisjoint(part.sources):
+            inputs.setdefault(part.partition, []).append((part, dict.fromkeys(dropped & set(part.sources))))
+    rewrites: list[Rewrite] = []
+    for group in (group for found in inputs.values() for group in _groups(found)):
+        if len(group) == 1 and not group[0][1]:
+            as_is.append(group[0][0])
+        elif any(not _vanishes(part, renumbering) for part, renumbering in group):
+            pairs = tuple((part, tuple(sorted(renumbering.items()))) for part, renumbering in group)
+            rewrites.append(Rewrite(inputs=pairs, output=f"{folder}merged/{len(rewrites):06d}.parquet"))
+    return as_is, rewrites
+
+
+def _vanishes(part: Part, renumbering: Renumbering) -> bool:
+    return all(number in renumbering and renumbering[number] is None for number in part.sources)
+
+
+def _groups(parts: Iterable[tuple[Part, Renumbering]]) -> Iterable[list[tuple[Part, Renumbering]]]:
+    group: list[tuple[Part, Renumbering]] = []
+    size = 0
+    for part, renumbering in sorted(parts, key=lambda pair: pair[0].location):
+        if group and size + part.size > MERGED_BYTES:
+            yield group
+            group, size = [], 0
+        group.append((part, renumbering))
+        size += part.size
+    if group:
+        yield group
+
+
+def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
+    """Do one job; its part has the units of all inputs whose rows are still in it."""
+    pieces = [renumbered(_read(table, part), dict(renumbering)) for part, renumbering in job.inputs]
+    rows = pa.concat_tables(pieces)
+    content = encode_part(rows, embedding)
+    table.write(job.output, content)
+    units = {unit for (part, _), piece in zip(job.inputs, pieces, strict=True) if piece.num_rows for unit in part.units}
+    first = job.inputs[0][0]
+    return replace(
+        first,
+        path=job.output,
+        staged=job.output,
+        size=content.size,
+        rows=rows.num_rows,
+        units=tuple(sorted(units)),
+        sources=distinct_sources(rows),
+    )
+
+
+def _read(table: Folder, part: Part) -> pa.Table:
+    content = table.read(part.location)
+    if content is None:
+        content = table.read(part.path)
+    # Without `partitioning=None` a buffer is fine; columns of the path never enter a part.
+    return pq.ParquetFile(io.BytesIO(content or b"")).read()
+
+
+def renumbered(rows: pa.Table, renumbering: Renumbering) -> pa.Table:
+    if not renumbering:
+        return rows
+    gone = [number for number, new in renumbering.items() if new is None]
+    if gone:
+        rows = rows.filter(pc.invert(pc.is_in(rows.column(SOURCE), pa.array(gone, pa.int32()))))
+    moved = {number: new for number, new in renumbering.items() if new is not None}
+    if moved:
+        numbers = rows.column(SOURCE).to_numpy()
+        renumbered = np.array([moved.get(number, number) for number in numbers.tolist()], np.int32)
+        index = rows.schema.get_field_index(SOURCE)
+        rows = rows.set_column(index, rows.schema.field(SOURCE), pa.array(renumbered))
+    return rows

@@ -1,0 +1,192 @@
+"""One committed state of the table: a JSON file whose creation is the commit, with its lists of parts and sources.
+
+Reads and writes these three; how a new state comes about stands in commit.py.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError, StorageError
+from pipeline.storage import Folder
+from pipeline.table import layout
+from pipeline.table.part import Part, parts_to_table, table_to_parts
+from pipeline.unit import Unit
+
+SOURCES = pa.schema(
+    [
+        pa.field("source", pa.int32(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("stop", pa.int64(), nullable=False),
+        pa.field("unit_id", pa.string(), nullable=False),
+        pa.field("unit_rows", pa.int64(), nullable=False),
+        pa.field("unit_failed", pa.int64(), nullable=False),
+    ]
+)
+"""One row per span of a source file; `source` is the number that the table's rows carry. `unit_rows` and `unit_failed`
+count the whole unit's rows in the table and among the dead letters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    rows: int = 0
+    new: int = 0
+    changed: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    reused: int = 0
+    """Rows of units that were live before and stay as they are."""
+    encoded: int = 0
+    """Distinct token rows that the encoder computed for this version."""
+    failed: int = 0
+    """Rows of this version that have no vector: its dead letters."""
+    failed_new: int = 0
+    tokens: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Version 0, the state before the first commit, has no file; `empty()` makes it."""
+
+    version: int
+    run: str
+    time: str
+    """UTC, ISO 8601."""
+    publication: str
+    """Staging folder that held the lists until they were materialised."""
+    fingerprint: str
+    fingerprint_of: Mapping[str, Any]
+    """What the fingerprint was taken over, in words."""
+    output: str
+    output_spec: Mapping[str, Any]
+    embeddings: tuple[Mapping[str, Any], ...]
+    schema: str
+    """The parts' Arrow schema, as a hex IPC message."""
+    schema_text: str
+    probes: tuple[tuple[float, ...], ...]
+    """Vectors of the built-in probe texts."""
+    counts: Counts
+    gate: Mapping[str, Any]
+    timings: Mapping[str, float]
+    parent: int
+    format: int = layout.FORMAT
+    min_reader: int = layout.FORMAT
+    parts: tuple[Part, ...] = field(default=(), repr=False)
+    sources: pa.Table = field(default_factory=SOURCES.empty_table, repr=False)
+
+    def to_json(self) -> bytes:
+        raw = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        del raw["parts"], raw["sources"]
+        raw["counts"] = dataclasses.asdict(self.counts)
+        return json.dumps(raw, indent=1).encode()
+
+    def live_units(self) -> frozenset[str]:
+        return frozenset(self.sources.column("unit_id").unique().to_pylist())
+
+    def units(self) -> dict[str, tuple[int, ...]]:
+        """The source numbers of each live unit, in span order."""
+        numbers: dict[str, list[int]] = {}
+        for row in self.sources.select(["unit_id", "source"]).to_pylist():
+            numbers.setdefault(row["unit_id"], []).append(row["source"])
+        return {unit: tuple(values) for unit, values in numbers.items()}
+
+
+def empty() -> Snapshot:
+    return Snapshot(
+        version=0, run="", time="", publication="", fingerprint="", fingerprint_of={}, output="", output_spec={},
+        embeddings=(), schema="", schema_text="", probes=(), counts=Counts(), gate={}, timings={}, parent=0,
+    )  # fmt: skip
+
+
+def current(table: Folder) -> Snapshot:
+    """The snapshot with the highest version, its lists read; `empty()` where there is none."""
+    return read(table, max(versions(table), default=0))
+
+
+def versions(table: Folder) -> list[int]:
+    """All committed versions, oldest first."""
+    found = (layout.version_of(info.path) for info in table.list(layout.VERSIONS))
+    return sorted(version for version in found if version is not None)
+
+
+def read(table: Folder, version: int) -> Snapshot:
+    """Raises InputError for a version that isn't there or that a newer program wrote."""
+    if version == 0:
+        return empty()
+    content = table.read(layout.snapshot(version))
+    if content is None:
+        raise InputError(f"table {table.url} has no version {version}; it has {versions(table)}")
+    raw = json.loads(content)
+    if raw["min_reader"] > layout.FORMAT:
+        raise InputError(
+            f"table {table.url} needs a reader of format {raw['min_reader']}, this program reads up to {layout.FORMAT}: "
+            "upgrade it"
+        )
+    known = {item.name for item in dataclasses.fields(Snapshot)} - {"parts", "sources"}
+    raw = {name: value for name, value in raw.items() if name in known}
+    raw["counts"] = Counts(
+        **{k: v for k, v in raw["counts"].items() if k in {f.name for f in dataclasses.fields(Counts)}}
+    )
+    raw["embeddings"] = tuple(raw["embeddings"])
+    raw["probes"] = tuple(tuple(vector) for vector in raw["probes"])
+    folder = raw["publication"]
+    parts = _read_list(table, layout.parts_list(version), f"{folder}parts.parquet")
+    sources = _read_list(table, layout.sources_list(version), f"{folder}sources.parquet")
+    return Snapshot(**raw, parts=tuple(table_to_parts(parts)), sources=sources.cast(SOURCES))
+
+
+def write_lists(table: Folder, folder: str, parts: Sequence[Part], sources: pa.Table) -> None:
+    """Put the lists where the snapshot will name them, before it is created."""
+    table.write(f"{folder}parts.parquet", to_parquet(parts_to_table(parts)))
+    table.write(f"{folder}sources.parquet", to_parquet(sources))
+
+
+def span_rows(unit: Unit, rows: int, failed: int) -> list[dict[str, Any]]:
+    """The rows that a unit adds to the list of sources."""
+    return [
+        {
+            "source": number,
+            "path": span.file.path,
+            "version": span.file.version,
+            "kind": span.kind,
+            "start": span.start,
+            "stop": span.stop,
+            "unit_id": unit.unit_id,
+            "unit_rows": rows,
+            "unit_failed": failed,
+        }
+        for span, number in zip(unit.spans, unit.sources, strict=True)
+    ]
+
+
+def schema_to_hex(schema: pa.Schema) -> str:
+    return str(schema.serialize().to_pybytes().hex())
+
+
+def hex_to_schema(text: str) -> pa.Schema:
+    return ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
+
+
+def to_parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _read_list(table: Folder, path: str, staged: str) -> pa.Table:
+    """From beside the snapshot, or from staging while the version is not yet materialised."""
+    content = table.read(path) or table.read(staged)
+    if content is None:
+        raise StorageError(f"table {table.url}: neither {path} nor {staged} is there; the table was damaged by hand")
+    return pq.read_table(io.BytesIO(content))

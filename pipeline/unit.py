@@ -1,0 +1,59 @@
+"""What is planned and what is read: source files, spans of them, units of work, and the slices a unit is read in.
+
+Frozen values only; how files become units stands in plan.py, how a unit becomes slices in source.py.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    path: str
+    """Absolute path, or URL with its scheme."""
+    size: int
+    version: str
+    """What must not change between plan and read: the etag, or size and mtime_ns."""
+    format: Literal["parquet", "jsonl", "jsonl.gz"]
+    partition: tuple[tuple[str, str | None], ...] = ()
+    """Hive `key=value` folders of the path, unescaped, in path order; None is the null partition."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A piece of one source file: row groups [start, stop) of Parquet, bytes [start, stop) of plain JSONL (the lines that
+    begin there), or the whole of a file that can't be cut or opened."""
+
+    file: SourceFile
+    kind: Literal["row_groups", "bytes", "file"]
+    start: int
+    stop: int
+    rows: int | None
+    """None where only reading can tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """The grain of planning, resume and reuse. Its rows are counted 0, 1, 2, .. through its spans in order."""
+
+    unit_id: str
+    spans: tuple[Span, ...]
+    sources: tuple[int, ...]
+    """The number of each span in the version's list of sources; one per span."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Rows [first_row, first_row + num_rows) of a unit: every one of them stands in `documents` or in `dead_letters`."""
+
+    unit_id: str
+    first_row: int
+    num_rows: int
+    last: bool
+    """No row of the unit comes after this slice."""
+    documents: pa.Table
+    """schema.ID, schema.TEXT, kept and partition columns, schema.SOURCE, schema.POSITION; in source order."""
+    dead_letters: pa.Table
+    """schema.DEAD_LETTERS."""

@@ -1,0 +1,55 @@
+"""Fixtures that tests share: the tiny model, the S3 servers, one Ray cluster for the suite."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports a library that reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("RAY_enable_metrics_collection", "0")
+
+from tests.servers import S3Server, moto_server, rclone_server
+from tests.tiny import build_tiny_model
+
+DATA = Path(os.environ.get("PIPELINE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+"""Real corpora that are not part of the project."""
+
+
+@pytest.fixture(scope="session")
+def corpora() -> Path:
+    if not (DATA / "corpora").is_dir():
+        pytest.skip(f"the evaluation corpora are not at {DATA}: set PIPELINE_TEST_DATA to their folder")
+    return DATA / "corpora"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A running cluster that the runs of the suite join, each as a job of its own."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 3, "object_store_memory": 512 * 2**20, "include_dashboard": False},
+    )
+    yield cluster.address
+    cluster.shutdown()

@@ -1,0 +1,81 @@
+"""A whole run in this process: the stages as plain functions, one slice after the other, without Ray."""
+
+import functools
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from pipeline import config, dataflow, run, stages
+from pipeline.config import RunSpec
+from pipeline.dataflow import Cluster, Pools
+from pipeline.encoder import Encoder, build_encoder
+from pipeline.model.folder import EncoderSpec
+from pipeline.table.snapshot import Snapshot
+from pipeline.tokenizing import Tokenizer
+
+
+def spec_of(source: str | Path, model: str | Path, table: str | Path, /, **sections: dict[str, Any]) -> RunSpec:
+    """A spec for a source with the columns `id` and `text`; sections override."""
+    raw: dict[str, Any] = {
+        "source": {"path": str(source), "id": "id", "text": "text"} | sections.get("source", {}),
+        "model": {"path": str(model)} | sections.get("model", {}),
+        "table": {"path": str(table)} | sections.get("table", {}),
+        "limits": sections.get("limits", {}),
+        "resources": sections.get("resources", {}),
+    }
+    return config.from_mapping(raw)
+
+
+def embed(spec: RunSpec, *, encoders: int = 1, shuffle: int | None = None, stop_after: int | None = None) -> Snapshot:
+    """Publish what a run would. `shuffle` seeds another order of the units; `stop_after` slices it dies, unpublished."""
+    prepared = run.prepare(spec, writes=True)
+    if prepared.plan.changes_nothing:
+        return prepared.parent
+    pools = Pools(
+        device="cpu", encoders=encoders, cpus_per_encoder=1, gpus_per_encoder=0, tokenizers=1, writers=1, cpus_per_task=1
+    )  # fmt: skip
+    settings = run.settings_for(prepared, pools)
+    encoder, tokenizer = built(settings.encoder)
+    dataflow.prove(encoder, settings, tokenizer)
+    tasks = list(prepared.plan.tasks)
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(tasks)
+    slices = (row for task in tasks for row in stages.read_and_tokenize(task, settings, tokenizer))
+    for done, row in enumerate(slices):
+        if done == stop_after:
+            raise Died
+        report = stages.write(stages.encode(row, encoder, "inline"), settings)
+        assert report.column("refused")[0].as_py() is None, report.to_pylist()
+    version, _ = run.publish(prepared, Cluster(spec.resources), "inline", {})
+    return version
+
+
+class Died(Exception):
+    """The run was ended in its middle, as by a kill."""
+
+
+@functools.lru_cache(maxsize=8)
+def built(encoder: EncoderSpec) -> tuple[Encoder, Tokenizer]:
+    return build_encoder(encoder, "cpu", 1), Tokenizer(encoder, 1)
+
+
+def read_table(path: str | Path, filesystem: Any = None) -> pa.Table:
+    """All live rows, partition columns included, by id."""
+    dataset = pads.dataset(f"{path}/data", format="parquet", partitioning="hive", filesystem=filesystem)
+    return dataset.to_table().sort_by("id")
+
+
+def same_rows(one: pa.Table, other: pa.Table) -> None:
+    """Equal in all but the last bits of the vectors; `source` numbers are a run's own."""
+    rest = [name for name in one.column_names if name not in ("embedding", "source")]
+    assert one.select(rest).equals(other.select(rest))
+    assert np.abs(vectors_of(one) - vectors_of(other)).max() <= 1e-6
+
+
+def vectors_of(rows: pa.Table) -> np.ndarray:
+    column = rows["embedding"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1)

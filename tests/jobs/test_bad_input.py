@@ -1,0 +1,206 @@
+"""What a person can get wrong: one clear message and exit 2 before any work, or a dead letter and the rest embedded."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from jobs import embed as job
+from jobs.command import main_of
+from pipeline.errors import GateFailed, RunError
+from pipeline.storage import Folder
+from pipeline.table import layout, materialise, snapshot
+from tests.inline import embed, read_table, spec_of
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    pq.write_table(pa.table({"id": ["a", "b"], "text": ["one", "two"], "n": [1, 2]}), folder / "a.parquet")
+    return folder
+
+
+def outcome(tmp_path, capsys, raw, *flags) -> tuple[int, str]:
+    """Exit code and message of a real command line."""
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    code = main_of(lambda: job.main([str(tmp_path / "run.yaml"), *flags]))
+    return code, capsys.readouterr().err
+
+
+def raw_of(corpus, model, table, **source) -> dict:
+    return {
+        "source": {"path": str(corpus), "id": "id", "text": "text"} | source,
+        "model": {"path": str(model)},
+        "table": {"path": str(table)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"text": "txt"}, ["txt", "text"]),
+        ({"id": "ids"}, ["ids", "id"]),
+        ({"keep": ["title"]}, ["title"]),
+        ({"text": "n"}, ["n", "int64"]),
+        ({"path": "/nowhere/*.parquet"}, ["/nowhere/*.parquet"]),
+        ({"format": "csv"}, ["source.format"]),
+    ],
+)
+def test_a_source_that_is_not_as_described_ends_with_exit_2(source, said, corpus, tiny_model, tmp_path, capsys):
+    code, message = outcome(tmp_path, capsys, raw_of(corpus, tiny_model, tmp_path / "table", **source))
+    assert code == 2
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) == 1
+    for piece in said:
+        assert piece in message
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_folder_that_is_no_model_ends_with_exit_2(corpus, tmp_path, capsys):
+    for path in [str(corpus), str(tmp_path / "nothing"), "package:no_such_package/model", "org/some-model"]:
+        code, message = outcome(tmp_path, capsys, raw_of(corpus, path, tmp_path / "table"))
+        assert (code, path in message) == (2, True), message
+
+
+def test_a_table_inside_its_source_ends_with_exit_2(corpus, tiny_model, tmp_path, capsys):
+    for table in [corpus, corpus / "table", tmp_path]:
+        code, message = outcome(tmp_path, capsys, raw_of(corpus, tiny_model, table))
+        assert (code, "table.path" in message) == (2, True), message
+
+
+def test_a_kept_type_that_cannot_partition_ends_with_exit_2(corpus, tiny_model, tmp_path, capsys):
+    pq.write_table(pa.table({"id": ["a"], "text": ["one"], "x": [[1.5]]}), corpus / "a.parquet")
+    raw = raw_of(corpus, tiny_model, tmp_path / "table")
+    raw["table"]["partition_by"] = ["x"]
+    code, message = outcome(tmp_path, capsys, raw)
+    assert (code, "partition_by" in message) == (2, True), message
+
+
+def test_an_unreachable_or_unknown_bucket_and_refused_keys_end_with_exit_2(corpus, tiny_model, moto, tmp_path, capsys):
+    options = dict(moto.storage_options)
+    nowhere = {"key": "k", "secret": "topsecretvalue", "client_kwargs": {"endpoint_url": "http://127.0.0.1:9"}}
+    for place, given in [("s3://no-such-bucket/x", options), ("s3://bucket/x", nowhere)]:
+        raw = raw_of(place + "/*.parquet", tiny_model, tmp_path / "table", storage_options=given)
+        code, message = outcome(tmp_path, capsys, raw)
+        assert code == 2, message
+        assert place in message
+        assert "topsecretvalue" not in message
+        raw = raw_of(corpus, tiny_model, place)
+        raw["table"]["storage_options"] = given
+        code, message = outcome(tmp_path, capsys, raw)
+        assert code == 2, message
+
+
+def test_refused_keys_end_with_exit_2(tiny_model, rclone, tmp_path, capsys):
+    bucket = rclone.make_bucket("refused")
+    given = {**rclone.storage_options, "secret": "not-the-secret"}
+    raw = raw_of(f"s3://{bucket}/x/*.parquet", tiny_model, tmp_path / "table", storage_options=given)
+    code, message = outcome(tmp_path, capsys, raw)
+    assert code == 2, message
+    assert "not-the-secret" not in message
+
+
+def test_another_model_on_a_published_table_ends_with_exit_2(corpus, tiny_model, tmp_path, capsys):
+    embed(spec_of(corpus, tiny_model, tmp_path / "table"))
+    raw = raw_of(corpus, tiny_model, tmp_path / "table")
+    raw["model"]["prompt"] = "query: "
+    code, message = outcome(tmp_path, capsys, raw)
+    assert (code, "another model" in message) == (2, True)
+
+
+def test_a_dry_run_changes_nothing_and_says_what_is_pending(corpus, tiny_model, tmp_path, capsys):
+    raw = raw_of(corpus, tiny_model, tmp_path / "table")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    assert job.main([str(tmp_path / "run.yaml"), "--dry-run", "--json"]) == 10
+    said = json.loads(capsys.readouterr().out)
+    assert (said["files"], said["rows"], said["units"]) == (1, 2, 1)
+    assert not (tmp_path / "table").exists()
+    embed(spec_of(corpus, tiny_model, tmp_path / "table"))
+    assert job.main([str(tmp_path / "run.yaml"), "--dry-run"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.fixture
+def dirty(tmp_path) -> Path:
+    """Good rows g0..g4 and every kind of bad one beside them."""
+    folder = tmp_path / "dirty"
+    folder.mkdir()
+    good = [json.dumps({"id": f"g{n}", "text": f"good {n}"}).encode() for n in range(5)]
+    bad = [
+        b'{"id": "null text", "text": null}',
+        b'{"id": null, "text": "null id"}',
+        b'{"id": "broken utf-8", "text": "\xff\xfe"}',
+        b'{"id": "surrogate", "text": "\\ud800"}',
+        b'{"id": "cut',
+        b"[1, 2]",
+        b'{"id": "number", "text": 7}',
+        json.dumps({"id": "long", "text": "x" * 5000}).encode(),
+    ]
+    (folder / "a.jsonl").write_bytes(b"\n".join(good[:2] + bad + good[2:3]) + b"\n")
+    whole = gzip.compress(b"\n".join([good[3], *(b'{"id": "z", "text": "%d"}' % n for n in range(2000))]))
+    (folder / "b.jsonl.gz").write_bytes(whole[:40])
+    pq.write_table(pa.table({"id": ["g4", "empty"], "text": ["good 4", ""]}), folder / "c.parquet")
+    (folder / "d.parquet").write_bytes(b"PAR1 not really")
+    return folder
+
+
+def test_bad_rows_become_dead_letters_and_the_rest_is_embedded(dirty, tiny_model, tmp_path):
+    limits = {"max_failed_rows": 100, "max_row_bytes": 1000}
+    version = embed(spec_of(dirty, tiny_model, tmp_path / "table", limits=limits))
+    ids = read_table(tmp_path / "table")["id"].to_pylist()
+    assert {"g0", "g1", "g2", "g4", "empty"} <= set(ids)
+    letters = pq.read_table(tmp_path / "table" / layout.dead_letters(1)).to_pylist()
+    assert version.counts.failed == version.counts.failed_new == len(letters)
+    by_file: dict[str, list[dict]] = {}
+    for letter in letters:
+        by_file.setdefault(Path(letter["path"]).name, []).append(letter)
+    assert {name: len(found) for name, found in by_file.items()} == {"a.jsonl": 8, "b.jsonl.gz": 1, "d.parquet": 1}
+    lines = (dirty / "a.jsonl").read_bytes()
+    for letter in by_file["a.jsonl"]:
+        assert lines[letter["position"] - 1 :][:1] == b"\n"
+    for letter in letters:
+        assert letter["error"]
+        assert "\n" not in letter["error"]
+        assert letter["stage"] == "read"
+
+
+def test_too_many_bad_rows_publish_nothing_and_the_old_version_stays(dirty, corpus, tiny_model, tmp_path):
+    embed(spec_of(corpus, tiny_model, tmp_path / "table"))
+    before = read_table(tmp_path / "table")
+    both = spec_of(corpus, tiny_model, tmp_path / "table", source={"path": [str(corpus), str(dirty)]})
+    with pytest.raises(RunError, match=r"limits.max_failed_rows allows 0.01"):
+        embed(both)
+    table = both.table.path
+    assert read_table(table).equals(before)
+    more = spec_of(
+        corpus, tiny_model, table, source={"path": [str(corpus), str(dirty)]}, limits={"max_failed_rows": 100}
+    )
+    assert embed(more).version == 2
+
+
+def test_duplicate_ids_publish_nothing_and_the_message_names_some(corpus, tiny_model, tmp_path):
+    pq.write_table(pa.table({"id": ["b", "c"], "text": ["other", "x"]}), corpus / "b.parquet")
+    with pytest.raises(GateFailed, match="'b'"):
+        embed(spec_of(corpus, tiny_model, tmp_path / "table"))
+    assert not (tmp_path / "table" / "data").exists()
+
+
+def test_a_commit_that_was_not_materialised_is_finished_by_the_next_command(corpus, tiny_model, tmp_path, monkeypatch):
+    spec = spec_of(corpus, tiny_model, tmp_path / "table")
+
+    def dies(*_):
+        raise RuntimeError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(materialise, "materialise", dies)
+        with pytest.raises(RuntimeError):
+            embed(spec)
+    assert not (tmp_path / "table" / "data").exists()
+    assert embed(spec).version == 1
+    assert read_table(tmp_path / "table").num_rows == 2
+    assert snapshot.versions(Folder(spec.table.path)) == [1]

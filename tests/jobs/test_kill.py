@@ -1,0 +1,93 @@
+"""SIGKILL of the driver at each step of a run: the same command, started again, gives the table of an undisturbed run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.inline import read_table, same_rows
+
+ROWS, UNIT_ROWS, ENCODERS, IN_FLIGHT, WRITERS = 1200, 100, 1, 2, 1
+MOMENTS = {
+    "reading": "pipeline.stages:_tokenize:4",
+    "encoding": "pipeline.stages:encode:4",
+    "between the parts and the record": "pipeline.stages:create:4",
+    "before the commit": "pipeline.table.commit:_create:1",
+    "after the commit, before materialising": "pipeline.table.materialise:materialise:1",
+    "amid materialising": "pipeline.table.materialise:_copy_lists:1",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Four files, one much larger than a slice, with some equal texts."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = [{"id": f"doc-{n}", "text": f"document about {n % 1100}", "label": n % 3} for n in range(ROWS)]
+    for index, (first, stop) in enumerate([(0, 700), (700, 900), (900, 1000), (1000, ROWS)]):
+        pq.write_table(pa.Table.from_pylist(rows[first:stop]), folder / f"{index}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tiny_model, tmp_path_factory) -> pa.Table:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert run(write_config(folder, corpus, tiny_model), folder).returncode == 0
+    return comparable(folder)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_started_again_gives_the_table_of_an_undisturbed_one(
+    moment, corpus, tiny_model, undisturbed, tmp_path
+):
+    config = write_config(tmp_path, corpus, tiny_model)
+    killed = run(config, tmp_path, FAULT=MOMENTS[moment])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = run(config, tmp_path)
+    assert again.returncode == 0, again.stderr
+    same_rows(comparable(tmp_path), undisturbed)
+    encoded = sum(map(int, (tmp_path / "encoded").read_text().split()))
+    assert encoded - ROWS <= (ENCODERS * IN_FLIGHT + WRITERS + 1) * UNIT_ROWS
+    leftovers = [str(path) for path in (tmp_path / "table" / "staging").rglob("*.json") if "records" in path.parts]
+    assert leftovers == []
+    third = run(config, tmp_path)
+    assert json.loads(third.stdout)["published"] is False
+
+
+def write_config(folder: Path, corpus: Path, model: Path) -> Path:
+    config = {
+        "source": {"path": str(corpus), "id": "id", "text": "text"},
+        "model": {"path": str(model)},
+        "table": {"path": str(folder / "table"), "partition_by": ["label"]},
+        "resources": {"encoders": ENCODERS, "writers": WRITERS},
+        "limits": {"unit_rows": UNIT_ROWS},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
+
+
+def run(config: Path, faults: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root / "tests" / "faults"), str(root)])
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.embed", str(config), "--json"],
+        env=os.environ | {"PYTHONPATH": path, "FAULT_FOLDER": str(faults)} | environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def comparable(folder: Path) -> pa.Table:
+    """All live rows, with the path of their file: the number in `source` is a run's own."""
+    sources = pq.read_table(next((folder / "table" / "meta" / "sources").glob("*.parquet"))).to_pylist()
+    paths = {row["source"]: row["path"] for row in sources}
+    rows = read_table(folder / "table")
+    return rows.append_column("path", pa.array([paths[number] for number in rows["source"].to_pylist()]))

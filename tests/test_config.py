@@ -1,0 +1,104 @@
+"""A configuration is complete and well typed, or the message says what is wrong with which key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import config
+from pipeline.errors import ConfigError
+
+MINIMAL = {"source": {"path": "a", "text": "body"}, "model": {"path": "m"}, "table": {"path": "t"}}
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def given(section: str, **keys: object) -> dict[str, object]:
+    return MINIMAL | {section: MINIMAL.get(section, {}) | keys}
+
+
+def test_a_minimal_configuration_has_the_documented_defaults():
+    spec = config.from_mapping(MINIMAL)
+    assert (spec.source.format, spec.source.id, spec.source.keep) == ("auto", None, ())
+    assert (spec.table.embedding_column, spec.table.dtype, spec.table.keep_text) == ("embedding", "float32", True)
+    assert (spec.limits.max_failed_rows, spec.limits.unit_rows, spec.limits.max_row_bytes) == (0.01, 8192, 16777216)
+    assert (spec.resources.ray_address, spec.resources.encoders) == (None, "auto")
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({}, "source is missing"),
+        ({"source": {"path": "a", "text": "b"}, "model": {"path": "m"}}, "table is missing"),
+        (given("source", text=""), "source.text is empty"),
+        ({**MINIMAL, "sorce": {}}, "unknown key 'sorce'; did you mean 'source'"),
+        (given("source", colum="x"), "unknown key 'source.colum'"),
+        (given("table", embeding_column="x"), "did you mean 'embedding_column'"),
+        (given("source", path=7), "source.path is 7; expected a string or a list of strings"),
+        (given("source", keep="title"), "source.keep is 'title'; expected a list of strings"),
+        (given("source", keep=["embedding"]), "table.embedding_column 'embedding' is also in source.keep"),
+        (given("source", keep=["source"]), "a column that the table writes itself"),
+        (given("source", keep=["a", "a"]), "names a column twice"),
+        (given("source", where="x > 1"), "source.where is not supported by this version"),
+        (given("source", format="orc"), "source.format is 'orc'; expected auto | parquet | jsonl"),
+        (given("model", max_seq_length=0), "model.max_seq_length is 0"),
+        (given("model", prompt="a", prompt_name="b"), "both given"),
+        (given("model", normalize="yes"), "model.normalize is 'yes'; expected true or false or null"),
+        (given("model", precision="int8"), "model.precision is 'int8'; expected float32 | float16 | bfloat16"),
+        (given("table", partition_by=["id"]), "a column 'id' that the table writes itself"),
+        (given("resources", encoders=0), "resources.encoders is 0"),
+        (given("resources", encoders=True), "resources.encoders is True; expected a whole number or auto"),
+        (given("resources", gpus_per_encoder=-1), "resources.gpus_per_encoder is -1"),
+        (given("limits", unit_rows=0), "limits.unit_rows is 0"),
+        (given("limits", max_failed_rows="many"), "limits.max_failed_rows is 'many'; expected a number"),
+        ({**MINIMAL, "chunk": {"max_tokens": 256}}, "section chunk is not supported by this version"),
+        ({**MINIMAL, "source": ["a"]}, "source must be a section"),
+    ],
+)
+def test_what_is_wrong_is_named(raw, said):
+    with pytest.raises(ConfigError) as caught:
+        config.from_mapping(raw)
+    assert said in str(caught.value)
+
+
+def test_overrides_and_environment_fill_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET_KEY", "s3cr3t")
+    raw = given("source", storage_options={"key": "${SECRET_KEY}"})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    spec = config.load(tmp_path / "run.yaml", ["limits.unit_rows=64", "table.path=elsewhere", "source.keep=[title]"])
+    assert spec.source.storage_options == {"key": "s3cr3t"}
+    assert (spec.limits.unit_rows, spec.table.path, spec.source.keep) == (64, "elsewhere", ("title",))
+
+
+def test_a_secret_is_not_in_what_a_spec_prints(monkeypatch):
+    monkeypatch.setenv("SECRET_KEY", "s3cr3t")
+    options = {"key": "${SECRET_KEY}"}
+    raw = given("source", storage_options=options) | {"table": {"path": "t", "storage_options": options}}
+    assert "s3cr3t" not in repr(config.from_mapping(raw))
+
+
+def test_a_variable_that_is_not_set_is_named():
+    with pytest.raises(ConfigError, match=r"table.path uses \$\{NO_SUCH_VARIABLE_HERE\}"):
+        config.from_mapping(given("table", path="${NO_SUCH_VARIABLE_HERE}"))
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "{", "a: !!python/object:os.system {}\n", ""])
+def test_a_file_that_is_no_configuration_is_one_error(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        config.load(tmp_path / "run.yaml")
+
+
+def test_a_missing_file_and_a_broken_override_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        config.load(tmp_path / "none.yaml")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(MINIMAL))
+    for override in ["limits", "limits.=3", "source.path.x=3", "a=["]:
+        with pytest.raises(ConfigError, match="--set"):
+            config.load(tmp_path / "run.yaml", [override])
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    config.load(path)

@@ -1,0 +1,179 @@
+"""Token ids are those of sentence-transformers, whatever the text; one bad text fails alone."""
+
+import numpy as np
+import pytest
+
+from pipeline import tokenizing
+from pipeline.config import ModelSpec
+from pipeline.errors import InputError
+from pipeline.model.folder import encoder_spec
+from pipeline.tokenizing import Tokenizer, TokenRows, arrow_to_tokens, tokens_to_arrow
+from tests.tiny import build_tiny_model, load_oracle
+
+TEXTS = [
+    "",
+    " ",
+    " \t\n ",
+    "hello world",
+    "The Oil PRICE, reported today!",
+    "  spaces   in   front and behind  ",
+    "한국어 문장입니다. 안녕하세요",
+    "中文句子，天气很好。",
+    "mixed 中文 and 한국어 and English",
+    "emoji 🙂🙃 and 👩‍👩‍👧 and ☃",
+    "a [SEP] b [CLS] c [MASK] [PAD] [UNK] d [sep]",
+    "[SEP]",
+    "İstanbul ΟΔΟΣ straße ÀÉÎ ﬁ",
+    "zero\u200bwidth and \u00a0 no-break and \x00 null and \ufffd",
+    "e\u0301 combining",
+    "x" * 300,
+    "word " * 500,
+    "long text about oil and water " * 400,
+    "字" * 900,
+    "no_space_at_all_" * 200,
+    "a, " + "b" * 90 + "," * 300,
+    "oil " * 50 + "x" * 400,
+    "https://example.org/?q=1&r=2#frag",
+]
+
+
+@pytest.fixture(scope="module", params=["legacy", "new"])
+def folder(request, tmp_path_factory):
+    return build_tiny_model(tmp_path_factory.mktemp(request.param), style=request.param, max_seq_length=40)
+
+
+def tokenizer_of(folder, **overrides):
+    return Tokenizer(encoder_spec(ModelSpec(path=str(folder), **overrides)), threads=1)
+
+
+def row(rows, number):
+    return rows.ids[rows.offsets[number] : rows.offsets[number + 1]].tolist()
+
+
+def assert_same_ids(rows, oracle, texts, prompt=None):
+    for number, text in enumerate(texts):
+        expected = oracle.preprocess([text], prompt=prompt)["input_ids"][0].tolist()
+        assert row(rows, number) == expected, text
+
+
+def test_ids_are_those_of_sentence_transformers(folder):
+    assert_same_ids(tokenizer_of(folder).tokenize(TEXTS), load_oracle(folder), TEXTS)
+
+
+def test_ids_with_a_prompt_are_those_of_sentence_transformers(folder):
+    prompt = "query: the "
+    assert_same_ids(tokenizer_of(folder, prompt=prompt).tokenize(TEXTS), load_oracle(folder), TEXTS, prompt)
+
+
+@pytest.mark.parametrize("lowercase_tokenizer", [True, False])
+def test_do_lower_case_works_as_in_sentence_transformers(tmp_path, lowercase_tokenizer):
+    folder = build_tiny_model(tmp_path, do_lower_case=True, lowercase_tokenizer=lowercase_tokenizer)
+    assert_same_ids(tokenizer_of(folder).tokenize(TEXTS), load_oracle(folder), TEXTS)
+
+
+def test_a_cased_tokenizer_keeps_its_case(tmp_path):
+    folder = build_tiny_model(tmp_path, lowercase_tokenizer=False)
+    rows = tokenizer_of(folder).tokenize(["oil", "OIL"])
+    assert row(rows, 0) != row(rows, 1)
+    assert_same_ids(rows, load_oracle(folder), ["oil", "OIL"])
+
+
+def test_the_library_path_gives_the_same_rows(folder, monkeypatch):
+    ours = tokenizer_of(folder).tokenize(TEXTS)
+    monkeypatch.setattr(Tokenizer, "_agrees_with_library", lambda self, max_length: False)
+    theirs = tokenizer_of(folder).tokenize(TEXTS)
+    np.testing.assert_array_equal(ours.ids, theirs.ids)
+    np.testing.assert_array_equal(ours.offsets, theirs.offsets)
+    np.testing.assert_array_equal(ours.truncated, theirs.truncated)
+
+
+def test_reading_only_the_head_of_a_long_text_changes_nothing(folder, monkeypatch):
+    with_heads = tokenizer_of(folder).tokenize(TEXTS)
+    monkeypatch.setattr(tokenizing, "_splits_at_spaces", lambda backend: False)
+    without = tokenizer_of(folder)
+    assert without._head_chars is None
+    rows = without.tokenize(TEXTS)
+    np.testing.assert_array_equal(with_heads.ids, rows.ids)
+    np.testing.assert_array_equal(with_heads.truncated, rows.truncated)
+
+
+def test_a_row_is_truncated_only_if_text_was_lost(folder):
+    rows = tokenizer_of(folder).tokenize(["oil " * 38, "oil " * 39, "oil"])
+    assert rows.lengths.tolist() == [40, 40, 3]
+    assert rows.truncated.tolist() == [False, True, False]
+
+
+def test_the_length_includes_prompt_and_special_tokens(folder):
+    rows = tokenizer_of(folder, prompt="the the ", max_seq_length=6).tokenize(["oil oil", "oil oil oil"])
+    assert rows.lengths.tolist() == [6, 6]
+    assert rows.truncated.tolist() == [False, True]
+
+
+def test_a_length_without_room_for_text_is_refused(folder):
+    with pytest.raises(InputError, match="at least 3"):
+        tokenizer_of(folder, max_seq_length=2)
+
+
+def test_a_text_that_the_tokenizer_refuses_fails_alone(folder):
+    texts = ["hello", "broken \ud800 surrogate", "world", None, "again"]
+    rows = tokenizer_of(folder).tokenize(texts)
+    assert sorted(rows.failed) == [1, 3]
+    assert "None" in rows.failed[3]
+    assert rows.lengths.tolist()[1] == rows.lengths.tolist()[3] == 0
+    good = tokenizer_of(folder).tokenize(["hello", "world", "again"])
+    np.testing.assert_array_equal(rows.ids, good.ids)
+
+
+def test_no_texts_are_no_rows(folder):
+    rows = tokenizer_of(folder).tokenize([])
+    assert len(rows) == 0
+    assert rows.ids.dtype == np.int32
+    assert rows.offsets.dtype == np.int64
+
+
+def test_the_prompt_is_counted_as_sentence_transformers_does(folder):
+    oracle = load_oracle(folder)
+    for prompt in ["query: ", "the oil", "x [SEP]", "the " * 100]:
+        expected = oracle.preprocess(["text"], prompt=prompt)["prompt_length"]
+        assert tokenizer_of(folder, prompt=prompt).prompt_length == expected
+
+
+def test_rows_survive_the_way_through_arrow(folder):
+    rows = tokenizer_of(folder).tokenize(["hello", "bad \ud800", "", "world " * 50])
+    column = tokens_to_arrow(rows)
+    assert str(column.type).startswith("large_list<")
+    assert column.null_count == 1
+    again = arrow_to_tokens(column, column.is_valid())
+    np.testing.assert_array_equal(again.ids, rows.ids)
+    np.testing.assert_array_equal(again.offsets, rows.offsets)
+    assert list(again.failed) == [1]
+
+
+def test_a_slice_of_an_arrow_column_holds_its_own_rows_only():
+    rows = TokenRows(np.arange(6, dtype=np.int32), np.array([0, 2, 3, 6]), np.zeros(3, np.bool_))
+    again = arrow_to_tokens(tokens_to_arrow(rows)[1:])
+    assert again.ids.tolist() == [2, 3, 4, 5]
+    assert again.offsets.tolist() == [0, 1, 4]
+    assert not again.truncated.any()
+
+
+def test_loading_is_quiet(folder, capfd):
+    tokenizer_of(folder).tokenize(["hello"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    folder = build_tiny_model(tmp_path)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match="tokenizer"):
+        tokenizer_of(folder)
+
+
+def test_padding_on_the_left_is_refused(tmp_path, monkeypatch):
+    folder = build_tiny_model(tmp_path)
+    spec = encoder_spec(ModelSpec(path=str(folder)))
+    config = (folder / "tokenizer_config.json").read_text().replace("{", '{"padding_side": "left",', 1)
+    (folder / "tokenizer_config.json").write_text(config)
+    with pytest.raises(InputError, match="padding_side"):
+        Tokenizer(spec, threads=1)
