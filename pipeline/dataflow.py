@@ -61,7 +61,7 @@ TASKS_PER_ENCODER = 2
 KEYS_HERE = 1_000_000
 """Up to this many rows are compared in the driver (64 bytes each); more go through the shuffle."""
 KEYS_PER_BUCKET = 4_000_000
-REWRITE_HERE_BYTES = 64 * 2**20
+REWRITE_HERE_BYTES = 16 * 2**20
 POLL_S = 0.5
 CONNECT_S = 5.0
 CLAIM_EVERY_S = 0.02
@@ -508,7 +508,7 @@ class ClusterWorkers:
         self._cluster, self._table, self._settings, self._embedding = cluster, table, settings, embedding
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
-        if sum(part.size for job in jobs for part, _ in job.inputs) <= REWRITE_HERE_BYTES:
+        if sum(part.raw_bytes for job in jobs for part, _ in job.inputs) <= REWRITE_HERE_BYTES:
             return [rewriting.rewrite(self._table, job, self._embedding) for job in jobs]
         return [pickle.loads(row["part"]) for row in self._run(_rewrite, [{"job": pickle.dumps(job)} for job in jobs])]
 

@@ -260,6 +260,7 @@ def _write_parts(
                 path=path,
                 size=content.size,
                 rows=group.num_rows,
+                raw_bytes=group.nbytes,
                 partition=partition,
                 units=(unit_id,),
                 sources=distinct_sources(group),

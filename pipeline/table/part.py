@@ -25,6 +25,8 @@ class Part:
     """Where it stands, or will stand, below the table's root."""
     size: int
     rows: int
+    raw_bytes: int
+    """Of its rows in memory: text compresses so well that the file's size says little about it."""
     partition: Partition
     units: tuple[str, ...]
     """Units that its rows come from."""
@@ -100,6 +102,7 @@ _PARTS = pa.schema(
         pa.field("path", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
+        pa.field("raw_bytes", pa.int64(), nullable=False),
         pa.field("partition", pa.string(), nullable=False),
         pa.field("units", pa.list_(pa.string()), nullable=False),
         pa.field("sources", pa.list_(pa.int32()), nullable=False),
@@ -115,6 +118,7 @@ def parts_to_table(parts: Iterable[Part]) -> pa.Table:
             "path": part.path,
             "size": part.size,
             "rows": part.rows,
+            "raw_bytes": part.raw_bytes,
             "partition": json.dumps(partition_to_json(part.partition)),
             "units": part.units,
             "sources": part.sources,
@@ -131,6 +135,7 @@ def table_to_parts(table: pa.Table) -> list[Part]:
             path=row["path"],
             size=row["size"],
             rows=row["rows"],
+            raw_bytes=row["raw_bytes"],
             partition=partition_from_json(json.loads(row["partition"])),
             units=tuple(row["units"]),
             sources=tuple(row["sources"]),

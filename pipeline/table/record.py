@@ -78,7 +78,7 @@ class Record:
     def to_json(self) -> bytes:
         raw = dataclasses.asdict(self)
         raw["parts"] = [
-            {"path": part.path, "size": part.size, "rows": part.rows}
+            {"path": part.path, "size": part.size, "rows": part.rows, "raw_bytes": part.raw_bytes}
             | {"partition": partition_to_json(part.partition), "sources": part.sources}
             for part in self.parts
         ]
@@ -92,6 +92,7 @@ class Record:
                 path=part["path"],
                 size=part["size"],
                 rows=part["rows"],
+                raw_bytes=part["raw_bytes"],
                 partition=partition_from_json(part["partition"]),
                 units=(raw["unit_id"],),
                 sources=tuple(part["sources"]),

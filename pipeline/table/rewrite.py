@@ -21,6 +21,7 @@ from pipeline.table.part import Part, distinct_sources, encode_part
 SMALL_BYTES = 32 * 2**20
 """Staged parts below this are merged with others of their partition."""
 MERGED_BYTES = 256 * 2**20
+"""Bytes in memory of the parts that are merged into one; a rewrite holds about three times as much."""
 
 Renumbering = Mapping[int, int | None]
 """Source number -> its new one, or None to drop its rows; a number that is missing stays."""
@@ -66,11 +67,11 @@ def _groups(parts: Iterable[tuple[Part, Renumbering]]) -> Iterable[list[tuple[Pa
     group: list[tuple[Part, Renumbering]] = []
     size = 0
     for part, renumbering in sorted(parts, key=lambda pair: pair[0].location):
-        if group and size + part.size > MERGED_BYTES:
+        if group and size + part.raw_bytes > MERGED_BYTES:
             yield group
             group, size = [], 0
         group.append((part, renumbering))
-        size += part.size
+        size += part.raw_bytes
     if group:
         yield group
 
@@ -89,6 +90,7 @@ def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
         staged=job.output,
         size=content.size,
         rows=rows.num_rows,
+        raw_bytes=rows.nbytes,
         units=tuple(sorted(units)),
         sources=distinct_sources(rows),
     )

@@ -67,7 +67,7 @@ def stage(table: Folder, unit: Unit, ids: list[str], failed: int = 0, number: in
         table.write(path, content)
         sources = distinct_sources(group)
         parts.append(
-            Part(path=path, size=content.size, rows=len(group), partition=partition, units=(unit.unit_id,), sources=sources)
+            Part(path=path, size=content.size, rows=len(group), raw_bytes=group.nbytes, partition=partition, units=(unit.unit_id,), sources=sources)
         )  # fmt: skip
     staged_letters = None
     if failed:

@@ -25,7 +25,9 @@ def make(
 def staged_part(table: Folder, first_row: int, attempt: str) -> Part:
     path = layout.staged_part(UNIT, first_row, attempt, 0)
     table.write(path, b"12345")
-    return Part(path=path, size=5, rows=1, partition=(("day", None), ("n", 7)), units=(UNIT,), sources=(3,))
+    return Part(
+        path=path, size=5, rows=1, raw_bytes=5, partition=(("day", None), ("n", 7)), units=(UNIT,), sources=(3,)
+    )
 
 
 def test_a_record_reads_back_as_it_was_written(tmp_path):
