@@ -65,10 +65,17 @@ def stage(table: Folder, unit: Unit, ids: list[str], failed: int = 0, number: in
         path = layout.staged_part(unit.unit_id, 0, "x", index)
         content = encode_part(group, "embedding")
         table.write(path, content)
-        sources = distinct_sources(group)
         parts.append(
-            Part(path=path, size=content.size, rows=len(group), raw_bytes=group.nbytes, partition=partition, units=(unit.unit_id,), sources=sources)
-        )  # fmt: skip
+            Part(
+                path=path,
+                size=content.size,
+                rows=len(group),
+                raw_bytes=group.nbytes,
+                partition=partition,
+                units=(unit.unit_id,),
+                sources=distinct_sources(group),
+            )
+        )
     staged_letters = None
     if failed:
         letters = [{"source": number, "path": "/src", "stage": "read", "error": f"bad {n}"} for n in range(failed)]

@@ -1,0 +1,44 @@
+"""A look at the result: the nearest rows of the published version."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jobs import search
+from pipeline.errors import InputError
+from pipeline.search import nearest
+from pipeline.storage import Folder
+from pipeline.table import snapshot
+from tests.inline import embed, read_table, spec_of, vectors_of
+
+
+@pytest.fixture
+def spec(tiny_model, tmp_path):
+    rows = [{"id": f"d{n}", "text": f"document {n} about {'cats' if n % 2 else 'dogs'}", "n": n} for n in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"keep": ["n"]}
+    return spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", source=source, table={"partition_by": ["n"]})
+
+
+def test_the_nearest_rows_are_those_of_a_full_comparison(spec, monkeypatch):
+    embed(spec)
+    rows = read_table(spec.table.path)
+    vectors = vectors_of(rows)
+    table = Folder(spec.table.path)
+    found = nearest(table, snapshot.current(table), vectors[7], 5)
+    order = np.argsort(-(vectors @ vectors[7]))[:5]
+    assert np.allclose(found["score"].to_numpy(), (vectors @ vectors[7])[order], atol=1e-6)
+    assert found["id"][0].as_py() == rows["id"][7].as_py()
+
+
+def test_a_query_finds_the_document_with_its_own_text(spec):
+    embed(spec)
+    found = search.search(spec, "document 13 about cats", 3).to_pylist()
+    assert len(found) == 3
+    assert (found[0]["id"], round(found[0]["score"], 4)) == ("d13", 1.0)
+
+
+def test_a_table_without_a_version_is_an_error(spec):
+    with pytest.raises(InputError, match="no published version"):
+        search.search(spec, "x", 3)

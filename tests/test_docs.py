@@ -1,0 +1,66 @@
+"""What the README says is true: its tree, its configuration, its commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import embed, search
+from pipeline import config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block_after(marker: str) -> str:
+    """The indented block that follows a line."""
+    lines = README.split(marker, 1)[1].splitlines()
+    started = False
+    block = []
+    for line in lines:
+        if line.startswith("    "):
+            started = True
+            block.append(line[4:])
+        elif started and line.strip():
+            break
+        elif started:
+            block.append("")
+    return "\n".join(block)
+
+
+def test_the_tree_names_every_file_and_no_other():
+    tree = block_after("## The tree")
+    named = set(re.findall(r"^ *([\w-]+\.(?:py|yaml|md))\b", tree, re.MULTILINE))
+    found = {
+        path.name
+        for folder in ("jobs", "pipeline", "conf", "benchmarks")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".yaml") and path.name != "__init__.py"
+    }
+    assert named - {"LOG.md"} == found
+
+
+def test_the_configuration_of_the_readme_is_valid_and_its_defaults_are_true():
+    example = block_after("One YAML file describes a run:")
+    raw = yaml.safe_load(example.split("python -m")[0])
+    shown = yaml.safe_load(block_after("Other keys, with their defaults:"))
+    spec = config.from_mapping(raw)
+    for section, defaults in shown.items():
+        for key, value in defaults.items():
+            assert getattr(getattr(spec, section), key) == value, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("command", [embed, search])
+def test_a_command_says_how_to_run_it(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    assert f"python -m {command.__name__} CONFIG.yaml" in capsys.readouterr().out
+
+
+def test_every_make_verb_that_the_readme_names_exists():
+    verbs = set(re.findall(r"(?:`|^    )make ([\w-]+)", README, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"demo", "test"} <= verbs
+    assert all(re.search(rf"^{verb}:", makefile, re.MULTILINE) for verb in verbs)
