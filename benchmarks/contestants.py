@@ -90,7 +90,7 @@ def ray_documentation(corpus: str, model: str, threads: int) -> Result:
 
 
 def job(corpus: str, model: str, threads: int) -> Result:
-    """Our whole job: plan, read, encode, write, commit, materialise. Only Ray's and the workers' start-up is apart."""
+    """Our whole job: plan, read, encode, write, commit, materialise; starting and stopping Ray is apart."""
     from jobs.embed import embed
     from pipeline.config import from_mapping
 
@@ -99,11 +99,11 @@ def job(corpus: str, model: str, threads: int) -> Result:
             "source": {"path": corpus, "id": "id", "text": "text"},
             "model": {"path": model},
             "table": {"path": f"{folder}/table"},
-            "resources": {"encoders": 1, "cpus_per_encoder": threads},
+            "resources": {"encoders": threads, "cpus_per_encoder": 1},
         }
         summary = embed(from_mapping(spec))
-    start_s = summary.seconds["start"]
-    return Result(documents=summary.counts.rows, seconds=summary.seconds["total"] - start_s, start_s=start_s)
+    work_s = sum(summary.seconds[stage] for stage in ("plan", "flow", "commit", "materialise"))
+    return Result(documents=summary.counts.rows, seconds=work_s, start_s=summary.seconds["total"] - work_s)
 
 
 CONTESTANTS: dict[str, Callable[[str, str, int], Result]] = {

@@ -11,9 +11,9 @@ LAPTOP = [{"CPU": 3.0}]
 GPU_NODES = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 8.0}]
 
 
-def test_two_cores_become_one_encoder_with_both():
+def test_two_cores_become_two_encoders():
     pools = choose_pools(ResourceSpec(), LAPTOP)
-    assert (pools.device, pools.encoders, pools.cpus_per_encoder) == ("cpu", 1, 2)
+    assert (pools.device, pools.encoders, pools.cpus_per_encoder) == ("cpu", 2, 1)
     assert pools.cpus_per_task * (pools.tokenizers + pools.writers) <= 1
 
 
@@ -27,7 +27,7 @@ def test_gpus_are_taken_where_there_are_any():
 def test_gpus_can_be_shared_or_left_alone():
     assert choose_pools(ResourceSpec(gpus_per_encoder=0.5), GPU_NODES).encoders == 16
     pools = choose_pools(ResourceSpec(gpus_per_encoder=0), GPU_NODES)
-    assert (pools.device, pools.encoders) == ("cpu", 19)
+    assert (pools.device, pools.encoders) == ("cpu", 39)
 
 
 @pytest.mark.parametrize("cpus", range(2, 70))
