@@ -38,6 +38,8 @@ def embed(spec: RunSpec) -> run.Summary:
         except SourceChanged:
             # A file was replaced under our hands: plan what stands there now, once.
             prepared = run.prepare(spec, writes=True)
+            if prepared.plan.changes_nothing:
+                return run.summarise(prepared, prepared.parent, run.NOTHING_ENCODED, {"plan": prepared.plan_s})
             encoded = _encode(prepared, cluster)
         timings = run.timings(prepared, encoded)
         version, published = run.publish(prepared, cluster, uuid.uuid4().hex[:12], timings)

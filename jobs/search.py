@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from jobs.command import main_of, parser
+from pipeline import identity
 from pipeline.config import RunSpec, load
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
@@ -30,6 +31,8 @@ def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
     if not version.version:
         raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
     encoder = encoder_spec(spec.model)
+    if identity.fingerprint(encoder.identity(), spec.table.dtype) != version.fingerprint:
+        raise InputError(f"table {spec.table.path!r} was built with another model or other model settings: use those")
     vectors = build_encoder(encoder, "cpu", threads=1).encode(Tokenizer(encoder, threads=1).tokenize([query])).vectors
     return nearest(table, version, vectors[0], num_rows)
 

@@ -192,9 +192,10 @@ def partition_value(value: str | None, kind: pa.DataType) -> pa.Scalar:
         return pa.scalar(value, kind)
     if pa.types.is_boolean(kind):
         return pa.scalar(value == "true", kind)
-    if pa.types.is_date(kind):
-        return pa.scalar(datetime.date.fromisoformat(value), kind)
-    return pa.scalar(int(value), kind)
+    try:
+        return pa.scalar(datetime.date.fromisoformat(value) if pa.types.is_date(kind) else int(value), kind)
+    except (ValueError, OverflowError, pa.ArrowException):
+        return pa.scalar(None, kind)  # The column's type is that of files that have it; a folder's name needn't fit.
 
 
 def partition_values(file: SourceFile, schema: pa.Schema) -> dict[str, pa.Scalar]:

@@ -6,6 +6,7 @@ file knows nothing of storage, models or Ray; it only says what was asked for.
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import types
@@ -98,6 +99,8 @@ class TableSpec:
         for name in (*self.partition_by, self.embedding_column):
             if name in RESERVED:
                 raise ConfigError(f"table names a column {name!r} that the table writes itself: choose another")
+        if len(set(self.partition_by)) < len(self.partition_by):
+            raise ConfigError(f"table.partition_by names a column twice: {list(self.partition_by)}")
         if self.embedding_column in self.partition_by:
             raise ConfigError(f"table.embedding_column {self.embedding_column!r} is also in table.partition_by")
 
@@ -133,10 +136,10 @@ class LimitSpec:
 
     def __post_init__(self) -> None:
         for name in ("max_failed_rows", "max_deleted_rows"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)}; give 0 or more")
         for name in ("max_row_bytes", "unit_rows", "unit_timeout_s"):
-            if getattr(self, name) < 1:
+            if not 1 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)}; give at least 1")
 
 
@@ -167,7 +170,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {str(path)!r} can't be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
+        # Only the place and the problem: the line itself may hold a secret.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it can't be parsed"
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"configuration file {str(path)!r} is not valid YAML{where}: {problem}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"configuration file {str(path)!r} holds no sections; expected source:, model: and table:")
     for override in overrides:
@@ -196,7 +202,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     try:
         node[path[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+        problem = getattr(error, "problem", None) or "it can't be parsed"
+        raise ConfigError(f"--set {key.strip()}: the value is not valid YAML: {problem}") from None
 
 
 def _fill_environment(value: Any, where: str) -> Any:
@@ -252,7 +259,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         expected = " or ".join(_describe(option) for option in get_args(hint))
         raise ConfigError(f"{where} is {value!r}; expected {expected}")
     if not _matches(value, hint):
-        raise ConfigError(f"{where} is {value!r}; expected {_describe(hint)}")
+        # Options hold secrets: of a wrong value only its type may be told.
+        given = type(value).__name__ if "storage_options" in where else repr(value)
+        raise ConfigError(f"{where} is {given}; expected {_describe(hint)}")
     if origin is tuple:
         return tuple(value)
     return float(value) if hint is float else value

@@ -450,6 +450,8 @@ class EncodeStage:
             self._encoder = encoder
         except PipelineError as error:
             self._refused = str(error)
+        except Exception as error:
+            self._refused = f"{type(error).__name__}: {_first_line(error)}"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self._encoder is None:

@@ -84,5 +84,9 @@ def _value_bytes(values: pa.Array) -> Iterable[bytes | None]:
     if pa.types.is_floating(kind):
         floats = values.cast(pa.float64())
         return [None if value is None else struct.pack("<d", value) for value in floats.to_pylist()]
-    # Timestamps, decimals and nested values: Arrow's Python form has one repr per value and type.
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        # The stored integer: Python has no year 10000, and its objects print differently from version to version.
+        ticks = values.view(pa.int32() if kind.bit_width == 32 else pa.int64())
+        return [None if value is None else struct.pack("<q", value) for value in ticks.to_pylist()]
+    # Decimals and nested values: Arrow's Python form has one repr per value and type.
     return [None if value is None else repr(value).encode() for value in values.to_pylist()]

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline import identity
 from pipeline.config import RunSpec
 from pipeline.table import record
@@ -49,7 +51,7 @@ class Plan:
         return not self.added and not self.dropped
 
 
-def output_spec(spec: RunSpec, schema: Mapping[str, str]) -> dict[str, Any]:
+def output_spec(spec: RunSpec, schema: pa.Schema) -> dict[str, Any]:
     """All that shapes the table's files: roles, order and types of columns, rules, partitioning, format version."""
     return {
         "format": FORMAT,
@@ -58,7 +60,7 @@ def output_spec(spec: RunSpec, schema: Mapping[str, str]) -> dict[str, Any]:
         "joiner": "\n",
         "keep": spec.source.keep,
         "on_null": spec.source.on_null,
-        "schema": dict(schema),
+        "schema": {field.name: str(field.type) for field in schema},
         "partition_by": spec.table.partition_by,
         "embedding_column": spec.table.embedding_column,
         "keep_text": spec.table.keep_text,

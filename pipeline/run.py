@@ -5,8 +5,9 @@
 
 import datetime
 import time
+import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow as pa
 from pipeline import identity
 from pipeline import plan as planning
 from pipeline.config import RunSpec
-from pipeline.errors import InputError, RunError, SourceChanged, StorageError
+from pipeline.errors import CommitConflict, InputError, RunError, SourceChanged, StorageError
 from pipeline.metrics import Progress, duration, size
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.plan import Plan
@@ -54,6 +55,8 @@ class Prepared:
     output: str
     plan: Plan
     plan_s: float
+    exclusive: bool
+    """The table's store lets only one of two publishers win."""
 
     @property
     def rows_to_do(self) -> int | None:
@@ -80,11 +83,13 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         fingerprint = identity.fingerprint(encoder.identity(), spec.table.dtype)
         _check_partitions(spec, surveyed.schema)
         _check_model(spec, parent, fingerprint)
-        output_spec = planning.output_spec(spec, {field.name: str(field.type) for field in surveyed.schema})
+        surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent))
+        output_spec = planning.output_spec(spec, surveyed.schema)
         output = identity.digest(output_spec)
         planned = planning.unit_ids(surveyed.spans, output, fingerprint)
-        records = record.read_all(table, planned.keys() - parent.live_units())
+        records = record.read_all(table, planned.keys() - parent.live_units(), writes=writes)
         plan = planning.make_plan(planned, parent, records)
+        exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
     except StorageError as error:
         raise InputError(str(error)) from None
     return Prepared(
@@ -101,6 +106,7 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         output=output,
         plan=plan,
         plan_s=time.perf_counter() - started,
+        exclusive=exclusive,
     )
 
 
@@ -111,6 +117,27 @@ def _check_paths(spec: RunSpec) -> None:
                 f"table.path {spec.table.path!r} and source.path {pattern!r} lie in one another: the run would read what it "
                 "writes; give the table a folder of its own"
             )
+
+
+def _check_writable(table: Folder) -> bool:
+    """Whether create-only writes hold on the table's store; raises InputError if nothing can be written there."""
+    try:
+        probe = f"{layout.STAGING}probe-{uuid.uuid4().hex[:12]}"
+        table.write(probe, b"")
+        table.delete([probe])
+        return table.creates_exclusively()
+    except StorageError as error:
+        raise InputError(f"table.path {table.url!r} can't be written: {error}") from None
+
+
+def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot) -> pa.Schema:
+    """The types that the table was built with, while the roles of the columns are the same: types that are guessed from
+    samples must not change with every new file. A value that doesn't fit them is a dead letter."""
+    if not parent.source_schema:
+        return surveyed
+    fixed = snapshot.hex_to_schema(parent.source_schema)
+    same_roles = identity.digest(planning.output_spec(spec, fixed)) == parent.output
+    return fixed if same_roles and fixed.names == surveyed.names else surveyed
 
 
 def _check_partitions(spec: RunSpec, source: pa.Schema) -> None:
@@ -269,11 +296,13 @@ def publish(
     started = time.perf_counter()
     table = prepared.table
     plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in prepared.plan.added]))
+    if max(snapshot.versions(table), default=0) != prepared.parent.version:
+        raise CommitConflict(f"another run published {table.url} meanwhile; what was encoded is kept: start again")
     if plan.tasks:
         raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
     kept_rows, kept_failed = _kept_rows(prepared)
     records = [item for chosen in plan.records.values() for item in chosen]
-    failed = kept_failed + sum(item.failed for item in records)
+    failed = kept_failed + sum(item.failed for item in records) + _lost_rows(prepared.parent, plan)
     _check_failed(prepared, failed, kept_rows + kept_failed + sum(item.num_rows for item in records))
     workers = ClusterWorkers(
         cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
@@ -283,6 +312,26 @@ def publish(
     committed = time.perf_counter()
     materialise.materialise(table, version)
     return version, {"commit": committed - started, "materialise": time.perf_counter() - committed}
+
+
+def _lost_rows(parent: Snapshot, plan: Plan) -> int:
+    """Rows that files had in the table and no longer give because they broke: one dead letter stands for many of them."""
+    broken = {
+        span.file.path
+        for unit in plan.added
+        if any(item.failed for item in plan.records[unit.unit_id])
+        for span in unit.spans
+    }
+    before: dict[str, int] = {
+        row["unit_id"]: row["unit_rows"] for row in parent.sources.to_pylist() if row["path"] in broken
+    }
+    after = sum(
+        item.num_rows
+        for unit in plan.added
+        if any(span.file.path in broken for span in unit.spans)
+        for item in plan.records[unit.unit_id]
+    )
+    return max(0, sum(rows for unit, rows in before.items() if unit in plan.dropped) - after)
 
 
 def _kept_rows(prepared: Prepared) -> tuple[int, int]:
@@ -314,6 +363,7 @@ def _description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> 
             },
         ),
         part_schema=prepared.part_schema,
+        source_schema=prepared.survey.schema,
         probes=prepared.parent.probes or (probes.from_json(stored) if stored else ()),
         timings=timings,
     )
@@ -370,7 +420,7 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
     notes = [*prepared.encoder.notes]
     if encoded.pools:
         notes.append(f"ran {encoded.pools}")
-    if not prepared.table.creates_exclusively():
+    if not prepared.exclusive:
         notes.append(
             "this object store ignores create-only writes: two runs that publish at the same moment are not kept apart, so "
             "let the scheduler see to one run at a time"

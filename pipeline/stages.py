@@ -206,6 +206,9 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
     table, attempt = settings.open_table(), uuid.uuid4().hex[:12]
     unit_id, first_row = row.column("unit_id")[0].as_py(), row.column("first_row")[0].as_py()
     vectors = np.frombuffer(_buffer(row, "vectors"), np.float32).reshape(-1, settings.encoder.dim)
+    if settings.table.dtype == "float16":
+        with np.errstate(over="ignore"):  # What overflows is counted below, and refused at the gate.
+            vectors = vectors.astype(np.float16)
     rows = _part_rows(from_cell(row, "documents"), vectors, settings)
     parts = _write_parts(table, rows, unit_id, first_row, attempt, settings)
     dead_letters = from_cell(row, "dead_letters")
@@ -238,8 +241,7 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
 def _part_rows(documents: pa.Table, vectors: np.ndarray[Any, Any], settings: Settings) -> pa.Table:
     """Columns of the parts plus the partition columns that the parts will not carry."""
     column = settings.part_schema.field(settings.table.embedding_column)
-    flat = vectors.astype(np.float16) if column.type.value_type == pa.float16() else vectors
-    values = pa.array(np.ascontiguousarray(flat).reshape(-1), column.type.value_type)
+    values = pa.array(np.ascontiguousarray(vectors).reshape(-1), column.type.value_type)
     embedded = documents.append_column(column, pa.FixedSizeListArray.from_arrays(values, type=column.type))
     parts = embedded.select(settings.part_schema.names).cast(settings.part_schema)
     for name in settings.table.partition_by:

@@ -1,6 +1,6 @@
 """What is planned and what is read: source files, spans of them, units of work, and the slices a unit is read in.
 
-Frozen values only; how files become units stands in plan.py, how a unit becomes slices in source.py.
+Frozen values only; how files become units stands in spans.py, how a unit becomes slices in reading.py.
 """
 
 from dataclasses import dataclass

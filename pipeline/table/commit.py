@@ -5,6 +5,7 @@ materialise.py's. Who runs rewrites and comparisons (this process or a cluster) 
 """
 
 import io
+import itertools
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +27,11 @@ from pipeline.table.rewrite import Renumbering, Rewrite
 from pipeline.table.snapshot import Counts, Snapshot
 from pipeline.unit import Unit
 
-CHANGES_PER_FILE = 1_000_000
+ROLLING_BYTES = 64 * 2**20
+"""Bytes in memory of a file of changes or dead letters."""
 KEYS_PER_READ = 65_536
+MAX_NAME_BYTES, MAX_KEY_BYTES = 255, 1000
+"""Of a folder's name on common disks, and of a whole key in S3."""
 
 
 class Workers(Protocol):
@@ -64,6 +68,7 @@ class Description:
     """Name of the embedding column."""
     embeddings: tuple[Mapping[str, Any], ...]
     part_schema: pa.Schema
+    source_schema: pa.Schema
     probes: tuple[tuple[float, ...], ...]
     timings: Mapping[str, float]
 
@@ -94,6 +99,7 @@ def publish(table: Folder, parent: Snapshot, work: Work, description: Descriptio
         embeddings=description.embeddings,
         schema=snapshot.schema_to_hex(description.part_schema),
         schema_text=str(description.part_schema.remove_metadata()),
+        source_schema=snapshot.schema_to_hex(description.source_schema),
         probes=description.probes,
         counts=_count(parts, difference, work, parent, failed),
         gate={"duplicate_ids": 0, "bad_vectors": 0, "rows": sum(part.rows for part in parts)},
@@ -123,8 +129,20 @@ def _assemble(table: Folder, parent: Snapshot, work: Work, folder: str, nonce: s
         )
         for index, part in enumerate(part for part in fresh if part.rows)
     ]
+    _check_names(table, named)
     untouched = [part for part in parent.parts if dropped.isdisjoint(part.sources)]
     return untouched + named
+
+
+def _check_names(table: Folder, parts: Sequence[Part]) -> None:
+    """Before the commit: a name that storage refuses could never be materialised."""
+    for part in parts:
+        name = max(part.path.split("/"), key=lambda piece: len(piece.encode()))
+        if len(name.encode()) > MAX_NAME_BYTES or len(table.url) + len(part.path.encode()) > MAX_KEY_BYTES:
+            raise GateFailed(
+                f"the partition folder {name[:80]!r}.. is longer than storage allows ({MAX_NAME_BYTES} bytes a folder, "
+                f"{MAX_KEY_BYTES} in all): nothing was published; partition by a column with shorter values"
+            )
 
 
 def _dropped_sources(parent: Snapshot, kept: frozenset[str]) -> frozenset[int]:
@@ -230,7 +248,7 @@ def _with_op(rows: pa.Table, op: str) -> pa.Table:
 def _write_dead_letters(table: Folder, folder: str, parent: Snapshot, work: Work) -> int:
     """All dead letters of the new version: those of kept units and the new ones. Returns how many there are."""
     kept = {row["source"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept}
-    rows = [*_kept_dead_letters(table, parent, kept), *_new_dead_letters(table, work)]
+    rows = itertools.chain(_kept_dead_letters(table, parent, kept), _new_dead_letters(table, work))
     return _write_rolling(table, f"{folder}dead_letters/", rows, schema.DEAD_LETTERS)
 
 
@@ -254,7 +272,7 @@ def _write_rolling(table: Folder, folder: str, batches: Iterable[pa.Table], colu
     total = files = 0
     for batch in batches:
         waiting.append(batch.cast(columns))
-        if sum(rows.num_rows for rows in waiting) >= CHANGES_PER_FILE:
+        if sum(rows.nbytes for rows in waiting) >= ROLLING_BYTES:
             files, waiting = _write_file(table, folder, files, waiting), []
         total += batch.num_rows
     _write_file(table, folder, files, waiting)

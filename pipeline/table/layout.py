@@ -3,7 +3,6 @@
 import datetime
 import re
 import urllib.parse
-from collections.abc import Sequence
 
 FORMAT = 1
 """Raised when a reader of the old format would misread the new one."""
@@ -100,7 +99,3 @@ def partition_text(value: PartitionValue) -> str:
 
 def _escape(text: str) -> str:
     return urllib.parse.quote(text, safe=" !$'()+,-.@_~")
-
-
-def partition_columns(partition: Partition) -> Sequence[str]:
-    return [name for name, _ in partition]

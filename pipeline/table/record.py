@@ -6,7 +6,7 @@ of a unit that cover its rows without a gap, the final one saying so, make the u
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -110,12 +110,13 @@ def create(table: Folder, record: Record) -> bool:
     return table.create_once(layout.record(record.unit_id, record.first_row), record.to_json()) is None
 
 
-def read_all(table: Folder, units: Iterable[str]) -> dict[str, list[Record]]:
-    """Valid records of the given units, by first row. A record whose parts are gone is deleted: it would block the slice
-    for ever, and its rows are to be encoded again."""
+def read_all(table: Folder, units: Iterable[str], *, writes: bool = True) -> dict[str, list[Record]]:
+    """Valid records of the given units, by first row. With `writes` a record that can't be read or whose parts are gone
+    is deleted: it would block its slice for ever, and its rows are to be encoded again."""
     wanted = set(units)
-    staged = {info.path: info.size for info in table.list(layout.STAGING)}
-    paths = [path for path in staged if path.startswith(layout.RECORDS) and layout.staged_unit(path) in wanted]
+    paths = [info.path for info in table.list(layout.RECORDS) if layout.staged_unit(info.path) in wanted]
+    # Listed after the records: parts are durable before their record, so none of a valid record can be missing.
+    staged = {info.path: info.size for info in table.list(layout.STAGED_PARTS)} if paths else {}
     with ThreadPoolExecutor(READERS) as pool:
         contents = list(pool.map(table.read, paths))
     found: dict[str, list[Record]] = {}
@@ -123,12 +124,17 @@ def read_all(table: Folder, units: Iterable[str]) -> dict[str, list[Record]]:
     for path, content in zip(paths, contents, strict=True):
         if content is None:
             continue
-        record = Record.from_json(content)
+        try:
+            record = Record.from_json(content)
+        except (ValueError, KeyError, TypeError):
+            broken.append(path)
+            continue
         if all(staged.get(name) == size for name, size in record.staged):
             found.setdefault(record.unit_id, []).append(record)
         else:
             broken.append(path)
-    table.delete(broken)
+    if writes:
+        table.delete(broken)
     return {unit: chain(records) for unit, records in found.items()}
 
 
@@ -155,7 +161,3 @@ def is_complete(records: Sequence[Record]) -> bool:
             return False
         position = record.stop_row
     return bool(records) and records[-1].last
-
-
-def total_effort(records: Mapping[str, Sequence[Record]]) -> Effort:
-    return sum((record.effort for chosen in records.values() for record in chosen), Effort())

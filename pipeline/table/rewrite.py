@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import CommitConflict
 from pipeline.schema import SOURCE
 from pipeline.storage import Folder
 from pipeline.table.layout import Partition
@@ -47,20 +48,18 @@ def choose(
         else:
             as_is.append(part)
     for part in live:
-        if not dropped.isdisjoint(part.sources):
-            inputs.setdefault(part.partition, []).append((part, dict.fromkeys(dropped & set(part.sources))))
+        gone = dropped & set(part.sources)
+        # A part that loses all its rows is simply not named again; its columns may not even be those of the new ones.
+        if gone and gone != set(part.sources):
+            inputs.setdefault(part.partition, []).append((part, dict.fromkeys(gone)))
     rewrites: list[Rewrite] = []
     for group in (group for found in inputs.values() for group in _groups(found)):
         if len(group) == 1 and not group[0][1]:
             as_is.append(group[0][0])
-        elif any(not _vanishes(part, renumbering) for part, renumbering in group):
+        else:
             pairs = tuple((part, tuple(sorted(renumbering.items()))) for part, renumbering in group)
             rewrites.append(Rewrite(inputs=pairs, output=f"{folder}merged/{len(rewrites):06d}.parquet"))
     return as_is, rewrites
-
-
-def _vanishes(part: Part, renumbering: Renumbering) -> bool:
-    return all(number in renumbering and renumbering[number] is None for number in part.sources)
 
 
 def _groups(parts: Iterable[tuple[Part, Renumbering]]) -> Iterable[list[tuple[Part, Renumbering]]]:
@@ -99,9 +98,8 @@ def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
 def _read(table: Folder, part: Part) -> pa.Table:
     content = table.read(part.location)
     if content is None:
-        content = table.read(part.path)
-    # Without `partitioning=None` a buffer is fine; columns of the path never enter a part.
-    return pq.ParquetFile(io.BytesIO(content or b"")).read()
+        raise CommitConflict(f"{part.location} of {table.url} is gone: another run published meanwhile; start again")
+    return pq.ParquetFile(io.BytesIO(content)).read()
 
 
 def renumbered(rows: pa.Table, renumbering: Renumbering) -> pa.Table:

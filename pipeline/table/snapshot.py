@@ -74,6 +74,8 @@ class Snapshot:
     schema: str
     """The parts' Arrow schema, as a hex IPC message."""
     schema_text: str
+    source_schema: str
+    """The schema that source files are read as, likewise: later runs keep to it."""
     probes: tuple[tuple[float, ...], ...]
     """Vectors of the built-in probe texts."""
     counts: Counts
@@ -105,7 +107,7 @@ class Snapshot:
 def empty() -> Snapshot:
     return Snapshot(
         version=0, run="", time="", publication="", fingerprint="", fingerprint_of={}, output="", output_spec={},
-        embeddings=(), schema="", schema_text="", probes=(), counts=Counts(), gate={}, timings={}, parent=0,
+        embeddings=(), schema="", schema_text="", source_schema="", probes=(), counts=Counts(), gate={}, timings={}, parent=0,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What a person can get wrong: one clear message and exit 2 before any work, or a dead letter and the rest embedded."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from jobs import embed as job
 from jobs.command import main_of
+from pipeline.encoder import Encoder
 from pipeline.errors import GateFailed, RunError
 from pipeline.storage import Folder
 from pipeline.table import layout, materialise, snapshot
@@ -188,6 +190,47 @@ def test_duplicate_ids_publish_nothing_and_the_message_names_some(corpus, tiny_m
     with pytest.raises(GateFailed, match="'b'"):
         embed(spec_of(corpus, tiny_model, tmp_path / "table"))
     assert not (tmp_path / "table" / "data").exists()
+
+
+def test_a_file_that_breaks_does_not_quietly_delete_its_rows(tiny_model, tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in "ab":
+        rows = [{"id": f"{name}{n}", "text": f"text {n}"} for n in range(50)]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    spec = spec_of(folder, tiny_model, tmp_path / "table", limits={"max_failed_rows": 0.1})
+    embed(spec)
+    (folder / "b.parquet").write_bytes((folder / "b.parquet").read_bytes()[:300])
+    with pytest.raises(RunError, match="max_failed_rows"):
+        embed(spec)
+    assert read_table(tmp_path / "table").num_rows == 100
+
+
+def test_a_partition_value_too_long_for_a_folder_is_refused_before_the_commit(corpus, tiny_model, tmp_path):
+    table = pa.table({"id": ["a"], "text": ["one"], "cat": ["한" * 90]})
+    pq.write_table(table, corpus / "a.parquet")
+    with pytest.raises(GateFailed, match="longer than storage allows"):
+        embed(spec_of(corpus, tiny_model, tmp_path / "table", table={"partition_by": ["cat"]}))
+    assert snapshot.versions(Folder(str(tmp_path / "table"))) == []
+
+
+def test_a_table_path_that_cannot_be_written_ends_with_exit_2(corpus, tiny_model, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    for table in (tmp_path / "file", "/proc/nowhere"):
+        code, message = outcome(tmp_path, capsys, raw_of(corpus, tiny_model, table))
+        assert (code, str(table) in message) == (2, True), message
+
+
+def test_a_vector_that_overflows_float16_is_refused_at_the_gate(corpus, tiny_model, tmp_path, monkeypatch):
+    encode = Encoder.encode
+
+    def huge(self, tokens, on_progress=None):
+        encoded = encode(self, tokens, on_progress)
+        return dataclasses.replace(encoded, vectors=encoded.vectors * 1e6)
+
+    monkeypatch.setattr(Encoder, "encode", huge)
+    with pytest.raises(GateFailed, match="not finite"):
+        embed(spec_of(corpus, tiny_model, tmp_path / "table", table={"dtype": "float16"}))
 
 
 def test_a_commit_that_was_not_materialised_is_finished_by_the_next_command(corpus, tiny_model, tmp_path, monkeypatch):

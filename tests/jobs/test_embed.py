@@ -241,3 +241,40 @@ def test_dead_letters_stay_with_their_unit_and_leave_with_it(corpus, tiny_model,
     assert pq.read_table(tmp_path / "table" / layout.dead_letters(2)).num_rows == 1
     (corpus / "lang=en" / "bad.jsonl").unlink()
     assert inline.embed(spec).counts.failed == 0
+
+
+def test_other_output_settings_replace_the_tables_rows(corpus, tiny_model, tmp_path):
+    inline.embed(spec_of(corpus, tiny_model, tmp_path / "table"))
+    version = inline.embed(spec_of(corpus, tiny_model, tmp_path / "table", source={"keep": ["n"]}))
+    assert (version.counts.rows, version.counts.changed, version.counts.deleted) == (602, 602, 0)
+    assert read_table(tmp_path / "table").column_names[:2] == ["id", "n"]
+
+
+def test_a_new_file_does_not_change_the_types_that_a_table_was_built_with(tiny_model, tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.jsonl").write_text(
+            "".join(f'{{"id": "{name}{n}", "text": "x", "n": {n}}}\n' for n in range(9))
+        )
+    spec = spec_of(folder, tiny_model, tmp_path / "table", source={"keep": ["n"]}, limits={"max_failed_rows": 5})
+    inline.embed(spec)
+    (folder / "c.jsonl").write_text('{"id": "c", "text": "x", "n": 1.5}\n{"id": "d", "text": "x", "n": 2}\n')
+    version = inline.embed(spec)
+    assert (version.counts.rows, version.counts.failed_new, version.counts.changed) == (19, 1, 0)
+
+
+def test_a_temporal_column_beyond_pythons_years_is_carried_through(tiny_model, tmp_path):
+    table = pa.table({"id": ["a", "b"], "text": ["x", "y"], "t": pa.array([2**60, None], pa.timestamp("ms"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    inline.embed(spec_of(tmp_path / "a.parquet", tiny_model, tmp_path / "table", source={"keep": ["t"]}))
+    assert read_table(tmp_path / "table")["t"].cast(pa.int64()).to_pylist() == [2**60, None]
+
+
+def test_a_folder_name_of_another_kind_than_the_files_column_gives_way_to_it(tiny_model, tmp_path):
+    (tmp_path / "day=2024-01-01").mkdir()
+    table = pa.table({"id": ["a"], "text": ["x"], "day": pa.array([5], pa.timestamp("ms"))})
+    pq.write_table(table, tmp_path / "day=2024-01-01" / "a.parquet")
+    source = {"keep": ["day"]}
+    inline.embed(spec_of(tmp_path / "day=2024-01-01", tiny_model, tmp_path / "table", source=source))
+    assert read_table(tmp_path / "table")["day"].cast(pa.int64()).to_pylist() == [5]

@@ -113,7 +113,8 @@ def publish(table: Folder, desired: dict[str, list[str]], failed: int = 0) -> sn
 def describe() -> commit.Description:
     return commit.Description(
         run="r", time="t", fingerprint="f", fingerprint_of={}, output="o", output_spec={}, embedding="embedding",
-        embeddings=({"column": "embedding", "dim": 4},), part_schema=SCHEMA, probes=((0.0,),), timings={},
+        embeddings=({"column": "embedding", "dim": 4},), part_schema=SCHEMA, source_schema=pa.schema([]),
+        probes=((0.0,),), timings={},
     )  # fmt: skip
 
 
