@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command.parse_args(argv)
     spec = load(arguments.config, arguments.set)
     columns = [ID, SCORE, *(name for name in spec.source.keep if name not in spec.table.partition_by)]
-    rows = search(spec, arguments.query, arguments.top).select(columns).to_pylist()
+    found = search(spec, arguments.query, arguments.top)
+    rows = found.select([name for name in columns if name in found.column_names]).to_pylist()
     lines = [f"{row.pop(SCORE):.3f}  {'  '.join(str(value) for value in row.values())}" for row in map(dict, rows)]
     arguments.show({"query": arguments.query, "rows": rows}, "\n".join([f'nearest to "{arguments.query}"', *lines]))
     return 0

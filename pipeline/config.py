@@ -94,8 +94,10 @@ class TableSpec:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise ConfigError("table.path is empty: give a folder or an s3:// address")
+        if self.path.rstrip("/") in ("", "s3:", "s3a:"):
+            raise ConfigError(
+                f"table.path is {self.path!r}: give a folder, or an s3:// address with a bucket and a folder"
+            )
         for name in (*self.partition_by, self.embedding_column):
             if name in RESERVED:
                 raise ConfigError(f"table names a column {name!r} that the table writes itself: choose another")
