@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,6 +164,8 @@ class Cluster:
                 f"resources.ray_address {self._spec.ray_address!r} does not answer: {_first_line(error)}"
             ) from None
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # It counts units; a unit gives as many slices as there are encoders, and more.
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
