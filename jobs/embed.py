@@ -29,7 +29,7 @@ def embed(spec: RunSpec) -> run.Summary:
     started = time.perf_counter()
     prepared = run.prepare(spec, writes=True)
     if prepared.plan.changes_nothing:
-        return run.summarise(prepared, prepared.parent, run.NOTHING_ENCODED, {"plan": prepared.plan_s})
+        return _nothing_to_do(prepared)
     from pipeline.dataflow import Cluster  # Ray loads only when there is work.
 
     with Cluster(spec.resources) as cluster:
@@ -39,12 +39,16 @@ def embed(spec: RunSpec) -> run.Summary:
             # A file was replaced under our hands: plan what stands there now, once.
             prepared = run.prepare(spec, writes=True)
             if prepared.plan.changes_nothing:
-                return run.summarise(prepared, prepared.parent, run.NOTHING_ENCODED, {"plan": prepared.plan_s})
+                return _nothing_to_do(prepared)
             encoded = _encode(prepared, cluster)
         timings = run.timings(prepared, encoded)
         version, published = run.publish(prepared, cluster, uuid.uuid4().hex[:12], timings)
     total = {"total": time.perf_counter() - started}
     return run.summarise(prepared, version, encoded, timings | published | total)
+
+
+def _nothing_to_do(prepared: run.Prepared) -> run.Summary:
+    return run.summarise(prepared, prepared.parent, run.NOTHING_ENCODED, {"plan": prepared.plan_s})
 
 
 def _encode(prepared: run.Prepared, cluster: "Cluster") -> run.Encoded:

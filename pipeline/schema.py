@@ -19,6 +19,8 @@ TRUNCATED = "truncated"
 POSITION = "position"
 """Where the row stands in its source file: byte offset of a line (of the uncompressed stream), row index in Parquet."""
 TOKENS = "tokens"
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""Stands for null in the name of a partition's folder, as Hive has it."""
 
 LINEAGE: tuple[pa.Field, ...] = (
     pa.field(CONTENT_HASH, pa.binary(16), nullable=False),

@@ -18,13 +18,13 @@ from pipeline import jsonl, parquet
 from pipeline.columns import can_be_id, column_names, common_type, partition_type, plain_type, without_nulls
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError
+from pipeline.schema import NULL_PARTITION
 from pipeline.spans import Extent, RowGroup, cut
 from pipeline.storage import list_pattern, open_pinned
 from pipeline.unit import SourceFile, Span
 
 Format = Literal["parquet", "jsonl", "jsonl.gz"]
 
-NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _SUFFIXES: Mapping[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",

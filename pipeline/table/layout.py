@@ -4,6 +4,8 @@ import datetime
 import re
 import urllib.parse
 
+from pipeline.schema import NULL_PARTITION
+
 FORMAT = 1
 """Raised when a reader of the old format would misread the new one."""
 
@@ -12,7 +14,6 @@ STAGING = "staging/"
 RECORDS = "staging/records/"
 STAGED_PARTS = "staging/parts/"
 DATA = "data/"
-NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 PartitionValue = str | int | bool | datetime.date | None
 Partition = tuple[tuple[str, PartitionValue], ...]
