@@ -31,10 +31,11 @@ def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
     if not version.version:
         raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
     encoder = encoder_spec(spec.model)
-    if identity.fingerprint(encoder.identity(), spec.table.dtype) != version.fingerprint:
+    vectors = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
+    if identity.digest(vectors) != version.fingerprint:
         raise InputError(f"table {spec.table.path!r} was built with another model or other model settings: use those")
-    vectors = build_encoder(encoder, "cpu", threads=1).encode(Tokenizer(encoder, threads=1).tokenize([query])).vectors
-    return nearest(table, version, vectors[0], num_rows)
+    tokens = Tokenizer(encoder, threads=1).tokenize([query])
+    return nearest(table, version, build_encoder(encoder, "cpu", threads=1).encode(tokens).vectors[0], num_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,22 +22,64 @@ from pipeline.schema import RESERVED
 
 Auto = Literal["auto"]
 
-_PLANNED = "is not supported by this version; leave it out"
+
+@dataclass(frozen=True, kw_only=True)
+class CsvSpec:
+    """How the fields of csv and tsv files are told apart."""
+
+    delimiter: str | None = None
+    """One character; null is a comma in csv, a tab in tsv."""
+    quote: str | None = None
+    """One character, "" for none; null is `"` in csv, none in tsv."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of files without a header line; empty takes the names from each file's first line."""
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in "\r\n"):
+            raise ConfigError(f"source.csv.delimiter is {self.delimiter!r}; give one character, or null")
+        if self.quote is not None and (len(self.quote) > 1 or self.quote in ("\r", "\n")):
+            raise ConfigError(f'source.csv.quote is {self.quote!r}; give one character, "" for none, or null')
+        if self.quote and self.quote == self.delimiter:
+            raise ConfigError(f"source.csv.quote and source.csv.delimiter are both {self.quote!r}: change one")
+        if len(set(self.columns)) < len(self.columns):
+            raise ConfigError(f"source.csv.columns names a column twice: {list(self.columns)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Which part of a `dataset:` source is meant."""
+
+    config: str | None = None
+    """Null is the data set's default, or only, configuration."""
+    split: str = "train"
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; null is its default branch."""
+
+
+Format = Literal["auto", "parquet", "jsonl", "csv", "tsv", "arrow", "lines", "text", "html"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec:
     path: str | tuple[str, ...]
-    """One pattern or several: file, folder, or glob, on disk or s3://."""
+    """One pattern or several: file, folder, or glob, on disk or in a store; or one `dataset:<name or folder>`."""
     text: str | tuple[str, ...]
     """The column to embed; several are joined by a newline, nulls skipped."""
-    format: Literal["auto", "parquet", "jsonl"] = "auto"
-    id: str | None = None
-    """The column with the document's id; null makes one from file and position."""
+    format: Format = "auto"
+    """`lines` is a document per line, `text` and `html` one per file."""
+    id: str | tuple[str, ...] | None = None
+    """The column with the document's id, or several that make it together; null makes one from file and position."""
     keep: tuple[str, ...] = ()
-    on_null: Literal["dead_letter"] = "dead_letter"
-    where: None = None
-    limit: None = None
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    """Arrow types of columns, by name: `{price: "decimal128(10, 2)"}`; they are guessed or read for the others."""
+    on_null: Literal["dead_letter", "skip"] = "dead_letter"
+    """What becomes of a row whose text is null."""
+    where: str | None = None
+    """An Arrow filter expression such as `lang == "en" and year >= 2020`; other rows are left out."""
+    limit: int | None = None
+    """Only the first rows, in path order, that pass `where`: for trials."""
+    csv: CsvSpec = field(default_factory=CsvSpec)
+    dataset: DatasetSpec = field(default_factory=DatasetSpec)
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -48,11 +90,29 @@ class SourceSpec:
     def text_columns(self) -> tuple[str, ...]:
         return (self.text,) if isinstance(self.text, str) else self.text
 
+    @property
+    def id_columns(self) -> tuple[str, ...]:
+        """None of them: ids are made from file and position."""
+        if self.id is None:
+            return ()
+        return (self.id,) if isinstance(self.id, str) else self.id
+
     def __post_init__(self) -> None:
         if not self.patterns or not all(self.patterns):
             raise ConfigError("source.path is empty: give a file, a folder or a pattern such as data/*.parquet")
         if not self.text_columns or not all(self.text_columns):
             raise ConfigError("source.text is empty: name the column that holds the text to embed")
+        if self.id is not None and not (self.id_columns and all(self.id_columns)):
+            raise ConfigError(
+                "source.id is empty: name a column or several, or null to number rows by file and position"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"source.limit is {self.limit}; give a whole number of at least 1, or null")
+        for name, kind in self.schema.items():
+            if not isinstance(kind, str):
+                raise ConfigError(
+                    f"source.schema.{name} is {kind!r}; expected the name of an Arrow type, such as int64"
+                )
         for name in self.keep:
             if name in RESERVED:
                 raise ConfigError(f"source.keep names {name!r}, a column that the table writes itself: leave it out")
@@ -63,8 +123,9 @@ class SourceSpec:
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     path: str
-    """A local folder, or `package:<python package>/<folder>` for a model shipped in a package."""
-    revision: None = None
+    """A local folder, a Hub id, an object store's URL, or `package:<python package>/<folder>`."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub id; null is its default branch."""
     max_seq_length: int | None = None
     """Null takes the model's own; the number includes special tokens and prompt."""
     prompt: str | None = None
@@ -74,6 +135,8 @@ class ModelSpec:
     truncate_dim: int | None = None
     engine: Literal["auto", "torch"] = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """For a model at an object store's URL."""
 
     def __post_init__(self) -> None:
         for name in ("max_seq_length", "truncate_dim"):
@@ -82,6 +145,29 @@ class ModelSpec:
                 raise ConfigError(f"model.{name} is {value}; give a whole number of at least 1, or null")
         if self.prompt is not None and self.prompt_name is not None:
             raise ConfigError("model.prompt and model.prompt_name are both given: leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkSpec:
+    """Long documents become several rows, each with a vector of its own."""
+
+    max_tokens: int
+    """Of a chunk, special tokens and prompt included."""
+    overlap_tokens: int = 0
+    """Tokens that a chunk repeats of the one before it, at most."""
+    border: Literal["word", "sentence"] = "word"
+    """Where a chunk may end; a sentence that fills less than half a chunk, or none, ends it at a word."""
+    rows: Literal["chunks", "documents"] = "chunks"
+    """`documents` writes one row per document: the mean of its chunks' vectors."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"chunk.max_tokens is {self.max_tokens}; give a whole number of at least 1")
+        if not 0 <= self.overlap_tokens < self.max_tokens:
+            raise ConfigError(
+                f"chunk.overlap_tokens is {self.overlap_tokens}; give 0 or more, and less than chunk.max_tokens "
+                f"({self.max_tokens})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +236,24 @@ class RunSpec:
     source: SourceSpec
     model: ModelSpec
     table: TableSpec
+    chunk: ChunkSpec | None = None
     resources: ResourceSpec = field(default_factory=ResourceSpec)
     limits: LimitSpec = field(default_factory=LimitSpec)
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Source columns that go with the text: kept columns, then partition columns that aren't kept."""
+        extra = tuple(name for name in self.table.partition_by if name not in self.source.keep)
+        return self.source.keep + extra
+
+    @property
+    def chunk_identity(self) -> dict[str, Any] | None:
+        """What of the chunking changes a vector: all of it."""
+        return dataclasses.asdict(self.chunk) if self.chunk is not None else None
+
+    @property
+    def rows_are_chunks(self) -> bool:
+        return self.chunk is not None and self.chunk.rows == "chunks"
 
     def __post_init__(self) -> None:
         if self.table.embedding_column in self.source.keep:
@@ -185,10 +287,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
 
 def from_mapping(raw: Mapping[str, Any]) -> RunSpec:
     """The same for a mapping that is already in memory."""
-    if raw.get("chunk") is not None:
-        raise ConfigError(f"section chunk {_PLANNED}")
-    filled = _fill_environment({key: value for key, value in raw.items() if key != "chunk"}, "")
-    return cast(RunSpec, _build(RunSpec, filled, ""))
+    return cast(RunSpec, _build(RunSpec, _fill_environment(dict(raw), ""), ""))
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -231,7 +330,7 @@ def _build(spec: type, raw: Any, where: str) -> Any:
     fields = {item.name: item for item in dataclasses.fields(spec)}
     for key in raw:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), [*fields, *(["chunk"] if not where else [])], 1, 0.5)
+            near = difflib.get_close_matches(str(key), fields, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
             raise ConfigError(f"unknown key {_dotted(where, key)!r}; {hint}")
     values = {}
@@ -252,8 +351,6 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin = get_origin(hint)
     if dataclasses.is_dataclass(hint):
         return _build(cast(type, hint), value if value is not None else {}, where)
-    if hint is type(None) and value is not None:
-        raise ConfigError(f"{where} {_PLANNED} (given: {value!r})")
     if origin is Union or origin is types.UnionType:
         for option in get_args(hint):
             if _matches(value, option):
@@ -271,6 +368,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 def _matches(value: Any, hint: Any) -> bool:
     origin = get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, dict)
     if origin is Literal:
         return value in get_args(hint) and not isinstance(value, bool)
     if origin is tuple:
@@ -292,7 +391,7 @@ def _describe(hint: Any) -> str:
         return " | ".join(str(option) for option in get_args(hint))
     if origin is tuple:
         return "a list of strings"
-    if origin is not None:
+    if origin is not None or dataclasses.is_dataclass(hint):
         return "a section with keys"
     names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
     return names.get(hint, str(hint))

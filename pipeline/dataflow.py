@@ -19,7 +19,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ from pipeline import probes, stages
 from pipeline.config import ResourceSpec
 from pipeline.encoder import Encoder, build_encoder
 from pipeline.errors import ConfigError, InputError, PipelineError, RunError
-from pipeline.plan import Task
+from pipeline.planning import Task
 from pipeline.stages import Settings
 from pipeline.storage import Folder
 from pipeline.table import compare, layout
@@ -447,7 +447,7 @@ class EncodeStage:
         self._encoder: Encoder | None = None
         self._refused = ""
         try:
-            settings = _settings(run)
+            self._settings = settings = _settings(run)
             encoder = build_encoder(settings.encoder, settings.device, settings.encoder_threads)
             prove(encoder, settings, _tokenizer(run))
             self._encoder = encoder
@@ -462,7 +462,7 @@ class EncodeStage:
         # Ray holds encoders back by bytes in its object store, which are far from what is dear here: encoded rows.
         while not ray.get(self._monitor.claim.remote(_key(batch))):
             time.sleep(CLAIM_EVERY_S)
-        return stages.encode(batch, self._encoder, self._name, self._on_progress)
+        return stages.encode(batch, self._encoder, self._settings, self._name, self._on_progress)
 
     def _on_progress(self, rows: int, tokens: int) -> None:
         self._monitor.add_progress.remote(rows, tokens)
@@ -497,7 +497,7 @@ def _key(row: pa.Table) -> SliceKey:
 @functools.lru_cache(maxsize=2)
 def _settings(run: str) -> Settings:
     settings: Settings = ray.get(ray.get_actor(run).get_settings.remote())
-    return settings
+    return replace(settings, encoder=settings.encoder.here())
 
 
 @functools.lru_cache(maxsize=2)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.arrays import decode, is_list, list_parts, struct_children
 from pipeline.unit import Span
 
 SEMANTICS = 1
@@ -28,15 +29,22 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def fingerprint(encoder: Mapping[str, Any], dtype: str) -> str:
-    """All that changes a vector: the encoder's identity, the dtype it is stored in and our `SEMANTICS`."""
-    return digest({"encoder": encoder, "dtype": dtype, "chunk": None, "calibration": None, "semantics": SEMANTICS})
+def vectors_spec(encoder: Mapping[str, Any], dtype: str, chunk: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All that changes a vector: the encoder's identity, how texts are chunked, the dtype and our `SEMANTICS`. Its digest
+    is the fingerprint."""
+    return {"encoder": encoder, "dtype": dtype, "chunk": chunk, "calibration": None, "semantics": SEMANTICS}
 
 
 def unit_id(spans: Sequence[Span], output: str, fingerprint: str) -> str:
     """A unit is the same while its spans, their files' versions, the output and the model are."""
-    pieces = [[span.file.path, span.file.version, span.kind, span.start, span.stop] for span in spans]
+    pieces = [
+        [span.file.path, span.file.version, span.kind, span.start, span.stop, *_given(span.take)] for span in spans
+    ]
     return digest({"kind": "rows", "spans": pieces, "output": output, "fingerprint": fingerprint})
+
+
+def _given(value: int | None) -> list[int]:
+    return [] if value is None else [value]
 
 
 def content_hashes(texts: pa.Array | pa.ChunkedArray, prompt: str) -> pa.Array:
@@ -71,22 +79,65 @@ def _encode_column(values: pa.Array | pa.ChunkedArray) -> Iterable[bytes]:
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+        # Each value once: a column of a million rows may have ten.
+        known = [*_encode_column(values.dictionary), _NULL]
+        places = pc.fill_null(values.indices.cast(pa.int64()), len(known) - 1)
+        return [known[place] for place in places.to_numpy().tolist()]
     return [_NULL if value is None else struct.pack("<BQ", 1, len(value)) + value for value in _value_bytes(values)]
 
 
 def _value_bytes(values: pa.Array) -> Iterable[bytes | None]:
+    """The same bytes for the same value, whatever its encoding: views, large and fixed sizes, dictionaries, extensions."""
+    values = decode(values)
     kind = values.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return [None if value is None else value.encode() for value in values.to_pylist()]
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return list(values.to_pylist())
     if pa.types.is_floating(kind):
         floats = values.cast(pa.float64())
         return [None if value is None else struct.pack("<d", value) for value in floats.to_pylist()]
-    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
-        # The stored integer: Python has no year 10000, and its objects print differently from version to version.
-        ticks = values.view(pa.int32() if kind.bit_width == 32 else pa.int64())
-        return [None if value is None else struct.pack("<q", value) for value in ticks.to_pylist()]
-    # Decimals and nested values: Arrow's Python form has one repr per value and type.
-    return [None if value is None else repr(value).encode() for value in values.to_pylist()]
+    if _is_tick(kind):
+        return [None if value is None else struct.pack("<q", value) for value in _ticks(values)]
+    return [None if value is None else repr(value).encode() for value in _python_values(values)]
+
+
+def _is_tick(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_temporal(kind) and not pa.types.is_interval(kind))
+
+
+def _ticks(values: pa.Array) -> list[int | None]:
+    """The stored integers: Python has no year 10000, and its objects print differently from version to version."""
+    return list(values.view(pa.int32() if values.type.bit_width == 32 else pa.int64()).to_pylist())
+
+
+def _python_values(values: pa.Array) -> list[Any]:
+    """Objects with one repr per value: numbers, str, bytes, Decimal, and lists, dicts and pairs of them."""
+    values = decode(values)
+    kind = values.type
+    if not _needs_care(kind):
+        return list(values.to_pylist())
+    if is_list(kind) or pa.types.is_map(kind):
+        lengths, children = list_parts(values)
+        items = [_python_values(child) for child in children]
+        flat = items[0] if len(items) == 1 else list(zip(*items, strict=True))
+        stops = np.cumsum(lengths)
+        ranges = zip((stops - lengths).tolist(), stops.tolist(), values.is_valid().to_pylist(), strict=True)
+        return [flat[start:stop] if valid else None for start, stop, valid in ranges]
+    if pa.types.is_struct(kind):
+        fields = {name: _python_values(child) for name, child in struct_children(values).items()}
+        rows = zip(*fields.values(), strict=True)
+        valid = values.is_valid().to_pylist()
+        return [dict(zip(fields, row, strict=True)) if known else None for row, known in zip(rows, valid, strict=True)]
+    return _ticks(values)
+
+
+def _needs_care(kind: pa.DataType) -> bool:
+    """Whether Arrow's own Python form of a value, at any depth, is not ours: times, and objects of extensions."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    if pa.types.is_dictionary(kind) or is_list(kind):
+        return _needs_care(kind.value_type)
+    if pa.types.is_map(kind):
+        return _needs_care(kind.key_type) or _needs_care(kind.item_type)
+    return any(_needs_care(item.type) for item in kind) if pa.types.is_struct(kind) else _is_tick(kind)

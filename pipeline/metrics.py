@@ -1,4 +1,4 @@
-"""Counters of a run and how a person sees them: one live line on a terminal, plain lines in a log.
+"""Counters of a run and how a person sees them: one live line on a terminal or in a notebook, plain lines in a log.
 
 Knows numbers and the terminal; knows nothing of units, tables or Ray.
 """
@@ -6,6 +6,7 @@ Knows numbers and the terminal; knows nothing of units, tables or Ray.
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -15,6 +16,7 @@ from rich.text import Text
 
 LOG_EVERY_S = 10.0
 REFRESH_PER_S = 4
+NOTEBOOK_EVERY_S = 0.5
 
 
 class Progress:
@@ -28,19 +30,24 @@ class Progress:
         self._started = self._logged = time.monotonic()
         self._first_encoded: float | None = None
         self._console = Console(file=stream or sys.stderr, highlight=False)
+        self._show = _notebook() if stream is None else None
         self._live = Live(
             get_renderable=self._line, console=self._console, refresh_per_second=REFRESH_PER_S, transient=True
         )
 
     def __enter__(self) -> "Progress":
-        if self._console.is_terminal:
+        if self._show is not None:
+            self._show(self.describe())
+        elif self._console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
+        if self._show is not None:
+            self._show(self.describe())
+        elif self._console.is_terminal:
             self._live.stop()
 
     def recorded(self, rows: int, failed: int, unit_done: bool) -> None:
@@ -60,7 +67,11 @@ class Progress:
         self._log()
 
     def _log(self) -> None:
-        if not self._console.is_terminal and time.monotonic() - self._logged >= LOG_EVERY_S:
+        waited = time.monotonic() - self._logged
+        if self._show is not None and waited >= NOTEBOOK_EVERY_S:
+            self._logged = time.monotonic()
+            self._show(self.describe())
+        elif self._show is None and not self._console.is_terminal and waited >= LOG_EVERY_S:
             self._logged = time.monotonic()
             self._console.print(self.describe(), soft_wrap=True)
 
@@ -81,6 +92,18 @@ class Progress:
             if self._rows is not None and rate:
                 pieces.append(f"{duration(max(self._rows - seen, 0) / rate)} left")
         return "  ".join(pieces + ([f"{self.failed:,} failed"] if self.failed else []))
+
+
+def _notebook() -> Callable[[str], None] | None:
+    """In a notebook: shows a line in the place of the one before. None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import Pretty, display
+
+    handle = display(Pretty(""), display_id=True)
+    return lambda text: handle.update(Pretty(text))
 
 
 def duration(seconds: float) -> str:

@@ -6,50 +6,73 @@ be left out. Bad data never raises; SourceChanged and StorageError do.
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import jsonl, parquet
-from pipeline.columns import Block, column_names, row_bytes, to_ids
+from pipeline import where
+from pipeline.columns import Block, column_names, join_ids, row_bytes, to_ids
 from pipeline.config import LimitSpec, SourceSpec
+from pipeline.formats import registry
 from pipeline.schema import DEAD_LETTERS, ID, POSITION, SOURCE, TEXT
-from pipeline.storage import check_unchanged, is_remote, pinned
+from pipeline.storage import check_unchanged, checks_itself, pinned
 from pipeline.unit import Slice, Span, Unit
 
 SLICE_BYTES = 64 * 2**20
 """Of text and kept columns."""
-_FORMATS = {"parquet": parquet, "jsonl": jsonl, "jsonl.gz": jsonl}
-"""A format has `blocks` and `READAHEAD_BYTES`."""
 
 Intervals = Sequence[tuple[int, int]]
+Needed = Callable[[int, int], bool]
+_Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """Consecutive rows of a unit, all from one span and all either done or to do."""
+    """Consecutive rows of a unit, all from one span and all to do, and those of them that `where` lets through."""
 
     first_row: int
-    block: Block
-    sizes: np.ndarray[Any, np.dtype[np.int64]]
+    num_rows: int
+    block: Block | None
+    """Of the rows let through; None if there are none."""
+    places: _Numbers
+    """Where each of these stands among the piece's rows."""
+    sizes: _Numbers
+    """Bytes of each of these."""
     span: Span
     source: int
 
     @property
     def stop_row(self) -> int:
-        return self.first_row + self.block.rows
+        return self.first_row + self.num_rows
 
-    def rows(self, start: int, stop: int) -> "_Piece":
-        return _Piece(
-            first_row=self.first_row + start,
-            block=self.block.slice(start, stop),
-            sizes=self.sizes[start:stop],
-            span=self.span,
-            source=self.source,
+    @property
+    def let_through(self) -> int:
+        return len(self.places)
+
+    def split(self, count: int) -> tuple["_Piece", "_Piece | None"]:
+        """The piece that ends before the row let through after `count` of them, and the rest."""
+        if self.block is None or count >= self.let_through:
+            return self, None
+        at = int(self.places[count])
+        head = replace(
+            self,
+            num_rows=at,
+            block=self.block.slice(0, count),
+            places=self.places[:count],
+            sizes=self.sizes[:count],
         )
+        rest = replace(
+            self,
+            first_row=self.first_row + at,
+            num_rows=self.num_rows - at,
+            block=self.block.slice(count, self.let_through),
+            places=self.places[count:] - at,
+            sizes=self.sizes[count:],
+        )
+        return head, rest
 
 
 def read_slices(
@@ -60,22 +83,23 @@ def read_slices(
     limits: LimitSpec,
     slice_rows: int,
     done: Intervals,
+    slice_bytes: int = SLICE_BYTES,
 ) -> Iterator[Slice]:
-    """Slices of at most `slice_rows` rows and 64 MiB, of the rows that no interval [first, stop) of `done` holds.
+    """Slices of at most `slice_rows` rows and `slice_bytes`, of the rows that no interval [first, stop) of `done` holds.
 
     The last one says that it is the last; where nothing else is left to say, it is empty. `schema` is the survey's,
     `keep` names kept and partition columns. Raises SourceChanged and StorageError.
     """
-    wanted = pa.schema([schema.field(name) for name in column_names(spec.id, spec.text_columns, keep)])
+    wanted = _wanted(schema, spec, keep)
     stop_row = 0
     pending: list[_Piece] = []
     for todo, stop_row in _pieces(unit, wanted, spec, limits, done):  # noqa: B007 - the last one counts the unit
         rest = todo
         while rest is not None:
-            fitting = _fitting_rows(rest, pending, slice_rows)
-            if fitting:
-                pending.append(rest.rows(0, fitting))
-                rest = rest.rows(fitting, rest.block.rows) if fitting < rest.block.rows else None
+            fitting = _fitting_rows(rest, pending, slice_rows, slice_bytes)
+            if fitting is not None:
+                head, rest = rest.split(fitting)
+                pending.append(head)
             else:
                 yield _slice(unit, pending[0].first_row, pending, wanted, spec, keep, last=False)
                 pending = []
@@ -84,6 +108,48 @@ def read_slices(
         pending = []
     first_row = pending[0].first_row if pending else stop_row
     yield _slice(unit, first_row, pending, wanted, spec, keep, last=True)
+
+
+def first_spans(
+    groups: Sequence[tuple[Span, ...]], schema: pa.Schema, spec: SourceSpec, keep: Sequence[str], limits: LimitSpec
+) -> list[tuple[Span, ...]]:
+    """The spans that hold the first `spec.limit` rows that pass `spec.where`; the last one is cut to the row.
+
+    Reads as far as that where the files don't say how many rows they have.
+    """
+    if spec.limit is None:
+        return list(groups)
+    left = spec.limit
+    wanted = _wanted(schema, spec, keep)
+    chosen: list[tuple[Span, ...]] = []
+    for group in groups:
+        taken: list[Span] = []
+        for span in group:
+            if left:
+                span, matching = _first_rows(span, left, wanted, spec, limits)
+                taken.append(span)
+                left -= matching
+        if taken:
+            chosen.append(tuple(taken))
+    return chosen
+
+
+def _first_rows(span: Span, count: int, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec) -> tuple[Span, int]:
+    """The span, cut after the row that is the `count`th to pass `where`, and how many of its rows pass."""
+    if spec.where is None and span.rows is not None:
+        return (span, span.rows) if span.rows <= count else (replace(span, take=count, rows=count), count)
+    rows = matching = 0
+    for block in _blocks(span, wanted, spec, limits, lambda first, rows: spec.where is not None):
+        passing = _let_through(block, spec) if spec.where is not None else np.arange(block.rows)
+        if matching + len(passing) > count:
+            take = rows + int(passing[count - matching])
+            return replace(span, take=take, rows=take), count
+        rows, matching = rows + block.rows, matching + len(passing)
+    return replace(span, rows=rows), matching
+
+
+def _wanted(schema: pa.Schema, spec: SourceSpec, keep: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in column_names(spec, keep)])
 
 
 # --- rows of the sources
@@ -98,26 +164,65 @@ def _pieces(
         for block in _blocks(span, wanted, spec, limits, _needed(done, row)):
             stop = row + block.rows
             for start, end in _gaps(done, row, stop):
-                part = block.slice(start - row, end - row)
-                sizes = row_bytes(part.columns, limits.max_row_bytes)
-                yield _Piece(first_row=start, block=part, sizes=sizes, span=span, source=source), end
+                part = block.slice(start - row, end - row) if block.columns is not None else None
+                yield _piece(part, start, end - start, span, source, spec, limits), end
             row = stop
             yield None, row
 
 
-def _blocks(
-    span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Callable[[int, int], bool]
-) -> Iterator[Block]:
-    form = _FORMATS[span.file.format]
-    with pinned(span.file, spec.storage_options, form.READAHEAD_BYTES) as opened:
-        for block in form.blocks(opened, span, wanted, limits.max_row_bytes, needed):
-            if not is_remote(span.file.path):
+def _piece(
+    block: Block | None, first_row: int, num_rows: int, span: Span, source: int, spec: SourceSpec, limits: LimitSpec
+) -> _Piece:
+    """`block` is None where `where` rules out all the rows unseen."""
+    places = _let_through(block, spec) if block is not None else np.zeros(0, np.int64)
+    if block is not None and len(places) < block.rows:
+        block = _taken(block, places) if len(places) else None
+    sizes = row_bytes(block.columns) if block is not None else np.zeros(0, np.int64)
+    return _Piece(
+        first_row=first_row, num_rows=num_rows, block=block, places=places, sizes=sizes, span=span, source=source
+    )
+
+
+def _taken(block: Block, places: _Numbers) -> Block:
+    rows = pa.array(places)
+    return Block(
+        rows=len(places),
+        columns=block.columns.take(rows),
+        positions=block.positions.take(rows),
+        errors={new: block.errors[old] for new, old in enumerate(places.tolist()) if old in block.errors},
+    )
+
+
+def _let_through(block: Block, spec: SourceSpec) -> _Numbers:
+    """The rows for which `where` holds, and bad ones: nobody knows whether it would hold for them."""
+    if block.excluded:
+        return np.zeros(0, np.int64)
+    if spec.where is None:
+        return np.arange(block.rows)
+    passing = where.matches(block.columns, spec.where)
+    passing[list(block.errors)] = True
+    return np.flatnonzero(passing)
+
+
+def _blocks(span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed) -> Iterator[Block]:
+    """The rows of the span, as many as it takes."""
+    left = span.take
+    with pinned(span.file, spec.storage_options, registry.readahead_bytes(span.file)) as opened:
+        for block in registry.blocks(opened, span, wanted, spec, limits.max_row_bytes, needed):
+            if not checks_itself(span.file.path):
                 # Before anybody records what was read, not only at the end of the file.
                 check_unchanged(span.file, spec.storage_options)
-            yield block
+            if left is None or block.rows <= left:
+                yield block
+                left = None if left is None else left - block.rows
+            elif left:
+                yield block.slice(0, left)
+                left = 0
+            if left == 0:
+                return
 
 
-def _needed(done: Intervals, base: int) -> Callable[[int, int], bool]:
+def _needed(done: Intervals, base: int) -> Needed:
     """Whether any of `count` rows from `first` on, counted from `base`, is to do."""
     return lambda first, count: next(_gaps(done, base + first, base + first + count), None) is not None
 
@@ -135,14 +240,16 @@ def _gaps(done: Intervals, start: int, stop: int) -> Iterator[tuple[int, int]]:
 # --- slices
 
 
-def _fitting_rows(piece: _Piece, pending: Sequence[_Piece], slice_rows: int) -> int:
-    """How many of its first rows the pending slice can take; 0 if it must be finished first."""
+def _fitting_rows(piece: _Piece, pending: Sequence[_Piece], slice_rows: int, slice_bytes: int) -> int | None:
+    """How many of the rows let through the pending slice can take; None if it must be finished first."""
     if pending and pending[-1].stop_row != piece.first_row:
-        return 0
-    rows = sum(earlier.block.rows for earlier in pending)
-    left_bytes = SLICE_BYTES - sum(int(earlier.sizes.sum()) for earlier in pending)
-    fitting = int(np.searchsorted(np.cumsum(piece.sizes), left_bytes, side="right"))
-    return min(slice_rows - rows, fitting if pending else max(1, fitting))
+        return None
+    left_rows = slice_rows - sum(earlier.let_through for earlier in pending)
+    left_bytes = slice_bytes - sum(int(earlier.sizes.sum()) for earlier in pending)
+    fitting = min(left_rows, int(np.searchsorted(np.cumsum(piece.sizes), left_bytes, side="right")))
+    if fitting or not piece.let_through:
+        return fitting
+    return None if any(earlier.let_through for earlier in pending) else 1
 
 
 def _slice(
@@ -155,17 +262,19 @@ def _slice(
     *,
     last: bool,
 ) -> Slice:
-    sorted_out = [_sort_out(piece, spec, keep) for piece in pieces]
+    sorted_out = [_sort_out(piece, piece.block, spec, keep) for piece in pieces if piece.block is not None]
     nothing = _documents_schema(wanted, keep).empty_table()
+    documents = pa.concat_tables([nothing, *(documents for documents, _ in sorted_out)])
+    dead_letters = pa.concat_tables([DEAD_LETTERS.empty_table(), *(letters for _, letters in sorted_out)])
+    num_rows = sum(piece.num_rows for piece in pieces)
     return Slice(
         unit_id=unit.unit_id,
         first_row=first_row,
-        num_rows=sum(piece.block.rows for piece in pieces),
+        num_rows=num_rows,
+        skipped=num_rows - documents.num_rows - dead_letters.num_rows,
         last=last,
-        documents=pa.concat_tables([nothing, *(documents for documents, _ in sorted_out)]).combine_chunks(),
-        dead_letters=pa.concat_tables(
-            [DEAD_LETTERS.empty_table(), *(letters for _, letters in sorted_out)]
-        ).combine_chunks(),
+        documents=documents.combine_chunks(),
+        dead_letters=dead_letters.combine_chunks(),
     )
 
 
@@ -182,24 +291,24 @@ def _documents_schema(wanted: pa.Schema, keep: Sequence[str]) -> pa.Schema:
     )
 
 
-def _sort_out(piece: _Piece, spec: SourceSpec, keep: Sequence[str]) -> tuple[pa.Table, pa.Table]:
-    """(documents, dead letters): every row of the piece is in one of them."""
-    block, rows = piece.block, piece.block.rows
-    columns = block.columns
+def _sort_out(piece: _Piece, block: Block, spec: SourceSpec, keep: Sequence[str]) -> tuple[pa.Table, pa.Table]:
+    """(documents, dead letters): every row of the block is in one of them, unless its text is null and may be."""
+    columns, rows = block.columns, block.rows
     ids = _ids(block, piece.span.file.path, spec)
     texts = _texts(columns, spec)
     errors = dict(block.errors)
+    skipped = set(np.flatnonzero(texts.is_null()).tolist() if spec.on_null == "skip" else ()) - errors.keys()
     for row in np.flatnonzero(ids.is_null()).tolist():
-        errors.setdefault(row, f"the id (column {spec.id!r}) is null")
+        errors.setdefault(row, f"the id (column {_quoted(spec.id_columns)}) is null")
     for row in np.flatnonzero(texts.is_null()).tolist():
-        errors.setdefault(row, f"the text (column {', '.join(map(repr, spec.text_columns))}) is null")
+        errors.setdefault(row, f"the text (column {_quoted(spec.text_columns)}) is null")
     sources = pa.repeat(pa.scalar(piece.source, pa.int32()), rows)
     schema = _documents_schema(columns.schema, keep)
     carried = [columns.column(name) for name in keep]
     documents = pa.table([ids, texts, *carried, sources, block.positions], schema=schema)
     if not errors:
         return documents, DEAD_LETTERS.empty_table()
-    bad = pa.array(sorted(errors), pa.int64())
+    bad = pa.array(sorted(errors.keys() - skipped), pa.int64())
     letters = pa.table(
         [
             ids.take(bad),
@@ -213,13 +322,17 @@ def _sort_out(piece: _Piece, spec: SourceSpec, keep: Sequence[str]) -> tuple[pa.
         schema=DEAD_LETTERS,
     )
     good = np.ones(rows, bool)
-    good[bad.to_numpy()] = False
+    good[list(errors)] = False
     return documents.filter(pa.array(good)), letters
 
 
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
 def _ids(block: Block, path: str, spec: SourceSpec) -> pa.Array:
-    if spec.id is not None:
-        return _array(to_ids(block.columns.column(spec.id)), pa.string())
+    if spec.id_columns:
+        return join_ids([_array(to_ids(block.columns.column(name)), pa.string()) for name in spec.id_columns])
     made = [None if position is None else f"{path}:{position}" for position in block.positions.to_pylist()]
     return pa.array(made, pa.string())
 

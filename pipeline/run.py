@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline import identity
-from pipeline import plan as planning
+from pipeline import identity, planning, where
 from pipeline.config import RunSpec
 from pipeline.errors import CommitConflict, InputError, RunError, SourceChanged, StorageError
 from pipeline.metrics import Progress, duration, size
 from pipeline.model.folder import EncoderSpec, encoder_spec
-from pipeline.plan import Plan
+from pipeline.planning import Plan
+from pipeline.reading import SLICE_BYTES, first_spans
 from pipeline.source import Survey, list_sources, survey
-from pipeline.storage import Folder, contains
+from pipeline.storage import Folder, contains, is_shared
 from pipeline.table import commit, layout, materialise, record, snapshot
 from pipeline.table.part import part_schema
 from pipeline.table.record import Effort
@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # Ray and torch load only when there is work.
     from pipeline.dataflow import Cluster, Pools
     from pipeline.stages import Settings
 
-SLICE_BYTES = 64 * 2**20
-"""Vectors of one slice."""
+VECTOR_BYTES = 64 * 2**20
+"""Of one slice."""
 SLICES_PER_ENCODER = 8
 """A small corpus is cut into at least so many slices per encoder, so that none idles and little is lost in a crash."""
 MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 2048
@@ -79,11 +79,15 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         parent = materialise.finish(table) if writes else snapshot.current(table)
         files = list_sources(spec.source)
         surveyed = survey(files, spec.source, spec.table.partition_by)
-        fingerprint_of = {"encoder": encoder.identity(), "dtype": spec.table.dtype, "semantics": identity.SEMANTICS}
-        fingerprint = identity.fingerprint(encoder.identity(), spec.table.dtype)
+        _check_chunks(spec, encoder)
+        vectors = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
+        fingerprint = identity.digest(vectors)
         _check_partitions(spec, surveyed.schema)
         _check_model(spec, parent, fingerprint)
         surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent))
+        if spec.source.where is not None:
+            where.check(spec.source.where, surveyed.schema)
+        surveyed = _limited(spec, surveyed)
         output_spec = planning.output_spec(spec, surveyed.schema)
         output = identity.digest(output_spec)
         planned = planning.unit_ids(surveyed.spans, output, fingerprint)
@@ -100,7 +104,7 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         files=tuple(files),
         survey=surveyed,
         part_schema=_part_schema(spec, surveyed.schema, encoder.dim),
-        fingerprint_of=fingerprint_of,
+        fingerprint_of=vectors,
         fingerprint=fingerprint,
         output_spec=output_spec,
         output=output,
@@ -110,6 +114,13 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
     )
 
 
+def check_shared(spec: RunSpec) -> None:
+    """Raises InputError for what no other process can see: a run works in several."""
+    for path in (*spec.source.patterns, spec.model.path, spec.table.path):
+        if "://" in path and not is_shared(path):
+            raise InputError(f"{path!r} is in the memory of this process alone: give a folder or a store")
+
+
 def _check_paths(spec: RunSpec) -> None:
     for pattern in spec.source.patterns:
         if contains(pattern, spec.table.path) or contains(spec.table.path, pattern):
@@ -117,6 +128,23 @@ def _check_paths(spec: RunSpec) -> None:
                 f"table.path {spec.table.path!r} and source.path {pattern!r} lie in one another: the run would read what it "
                 "writes; give the table a folder of its own"
             )
+
+
+def _limited(spec: RunSpec, surveyed: Survey) -> Survey:
+    """The first `source.limit` rows of what was surveyed."""
+    if spec.source.limit is None:
+        return surveyed
+    spans = first_spans(surveyed.spans, surveyed.schema, spec.source, spec.carried, spec.limits)
+    rows = sum(span.rows or 0 for group in spans for span in group)
+    return replace(surveyed, spans=spans, rows_known=rows, rows_estimate=rows)
+
+
+def _check_chunks(spec: RunSpec, encoder: EncoderSpec) -> None:
+    if spec.chunk is not None and spec.chunk.max_tokens > encoder.max_seq_length:
+        raise InputError(
+            f"chunk.max_tokens is {spec.chunk.max_tokens}, but the model reads {encoder.max_seq_length} tokens at most: the "
+            f"rest of each chunk would be lost; give at most {encoder.max_seq_length}"
+        )
 
 
 def _check_writable(table: Folder) -> bool:
@@ -168,7 +196,8 @@ def _check_model(spec: RunSpec, parent: Snapshot, fingerprint: str) -> None:
 
 def _part_schema(spec: RunSpec, source: pa.Schema, dim: int) -> pa.Schema:
     kept = pa.schema([source.field(name) for name in spec.source.keep if name not in spec.table.partition_by])
-    return part_schema(kept, spec.table.keep_text, spec.table.embedding_column, dim, spec.table.dtype)
+    column, dtype = spec.table.embedding_column, spec.table.dtype
+    return part_schema(kept, spec.table.keep_text, column, dim, dtype, chunks=spec.rows_are_chunks)
 
 
 def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
@@ -177,8 +206,11 @@ def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
 
     spec = prepared.spec
     prepared.encoder.check_device(pools.device)
+    slice_rows = _slice_rows(prepared, pools)
     return Settings(
         source=spec.source,
+        chunk=spec.chunk,
+        carried=spec.carried,
         table=spec.table,
         limits=spec.limits,
         encoder=prepared.encoder,
@@ -186,7 +218,8 @@ def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
         part_schema=prepared.part_schema,
         fingerprint=prepared.fingerprint,
         probes=prepared.parent.probes,
-        slice_rows=_slice_rows(prepared, pools),
+        slice_rows=slice_rows,
+        slice_bytes=_slice_bytes(spec, slice_rows),
         tokenizer_threads=max(1, int(pools.cpus_per_task)),
         encoder_threads=pools.cpus_per_encoder,
         device=pools.device,
@@ -195,11 +228,18 @@ def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
 
 def _slice_rows(prepared: Prepared, pools: "Pools") -> int:
     """At most `limits.unit_rows`, 64 MiB of vectors, and an even share of a small corpus."""
-    most = min(prepared.spec.limits.unit_rows, max(1, SLICE_BYTES // (4 * prepared.encoder.dim)))
+    most = min(prepared.spec.limits.unit_rows, max(1, VECTOR_BYTES // (4 * prepared.encoder.dim)))
     if pools.device == "cpu":
         most = min(most, MAX_CPU_SLICE_ROWS)
     share = -(-prepared.survey.rows_estimate // (pools.encoders * SLICES_PER_ENCODER))
     return min(most, max(MIN_SLICE_ROWS, share))
+
+
+def _slice_bytes(spec: RunSpec, slice_rows: int) -> int:
+    """Text that becomes about `slice_rows` chunks at most: a token has a byte at least, most have four."""
+    if spec.chunk is None:
+        return SLICE_BYTES
+    return min(SLICE_BYTES, 2 * slice_rows * (spec.chunk.max_tokens - spec.chunk.overlap_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,14 +340,12 @@ def publish(
         raise CommitConflict(f"another run published {table.url} meanwhile; what was encoded is kept: start again")
     if plan.tasks:
         raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
-    kept_rows, kept_failed = _kept_rows(prepared)
-    records = [item for chosen in plan.records.values() for item in chosen]
-    failed = kept_failed + sum(item.failed for item in records) + _lost_rows(prepared.parent, plan)
-    _check_failed(prepared, failed, kept_rows + kept_failed + sum(item.num_rows for item in records))
+    work = commit.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
+    tally = work.tally(prepared.parent)
+    _check_failed(prepared, tally.failed + _lost_rows(prepared.parent, plan), tally.source_rows)
     workers = ClusterWorkers(
         cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
     )
-    work = commit.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
     version = commit.publish(table, prepared.parent, work, _description(prepared, run, timings), workers)
     committed = time.perf_counter()
     materialise.materialise(table, version)
@@ -322,22 +360,16 @@ def _lost_rows(parent: Snapshot, plan: Plan) -> int:
         if any(item.failed for item in plan.records[unit.unit_id])
         for span in unit.spans
     }
-    before: dict[str, int] = {
-        row["unit_id"]: row["unit_rows"] for row in parent.sources.to_pylist() if row["path"] in broken
-    }
+    broken_units = {row["unit_id"] for row in parent.sources.to_pylist() if row["path"] in broken}
+    lost = plan.dropped & broken_units
+    before = sum(tally.source_rows for unit, tally in parent.tallies().items() if unit in lost)
     after = sum(
         item.num_rows
         for unit in plan.added
         if any(span.file.path in broken for span in unit.spans)
         for item in plan.records[unit.unit_id]
     )
-    return max(0, sum(rows for unit, rows in before.items() if unit in plan.dropped) - after)
-
-
-def _kept_rows(prepared: Prepared) -> tuple[int, int]:
-    """Rows and dead letters of the units that stay."""
-    kept = {row["unit_id"]: row for row in prepared.parent.sources.to_pylist() if row["unit_id"] in prepared.plan.kept}
-    return sum(row["unit_rows"] for row in kept.values()), sum(row["unit_failed"] for row in kept.values())
+    return max(0, before - after)
 
 
 def _description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> commit.Description:
@@ -403,6 +435,7 @@ class Summary:
                 f"published version {self.version} of {self.table}",
                 f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
                 f"{counts.unchanged:,} unchanged ({counts.reused:,} in reused units)",
+                *self._documents(),
                 f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them new)"
                 + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
                 f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
@@ -412,6 +445,17 @@ class Summary:
                 f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",
             ]
         return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How IPython and notebooks show it."""
+        printer.text(str(self))
+
+    def _documents(self) -> list[str]:
+        """What the rows don't say by themselves."""
+        counts = self.counts
+        chunked = [f"  documents  {counts.documents:,} in these rows"] if counts.documents != counts.rows else []
+        skipped = [f"  left out   {counts.skipped:,} by source.where or source.on_null"] if counts.skipped else []
+        return chunked + skipped
 
 
 def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: Mapping[str, float]) -> Summary:
@@ -440,39 +484,72 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
     )
 
 
-def describe_plan(prepared: Prepared) -> dict[str, Any]:
-    """What `--dry-run` says: what the source holds and what a run would do."""
+def nothing_to_do(prepared: Prepared) -> Summary:
+    """The summary of a run whose plan changes nothing."""
+    return summarise(prepared, prepared.parent, NOTHING_ENCODED, {"plan": prepared.plan_s})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary:
+    """What the source holds and what a run would do, for a person (`str`) and for machines (`to_dict`)."""
+
+    table: str
+    version: int
+    """The current one."""
+    files: int
+    bytes: int
+    rows: int | None
+    """None where only reading can tell."""
+    rows_estimate: int
+    units: int
+    units_to_encode: int
+    units_recorded: int
+    """Encoded by an earlier run that didn't publish."""
+    units_reused: int
+    units_dropped: int
+    dim: int
+    fingerprint: str
+    plan_s: float
+    changes_pending: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = f"{self.rows:,}" if self.rows is not None else f"about {self.rows_estimate:,}"
+        return "\n".join(
+            [
+                f"plan for {self.table} (now at version {self.version})",
+                f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
+                f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
+                f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
+                f"  planned in {duration(self.plan_s)}",
+                "  changes pending" if self.changes_pending else "  nothing to do",
+            ]
+        )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How IPython and notebooks show it."""
+        printer.text(str(self))
+
+
+def summarise_plan(prepared: Prepared) -> PlanSummary:
     plan = prepared.plan
     tasks = plan.tasks
-    return {
-        "table": prepared.table.url,
-        "version": prepared.parent.version,
-        "files": len(prepared.files),
-        "bytes": sum(file.size for file in prepared.files),
-        "rows": prepared.survey.rows_known,
-        "rows_estimate": prepared.survey.rows_estimate,
-        "units": len(plan.added) + len(plan.kept),
-        "units_to_encode": len(tasks),
-        "units_recorded": len(plan.added) - len(tasks),
-        "units_reused": len(plan.kept),
-        "units_dropped": len(plan.dropped),
-        "dim": prepared.encoder.dim,
-        "fingerprint": prepared.fingerprint,
-        "plan_s": round(prepared.plan_s, 3),
-        "changes_pending": not plan.changes_nothing,
-    }
-
-
-def plan_text(described: Mapping[str, Any]) -> str:
-    rows = f"{described['rows']:,}" if described["rows"] is not None else f"about {described['rows_estimate']:,}"
-    return "\n".join(
-        [
-            f"plan for {described['table']} (now at version {described['version']})",
-            f"  source     {described['files']:,} files, {size(described['bytes'])}, {rows} rows",
-            f"  units      {described['units']:,}: {described['units_to_encode']:,} to encode, "
-            f"{described['units_recorded']:,} recorded by an earlier run, {described['units_reused']:,} reused, "
-            f"{described['units_dropped']:,} to drop",
-            f"  planned in {duration(described['plan_s'])}",
-            "  changes pending" if described["changes_pending"] else "  nothing to do",
-        ]
+    return PlanSummary(
+        table=prepared.table.url,
+        version=prepared.parent.version,
+        files=len(prepared.files),
+        bytes=sum(file.size for file in prepared.files),
+        rows=prepared.survey.rows_known,
+        rows_estimate=prepared.survey.rows_estimate,
+        units=len(plan.added) + len(plan.kept),
+        units_to_encode=len(tasks),
+        units_recorded=len(plan.added) - len(tasks),
+        units_reused=len(plan.kept),
+        units_dropped=len(plan.dropped),
+        dim=prepared.encoder.dim,
+        fingerprint=prepared.fingerprint,
+        plan_s=round(prepared.plan_s, 3),
+        changes_pending=not plan.changes_nothing,
     )

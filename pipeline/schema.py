@@ -19,6 +19,13 @@ TRUNCATED = "truncated"
 POSITION = "position"
 """Where the row stands in its source file: byte offset of a line (of the uncompressed stream), row index in Parquet."""
 TOKENS = "tokens"
+DOCUMENT = "document"
+"""Of which document of its slice a row of token ids is, where documents are chunked."""
+DOC_ID = "doc_id"
+CHUNK_INDEX = "chunk_index"
+CHUNK_START = "chunk_start"
+CHUNK_END = "chunk_end"
+"""Characters, not bytes: text[chunk_start:chunk_end] of the document's text is the chunk."""
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Stands for null in the name of a partition's folder, as Hive has it."""
 
@@ -31,8 +38,16 @@ LINEAGE: tuple[pa.Field, ...] = (
 )
 """The columns after the embedding in every part."""
 
-_CHUNK = ("doc_id", "chunk_index", "chunk_start", "chunk_end")
-RESERVED = frozenset([ID, TEXT, CONTENT_HASH, ROW_HASH, SOURCE, N_TOKENS, TRUNCATED, POSITION, TOKENS, *_CHUNK])
+CHUNK: tuple[pa.Field, ...] = (
+    pa.field(DOC_ID, pa.string(), nullable=False),
+    pa.field(CHUNK_INDEX, pa.int32(), nullable=False),
+    pa.field(CHUNK_START, pa.int64(), nullable=False),
+    pa.field(CHUNK_END, pa.int64(), nullable=False),
+)
+"""The columns before the embedding in a table of chunks; the id of a chunk is `<doc_id>#<chunk_index>`."""
+
+_WRITTEN = [ID, TEXT, *(field.name for field in (*CHUNK, *LINEAGE))]
+RESERVED = frozenset([*_WRITTEN, POSITION, TOKENS])
 """Names that a kept or partition column can't have."""
 
 DEAD_LETTERS = pa.schema(

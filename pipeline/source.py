@@ -1,42 +1,38 @@
 """What there is to embed: the source files, the types of their columns, and the spans that units are made of.
 
 Comes in: a SourceSpec. Goes out: `SourceFile`s and a `Survey`. Nothing is read here but footers and first lines; how a
-span becomes documents stands in reading.py, what is special to a format in its own file.
+span becomes documents stands in reading.py, what is special to a format in formats/.
 """
 
 import contextlib
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 from urllib.parse import unquote
 
 import pyarrow as pa
 
-from pipeline import jsonl, parquet
-from pipeline.columns import can_be_id, column_names, common_type, partition_type, plain_type, without_nulls
+from pipeline import arrow_types, where
+from pipeline.columns import can_be_id, carried_type, column_names, partition_type, plain_type, unite, without_nulls
 from pipeline.config import SourceSpec
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
+from pipeline.formats import registry
+from pipeline.formats.form import Join, Look, Misfit
+from pipeline.formats.values import can_be_text
 from pipeline.schema import NULL_PARTITION
-from pipeline.spans import Extent, RowGroup, cut
-from pipeline.storage import list_pattern, open_pinned
-from pipeline.unit import SourceFile, Span
+from pipeline.spans import PACKED_RATIO, cut
+from pipeline.storage import FileInfo, list_pattern, open_pinned
+from pipeline.unit import FormatName, SourceFile, Span
 
-Format = Literal["parquet", "jsonl", "jsonl.gz"]
-
-_SUFFIXES: Mapping[str, Format] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".jsonl.gz": "jsonl.gz",
-    ".ndjson.gz": "jsonl.gz",
-}
+_DATASET = "dataset:"
+_SAVED_WITH_ARROW = ("dataset_info.json", "state.json")
+_SAVED_ABOVE_ARROW = "dataset_dict.json"
 _SAMPLED_FILES = 8
 _THREADS = 16
+_LOOK_BYTES = 2**16
 _ROW_BYTES_GUESS = 1000
-_GZIP_RATIO_GUESS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,32 +58,59 @@ def list_sources(spec: SourceSpec) -> list[SourceFile]:
 
     Raises InputError for a pattern without files and for a file whose format is unknown.
     """
-    found = {file.path: file for pattern in spec.patterns for file in list_pattern(pattern, spec.storage_options)}
-    return [
-        SourceFile(
-            path=path,
-            size=file.size,
-            version=file.version,
-            format=_format(path, spec.format),
-            partition=hive_partition(path),
+    patterns, asked = _patterns(spec)
+    found = {file.path: file for pattern in patterns for file in list_pattern(pattern, spec.storage_options)}
+    return [_source_file(file, asked) for _, file in sorted(_without_companions(found).items())]
+
+
+def _patterns(spec: SourceSpec) -> tuple[Sequence[str], str]:
+    """What to list, and the format asked for; a data set stands for its files."""
+    named = [pattern for pattern in spec.patterns if pattern.startswith(_DATASET)]
+    if not named:
+        return spec.patterns, spec.format
+    if len(spec.patterns) > 1:
+        raise InputError(
+            f"source.path names {named[0]!r} among other paths: a data set stands alone, give it its own run"
         )
-        for path, file in sorted(found.items())
-    ]
+    from pipeline import dataset
+
+    files = dataset.data_files(spec)
+    return files.paths, files.format
 
 
-def _format(path: str, asked: str) -> Format:
-    name = path.rpartition("/")[2].lower()
-    if asked == "jsonl":
-        return "jsonl.gz" if name.endswith(".gz") else "jsonl"
-    if asked == "parquet":
-        return "parquet"
-    for suffix, known in _SUFFIXES.items():
-        if name.endswith(suffix):
-            return known
-    raise InputError(
-        f"the format of {path!r} is unknown: expected one of {', '.join(_SUFFIXES)}; narrow source.path, or set "
-        "source.format to parquet or jsonl"
+def _source_file(file: FileInfo, asked: str) -> SourceFile:
+    form, compression = registry.format_of(file.path, asked)
+    return SourceFile(
+        path=file.path,
+        size=file.size,
+        version=file.version,
+        format=form,
+        compression=compression,
+        partition=hive_partition(file.path),
     )
+
+
+def _without_companions(found: Mapping[str, FileInfo]) -> Mapping[str, FileInfo]:
+    """Without what `datasets` leaves beside the Arrow files of a saved data set: descriptions, and caches of results."""
+    folders = {_folder(path) for path in found if path.endswith(".arrow") and not _is_cache(path)}
+    above = {_folder(folder) for folder in folders}
+
+    def is_companion(path: str) -> bool:
+        folder, name = _folder(path), path.rpartition("/")[2]
+        if folder in folders and (name in _SAVED_WITH_ARROW or _is_cache(path)):
+            return True
+        return name == _SAVED_ABOVE_ARROW and folder in folders | above
+
+    return {path: file for path, file in found.items() if not is_companion(path)}
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _is_cache(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.startswith("cache-") and name.endswith(".arrow")
 
 
 def hive_partition(path: str) -> tuple[tuple[str, str | None], ...]:
@@ -104,15 +127,6 @@ def hive_partition(path: str) -> tuple[tuple[str, str | None], ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
-    """What one file says of itself."""
-
-    file: SourceFile
-    footer: parquet.Footer | None = None
-    sample: jsonl.Sample | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Kind:
     """The type of a column so far, and a file that has it."""
 
@@ -121,18 +135,22 @@ class _Kind:
 
 
 def survey(files: Sequence[SourceFile], spec: SourceSpec, partition_by: Sequence[str] = ()) -> Survey:
-    """Look into the files once, for types and for spans: all Parquet footers, the first lines of some JSONL files.
+    """Look into the files once, for types and for spans: all footers and schemas, the first lines of some other files.
 
     Raises InputError for columns that don't exist, don't fit together or can't be what they are meant for, and if no
     file can be read. A single file that can't be read is no error: reading it makes a dead letter.
     """
-    columns = list(column_names(spec.id, spec.text_columns, [*spec.keep, *partition_by]))
+    columns = list(column_names(spec, [*spec.keep, *partition_by]))
+    planned = _planned_types(spec, columns, files)
     looks = _look_into(files, columns, spec)
     _check_readable(files, looks)
-    schema = pa.schema([(name, _column_type(name, files, looks)) for name in columns])
+    plain = {*spec.id_columns, *spec.text_columns, *partition_by}
+    kinds = {name: _column_type(name, files, looks, planned.get(name), plain=name in plain) for name in columns}
+    schema = pa.schema(list(kinds.items()))
     _check_roles(schema, spec)
-    extents = [Extent(file=file, row_groups=_row_groups(looks.get(file.path))) for file in files]
-    spans = cut(extents)
+    if spec.where is not None:
+        where.check(spec.where, schema)
+    spans = cut(registry.extent(file, looks.get(file.path), spec) for file in files)
     known = [span.rows for group in spans for span in group]
     return Survey(
         schema=schema,
@@ -143,27 +161,58 @@ def survey(files: Sequence[SourceFile], spec: SourceSpec, partition_by: Sequence
     )
 
 
-def _look_into(files: Sequence[SourceFile], columns: Sequence[str], spec: SourceSpec) -> dict[str, _Look]:
-    """By path. All Parquet files, and JSONL files spread over the list."""
-    jsonl_files = [file for file in files if file.format != "parquet" and file.size]
-    chosen = [file for file in files if file.format == "parquet"] + _spread(jsonl_files, _SAMPLED_FILES)
+def _given_type(name: str, kind: str) -> pa.DataType:
+    try:
+        return arrow_types.parse(kind)
+    except ConfigError as error:
+        raise ConfigError(f"source.schema.{name}: {error}") from None
 
-    def look(file: SourceFile) -> _Look:
-        with contextlib.closing(open_pinned(file, spec.storage_options, parquet.FOOTER_READAHEAD_BYTES)) as opened:
-            if file.format == "parquet":
-                return _Look(file=file, footer=parquet.read_footer(opened, columns))
+
+def _planned_types(spec: SourceSpec, columns: Sequence[str], files: Sequence[SourceFile]) -> Mapping[str, pa.DataType]:
+    """Of `source.schema`; raises InputError for a column that is not read, and for a type that can't be."""
+    for name in spec.schema:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, 1, 0.5) or columns
+            raise InputError(
+                f"source.schema gives a type to column {name!r}, which is not read; the nearest is {near[0]!r}: rename "
+                "it, or add it to source.keep"
+            )
+    if not spec.schema:
+        return {}
+    planned = {name: _given_type(name, kind) for name, kind in spec.schema.items()}
+    for form in _formats(files):
+        for name, kind in planned.items():
+            if registry.FORMS[form].strings_only and not can_be_text(kind):
+                raise InputError(f"source.schema.{name} is {kind}, but {form} files hold strings: give a flat type")
+    return planned
+
+
+def _look_into(files: Sequence[SourceFile], columns: Sequence[str], spec: SourceSpec) -> dict[str, Look]:
+    """By path. All files of formats that say what they hold, of others some that are spread over the list."""
+    chosen: list[SourceFile] = []
+    for form in _formats(files):
+        those = [file for file in files if file.format == form]
+        every = registry.FORMS[form].every
+        chosen += those if every else _spread([file for file in those if file.size] or those, _SAMPLED_FILES)
+
+    def look(file: SourceFile) -> tuple[str, Look]:
+        with contextlib.closing(open_pinned(file, spec.storage_options, _LOOK_BYTES)) as opened:
             try:
-                return _Look(
-                    file=file, sample=jsonl.sample(opened, file.format == "jsonl.gz", columns, spec.text_columns)
-                )
-            except jsonl.Misfit as misfit:
+                return file.path, registry.look(opened, file, columns, spec)
+            except Misfit as misfit:
                 raise InputError(f"{misfit} in {file.path!r}: {_FIX_TYPES}") from None
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return {found.file.path: found for found in pool.map(look, chosen)}
+        return dict(pool.map(look, chosen))
 
 
-_FIX_TYPES = "a column needs one type; leave it out of source.keep, or convert the files"
+_FIX_TYPES = "a column needs one type; leave it out of source.keep, set its type in source.schema, or convert the files"
+
+
+def _formats(files: Iterable[SourceFile]) -> Iterator[FormatName]:
+    """In the order of the registry."""
+    present = {file.format for file in files}
+    return (form for form in registry.FORMS if form in present)
 
 
 def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
@@ -173,76 +222,90 @@ def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
     return [files[round(index * (len(files) - 1) / (count - 1))] for index in range(count)]
 
 
-def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, _Look]) -> None:
-    if not any(look.footer or (look.sample and look.sample.objects) for look in looks.values()):
+def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> None:
+    if not any(look.readable for look in looks.values()):
+        formats = ", ".join(_formats(files))
         raise InputError(
-            f"none of the {len(files)} source files can be read, the first is {files[0].path!r}: expected Parquet files, "
-            "or JSON objects one a line; check source.path and source.format"
+            f"none of the {len(files)} source files can be read, the first is {files[0].path!r}: expected {formats}; "
+            "check source.path and source.format"
         )
-
-
-def _row_groups(look: _Look | None) -> tuple[RowGroup, ...] | None:
-    return look.footer.row_groups if look and look.footer else None
 
 
 # --- types
 
 
-def _column_type(name: str, files: Sequence[SourceFile], looks: Mapping[str, _Look]) -> pa.DataType:
+def _column_type(
+    name: str,
+    files: Sequence[SourceFile],
+    looks: Mapping[str, Look],
+    planned: pa.DataType | None,
+    *,
+    plain: bool,
+) -> pa.DataType:
     """The one type of a column in all files that have it, and in the names of the folders of those that don't."""
-    kinds = [kind for kind in (_parquet_kind(name, looks), _jsonl_kind(name, looks)) if kind is not None]
-    in_jsonl = any(look.sample is not None and name in look.sample.types for look in looks.values())
-    lacking = [file for file in files if not _has_column(name, looks.get(file.path), in_jsonl)]
+    kinds = [kind for form in _formats(files) if (kind := _kind_in(name, files, looks, form, planned, plain=plain))]
+    known = {form for form in _formats(files) if _has_format(name, files, looks, form)}
+    lacking = [file for file in files if not _has_column(name, file, looks, known)]
     values = [(file.path, value) for file in lacking for key, value in file.partition if key == name]
     if values and not (kinds and pa.types.is_string(kinds[0].type)):
         kinds.append(_Kind(type=partition_type(value for _, value in values), path=values[0][0]))
     if not kinds:
         raise InputError(_unknown_column(name, files, looks))
+    if planned is not None:
+        kinds = [_Kind(type=plain_type(planned) if plain else planned, path="source.schema")]
     kind = kinds[0]
     for other in kinds[1:]:
-        kind = _unite(name, kind, other, common_type)
-    return without_nulls(kind.type)
+        kind = _unite(name, kind, other)
+    carried = carried_type(without_nulls(kind.type))
+    if carried is None:
+        raise InputError(
+            f"column {name!r} is {kind.type} in {kind.path!r}, which a Parquet file can't hold: leave it out of "
+            "source.keep, or convert the files"
+        )
+    return carried
 
 
-def _has_column(name: str, look: _Look | None, in_jsonl: bool) -> bool:
-    """A JSONL file that was not sampled is taken for one like the others; an unreadable Parquet file lacks nothing."""
+def _has_format(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look], form: FormatName) -> bool:
+    found = (looks.get(file.path) for file in files if file.format == form)
+    return any(look is not None and name in look.types for look in found)
+
+
+def _has_column(name: str, file: SourceFile, looks: Mapping[str, Look], formats: Collection[FormatName]) -> bool:
+    """A file that was not sampled is taken for one like the others of its format; an unreadable one lacks nothing."""
+    look = looks.get(file.path)
     if look is None:
-        return in_jsonl
-    if look.sample is not None:
-        return name in look.sample.types
-    return look.footer is None or name in look.footer.types
+        return file.format in formats
+    return not look.readable or name in look.types
 
 
-def _parquet_kind(name: str, looks: Mapping[str, _Look]) -> _Kind | None:
+def _kind_in(
+    name: str,
+    files: Sequence[SourceFile],
+    looks: Mapping[str, Look],
+    form: FormatName,
+    planned: pa.DataType | None,
+    *,
+    plain: bool,
+) -> _Kind | None:
+    """In all files of one format; in the first one that has it if the type is planned anyway."""
     kind: _Kind | None = None
-    for look in looks.values():
-        if look.footer is None or name not in look.footer.types:
+    for file in files:
+        look = looks.get(file.path)
+        if file.format != form or look is None or name not in look.types:
             continue
-        if name in look.footer.duplicates:
-            raise InputError(f"{look.file.path!r} has more than one column {name!r}: rename one")
-        found = _Kind(type=plain_type(look.footer.types[name]), path=look.file.path)
-        kind = found if kind is None else _unite(name, kind, found, common_type)
+        if name in look.duplicates:
+            raise InputError(f"{file.path!r} has more than one column {name!r}: rename one")
+        found = look.types[name]
+        here = _Kind(type=plain_type(found) if plain else found, path=file.path)
+        if kind is None:
+            kind = here
+        elif planned is None:
+            kind = _unite(name, kind, here, registry.FORMS[form].join)
     return kind
 
 
-def _jsonl_kind(name: str, looks: Mapping[str, _Look]) -> _Kind | None:
-    def join(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-        try:
-            return jsonl.join_types(name, a, b)
-        except jsonl.Misfit:
-            return None
-
-    kind: _Kind | None = None
-    for look in looks.values():
-        if look.sample is None or name not in look.sample.types:
-            continue
-        found = _Kind(type=look.sample.types[name], path=look.file.path)
-        kind = found if kind is None else _unite(name, kind, found, join)
-    return kind
-
-
-def _unite(name: str, a: _Kind, b: _Kind, join: Callable[[pa.DataType, pa.DataType], pa.DataType | None]) -> _Kind:
-    kind = join(a.type, b.type)
+def _unite(name: str, a: _Kind, b: _Kind, join: Join | None = None) -> _Kind:
+    kind = join(name, a.type, b.type) if join is not None else unite(a.type, b.type)
     if kind is None:
         raise InputError(f"column {name!r} is {a.type} in {a.path!r} but {b.type} in {b.path!r}: {_FIX_TYPES}")
     return _Kind(type=kind, path=a.path if kind == a.type else b.path)
@@ -253,17 +316,19 @@ def _check_roles(schema: pa.Schema, spec: SourceSpec) -> None:
         kind = schema.field(name).type
         if not pa.types.is_string(kind):
             raise InputError(f"source.text names column {name!r}, which is {kind}: expected a column of strings")
-    if spec.id is not None and not can_be_id(schema.field(spec.id).type):
-        raise InputError(
-            f"source.id names column {spec.id!r}, which is {schema.field(spec.id).type}: expected strings, integers, binary, "
-            "dates, decimals or timestamps; null makes ids from file and position"
-        )
+    for name in spec.id_columns:
+        kind = schema.field(name).type
+        if not can_be_id(kind):
+            raise InputError(
+                f"source.id names column {name!r}, which is {kind}: expected strings, integers, binary, dates, decimals "
+                "or timestamps; null makes ids from file and position"
+            )
 
 
-def _unknown_column(name: str, files: Sequence[SourceFile], looks: Mapping[str, _Look]) -> str:
+def _unknown_column(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> str:
     known = {key for file in files for key, _ in file.partition}
     for look in looks.values():
-        known.update(look.footer.names if look.footer else look.sample.names if look.sample else ())
+        known.update(look.names)
     near = difflib.get_close_matches(name, known, 3, 0.6) or sorted(known)[:10]
     return f"no source file has a column {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}"
 
@@ -271,15 +336,21 @@ def _unknown_column(name: str, files: Sequence[SourceFile], looks: Mapping[str, 
 # --- rows
 
 
-def _estimate_rows(spans: Sequence[tuple[Span, ...]], looks: Mapping[str, _Look]) -> int:
-    samples = [look.sample for look in looks.values() if look.sample is not None]
-    sampled_rows = sum(sample.rows for sample in samples)
-    row_bytes = sum(sample.size for sample in samples) / sampled_rows if sampled_rows else _ROW_BYTES_GUESS
+def _estimate_rows(spans: Sequence[tuple[Span, ...]], looks: Mapping[str, Look]) -> int:
     rows = 0.0
+    sampled: dict[FormatName, list[Look]] = {}
+    for file in {span.file.path: span.file for group in spans for span in group}.values():
+        if (look := looks.get(file.path)) is not None and look.rows:
+            sampled.setdefault(file.format, []).append(look)
+    row_bytes = {form: _row_bytes(found) for form, found in sampled.items()}
     for span in (span for group in spans for span in group):
         if span.rows is not None:
             rows += span.rows
-        elif span.file.format != "parquet":
-            packed = _GZIP_RATIO_GUESS if span.file.format == "jsonl.gz" else 1
-            rows += (span.stop - span.start) * packed / max(1.0, row_bytes)
+        elif (look := looks.get(span.file.path)) is None or look.readable:
+            packed = PACKED_RATIO if span.file.compression else 1
+            rows += (span.stop - span.start) * packed / row_bytes.get(span.file.format, _ROW_BYTES_GUESS)
     return round(rows)
+
+
+def _row_bytes(looks: Sequence[Look]) -> float:
+    return max(1.0, sum(look.size for look in looks) / sum(look.rows for look in looks))

@@ -13,9 +13,9 @@ from pipeline.unit import SourceFile, Span
 UNIT_ROWS = 8192
 UNIT_PARQUET_BYTES = 32 * 2**20
 """Uncompressed, of the columns that are read."""
-UNIT_JSONL_BYTES = 8 * 2**20
-UNIT_GZIP_BYTES = UNIT_JSONL_BYTES // 4
-"""Text in JSON shrinks to about a quarter."""
+UNIT_TEXT_BYTES = 8 * 2**20
+PACKED_RATIO = 4
+"""Text shrinks to about a quarter."""
 MAX_PACK_UNITS = 4.0
 MAX_PACK_FILES = 4096
 
@@ -37,18 +37,25 @@ class Extent:
 
     file: SourceFile
     row_groups: tuple[RowGroup, ...] | None = None
-    """Of a Parquet file; None if its footer can't be read."""
+    """Of a Parquet file."""
+    unit_bytes: int | None = None
+    """Stored bytes that make a unit; None where nothing is known of the file: it is a unit by itself."""
+    divisible: bool = False
+    """Whether the file can be read from the middle, by byte ranges."""
+    rows: int | None = None
+    """None where only reading can tell."""
 
 
 def cut(extents: Iterable[Extent]) -> list[tuple[Span, ...]]:
     """The spans of each unit, in path order of their first file. Files without rows have none."""
     packs: list[tuple[Span, ...]] = []
-    small: dict[str, list[tuple[float, Span]]] = {}
+    small: dict[tuple[str, str], list[tuple[float, Span]]] = {}
     for extent in sorted(extents, key=lambda extent: extent.file.path):
         weight = _weight(extent)
         if 0 < weight < 1:
-            small.setdefault(extent.file.format, []).append((weight, _whole(extent)))
-        else:
+            file = extent.file
+            small.setdefault((file.format, file.compression), []).append((weight, _whole(extent)))
+        elif weight:
             packs += _cut_large(extent)
     for weighted in small.values():
         packs += _pack(weighted)
@@ -57,13 +64,12 @@ def cut(extents: Iterable[Extent]) -> list[tuple[Span, ...]]:
 
 def _weight(extent: Extent) -> float:
     """In units: from 1 on the file is cut by itself, 0 is a file without rows."""
-    size = extent.file.size
-    if extent.file.format == "parquet":
-        if extent.row_groups is None:
-            return 1.0
+    if extent.row_groups is not None:
         rows = sum(group.rows for group in extent.row_groups)
         return max(rows / UNIT_ROWS, sum(group.size for group in extent.row_groups) / UNIT_PARQUET_BYTES) if rows else 0
-    return size / (UNIT_JSONL_BYTES if extent.file.format == "jsonl" else UNIT_GZIP_BYTES)
+    if extent.unit_bytes is None:
+        return 1.0
+    return max(extent.file.size / extent.unit_bytes, (extent.rows or 0) / UNIT_ROWS)
 
 
 def _whole(extent: Extent) -> Span:
@@ -71,7 +77,7 @@ def _whole(extent: Extent) -> Span:
     if extent.row_groups is not None:
         rows = sum(group.rows for group in extent.row_groups)
         return Span(file=file, kind="row_groups", start=0, stop=len(extent.row_groups), rows=rows)
-    return Span(file=file, kind="bytes" if file.format == "jsonl" else "file", start=0, stop=file.size, rows=None)
+    return Span(file=file, kind="bytes" if extent.divisible else "file", start=0, stop=file.size, rows=extent.rows)
 
 
 def _cut_large(extent: Extent) -> Iterator[tuple[Span, ...]]:
@@ -81,12 +87,12 @@ def _cut_large(extent: Extent) -> Iterator[tuple[Span, ...]]:
             rows = sum(group.rows for group in extent.row_groups[start:stop])
             if rows:
                 yield (Span(file=file, kind="row_groups", start=start, stop=stop, rows=rows),)
-    elif file.format == "jsonl":
-        for start in range(0, file.size, UNIT_JSONL_BYTES):
+    elif extent.divisible and extent.unit_bytes is not None:
+        for start in range(0, file.size, extent.unit_bytes):
             yield (
-                Span(file=file, kind="bytes", start=start, stop=min(start + UNIT_JSONL_BYTES, file.size), rows=None),
+                Span(file=file, kind="bytes", start=start, stop=min(start + extent.unit_bytes, file.size), rows=None),
             )
-    elif file.size or file.format == "parquet":
+    else:
         yield (_whole(extent),)
 
 

@@ -7,19 +7,21 @@ opens nor splits. The stages know nothing of Ray; they never raise for bad data:
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import identity, schema
-from pipeline.config import LimitSpec, SourceSpec, TableSpec
+from pipeline.chunking import chunk, failed_texts, mean_vectors
+from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
 from pipeline.encoder import Encoder
 from pipeline.errors import SourceChanged
 from pipeline.model.folder import EncoderSpec
-from pipeline.plan import Task
+from pipeline.planning import Task
 from pipeline.reading import read_slices
 from pipeline.storage import Folder
 from pipeline.table import layout
@@ -33,6 +35,7 @@ FLOW = pa.schema(
         pa.field("unit_id", pa.string()),
         pa.field("first_row", pa.int64()),
         pa.field("num_rows", pa.int64()),
+        pa.field("skipped", pa.int64()),
         pa.field("last", pa.bool_()),
         pa.field("sources", pa.list_(pa.int32())),
         pa.field("paths", pa.list_(pa.string())),
@@ -76,6 +79,7 @@ class Settings:
     """All that the stages of one run need to know; holds secrets, so it never travels as an argument of a Ray stage."""
 
     source: SourceSpec
+    chunk: ChunkSpec | None
     table: TableSpec
     limits: LimitSpec
     encoder: EncoderSpec
@@ -83,7 +87,11 @@ class Settings:
     part_schema: pa.Schema
     fingerprint: str
     probes: tuple[tuple[float, ...], ...]
+    carried: tuple[str, ...]
+    """RunSpec.carried."""
     slice_rows: int
+    slice_bytes: int
+    """Of text and kept columns."""
     tokenizer_threads: int
     encoder_threads: int
     device: str
@@ -92,10 +100,10 @@ class Settings:
         return Folder(self.table.path, self.table.storage_options)
 
     @property
-    def carried(self) -> tuple[str, ...]:
-        """Kept columns, then partition columns that aren't kept."""
-        extra = tuple(name for name in self.table.partition_by if name not in self.source.keep)
-        return self.source.keep + extra
+    def hashed(self) -> list[str]:
+        """The columns that make the row hash."""
+        chunk_fields = [schema.CHUNK_INDEX, schema.CHUNK_START, schema.CHUNK_END]
+        return [*self.carried, *(chunk_fields if self.chunk is not None and self.chunk.rows == "chunks" else ())]
 
 
 def read_and_tokenize(task: Task, settings: Settings, tokenizer: Tokenizer) -> Iterator[pa.Table]:
@@ -108,6 +116,7 @@ def read_and_tokenize(task: Task, settings: Settings, tokenizer: Tokenizer) -> I
         settings.limits,
         settings.slice_rows,
         task.done,
+        settings.slice_bytes,
     )
     started = time.perf_counter()
     try:
@@ -121,26 +130,22 @@ def read_and_tokenize(task: Task, settings: Settings, tokenizer: Tokenizer) -> I
 
 def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer, read_s: float) -> pa.Table:
     started = time.perf_counter()
-    documents, dead_letters = piece.documents, piece.dead_letters
     paths = {number: span.file.path for span, number in zip(unit.spans, unit.sources, strict=True)}
-    tokens = tokenizer.tokenize(documents.column(schema.TEXT).to_pylist())
-    if tokens.failed:
-        dead_letters = pa.concat_tables([dead_letters, letters(documents, tokens.failed, "tokenize", paths)])
-        good = _without(documents.num_rows, tokens.failed)
-        documents = documents.take(good)
-        tokens = arrow_to_tokens(tokens_to_arrow(tokens).take(pa.array(good)), pa.array(tokens.truncated[good]))
-    lengths = tokens.lengths.astype(np.int32)
-    documents = (
-        documents.append_column(
-            schema.CONTENT_HASH, identity.content_hashes(documents.column(schema.TEXT), settings.encoder.prompt)
-        )
-        .append_column(schema.ROW_HASH, identity.row_hashes(documents.select(list(settings.carried))))
-        .append_column(schema.N_TOKENS, pa.array(lengths))
-        .append_column(schema.TRUNCATED, pa.array(tokens.truncated))
-    )
+    if settings.chunk is None:
+        tokenized = _tokenize_whole(piece.documents, tokenizer)
+    else:
+        tokenized = _tokenize_chunks(piece.documents, tokenizer, settings.chunk)
+    dead_letters = piece.dead_letters
+    if tokenized.failed:
+        new_letters = letters(piece.documents, tokenized.failed, "tokenize", paths)
+        dead_letters = pa.concat_tables([dead_letters, new_letters])
+    rows = tokenized.rows
+    rows = rows.append_column(
+        schema.CONTENT_HASH, identity.content_hashes(rows.column(schema.TEXT), settings.encoder.prompt)
+    ).append_column(schema.ROW_HASH, identity.row_hashes(rows.select(settings.hashed)))
     effort = Effort(
-        tokens=int(lengths.sum()),
-        truncated=int(tokens.truncated.sum()),
+        tokens=pc.sum(rows.column(schema.N_TOKENS)).as_py() or 0,
+        truncated=pc.sum(rows.column(schema.TRUNCATED)).as_py() or 0,
         read_s=read_s,
         tokenize_s=time.perf_counter() - started,
     )
@@ -148,36 +153,109 @@ def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer
         unit_id=piece.unit_id,
         first_row=piece.first_row,
         num_rows=piece.num_rows,
+        skipped=piece.skipped,
         last=piece.last,
         sources=list(unit.sources),
         paths=list(paths.values()),
-        documents=to_ipc(documents),
-        tokens=to_ipc(pa.table({schema.TOKENS: tokens_to_arrow(tokens)})),
+        documents=to_ipc(rows),
+        tokens=to_ipc(tokenized.tokens),
         dead_letters=to_ipc(dead_letters),
         effort=_effort_to_json(effort),
     )
 
 
-def encode(
-    row: pa.Table, encoder: Encoder, name: str, on_progress: Callable[[int, int], None] | None = None
-) -> pa.Table:
-    """The same FLOW row with vectors in place of tokens; rows that have no vector become dead letters.
+@dataclass(frozen=True, kw_only=True)
+class _Tokenized:
+    rows: pa.Table
+    """The table's rows to be: one per document, or one per chunk, with schema.N_TOKENS and schema.TRUNCATED."""
+    tokens: pa.Table
+    """schema.TOKENS; where documents are chunked a row per chunk, with its number in schema.DOCUMENT."""
+    failed: Mapping[int, str]
+    """Document -> reason."""
 
-    `name` is the encoder's own among those of the run.
+
+def _tokenize_whole(documents: pa.Table, tokenizer: Tokenizer) -> _Tokenized:
+    tokens = tokenizer.tokenize(documents.column(schema.TEXT).to_pylist())
+    column, truncated, lengths = tokens_to_arrow(tokens), tokens.truncated, tokens.lengths
+    if tokens.failed:
+        good = _without(documents.num_rows, tokens.failed)
+        documents, column = documents.take(good), column.take(pa.array(good))
+        truncated, lengths = truncated[good], lengths[good]
+    return _Tokenized(
+        rows=_with_tokens(documents, lengths, truncated), tokens=pa.table({schema.TOKENS: column}), failed=tokens.failed
+    )
+
+
+def _tokenize_chunks(documents: pa.Table, tokenizer: Tokenizer, spec: ChunkSpec) -> _Tokenized:
+    texts = documents.column(schema.TEXT).to_pylist()
+    chunks = chunk(texts, tokenizer, spec)
+    lengths, truncated = chunks.tokens.lengths, chunks.tokens.truncated
+    good, first, document = np.unique(chunks.text, return_index=True, return_inverse=True)
+    if spec.rows == "documents":
+        if len(good):
+            lengths, truncated = np.add.reduceat(lengths, first), np.logical_or.reduceat(truncated, first)
+        rows = documents.take(pa.array(good))
+    else:
+        rows = documents.take(pa.array(chunks.text))
+        doc_ids = rows.column(schema.ID)
+        ids = [f"{name}#{index}" for name, index in zip(doc_ids.to_pylist(), chunks.index.tolist(), strict=True)]
+        bounds = zip(chunks.text.tolist(), chunks.start.tolist(), chunks.end.tolist(), strict=True)
+        rows = rows.set_column(rows.schema.get_field_index(schema.ID), schema.ID, pa.array(ids, pa.string()))
+        rows = rows.set_column(
+            rows.schema.get_field_index(schema.TEXT),
+            schema.TEXT,
+            pa.array([texts[number][start:end] for number, start, end in bounds], pa.large_string()),
+        )
+        for field, values in zip(schema.CHUNK, (doc_ids, chunks.index, chunks.start, chunks.end), strict=True):
+            column = (
+                values if isinstance(values, pa.ChunkedArray) else pa.array(values.astype(field.type.to_pandas_dtype()))
+            )
+            rows = rows.append_column(field.name, column)
+    tokens = {schema.TOKENS: tokens_to_arrow(chunks.tokens), schema.DOCUMENT: pa.array(document.astype(np.int32))}
+    return _Tokenized(rows=_with_tokens(rows, lengths, truncated), tokens=pa.table(tokens), failed=chunks.failed)
+
+
+def _with_tokens(rows: pa.Table, lengths: np.ndarray[Any, Any], truncated: np.ndarray[Any, Any]) -> pa.Table:
+    return rows.append_column(schema.N_TOKENS, pa.array(lengths.astype(np.int32))).append_column(
+        schema.TRUNCATED, pa.array(truncated)
+    )
+
+
+def encode(
+    row: pa.Table,
+    encoder: Encoder,
+    settings: Settings,
+    name: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> pa.Table:
+    """The same FLOW row with vectors in place of tokens; documents that have no vector become dead letters.
+
+    `name` is the encoder's own among those of the run; `on_progress(documents, tokens)` hears what was encoded meanwhile.
     """
     if row.column("refused")[0].is_valid:
         return row
     start, started = time.time(), time.perf_counter()
-    tokens = arrow_to_tokens(from_cell(row, "tokens").column(schema.TOKENS))
-    encoded = encoder.encode(tokens, on_progress)
-    vectors, changed = encoded.vectors, {}
-    if encoded.failed:
-        documents = from_cell(row, "documents")
+    tokens = from_cell(row, "tokens")
+    num_documents = _num_documents(tokens)
+    encoded = encoder.encode(
+        arrow_to_tokens(tokens.column(schema.TOKENS)),
+        on_progress and _per_document(on_progress, num_documents, tokens.num_rows),
+    )
+    rows = from_cell(row, "documents")
+    vectors, failed = encoded.vectors, encoded.failed
+    if settings.chunk is not None:
+        document = tokens.column(schema.DOCUMENT).to_numpy()
+        if settings.chunk.rows == "documents":
+            vectors, failed = mean_vectors(vectors, document, failed, unit_length=settings.encoder.unit_length)
+        else:
+            failed = _whole_documents(document, failed)
+    changed = {}
+    if failed:
         paths = dict(zip(row.column("sources")[0].as_py(), row.column("paths")[0].as_py(), strict=True))
-        new_letters = letters(documents, encoded.failed, "encode", paths)
-        good = _without(documents.num_rows, encoded.failed)
+        new_letters = letters(rows, failed, "encode", paths)
+        good = _without(rows.num_rows, failed)
         vectors = vectors[good]
-        changed["documents"] = _cell(to_ipc(documents.take(good)))
+        changed["documents"] = _cell(to_ipc(rows.take(good)))
         changed["dead_letters"] = _cell(to_ipc(pa.concat_tables([from_cell(row, "dead_letters"), new_letters])))
     effort = _effort_of(row) + Effort(
         rows_encoded=encoded.rows_encoded,
@@ -191,6 +269,34 @@ def encode(
     changed["encoder"] = pa.array([name])
     changed["encode_start"], changed["encode_stop"] = pa.array([start]), pa.array([time.time()])
     return pa.table([changed.get(name, row.column(name)) for name in FLOW.names], schema=FLOW)
+
+
+def _num_documents(tokens: pa.Table) -> int:
+    if schema.DOCUMENT not in tokens.column_names:
+        return int(tokens.num_rows)
+    return (pc.max(tokens.column(schema.DOCUMENT)).as_py() or 0) + 1 if tokens.num_rows else 0
+
+
+def _per_document(
+    on_progress: Callable[[int, int], None], num_documents: int, num_rows: int
+) -> Callable[[int, int], None]:
+    """The same in documents, for an encoder that counts chunks: in proportion, none told twice."""
+    seen = told = 0
+
+    def progress(rows: int, tokens: int) -> None:
+        nonlocal seen, told
+        seen += rows
+        documents = seen * num_documents // num_rows
+        on_progress(documents - told, tokens)
+        told = documents
+
+    return progress
+
+
+def _whole_documents(document: np.ndarray[Any, Any], failed: Mapping[int, str]) -> dict[int, str]:
+    """Every chunk of each document that has a failed one: a document stands in the table whole, or not at all."""
+    reasons = failed_texts(document, failed)
+    return {row: reasons[number] for row, number in enumerate(document.tolist()) if number in reasons}
 
 
 def refuse(row: pa.Table, reason: str) -> pa.Table:
@@ -217,6 +323,8 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
         unit_id=unit_id,
         first_row=first_row,
         num_rows=row.column("num_rows")[0].as_py(),
+        skipped=row.column("skipped")[0].as_py(),
+        documents=_count_documents(from_cell(row, "documents")),
         failed=dead_letters.num_rows,
         last=row.column("last")[0].as_py(),
         sources=tuple(row.column("sources")[0].as_py()),
@@ -236,6 +344,12 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
         "effort": _effort_to_json(record.effort),
     } | {name: row.column(name)[0].as_py() for name in ("encoder", "encode_start", "encode_stop")}
     return pa.Table.from_pylist([report], REPORT)
+
+
+def _count_documents(rows: pa.Table) -> int:
+    if schema.CHUNK_INDEX not in rows.column_names:
+        return int(rows.num_rows)
+    return int(pc.sum(pc.equal(rows.column(schema.CHUNK_INDEX), 0)).as_py() or 0)
 
 
 def _part_rows(documents: pa.Table, vectors: np.ndarray[Any, Any], settings: Settings) -> pa.Table:
@@ -283,20 +397,20 @@ def _write_dead_letters(
     return path, content.size
 
 
-def letters(documents: pa.Table, failed: dict[int, str], stage: str, paths: dict[int, str]) -> pa.Table:
-    """DEAD_LETTERS for some rows of a table of documents."""
-    rows = documents.select([schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT]).take(sorted(failed)).to_pylist()
-    reasons = (failed[index] for index in sorted(failed))
-    return pa.Table.from_pylist(
-        [
-            row | {"path": paths[row[schema.SOURCE]], "stage": stage, "error": reason}
-            for row, reason in zip(rows, reasons, strict=True)
-        ],
-        schema.DEAD_LETTERS,
+def letters(rows: pa.Table, failed: Mapping[int, str], stage: str, paths: Mapping[int, str]) -> pa.Table:
+    """DEAD_LETTERS for some rows: one for each document, with the text of its first row here."""
+    name = schema.DOC_ID if schema.DOC_ID in rows.column_names else schema.ID
+    chosen = rows.select([name, schema.SOURCE, schema.POSITION, schema.TEXT]).rename_columns(
+        [schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT]
     )
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for index, row in zip(sorted(failed), chosen.take(sorted(failed)).to_pylist(), strict=True):
+        place = row[schema.SOURCE], row[schema.POSITION]
+        found.setdefault(place, row | {"path": paths[row[schema.SOURCE]], "stage": stage, "error": failed[index]})
+    return pa.Table.from_pylist(list(found.values()), schema.DEAD_LETTERS)
 
 
-def _without(num_rows: int, failed: dict[int, str]) -> np.ndarray[Any, Any]:
+def _without(num_rows: int, failed: Mapping[int, str]) -> np.ndarray[Any, Any]:
     """Indexes of the rows that didn't fail."""
     good = np.ones(num_rows, bool)
     good[list(failed)] = False

@@ -4,30 +4,38 @@ Uses the Rust tokenizer behind transformers' AutoTokenizer; prompt, truncation a
 no model weights, no batches and no files but the tokenizer's own.
 """
 
+import copy
 import itertools
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tokenizers.normalizers import BertNormalizer, Lowercase
+from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
-from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
 
+Key = TypeVar("Key")
 _Row = tuple[list[int], bool]
 """(ids, truncated) of one text."""
+Offsets = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""[tokens] each: where the tokens of a text begin and where they end, in characters."""
 _NO_TOKENS: _Row = ([], False)
 
 _HEAD_CHARS_PER_TOKEN = 8
 """So many characters per token of the model's length nearly always fill it; where they don't, all text is read."""
+
+_SEGMENT_CHARS = 2**16
+"""The library holds some hundred bytes a token, so a long text gives its offsets piece by piece."""
+_BATCH_CHARS = 2**20
 
 _PROBES = (
     "",
@@ -58,6 +66,29 @@ class TokenRows:
     def lengths(self) -> NDArray[np.int64]:
         """[n]: tokens per row."""
         return np.diff(self.offsets)
+
+    def slice(self, start: int, stop: int) -> "TokenRows":
+        """Rows [start, stop), on the same memory."""
+        bounds = self.offsets[start : stop + 1]
+        ids = self.ids[bounds[0] : bounds[-1]]
+        failed = {row - start: reason for row, reason in self.failed.items() if start <= row < stop}
+        return TokenRows(ids, bounds - bounds[0], self.truncated[start:stop], failed)
+
+    @staticmethod
+    def concatenated(pieces: "Sequence[TokenRows]") -> "TokenRows":
+        """All rows of all pieces, in order."""
+        firsts = np.cumsum([0, *map(len, pieces)]).tolist()
+        lengths = [piece.lengths for piece in pieces]
+        return TokenRows(
+            ids=np.concatenate([np.zeros(0, np.int32), *(piece.ids for piece in pieces)]),
+            offsets=np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))]),
+            truncated=np.concatenate([np.zeros(0, np.bool_), *(piece.truncated for piece in pieces)]),
+            failed={
+                first + row: reason
+                for first, piece in zip(firsts, pieces, strict=False)
+                for row, reason in piece.failed.items()
+            },
+        )
 
 
 def tokens_to_arrow(rows: TokenRows) -> pa.LargeListArray:
@@ -105,10 +136,14 @@ class Tokenizer:
             )
         self._framed_here = True
         self._framed_here = self._agrees_with_library(spec.max_seq_length)
+        self._whole = self._backend
+        """The same tokenizer, that never truncates."""
         if not self._framed_here:
+            self._whole = copy.deepcopy(self._backend)
             self._backend.enable_truncation(spec.max_seq_length)
-        exact = self._framed_here and _splits_at_spaces(self._backend)
-        self._head_chars = _HEAD_CHARS_PER_TOKEN * spec.max_seq_length if exact else None
+        cuts = _cuts(self._backend) if self._framed_here else None
+        self._cut = re.compile(f"[{cuts}]") if cuts else None
+        self._head_chars = _HEAD_CHARS_PER_TOKEN * spec.max_seq_length
 
     def tokenize(self, texts: Sequence[str]) -> TokenRows:
         """The ids of prompt + text for each text, at most spec.max_seq_length; a refused text fails alone."""
@@ -126,6 +161,35 @@ class Tokenizer:
         ids = np.fromiter(itertools.chain.from_iterable(ids for ids, _ in rows), np.int32, int(offsets[-1]))
         return TokenRows(ids, offsets, np.array([cut for _, cut in rows], np.bool_), failed)
 
+    def offsets(self, texts: Sequence[str]) -> tuple[dict[int, Offsets], dict[int, str]]:
+        """(the offsets of each text alone, why the others failed): no prompt, no special tokens, nothing cut off.
+
+        A long text is read in pieces that end at a space; where the tokens of a piece are not those that the whole text
+        would have there, they still begin and end where the text can be cut.
+        """
+        found: dict[int, list[Offsets]] = {row: [] for row in range(len(texts))}
+        failed: dict[int, str] = {}
+        for batch in _batches((row, piece) for row, text in enumerate(texts) for piece in _segments(text)):
+            refused: dict[tuple[int, int], str] = {}
+            encodings = self._halving(
+                batch, refused, lambda some: self._whole.encode_batch(some, add_special_tokens=False)
+            )
+            for (row, first), encoding in encodings.items():
+                spans = np.array(encoding.offsets, np.int64).reshape(-1, 2) + first
+                found[row].append((spans[:, 0], spans[:, 1]))
+            failed |= {row: reason for (row, _), reason in refused.items()}
+        joined = {
+            row: (np.concatenate([o[0] for o in parts]), np.concatenate([o[1] for o in parts]))
+            for row, parts in found.items()
+            if row not in failed
+        }
+        return joined, failed
+
+    @property
+    def framing_tokens(self) -> int:
+        """Special tokens and those of the prompt: what a text leaves no room for."""
+        return len(self._encode({0: self._prompt}, {}).get(0, _NO_TOKENS)[0])
+
     @property
     def prompt_length(self) -> int:
         """Tokens of the prompt and the special tokens before it: what pooling leaves out if include_prompt is False.
@@ -142,28 +206,45 @@ class Tokenizer:
 
         The library would tokenize all of a text before it cuts; this is ten times faster on 20,000 characters.
         """
-        limit = self._head_chars
-        if limit is None:
+        if self._cut is None:
             return {}
-        ends = {row: text.rfind(" ", 0, limit) for row, text in texts.items() if len(text) > limit}
-        found = self._encode({row: texts[row][:end] for row, end in ends.items() if end > limit // 2}, {})
+        heads = {row: self._head(text) for row, text in texts.items() if len(text) > self._head_chars}
+        found = self._encode({row: head for row, head in heads.items() if head is not None}, {})
         return {row: (ids, cut) for row, (ids, cut) in found.items() if cut}
 
+    def _head(self, text: str) -> str | None:
+        """A beginning of the text that ends where it can be cut; None where there is no such place."""
+        assert self._cut is not None
+        for end in range(self._head_chars, self._head_chars // 2, -1):
+            # Behind white space a token may hang on what comes next.
+            if self._cut.match(text[end]) and not text[end - 1].isspace():
+                return text[:end]
+        return None
+
     def _encode(self, texts: dict[int, str], failed: dict[int, str]) -> dict[int, _Row]:
-        """Row -> (ids, truncated). A batch that raises is halved down to the text at fault, which goes to `failed`."""
+        """Row -> (ids, truncated)."""
+        add_special_tokens = not self._framed_here
+        encodings = self._halving(
+            texts, failed, lambda some: self._backend.encode_batch_fast(some, add_special_tokens=add_special_tokens)
+        )
+        return {row: self._row(encoding) for row, encoding in encodings.items()}
+
+    def _halving(
+        self, texts: dict[Key, str], failed: dict[Key, str], encode: Callable[[list[str]], Sequence[Any]]
+    ) -> dict[Key, Any]:
+        """What `encode` gives for each text. A batch that raises is halved down to the text at fault: it goes to `failed`."""
         if not texts:
             return {}
         try:
-            encodings = self._backend.encode_batch_fast(list(texts.values()), add_special_tokens=not self._framed_here)
+            return dict(zip(texts, encode(list(texts.values())), strict=True))
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, a BaseException
                 raise
             if len(texts) > 1:
                 first, second = _halves(texts)
-                return self._encode(first, failed) | self._encode(second, failed)
+                return self._halving(first, failed, encode) | self._halving(second, failed, encode)
             failed[next(iter(texts))] = f"the tokenizer refused the text: {type(error).__name__}: {error}"
             return {}
-        return {row: self._row(encoding) for row, encoding in zip(texts, encodings, strict=True)}
 
     def _row(self, encoding: Any) -> _Row:
         ids = encoding.ids
@@ -218,13 +299,45 @@ def _special_frame(backend: Any) -> tuple[list[int], list[int]]:
     return encoding.ids[:before], encoding.ids[len(special) - after :]
 
 
-def _splits_at_spaces(backend: Any) -> bool:
-    """Whether a text cut before a space has the first ids of the whole: BERT's rules, and no token with a space."""
-    return (
-        isinstance(backend.pre_tokenizer, BertPreTokenizer)
-        and all(isinstance(normalizer, Lowercase | BertNormalizer) for normalizer in _normalizers(backend))
-        and not any(re.search(r"\s", token.content) for token in backend.get_added_tokens_decoder().values())
+def _cuts(backend: Any) -> str | None:
+    """The characters before which any text can be cut so that what stands before has the first ids of the whole.
+
+    A space is one where pre-tokenizing splits there and nothing before it looks across: none of these normalizers joins
+    a character to a space after it, none of these pre-tokenizers makes a piece that goes on at a space, no added token
+    holds one. BERT also sets every Chinese character apart. None where nothing of the kind is known.
+    """
+    rules = json.loads(backend.to_str())
+    pre_tokenizers = _steps(rules["pre_tokenizer"], "pretokenizers")
+    normalizers = _steps(rules["normalizer"], "normalizers")
+    first = pre_tokenizers[0] if pre_tokenizers else {"type": None}
+    splits = (
+        first["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+        or (first["type"] == "Metaspace" and first.get("split", True) and first.get("replacement") == "\u2581")
+        or (first["type"] == "ByteLevel" and first["use_regex"])
     )
+    local = all(step["type"] in _LOCAL_NORMALIZERS or _joins_spaces(step) for step in normalizers)
+    spaced = any(re.search(r"\s", token.content) for token in backend.get_added_tokens_decoder().values())
+    if not splits or not local or spaced:
+        return None
+    chinese = any(step["type"] == "BertNormalizer" and step["handle_chinese_chars"] for step in normalizers)
+    return " \u3400-\u4dbf\u4e00-\u9fff" if chinese else " "
+
+
+_LOCAL_NORMALIZERS = frozenset(
+    ["BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Strip", "StripAccents"]
+)
+
+
+def _joins_spaces(step: Mapping[str, Any]) -> bool:
+    """The rule by which T5 and XLM-RoBERTa make one space of several."""
+    return step["type"] == "Replace" and step["pattern"] == {"Regex": " {2,}"} and step["content"] in (" ", "\u2581")
+
+
+def _steps(rule: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+    """A rule of tokenizer.json as the list of its steps."""
+    if rule is None:
+        return []
+    return [each for step in rule[name] for each in _steps(step, name)] if rule["type"] == "Sequence" else [rule]
 
 
 def _normalizers(backend: Any) -> list[Any]:
@@ -234,6 +347,31 @@ def _normalizers(backend: Any) -> list[Any]:
     return [] if normalizer is None else [normalizer]
 
 
-def _halves(texts: dict[int, str]) -> tuple[dict[int, str], dict[int, str]]:
+def _segments(text: str) -> Iterator[tuple[int, str]]:
+    """(first character, piece) of pieces that end after a space where there is one; all of the text, in order."""
+    start = 0
+    while len(text) - start > _SEGMENT_CHARS:
+        space = max(text.rfind(" ", start, start + _SEGMENT_CHARS), text.rfind("\n", start, start + _SEGMENT_CHARS))
+        stop = space + 1 if space > start else start + _SEGMENT_CHARS
+        yield start, text[start:stop]
+        start = stop
+    yield start, text[start:]
+
+
+def _batches(pieces: Iterator[tuple[int, tuple[int, str]]]) -> Iterator[dict[tuple[int, int], str]]:
+    """The pieces by (text, first character), a megabyte or so at a time."""
+    batch: dict[tuple[int, int], str] = {}
+    held = 0
+    for row, (first, piece) in pieces:
+        batch[row, first] = piece
+        held += len(piece)
+        if held >= _BATCH_CHARS:
+            yield batch
+            batch, held = {}, 0
+    if batch:
+        yield batch
+
+
+def _halves(texts: dict[Key, str]) -> tuple[dict[Key, str], dict[Key, str]]:
     items = list(texts.items())
     return dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])

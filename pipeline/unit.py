@@ -8,6 +8,9 @@ from typing import Literal
 
 import pyarrow as pa
 
+FormatName = Literal["parquet", "jsonl", "csv", "tsv", "arrow", "lines", "text", "html"]
+Compression = Literal["", "gz", "zst"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
@@ -16,15 +19,17 @@ class SourceFile:
     size: int
     version: str
     """What must not change between plan and read: the etag, or size and mtime_ns."""
-    format: Literal["parquet", "jsonl", "jsonl.gz"]
+    format: FormatName
+    compression: Compression = ""
+    """Of the file as a whole."""
     partition: tuple[tuple[str, str | None], ...] = ()
     """Hive `key=value` folders of the path, unescaped, in path order; None is the null partition."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A piece of one source file: row groups [start, stop) of Parquet, bytes [start, stop) of plain JSONL (the lines that
-    begin there), or the whole of a file that can't be cut or opened."""
+    """A piece of one source file: row groups [start, stop) of Parquet, bytes [start, stop) of an uncompressed file of
+    lines (those that begin there), or the whole of a file that can't be cut or opened."""
 
     file: SourceFile
     kind: Literal["row_groups", "bytes", "file"]
@@ -32,6 +37,8 @@ class Span:
     stop: int
     rows: int | None
     """None where only reading can tell."""
+    take: int | None = None
+    """Only the first so many of its rows, whatever `where` makes of them; None is all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +53,13 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Rows [first_row, first_row + num_rows) of a unit: every one of them stands in `documents` or in `dead_letters`."""
+    """Rows [first_row, first_row + num_rows) of a unit: each stands in `documents` or `dead_letters`, or is skipped."""
 
     unit_id: str
     first_row: int
     num_rows: int
+    skipped: int
+    """Rows that `source.where` or `source.on_null` leave out."""
     last: bool
     """No row of the unit comes after this slice."""
     documents: pa.Table

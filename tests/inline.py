@@ -24,6 +24,7 @@ def spec_of(source: str | Path, model: str | Path, table: str | Path, /, **secti
         "source": {"path": str(source), "id": "id", "text": "text"} | sections.get("source", {}),
         "model": {"path": str(model)} | sections.get("model", {}),
         "table": {"path": str(table)} | sections.get("table", {}),
+        "chunk": sections.get("chunk"),
         "limits": sections.get("limits", {}),
         "resources": sections.get("resources", {}),
     }
@@ -48,7 +49,7 @@ def embed(spec: RunSpec, *, encoders: int = 1, shuffle: int | None = None, stop_
     for done, row in enumerate(slices):
         if done == stop_after:
             raise Died
-        report = stages.write(stages.encode(row, encoder, "inline"), settings)
+        report = stages.write(stages.encode(row, encoder, settings, "inline"), settings)
         assert report.column("refused")[0].as_py() is None, report.to_pylist()
     version, _ = run.publish(prepared, Cluster(spec.resources), "inline", {})
     return version

@@ -1,8 +1,10 @@
-"""Real object stores as child processes on the loopback: moto's server, and rclone in front of a folder.
+"""Real object stores as child processes on the loopback: moto and rclone for S3, Google's and Azure's emulators.
 
-They differ where it hurts: moto honours If-None-Match, `rclone serve s3` doesn't and checks credentials.
+They differ where it hurts: moto and Azurite honour "create only", `rclone serve s3` and gcp-storage-emulator don't.
+Credentials are checked by rclone and Azurite. Azurite is an npm package: `azurite` has to be on the PATH.
 """
 
+import base64
 import contextlib
 import os
 import shutil
@@ -15,7 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import fsspec.asyn
 import s3fs
+from gcsfs.core import GCSFileSystem
 
 START_TIMEOUT_S = 60
 
@@ -31,6 +36,27 @@ class S3Server:
         """Create a bucket; returns its URL."""
         s3fs.S3FileSystem(**self.storage_options, use_listings_cache=False).call_s3("create_bucket", Bucket=name)
         return f"s3://{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GsServer:
+    storage_options: dict[str, Any] = field(repr=False)
+
+    def make_bucket(self, name: str) -> str:
+        """Create a bucket; returns its URL."""
+        GCSFileSystem(**self.storage_options, skip_instance_cache=True).call("POST", "b", json={"name": name})
+        return f"gs://{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AzServer:
+    storage_options: dict[str, Any] = field(repr=False)
+
+    def make_bucket(self, name: str) -> str:
+        """Create a container; returns its URL."""
+        filesystem = fsspec.filesystem("abfs", **self.storage_options, skip_instance_cache=True)
+        fsspec.asyn.sync(filesystem.loop, filesystem.service_client.create_container, name)
+        return f"az://{name}"
 
 
 @contextlib.contextmanager
@@ -52,6 +78,31 @@ def rclone_server(tmp_path: Path) -> Iterator[S3Server]:
         yield S3Server(name="rclone", storage_options=options, exclusive_creates=False)
 
 
+@contextlib.contextmanager
+def gs_server() -> Iterator[GsServer]:
+    port = _free_port()
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--in-memory", "--host", "127.0.0.1"]
+    with _running([*command, "--port", str(port)], port):
+        yield GsServer(storage_options={"endpoint_url": f"http://127.0.0.1:{port}", "token": "anon"})
+
+
+def has_azurite() -> bool:
+    return shutil.which("azurite-blob") is not None
+
+
+@contextlib.contextmanager
+def az_server(tmp_path: Path) -> Iterator[AzServer]:
+    port = _free_port()
+    # A newer client asks for a version of the API that an older Azurite doesn't know by name.
+    command = [str(shutil.which("azurite-blob")), "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+    account, key = "account", base64.b64encode(b"the key of the tests").decode()
+    endpoint = f"http://127.0.0.1:{port}/{account}"
+    connection = f"DefaultEndpointsProtocol=http;AccountName={account};AccountKey={key};BlobEndpoint={endpoint};"
+    command += ["--location", str(tmp_path), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    with _running(command, port, AZURITE_ACCOUNTS=f"{account}:{key}"):
+        yield AzServer(storage_options={"connection_string": connection})
+
+
 def _options(port: int) -> dict[str, Any]:
     return {"key": "test-key", "secret": "test-secret", "endpoint_url": f"http://127.0.0.1:{port}"}
 
@@ -68,9 +119,10 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], port: int) -> Iterator[None]:
+def _running(command: list[str], port: int, **environment: str) -> Iterator[None]:
     """The command as a child process that is ended on the way out, whatever happens in between."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    mute = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env={**os.environ, **environment}, **mute)
     try:
         _wait_until_listening(process, port)
         yield

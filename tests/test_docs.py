@@ -47,8 +47,12 @@ def test_the_configuration_of_the_readme_is_valid_and_its_defaults_are_true():
     shown = yaml.safe_load(block_after("Other keys, with their defaults:"))
     spec = config.from_mapping(raw)
     for section, defaults in shown.items():
+        assert not defaults.keys() & raw.get(section, {}).keys()
         for key, value in defaults.items():
-            assert getattr(getattr(spec, section), key) == value, f"{section}.{key}"
+            given = raw | {section: raw.get(section, {}) | {key: value}}
+            assert config.from_mapping(given) == spec, f"{section}.{key}"
+    chunk = yaml.safe_load(block_after("its vector is that of this text alone."))["chunk"]
+    assert config.from_mapping(raw | {"chunk": chunk}).chunk == config.ChunkSpec(**chunk)
 
 
 @pytest.mark.parametrize("command", [embed, search])

@@ -4,11 +4,15 @@ import datetime
 import decimal
 
 import pyarrow as pa
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import identity
+from pipeline.arrays import cast_exactly
+from pipeline.columns import plain_type
 from pipeline.unit import SourceFile, Span
+from tests.arrows import ALL, arrays
 
 FILE = SourceFile(path="/data/a.parquet", size=10, version="10-1", format="parquet")
 
@@ -32,7 +36,10 @@ def test_golden_row_hash():
 
 def test_golden_unit_id_and_fingerprint():
     assert identity.unit_id([span()], "output", "model") == "01b5d86516a0aa4d27328ded21726d9f"
-    assert identity.fingerprint({"model": "m", "prompt": ""}, "float32") == "a909557cf50c74ad7027e2a6882d307c"
+    assert (
+        identity.digest(identity.vectors_spec({"model": "m", "prompt": ""}, "float32", None))
+        == "a909557cf50c74ad7027e2a6882d307c"
+    )
 
 
 def test_the_content_hash_covers_exactly_prompt_and_text():
@@ -68,6 +75,67 @@ def test_every_arrow_type_of_a_kept_column_has_a_row_hash():
     for column in values:
         hashes = identity.row_hashes(pa.table({"x": column})).to_pylist()
         assert len(set(hashes)) == 2, column.type
+
+
+def test_golden_row_hashes_of_nested_values_and_of_times():
+    rows = pa.table(
+        {
+            "tags": [["a", None], None],
+            "tree": [{"a": 1, "b": b"x"}, {"a": None, "b": b""}],
+            "when": pa.array([1, None], pa.timestamp("us", "UTC")),
+            "days": pa.array([[1], []], pa.list_(pa.int32())).cast(pa.list_(pa.date32())),
+            "price": [decimal.Decimal("1.10"), None],
+        }
+    )
+    assert identity.row_hashes(rows).to_pylist() == [-2719275310184219113, 1410317265918441379]
+
+
+@pytest.mark.parametrize("kind", ALL, ids=str)
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+def test_a_row_hash_does_not_see_the_encoding(kind, data):
+    column = data.draw(arrays(kind))
+    plain = cast_exactly(column, plain_type(kind))
+    # Nulls inside and NaN too; a slice is a column like any other.
+    expected = identity.row_hashes(pa.table({"x": plain})).to_pylist()
+    assert identity.row_hashes(pa.table({"x": column})).to_pylist() == expected
+    assert (
+        identity.row_hashes(pa.table({"x": pa.chunked_array([column.slice(0, 2), column.slice(2)])})).to_pylist()
+        == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("kinds", "values"),
+    [
+        ([pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())], ["a", "", None]),
+        ([pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2)], [b"ab", None]),
+        (
+            [pa.list_(pa.int8()), pa.large_list(pa.int64()), pa.list_view(pa.uint8()), pa.list_(pa.int16(), 2)],
+            [[1, 2], None],
+        ),
+        ([pa.list_(pa.string()), pa.list_(pa.dictionary(pa.int32(), pa.string()), 1)], [["a"], [None], None]),
+        ([pa.list_(pa.float16()), pa.list_(pa.float64())], [[0.5, None], []]),
+        ([pa.float16(), pa.float32(), pa.float64()], [0.5, None]),
+        ([pa.decimal32(5, 2), pa.decimal256(50, 2)], [decimal.Decimal("1.50"), None]),
+    ],
+    ids=lambda value: str(value[0]),
+)
+def test_equal_values_of_related_types_have_one_hash(kinds, values):
+    hashes = [identity.row_hashes(pa.table({"x": pa.array(values, kind)})).to_pylist() for kind in kinds]
+    assert all(found == hashes[0] for found in hashes)
+    assert len(set(hashes[0])) == len(values)
+
+
+def test_times_far_from_now_have_hashes_too():
+    far = pa.array([2**62, -(2**62), None], pa.timestamp("us", "UTC"))
+    nested = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), far)
+    for column in (
+        far,
+        nested,
+        pa.array([[("a", value)] for value in range(3)], pa.map_(pa.string(), pa.duration("s"))),
+    ):
+        assert len(set(identity.row_hashes(pa.table({"x": column})).to_pylist())) == 3
 
 
 @given(st.lists(st.text(), max_size=20))

@@ -1,14 +1,14 @@
 import datetime
+import functools
 import gzip
 import io
-import itertools
 import json
 import random
 import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import jsonl, parquet, reading
 from pipeline.config import LimitSpec, SourceSpec
 from pipeline.errors import SourceChanged, StorageError
+from pipeline.formats import parquet, registry
 from pipeline.reading import read_slices
 from pipeline.schema import DEAD_LETTERS
 from pipeline.source import list_sources, survey
@@ -431,16 +432,6 @@ def test_gzip_members_and_padding_are_read_and_garbage_is_not(tmp_path: Path) ->
     assert letter["error"] == "the gzip stream is corrupt from here on (incorrect header check)"
 
 
-def test_a_gzip_bomb_is_unpacked_in_small_pieces() -> None:
-    bomb = gzip.compress(gzip.compress(b"x" * 2**28))
-    outer = jsonl.gzip_reader(io.BytesIO(bomb))
-    inner = b"".join(iter(lambda: outer(1), b""))
-    pieces = jsonl.gzip_reader(io.BytesIO(inner))
-    sizes = [len(piece) for piece in iter(lambda: pieces(1), b"")]
-    assert max(sizes) <= 2**20
-    assert sum(sizes) == 2**28
-
-
 # --- slices
 
 
@@ -529,12 +520,11 @@ def test_a_unit_without_rows_has_one_empty_last_slice(tmp_path: Path) -> None:
     assert only.documents.schema.names == ["id", "text", "k", "source", "position"]
 
 
-def test_slices_are_bounded_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "SLICE_BYTES", 10_000)
+def test_slices_are_bounded_by_bytes(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", *[{"text": "x" * size} for size in [10, 4000, 4000, 4000, 20_000, 10, 10]])
     spec = SourceSpec(path=str(tmp_path), text="text")
     schema, (unit,) = units_of(spec)
-    slices = list(read_slices(unit, schema, spec, (), LIMITS, 1000, ()))
+    slices = list(read_slices(unit, schema, spec, (), LIMITS, 1000, (), slice_bytes=10_000))
     assert [each.num_rows for each in slices] == [3, 1, 1, 2]
 
 
@@ -555,37 +545,7 @@ def test_done_row_groups_are_not_even_read(tmp_path: Path, monkeypatch: pytest.M
     assert read_groups == [1000, 2000]
 
 
-# --- lines
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    content=st.lists(st.sampled_from([b"a", b"bc", b"\n", b"\n\n", b"\r\n", b" ", b"x" * 30]), max_size=40).map(
-        b"".join
-    ),
-    edges=st.lists(st.integers(0, 200), max_size=5),
-    chunk=st.integers(1, 50),
-)
-def test_byte_ranges_cover_every_line_once(content: bytes, edges: list[int], chunk: int) -> None:
-    def reader(at: int) -> Callable[[int], bytes]:
-        stream = io.BytesIO(content)
-        stream.seek(at)
-        return lambda _: stream.read(chunk)
-
-    whole = list(jsonl.lines(reader(0), 0, None, 20))
-    edges = sorted({0, *(edge % (len(content) + 1) for edge in edges), len(content)})
-    ranges = [
-        line
-        for start, stop in itertools.pairwise(edges)
-        for line in jsonl.lines(reader(max(start - 1, 0)), start, stop, 20)
-    ]
-    assert ranges == whole
-    expected, position = [], 0
-    for line in content.split(b"\n"):
-        if len(line) > 20 or line.strip():
-            expected.append((position, b"" if len(line) > 20 else line, len(line) > 20))
-        position += len(line) + 1
-    assert [(line.position, line.content, line.error is not None) for line in whole] == expected
+# --- spans
 
 
 @settings(max_examples=30, deadline=None)
@@ -630,7 +590,7 @@ def test_a_file_that_vanishes_from_the_store_is_no_dead_letter(
     else:
         write_lines(tmp_path / name, *[{"text": f"{row} {number}"} for row, number in enumerate(numbers(60_000))])
     folder.write(name, (tmp_path / name).read_bytes())
-    monkeypatch.setattr(jsonl, "READAHEAD_BYTES", 1000)
+    monkeypatch.setattr(registry, "readahead_bytes", lambda file: 0 if file.format == "parquet" else 1000)
     monkeypatch.setattr(parquet, "_BUFFER_BYTES", 10_000)
     spec = SourceSpec(path=folder.url, text="text", storage_options=folder.options)
     schema, units = units_of(spec)
@@ -694,10 +654,12 @@ assert rows == int(sys.argv[2]), rows
 """
 
 
-def test_a_large_gzip_is_streamed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pack", ["gz", "zst"])
+def test_a_large_packed_file_is_streamed(tmp_path: Path, pack: str) -> None:
     lines = b"".join(b'{"text": "%s"}\n' % (f"{row} is a number " * 60).encode() for row in range(1000))
     repeats = 200 * 2**20 // len(lines)
-    with gzip.open(tmp_path / "a.jsonl.gz", "wb", compresslevel=1) as file:
+    packer = functools.partial(gzip.open, compresslevel=1) if pack == "gz" else zstandard.open
+    with packer(tmp_path / f"a.jsonl.{pack}", "wb") as file:
         for _ in range(repeats):
             file.write(lines)
     assert peak_mib(READ_ALL, str(tmp_path), str(repeats * 1000)) < 150
@@ -717,3 +679,11 @@ def test_a_parquet_file_with_one_row_group_is_streamed(tmp_path: Path) -> None:
         writer.write_table(pa.table({"text": texts * 300}), row_group_size=300_000)
     assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 1
     assert peak_mib(READ_ALL, str(tmp_path), "300000") < 150
+
+
+def test_a_csv_file_that_is_one_open_quote_is_not_held(tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("wb") as file:
+        file.write(b'n,text\n0,"open\n')
+        for _ in range(8):
+            file.write(b"1,text\n" * 2**17)
+    assert peak_mib(READ_ALL, str(tmp_path), str(8 * 2**17 + 1)) < 100

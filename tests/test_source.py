@@ -8,9 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
-from pipeline.config import SourceSpec
-from pipeline.errors import InputError
+from pipeline.config import CsvSpec, DatasetSpec, SourceSpec
+from pipeline.errors import ConfigError, InputError
+from pipeline.formats import registry
 from pipeline.source import hive_partition, list_sources, survey
 
 
@@ -43,10 +45,11 @@ def test_files_are_listed_once_with_format_and_partition(tmp_path: Path) -> None
     jsonl(tmp_path / "lang=__HIVE_DEFAULT_PARTITION__" / "c.NDJSON.gz", {"text": "x"})
     spec = SourceSpec(path=(str(tmp_path), f"{tmp_path}/lang=de/*.parquet"), text="text")
     files = list_sources(spec)
-    assert [(Path(file.path).name, file.format, dict(file.partition)["lang"]) for file in files] == [
-        ("c.NDJSON.gz", "jsonl.gz", None),
-        ("b.parquet", "parquet", "de"),
-        ("a.jsonl", "jsonl", "e n"),
+    found = [(Path(file.path).name, file.format, file.compression, dict(file.partition)["lang"]) for file in files]
+    assert found == [
+        ("c.NDJSON.gz", "jsonl", "gz", None),
+        ("b.parquet", "parquet", "", "de"),
+        ("a.jsonl", "jsonl", "", "e n"),
     ]
 
 
@@ -56,13 +59,66 @@ def test_every_pattern_must_match(tmp_path: Path) -> None:
         list_sources(SourceSpec(path=(f"{tmp_path}/*.jsonl", f"{tmp_path}/*.parquet"), text="text"))
 
 
-def test_an_unknown_format_is_refused_unless_it_is_given(tmp_path: Path) -> None:
-    jsonl(tmp_path / "a.txt", {"text": "x"})
-    with pytest.raises(InputError, match=r"a\.txt.*source\.format"):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.PQ", ("parquet", "")),
+        ("a.parquet", ("parquet", "")),
+        ("a.ndjson.zst", ("jsonl", "zst")),
+        ("a.csv", ("csv", "")),
+        ("a.TSV.GZ", ("tsv", "gz")),
+        ("a.arrow", ("arrow", "")),
+        ("a.feather", ("arrow", "")),
+        ("a.txt", ("text", "")),
+        ("a.md.zst", ("text", "zst")),
+        ("a.markdown", ("text", "")),
+        ("a.rst", ("text", "")),
+        ("a.html.gz", ("html", "gz")),
+        ("a.htm", ("html", "")),
+    ],
+)
+def test_names_stand_for_formats(name: str, expected: tuple[str, str]) -> None:
+    assert registry.format_of(f"/x.csv/{name}", "auto") == expected
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.gz", "a", "a.parquet.gz", "a.arrow.zst", "a.jsonl.bz2", "parquet"])
+def test_an_unknown_format_is_refused_unless_it_is_given(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=rf"{name}.*\.jsonl.*source\.format"):
         list_sources(spec_of(tmp_path))
-    assert list_sources(spec_of(tmp_path, format="jsonl"))[0].format == "jsonl"
-    jsonl(tmp_path / "a.gz", {"text": "x"})
-    assert list_sources(spec_of(tmp_path, format="jsonl"))[0].format == "jsonl.gz"
+    packed = {"gz": "gz", "zst": "zst"}.get(name.rpartition(".")[2], "")
+    for form in ("jsonl", "lines", "html"):
+        (file,) = list_sources(spec_of(tmp_path, format=form))
+        assert (file.format, file.compression) == (form, packed)
+    for form in ("parquet", "arrow"):
+        (file,) = list_sources(spec_of(tmp_path, format=form))
+        assert (file.format, file.compression) == (form, "")
+
+
+def test_what_datasets_saves_beside_arrow_files_is_no_source(tmp_path: Path) -> None:
+    import datasets
+
+    split = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(str(tmp_path))
+    for folder in ("train", "test"):
+        (tmp_path / folder / "cache-0123.arrow").write_bytes(b"")
+    files = list_sources(spec_of(tmp_path))
+    assert [(Path(file.path).parent.name, file.format) for file in files] == [("test", "arrow"), ("train", "arrow")]
+    assert survey(files, spec_of(tmp_path)).schema == pa.schema([("text", pa.string())])
+    (only,) = list_sources(spec_of(tmp_path / "test" / "cache-0123.arrow"))
+    assert only.path.endswith("cache-0123.arrow")
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"state\.json"):
+        list_sources(spec_of(tmp_path))
+
+
+def test_a_data_set_stands_for_its_files(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl", {"text": "a"})
+    jsonl(tmp_path / "test.jsonl", {"text": "b"})
+    (file,) = list_sources(SourceSpec(path=f"dataset:{tmp_path}", text="text", dataset=DatasetSpec(split="test")))
+    assert (Path(file.path).name, file.format) == ("test.jsonl", "jsonl")
+    with pytest.raises(InputError, match="dataset:x"):
+        list_sources(SourceSpec(path=("dataset:x", str(tmp_path)), text="text"))
 
 
 def test_hive_folders() -> None:
@@ -99,7 +155,7 @@ def test_parquet_types_are_widened_where_nothing_is_lost(tmp_path: Path) -> None
         "u": "int64",
         "f": "double",
         "n": "date32[day]",
-        "only_a": "list<item: int64>",
+        "only_a": "list<element: int64>",
         "all_null": "string",
     }
 
@@ -110,7 +166,7 @@ def test_parquet_types_are_widened_where_nothing_is_lost(tmp_path: Path) -> None
         (pa.array([1]), pa.array([1.0])),
         (pa.array([1]), pa.array(["1"])),
         (pa.array([1], pa.uint64()), pa.array([1])),
-        (pa.array([0], pa.timestamp("us")), pa.array([0], pa.timestamp("ns"))),
+        (pa.array([0], pa.timestamp("us")), pa.array([0], pa.timestamp("us", "UTC"))),
         (pa.array([True]), pa.array([1])),
     ],
 )
@@ -222,6 +278,64 @@ def test_texts_must_be_strings_and_ids_must_be_exact(tmp_path: Path) -> None:
             schema_of(tmp_path, id=column)
     for column in ("number", "day", "key", "amount", "text"):
         schema_of(tmp_path, id=column)
+
+
+def test_kept_columns_stay_exactly_what_they_are_and_others_are_plain(tmp_path: Path) -> None:
+    kinds = {
+        "c": pa.dictionary(pa.int32(), pa.string()),
+        "l": pa.large_string(),
+        "at": pa.timestamp("ns", "Europe/Berlin"),
+        "d": pa.decimal128(10, 2),
+    }
+    columns = {name: pa.nulls(1, kind) for name, kind in kinds.items()}
+    for name in ("a", "b"):
+        parquet(tmp_path / f"{name}.parquet", text=pa.array(["x"], pa.large_string()), p=["p"], **columns)
+    schema = schema_of(tmp_path, ("p",), keep=("c", "l", "at", "d"), id=("text", "p"))
+    assert schema == pa.schema([("text", pa.string()), ("p", pa.string()), *kinds.items()])
+
+
+def test_types_may_be_planned(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", {"text": "x", "k": 1, "d": "1.50"}, {"text": "x", "k": "1", "d": 2})
+    (tmp_path / "b.csv").write_text("text,k,d,n\nx,1,1.5,1\n")
+    schema = schema_of(tmp_path, keep=("k", "d", "n"), schema={"k": "string", "d": "decimal128(9, 2)", "n": "int64"})
+    assert schema.types == [pa.string(), pa.string(), pa.decimal128(9, 2), pa.int64()]
+    with pytest.raises(InputError, match=r"source\.schema.*'prize'.*nearest is 'price'"):
+        schema_of(tmp_path, keep=("price",), schema={"prize": "int64"})
+    with pytest.raises(ConfigError, match="int46"):
+        schema_of(tmp_path, keep=("n",), schema={"n": "int46"})
+    with pytest.raises(InputError, match="csv files hold strings"):
+        schema_of(tmp_path, keep=("n",), schema={"n": "list<item: int64>"})
+    with pytest.raises(InputError, match="no source file has a column 'z'"):
+        schema_of(tmp_path, keep=("z",), schema={"z": "int64"})
+
+
+def test_columns_of_a_filter_are_read_and_must_exist(tmp_path: Path) -> None:
+    parquet(tmp_path / "lang=de" / "a.parquet", text=["x"], year=[1])
+    assert schema_of(tmp_path, where='lang == "de" and year > 2000').names == ["text", "lang", "year"]
+    with pytest.raises(InputError, match="yaer"):
+        schema_of(tmp_path, where="yaer > 2000")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz", "a.tsv.zst"])
+def test_columns_of_csv_come_from_the_header(tmp_path: Path, name: str) -> None:
+    comma = "," if ".csv" in name else "\t"
+    content = f"text{comma}k{comma}k\nx{comma}1{comma}2\n".encode()
+    packers: dict[str, Any] = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}
+    (tmp_path / name).write_bytes(packers.get(name.rpartition(".")[2], bytes)(content))
+    assert schema_of(tmp_path).types == [pa.string()]
+    with pytest.raises(InputError, match="more than one column 'k'"):
+        schema_of(tmp_path, keep=("k",))
+    with pytest.raises(InputError, match="no source file has a column 'txt'; the nearest are 'text'"):
+        schema_of(tmp_path, text="txt")
+    assert schema_of(tmp_path, csv=CsvSpec(columns=("a", "b", "c")), text="b", id="c").names == ["c", "b"]
+
+
+def test_documents_are_counted_without_reading_them(tmp_path: Path) -> None:
+    for index in range(20):
+        (tmp_path / f"{index}.md").write_text("" if index else "# title")
+    found = survey(list_sources(spec_of(tmp_path)), spec_of(tmp_path, id="path"))
+    assert (found.rows_known, found.rows_estimate) == (20, 20)
+    assert found.schema == pa.schema([("path", pa.string()), ("text", pa.string())])
 
 
 # --- survey

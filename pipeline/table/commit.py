@@ -24,7 +24,7 @@ from pipeline.table.compare import KEPT, NEW, OLD, Difference
 from pipeline.table.part import Part
 from pipeline.table.record import Record
 from pipeline.table.rewrite import Renumbering, Rewrite
-from pipeline.table.snapshot import Counts, Snapshot
+from pipeline.table.snapshot import Counts, Snapshot, Tally
 from pipeline.unit import Unit
 
 ROLLING_BYTES = 64 * 2**20
@@ -52,6 +52,20 @@ class Work:
     """Units that are new to the table, each with a complete chain of records."""
     kept: frozenset[str]
     """Live units that stay."""
+
+    def tally(self, parent: Snapshot) -> Tally:
+        """Of all units together."""
+        kept = [tally for unit, tally in parent.tallies().items() if unit in self.kept]
+        return sum((tally_of(records) for _, records in self.done), sum(kept, Tally()))
+
+
+def tally_of(records: Sequence[Record]) -> Tally:
+    return Tally(
+        rows=sum(record.rows for record in records),
+        documents=sum(record.documents for record in records),
+        failed=sum(record.failed for record in records),
+        skipped=sum(record.skipped for record in records),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,15 +211,13 @@ def _check_gate(
     bad = sum(record.bad_vectors for _, records in work.done for record in records)
     if bad:
         raise GateFailed(f"{bad} vectors are not finite or are zero: nothing was published; check the model's weights")
-    unit_rows = {row["unit_id"]: row["unit_rows"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept}
-    expected = sum(unit_rows.values()) + sum(record.rows for _, records in work.done for record in records)
-    covered = sum(record.num_rows - record.failed for _, records in work.done for record in records)
-    written = sum(record.rows for _, records in work.done for record in records)
-    actual = sum(part.rows for part in parts)
-    if actual != expected or covered != written:
+    expected, actual = work.tally(parent).rows, sum(part.rows for part in parts)
+    done = sum((tally_of(records) for _, records in work.done), Tally())
+    covered = sum(record.num_rows for _, records in work.done for record in records)
+    if actual != expected or covered != done.source_rows:
         raise GateFailed(
-            f"the new version would have {actual} rows where {expected} were expected, and {written} of {covered} "
-            "encoded rows were written: nothing was published; this is a bug, keep the staging folder for a report"
+            f"the new version would have {actual} rows where {expected} were expected, and of {covered} source rows "
+            f"{done.source_rows} are accounted for: nothing was published; this is a bug, keep the staging folder for a report"
         )
 
 
@@ -290,11 +302,7 @@ def _write_file(table: Folder, folder: str, number: int, batches: Sequence[pa.Ta
 def _sources(parent: Snapshot, work: Work) -> pa.Table:
     """Spans of all live units, by number."""
     kept = parent.sources.filter(pc.is_in(parent.sources.column("unit_id"), pa.array(sorted(work.kept), pa.string())))
-    rows = [
-        row
-        for unit, records in work.done
-        for row in snapshot.span_rows(unit, sum(r.rows for r in records), sum(r.failed for r in records))
-    ]
+    rows = [row for unit, records in work.done for row in snapshot.span_rows(unit, tally_of(records))]
     added = pa.Table.from_pylist(rows, snapshot.SOURCES)
     return pa.concat_tables([kept, added]).sort_by([(schema.SOURCE, "ascending")])
 
@@ -304,17 +312,19 @@ def _count(
 ) -> Counts:
     _, difference = found
     records = [record for _, chosen in work.done for record in chosen]
-    reused = {row["unit_id"]: row["unit_rows"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept}
+    tally = work.tally(parent)
     return Counts(
         rows=sum(part.rows for part in parts),
+        documents=tally.documents,
         new=difference.new,
         changed=difference.changed,
         deleted=len(difference.deletes),
         unchanged=difference.unchanged,
-        reused=sum(reused.values()),
+        reused=tally.rows - sum(record.rows for record in records),
         encoded=sum(record.effort.rows_encoded for record in records),
         failed=failed,
         failed_new=sum(record.failed for record in records),
+        skipped=tally.skipped,
         tokens=sum(record.effort.tokens for record in records),
         truncated=sum(record.effort.truncated for record in records),
     )

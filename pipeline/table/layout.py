@@ -14,6 +14,7 @@ STAGING = "staging/"
 RECORDS = "staging/records/"
 STAGED_PARTS = "staging/parts/"
 DATA = "data/"
+TRASH = "meta/trash/"
 
 PartitionValue = str | int | bool | datetime.date | None
 Partition = tuple[tuple[str, PartitionValue], ...]
@@ -51,7 +52,7 @@ def dead_letters(version: int) -> str:
 
 
 def trash(version: int) -> str:
-    return f"meta/trash/{version:06d}/"
+    return f"{TRASH}{version:06d}/"
 
 
 def publication(nonce: str) -> str:

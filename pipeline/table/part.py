@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.schema import ID, LINEAGE, TEXT, embedding_type
+from pipeline.arrays import compact, holds_dictionary
+from pipeline.schema import CHUNK, ID, LINEAGE, TEXT, embedding_type
 from pipeline.table.layout import Partition
 
 ROW_GROUP_BYTES = 64 * 2**20
@@ -41,11 +42,15 @@ class Part:
         return self.staged or self.path
 
 
-def part_schema(kept: pa.Schema, keep_text: bool, embedding: str, dim: int, dtype: str) -> pa.Schema:
+def part_schema(
+    kept: pa.Schema, keep_text: bool, embedding: str, dim: int, dtype: str, *, chunks: bool = False
+) -> pa.Schema:
     """Columns of every part, in order; partition columns stand in the path only."""
     fields = [pa.field(ID, pa.string(), nullable=False), *kept]
     if keep_text:
         fields.append(pa.field(TEXT, pa.large_string(), nullable=False))
+    if chunks:
+        fields += CHUNK
     fields.append(pa.field(embedding, embedding_type(dim, dtype), nullable=False))
     return pa.schema([*fields, *LINEAGE])
 
@@ -55,9 +60,10 @@ def encode_part(rows: pa.Table, embedding: str) -> pa.Buffer:
 
     zstd for all; no dictionary and no statistics for the vectors: they only cost there (4 bytes of noise per value).
     """
-    rows = rows.sort_by([(ID, "ascending")])
-    leaf = f"{embedding}.list.element"
-    others = [path for path in _leaf_paths(rows.schema) if path != leaf]
+    rows = _without_traces(rows.sort_by([(ID, "ascending")]))
+    vectors = set(_leaf_paths(pa.schema([rows.schema.field(embedding)])))
+    # The writer tells leaves apart by path alone: a kept column with a dot may share the vector's, and its settings.
+    others = [path for path in _leaf_paths(rows.schema) if path not in vectors]
     dim = rows.schema.field(embedding).type.list_size
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -69,6 +75,14 @@ def encode_part(rows: pa.Table, embedding: str) -> pa.Buffer:
         write_statistics=others,
     )
     return sink.getvalue()
+
+
+def _without_traces(rows: pa.Table) -> pa.Table:
+    """Arrow writes a dictionary whole: without its unused values no part holds what only rows elsewhere have."""
+    for index, item in enumerate(rows.schema):
+        if holds_dictionary(item.type):
+            rows = rows.set_column(index, item, compact(rows.column(index).combine_chunks()))
+    return rows
 
 
 def _leaf_paths(schema: pa.Schema) -> list[str]:

@@ -46,8 +46,13 @@ class Record:
     unit_id: str
     first_row: int
     num_rows: int
-    """Source rows covered, dead letters included."""
+    """Source rows covered: those in the parts, the failed and the skipped."""
+    documents: int
+    """Source rows that the parts hold, in one row each or in their chunks."""
     failed: int
+    """Source rows that became dead letters."""
+    skipped: int
+    """Source rows that the configuration leaves out."""
     last: bool
     sources: tuple[int, ...]
     """The number of each of the unit's spans, as written into the parts."""

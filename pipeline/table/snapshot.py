@@ -30,16 +30,46 @@ SOURCES = pa.schema(
         pa.field("stop", pa.int64(), nullable=False),
         pa.field("unit_id", pa.string(), nullable=False),
         pa.field("unit_rows", pa.int64(), nullable=False),
+        pa.field("unit_documents", pa.int64(), nullable=False),
         pa.field("unit_failed", pa.int64(), nullable=False),
+        pa.field("unit_skipped", pa.int64(), nullable=False),
     ]
 )
-"""One row per span of a source file; `source` is the number that the table's rows carry. `unit_rows` and `unit_failed`
-count the whole unit's rows in the table and among the dead letters."""
+"""One row per span of a source file; `source` is the number that the table's rows carry. The last four count the whole
+unit's rows in the table, and its source rows: in the table, among the dead letters, and left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """What becomes of source rows; adds up over units."""
+
+    rows: int = 0
+    """In the table: one per document, or one per chunk."""
+    documents: int = 0
+    """Source rows that the table holds."""
+    failed: int = 0
+    """Source rows that are dead letters."""
+    skipped: int = 0
+    """Source rows that the configuration leaves out."""
+
+    @property
+    def source_rows(self) -> int:
+        return self.documents + self.failed + self.skipped
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            rows=self.rows + other.rows,
+            documents=self.documents + other.documents,
+            failed=self.failed + other.failed,
+            skipped=self.skipped + other.skipped,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     rows: int = 0
+    documents: int = 0
+    """Source rows that these rows stand for: as many, unless documents are chunked."""
     new: int = 0
     changed: int = 0
     deleted: int = 0
@@ -49,8 +79,10 @@ class Counts:
     encoded: int = 0
     """Distinct token rows that the encoder computed for this version."""
     failed: int = 0
-    """Rows of this version that have no vector: its dead letters."""
+    """Source rows of this version that have no vector: its dead letters."""
     failed_new: int = 0
+    skipped: int = 0
+    """Source rows that `source.where` or `source.on_null` leave out of this version."""
     tokens: int = 0
     truncated: int = 0
 
@@ -103,6 +135,14 @@ class Snapshot:
             numbers.setdefault(row["unit_id"], []).append(row["source"])
         return {unit: tuple(values) for unit, values in numbers.items()}
 
+    def tallies(self) -> dict[str, Tally]:
+        """Of each live unit."""
+        columns = ["unit_id", "unit_rows", "unit_documents", "unit_failed", "unit_skipped"]
+        return {
+            row["unit_id"]: Tally(**{name.removeprefix("unit_"): row[name] for name in columns[1:]})
+            for row in self.sources.select(columns).to_pylist()
+        }
+
 
 def empty() -> Snapshot:
     return Snapshot(
@@ -154,7 +194,7 @@ def write_lists(table: Folder, folder: str, parts: Sequence[Part], sources: pa.T
     table.write(f"{folder}sources.parquet", to_parquet(sources))
 
 
-def span_rows(unit: Unit, rows: int, failed: int) -> list[dict[str, Any]]:
+def span_rows(unit: Unit, tally: Tally) -> list[dict[str, Any]]:
     """The rows that a unit adds to the list of sources."""
     return [
         {
@@ -165,9 +205,8 @@ def span_rows(unit: Unit, rows: int, failed: int) -> list[dict[str, Any]]:
             "start": span.start,
             "stop": span.stop,
             "unit_id": unit.unit_id,
-            "unit_rows": rows,
-            "unit_failed": failed,
         }
+        | {f"unit_{name}": count for name, count in dataclasses.asdict(tally).items()}
         for span, number in zip(unit.spans, unit.sources, strict=True)
     ]
 

@@ -50,7 +50,11 @@ def raw_of(corpus, model, table, **source) -> dict:
         ({"keep": ["title"]}, ["title"]),
         ({"text": "n"}, ["n", "int64"]),
         ({"path": "/nowhere/*.parquet"}, ["/nowhere/*.parquet"]),
-        ({"format": "csv"}, ["source.format"]),
+        ({"format": "orc"}, ["source.format"]),
+        ({"where": "n == 'x'"}, ["source.where", "n"]),
+        ({"schema": {"text": "int7"}}, ["source.schema", "int7"]),
+        ({"schema": {"m": "int8"}}, ["source.schema", "m"]),
+        ({"path": "ftp://host/*.parquet"}, ["ftp://", "s3://"]),
     ],
 )
 def test_a_source_that_is_not_as_described_ends_with_exit_2(source, said, corpus, tiny_model, tmp_path, capsys):

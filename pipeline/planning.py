@@ -4,7 +4,7 @@ Comes in: what the source holds (a survey), the current snapshot, the records in
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -55,15 +55,18 @@ def output_spec(spec: RunSpec, schema: pa.Schema) -> dict[str, Any]:
     """All that shapes the table's files: roles, order and types of columns, rules, partitioning, format version."""
     return {
         "format": FORMAT,
-        "id": spec.source.id,
+        "id": spec.source.id_columns,
         "text": spec.source.text_columns,
         "joiner": "\n",
         "keep": spec.source.keep,
         "on_null": spec.source.on_null,
+        "where": spec.source.where,
+        "reader": {"format": spec.source.format, "csv": asdict(spec.source.csv)},
         "schema": {field.name: str(field.type) for field in schema},
         "partition_by": spec.table.partition_by,
         "embedding_column": spec.table.embedding_column,
         "keep_text": spec.table.keep_text,
+        "rows": spec.chunk.rows if spec.chunk else "documents",
     }
 
 

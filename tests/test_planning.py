@@ -6,7 +6,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import make_plan
+from pipeline.planning import make_plan
 from pipeline.table import snapshot
 from pipeline.table.record import Effort, Record
 from pipeline.unit import SourceFile, Span
@@ -23,7 +23,8 @@ def spans_of(name: str) -> tuple[Span, ...]:
 def live(numbers: dict[str, tuple[int, ...]]) -> snapshot.Snapshot:
     rows = [
         {"source": n, "path": "/", "version": "1", "kind": "bytes", "start": 0, "stop": 1}
-        | {"unit_id": unit, "unit_rows": 1, "unit_failed": 0}
+        | {"unit_id": unit, "unit_rows": 1, "unit_documents": 1}
+        | {"unit_failed": 0, "unit_skipped": 0}
         for unit, own in numbers.items()
         for n in own
     ]
@@ -32,8 +33,8 @@ def live(numbers: dict[str, tuple[int, ...]]) -> snapshot.Snapshot:
 
 def recorded(unit: str, sources: tuple[int, ...]) -> Record:
     return Record(
-        unit_id=unit, first_row=0, num_rows=1, failed=0, last=True, sources=sources, parts=(), dead_letters=None,
-        bad_vectors=0, effort=Effort(), attempt="x",
+        unit_id=unit, first_row=0, num_rows=1, documents=1, failed=0, skipped=0, last=True, sources=sources, parts=(),
+        dead_letters=None, bad_vectors=0, effort=Effort(), attempt="x",
     )  # fmt: skip
 
 

@@ -1,0 +1,33 @@
+"""Files, on a disk or in a store: list and read sources, and keep a table's folder.
+
+Sources are only ever read, pinned to the version that was planned. All that is written goes through `Folder`: durable,
+whole or not at all. This is the one home of fsspec; it knows paths, bytes and versions, and nothing of what is in them.
+
+    address  where a path leads            error    what libraries raise becomes ours
+    file     what is known of a file       disk     files of this disk
+    pattern  which names are shown         store    what each store can do; s3, gs, az, hf, memory
+    source   list and read, pinned         folder   a table's folder
+"""
+
+from pipeline.storage.address import checks_itself, contains, is_remote, is_shared, local_path, same_place, store_of
+from pipeline.storage.file import FileInfo, Options, Pinned
+from pipeline.storage.folder import Folder
+from pipeline.storage.source import check_unchanged, list_pattern, open_pinned, pinned
+
+__all__ = [
+    "FileInfo",
+    "Folder",
+    "Options",
+    "Pinned",
+    "check_unchanged",
+    "checks_itself",
+    "contains",
+    "is_remote",
+    "is_shared",
+    "list_pattern",
+    "local_path",
+    "open_pinned",
+    "pinned",
+    "same_place",
+    "store_of",
+]

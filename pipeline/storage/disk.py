@@ -1,0 +1,218 @@
+"""Files of this disk: listed as sources, opened with their version, and written durably as a table's."""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from pipeline.storage.address import MAGIC
+from pipeline.storage.file import TEMPORARY, FileInfo
+from pipeline.storage.pattern import Visible, matcher, split_pattern, visible_below_folder, visible_to
+
+# --- listing
+
+
+def list_pattern(path: str) -> list[FileInfo]:
+    """The files of an absolute file, folder or glob, in no order; [] if there are none. Raises OSError."""
+    if os.path.isdir(path):
+        return list(_walk(path, visible_below_folder))
+    try:
+        return [_stat_info(path, os.stat(path))]
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    if not MAGIC.search(path):
+        return []
+    root, pieces = split_pattern(path)
+    depth = None if "**" in pieces else len(pieces)
+    matches = matcher(path)
+    return [file for file in _walk(root or os.sep, visible_to(pieces), depth) if matches(file.path)]
+
+
+def _walk(root: str, visible: Visible, depth: int | None = None) -> Iterator[FileInfo]:
+    """Regular files at most `depth` names below the root, links followed; [] without the root."""
+
+    def below(folder: str, left: int | None, above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above or left == 0:  # a link to a folder above goes round for ever
+            return
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if visible(entry.name))
+        for name in names:
+            path = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, or a link to nothing
+                status = os.stat(path)
+                if stat.S_ISDIR(status.st_mode):
+                    yield from below(path, None if left is None else left - 1, above | {here})
+                elif stat.S_ISREG(status.st_mode):
+                    yield _stat_info(path, status)
+
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        yield from below(root, depth, frozenset())
+
+
+def _stat_info(path: str, status: os.stat_result) -> FileInfo:
+    version = f"{status.st_size}-{status.st_mtime_ns}"
+    return FileInfo(path=path, size=status.st_size, version=version, modified=status.st_mtime)
+
+
+# --- reading
+
+
+def open_with_info(path: str) -> tuple[BinaryIO, FileInfo]:
+    """The open file, and what it is; raises OSError."""
+    opened = open(path, "rb")  # noqa: SIM115 - the caller owns it
+    return opened, _stat_info(path, os.fstat(opened.fileno()))
+
+
+def look_up(path: str) -> FileInfo:
+    """Raises FileNotFoundError."""
+    return _stat_info(path, os.stat(path))
+
+
+# --- the folder of a table
+
+
+class Disk:
+    """The folder of a table on a disk; the methods of `Folder`, with the disk's own errors."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def files(self, prefix: str) -> Iterator[FileInfo]:
+        for file in _walk(self._path(prefix), lambda name: True):
+            path = os.path.relpath(file.path, self._root)
+            yield FileInfo(path=path, size=file.size, version=file.version, modified=file.modified)
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            with open(self._path(path), "rb") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, path: str, data: bytes | pa.Buffer) -> None:
+        with self._temporary(path) as (temporary, file):
+            _write_durably(file, memoryview(data))
+            os.replace(temporary, self._path(path))
+
+    def create_once(self, path: str, data: bytes) -> bytes | None:
+        while True:
+            with self._temporary(path) as (temporary, file):
+                _write_durably(file, memoryview(data))
+                with contextlib.suppress(FileExistsError):
+                    os.link(temporary, self._path(path))
+                    return None
+            present = self.read(path)
+            if present is not None:
+                return None if present == data else present
+
+    def creates_exclusively(self) -> bool:
+        return True
+
+    def copy(self, source: str, target: str) -> None:
+        with self._temporary(target) as (temporary, file):
+            linked = f"{temporary}-link"
+            try:
+                os.link(self._path(source), linked)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                with open(self._path(source), "rb") as original:
+                    for block in iter(lambda: original.read(2**20), b""):
+                        file.write(block)
+                _write_durably(file, memoryview(b""))
+                linked = temporary
+            try:
+                os.replace(linked, self._path(target))
+            finally:
+                # Replacing a file by another link to itself does nothing, and leaves both names.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(linked)
+
+    def delete(self, paths: list[str]) -> None:
+        touched = set()
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(self._path(path))
+                touched.add(os.path.dirname(self._path(path)))
+        for folder in touched:
+            with contextlib.suppress(FileNotFoundError):
+                _sync_folder(self._remove_empty(folder))
+
+    def _remove_empty(self, folder: str) -> str:
+        """Remove the folder and those above it while they are empty; returns the first one that stays."""
+        while folder != self._root:
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                break
+            folder = os.path.dirname(folder)
+        return folder
+
+    def size(self, path: str) -> int | None:
+        try:
+            status = os.stat(self._path(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def open(self, path: str) -> BinaryIO:
+        return open(self._path(path), "rb")
+
+    def _path(self, path: str) -> str:
+        return os.path.join(self._root, path)
+
+    @contextlib.contextmanager
+    def _temporary(self, path: str) -> Iterator[tuple[str, BinaryIO]]:
+        """A new file beside `path`, gone on leaving unless it was renamed; the folder's entries are durable then."""
+        folder = os.path.dirname(self._path(path))
+        name = os.path.join(folder, TEMPORARY + secrets.token_hex(8))
+        file = _create_below(folder, name)
+        try:
+            with file:
+                yield name, file
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        _sync_folder(folder)
+
+
+def _create_below(folder: str, name: str) -> BinaryIO:
+    """Another process may remove the folder as empty before our file stands in it: make it anew then."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            _make_folders(folder)
+            return open(name, "xb")
+    raise OSError(errno.EBUSY, "the folder keeps vanishing", folder)
+
+
+def _make_folders(folder: str) -> None:
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    _make_folders(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)
+        _sync_folder(parent)
+
+
+def _write_durably(file: BinaryIO, data: memoryview) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

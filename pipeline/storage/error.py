@@ -1,0 +1,158 @@
+"""What the stores' libraries raise becomes ours: one line that says what was tried, where and why; never a secret.
+
+What is wrong from the start (no such bucket, bad credentials) is an InputError, the rest a StorageError. The libraries
+are known by name only, so that none of them is loaded before it is used.
+"""
+
+import contextlib
+import re
+import sys
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.errors import InputError, PipelineError, SourceChanged, StorageError
+from pipeline.storage.file import Options
+
+_FOREIGN = [
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+    ("gcsfs.retry", "ChecksumError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("httpx2", "HTTPError"),
+    ("httpx", "HTTPError"),
+    ("huggingface_hub.errors", "EntryNotFoundError"),
+    ("huggingface_hub.errors", "HfUriError"),
+]
+_WRONG_CODES = {
+    # S3
+    "NoSuchBucket",
+    "InvalidBucketName",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    # Google
+    "401",
+    # Azure
+    "ContainerNotFound",
+    "InvalidResourceName",
+    "AuthenticationFailed",
+    "AuthorizationFailure",
+    "InvalidAuthenticationInfo",
+    "NoAuthenticationInformation",
+}
+_WRONG_TYPES = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ParamValidationError",
+    "ProfileNotFound",
+    # Google
+    "DefaultCredentialsError",
+    "RefreshError",
+    # Azure
+    "ClientAuthenticationError",
+    # the Hub
+    "BucketNotFoundError",
+    "DisabledRepoError",
+    "GatedRepoError",
+    "HfUriError",
+    "OfflineModeIsEnabled",
+    "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+}
+_GONE_CODES = {"PreconditionFailed", "412", "InvalidRange", "416", "BlobNotFound", "ConditionNotMet"}
+_GONE_TYPES = {"FileExpired", "EntryNotFoundError", "RemoteEntryNotFoundError"}
+_NOT_SECRET = {
+    "account_host",
+    "account_name",
+    "addressing_style",
+    "endpoint",
+    "endpoint_url",
+    "mode",
+    "profile",
+    "project",
+    "region_name",
+    "signature_version",
+}
+_NO_TOKENS = {"anon", "browser", "cache", "cloud", "google_default"}
+"""What gcsfs takes as `token` to say where to find one."""
+
+
+class NoRoot(FileNotFoundError):
+    """The bucket, container or repository does not exist, or hides from these credentials."""
+
+
+@contextlib.contextmanager
+def reported(what: str, options: Options) -> Iterator[None]:
+    """Foreign errors become InputError or StorageError."""
+    try:
+        yield
+    except foreign() as error:
+        raise _translated(what, error, options) from None
+
+
+@contextlib.contextmanager
+def source_reported(path: str, options: Options) -> Iterator[None]:
+    """The same while reading a source: a file that is gone or replaced has changed."""
+    try:
+        yield
+    except foreign() as error:
+        if isinstance(error, FileNotFoundError) or type(error).__name__ in _GONE_TYPES or code(error) in _GONE_CODES:
+            raise changed(path) from None
+        raise _translated(f"can't read {path}", error, options) from None
+
+
+def changed(path: str) -> SourceChanged:
+    return SourceChanged(f"source file {path!r} changed since it was planned: start again to plan it anew")
+
+
+def foreign() -> tuple[type[BaseException], ...]:
+    """What fsspec lets through; the libraries of a store are loaded only if one is used."""
+    loaded = [(sys.modules[module], name) for module, name in _FOREIGN if module in sys.modules]
+    return (OSError, *(getattr(module, name) for module, name in loaded))
+
+
+def code(error: BaseException) -> str:
+    """The store's own word, or HTTP status, for what went wrong; "" if there is none."""
+    for source in (error, error.__cause__):
+        response = getattr(source, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        for found in (
+            getattr(source, "error_code", None),
+            getattr(source, "code", None),
+            getattr(response, "status_code", None),
+        ):
+            if isinstance(found, int | str) and found:
+                return str(getattr(found, "value", found))
+    return ""
+
+
+def _translated(what: str, error: BaseException, options: Options) -> PipelineError:
+    names = {type(source).__name__ for source in (error, error.__cause__)}
+    wrong = isinstance(error, NoRoot) or code(error) in _WRONG_CODES or bool(names & _WRONG_TYPES)
+    return (InputError if wrong else StorageError)(f"{what}: {said(error, options)}")
+
+
+def said(error: BaseException, options: Options) -> str:
+    """One line of at most 300 characters, without the values of the options and without passwords in URLs."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(text.split()) or type(error).__name__
+    for secret in _leaves(options):
+        for form in (secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")):
+            text = text.replace(form, "***")
+    text = re.sub(r"//[^/@\s]*@", "//***@", text)
+    # Tokens and signatures travel in queries, with and without the host before them.
+    return re.sub(r"(/[^\s?\"']*)\?[^\s\"']*", r"\1", text)[:300]
+
+
+def _leaves(options: Any) -> Iterator[str]:
+    for name, value in options.items() if isinstance(options, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _leaves(value)
+        elif name not in _NOT_SECRET and isinstance(value, str) and len(value) >= 4 and value not in _NO_TOKENS:
+            yield value
+            # Azure's connection string holds several values; its library may say one of them alone.
+            yield from re.findall(r"(?:AccountKey|SharedAccessSignature)=([^;]{4,})", value)

@@ -1,0 +1,105 @@
+"""Sources: files are listed with their versions, and read only as the versions that were planned."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+from pipeline.errors import InputError, StorageError
+from pipeline.storage import disk
+from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_path
+from pipeline.storage.error import changed, reported, source_reported
+from pipeline.storage.file import FileInfo, Options, Pinned
+from pipeline.storage.opened import READAHEAD_BYTES, Opened
+from pipeline.storage.pattern import all_visible, matcher, split_pattern, visible_below_folder, visible_to
+from pipeline.storage.stores import connect
+
+
+def list_pattern(pattern: str, options: Options) -> list[FileInfo]:
+    """The files of a file, folder (recursive) or glob (`*`, `**`, `?`, `[..]`), sorted by path; at least one.
+
+    Names that begin with "_" or "." are skipped below a folder and by wildcards that don't begin so themselves.
+    Raises InputError if there is nothing, if a name is no text, or if storage can't be reached or refuses.
+    """
+    try:
+        with reported(f"can't list {pattern!r}", options):
+            found = _list_store(pattern, options) if is_remote(pattern) else disk.list_pattern(local_path(pattern))
+    except StorageError as error:
+        raise InputError(str(error)) from None
+    if not found:
+        raise InputError(f"no file matches {pattern!r}: give a file, a folder or a pattern such as data/*.parquet")
+    for file in found:
+        _check_name(file.path)
+    return sorted(found, key=lambda file: file.path)
+
+
+@contextlib.contextmanager
+def pinned(file: Pinned, options: Options, readahead_bytes: int = READAHEAD_BYTES) -> Iterator[BinaryIO]:
+    """The open, seekable file; what was read of it is the planned version, else SourceChanged on leaving.
+
+    `readahead_bytes` is for stores: 0 for a reader that asks for exactly the ranges it needs.
+    """
+    with open_pinned(file, options, readahead_bytes) as opened:
+        yield opened
+    if not checks_itself(file.path):
+        check_unchanged(file, options)
+
+
+def open_pinned(file: Pinned, options: Options, readahead_bytes: int = READAHEAD_BYTES) -> BinaryIO:
+    """The file, seekable, if it still is the planned version; where it `checks_itself` every later read is checked too.
+
+    Elsewhere call `check_unchanged` after reading. Raises SourceChanged, also for a file that is gone.
+    """
+    with source_reported(file.path, options):
+        if is_remote(file.path):
+            address = address_of(file.path)
+            inner, found = connect(address, options).open(address.key, readahead_bytes)
+        else:
+            inner, found = disk.open_with_info(file.path)
+    if (found.size, found.version) != (file.size, file.version):
+        inner.close()
+        raise changed(file.path)
+    return cast(BinaryIO, Opened(inner, functools.partial(source_reported, file.path, options)))
+
+
+def check_unchanged(file: Pinned, options: Options) -> None:
+    """Raises SourceChanged unless the file still is the planned version."""
+    found: FileInfo | None
+    with source_reported(file.path, options):
+        if is_remote(file.path):
+            address = address_of(file.path)
+            found = connect(address, options).look_up(address.key)
+        else:
+            found = disk.look_up(file.path)
+    if found is None or (found.size, found.version) != (file.size, file.version):
+        raise changed(file.path)
+
+
+def _list_store(pattern: str, options: Options) -> list[FileInfo]:
+    address = address_of(pattern)
+    store, key = connect(address, options, patient=False), address.key
+    if MAGIC.search(key):
+        root, pieces = split_pattern(key)
+        stem = MAGIC.split(key, maxsplit=1)[0]
+        found = list(store.list(stem))
+        exact = [file for file in found if file.path == key]
+        matches, visible, start = matcher(key), visible_to(pieces), len(root) + 1 if root else 0
+        files = exact or [file for file in found if matches(file.path) and all_visible(file.path[start:], visible)]
+    else:
+        below = list(store.list(f"{key}/" if key else ""))
+        start = len(key) + 1 if key else 0
+        files = [file for file in below if all_visible(file.path[start:], visible_below_folder)]
+        if key and not below and (file := store.look_up(key)):
+            files = [file]
+    return [dataclasses.replace(file, path=address.url(file.path)) for file in files]
+
+
+def _check_name(path: str) -> None:
+    """A disk's names are bytes; those that are no UTF-8 can stand in no table and no message."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        readable = os.fsencode(path).decode(errors="backslashreplace")
+        raise InputError(f"source file '{readable}' has a name that is not UTF-8: rename it") from None

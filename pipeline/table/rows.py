@@ -1,0 +1,66 @@
+"""The rows of one version as an Arrow dataset: lazy, filterable, isolated from whatever is published meanwhile.
+
+Comes in: a table's folder and a snapshot. Goes out: a `pyarrow.dataset.Dataset`, partition columns included.
+"""
+
+import functools
+import operator
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from pipeline.errors import InputError
+from pipeline.storage import Folder
+from pipeline.table import layout, snapshot
+from pipeline.table.part import Part
+from pipeline.table.snapshot import Snapshot
+
+
+def dataset(table: Folder, version: Snapshot) -> pads.Dataset:
+    """Exactly the rows of `version`, whether its files stand in data/, wait in staging or were superseded.
+
+    Raises InputError if files of an old version were cleaned away.
+    """
+    filesystem, root = table.arrow_filesystem()
+    places = _places(table)
+    form = pads.ParquetFileFormat()
+    fragments = [
+        form.make_fragment(f"{root}/{_place(part, places, table, version)}", filesystem, _partition(part))
+        for part in version.parts
+    ]
+    return pads.FileSystemDataset(fragments, _schema(version), form, filesystem)
+
+
+def _places(table: Folder) -> dict[str, str]:
+    """Path in data/ -> where that file is now; where a part lies in several places, all copies are equal."""
+    found = {}
+    for info in table.list(layout.TRASH):
+        found[info.path.removeprefix(layout.TRASH).partition("/")[2]] = info.path
+    for prefix in (layout.STAGING, layout.DATA):
+        found |= {info.path: info.path for info in table.list(prefix)}
+    return found
+
+
+def _place(part: Part, places: dict[str, str], table: Folder, version: Snapshot) -> str:
+    for path in (part.path, part.staged):
+        if path in places:
+            return places[path]
+    raise InputError(
+        f"version {version.version} of {table.url} can't be read any more: {part.path} was cleaned away; read a newer version"
+    )
+
+
+def _partition(part: Part) -> pads.Expression | None:
+    values = [
+        pads.field(name).is_null() if value is None else pads.field(name) == pa.scalar(value)
+        for name, value in part.partition
+    ]
+    return functools.reduce(operator.and_, values) if values else None
+
+
+def _schema(version: Snapshot) -> pa.Schema:
+    """The parts' columns, then the partition columns."""
+    columns = snapshot.hex_to_schema(version.schema)
+    source = snapshot.hex_to_schema(version.source_schema)
+    partition = version.output_spec["partition_by"]
+    return pa.schema([*columns, *(source.field(name) for name in partition if name not in columns.names)])

@@ -1,0 +1,96 @@
+"""A part is sorted, holds only what its rows use, and keeps settings of the vectors to the vectors."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.table.part import encode_part, part_schema, split_by_partition
+
+
+def part_of(kept: pa.Table, embedding: str = "embedding", dim: int = 3) -> tuple[pa.Table, bytes]:
+    """(rows whose ids come in falling order, the part's bytes)."""
+    schema = part_schema(kept.schema, False, embedding, dim, "float32")
+    count = kept.num_rows
+    vectors = pa.array(np.arange(dim * count, dtype=np.float32))
+    columns = {
+        "id": pa.array([f"{999 - row:03}" for row in range(count)]),
+        **{name: kept.column(name) for name in kept.column_names},
+        embedding: pa.FixedSizeListArray.from_arrays(vectors, type=schema.field(embedding).type),
+        "content_hash": pa.array([bytes(16)] * count, pa.binary(16)),
+        "row_hash": pa.array([0] * count),
+        "source": pa.array([0] * count, pa.int32()),
+        "n_tokens": pa.array([1] * count, pa.int32()),
+        "truncated": pa.array([False] * count),
+    }
+    rows = pa.table([columns[name] for name in schema.names], schema=schema)
+    return rows, encode_part(rows, embedding).to_pybytes()
+
+
+def leaves(content: bytes) -> dict[str, tuple[bool, bool]]:
+    """(has a dictionary, has statistics) by path."""
+    group = pq.read_metadata(pa.BufferReader(content)).row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    return {column.path_in_schema: (column.has_dictionary_page, column.is_stats_set) for column in columns}
+
+
+@pytest.mark.parametrize("embedding", ["embedding", "my.vector", "vector list", "vektor.list.element"])
+def test_only_the_vectors_go_without_dictionary_and_statistics(embedding: str) -> None:
+    tree = {"a": 1, "b": [{"c": "x"}], "list": {"element": 2}}
+    kept = pa.table(
+        {
+            "title": ["a", "b"],
+            "my": [tree, tree],
+            "a.b": [1, 2],
+            "vector": pa.array([[1.0, 2.0]] * 2, pa.list_(pa.float32(), 2)),
+            "map": pa.array([[("k", 1)]] * 2, pa.map_(pa.string(), pa.int64())),
+        }
+    )
+    rows, content = part_of(kept, embedding)
+    found = leaves(content)
+    plain = {path for path, settings in found.items() if settings == (False, False)}
+    assert plain == {f"{embedding}.list.element"}
+    assert {"my.a", "my.b.list.element.c", "my.list.element", "a.b", "vector.list.element", "map.key_value.key"} < set(
+        found
+    )
+    back = pq.read_table(pa.BufferReader(content))
+    assert back.equals(rows.sort_by("id"))
+
+
+def test_a_column_named_like_the_leaf_of_the_vectors_is_kept() -> None:
+    kept = pa.table({"embedding.list.element": ["x", "y"], "embedding.list": [1, 2]})
+    rows, content = part_of(kept)
+    assert pq.ParquetFile(pa.BufferReader(content)).read().equals(rows.sort_by("id"))
+
+
+def test_columns_whose_paths_are_the_same_are_both_kept() -> None:
+    kept = pa.table({"a.b": [1, 2], "a": [{"b": "x"}, {"b": "y"}]})
+    rows, content = part_of(kept)
+    assert pq.ParquetFile(pa.BufferReader(content)).read().equals(rows.sort_by("id"))
+
+
+def test_no_part_holds_values_of_rows_that_it_has_not() -> None:
+    text = pa.DictionaryArray.from_arrays(pa.array([1, 0], pa.int32()), pa.array(["a", "b", "of a deleted row"]))
+    nested = pa.StructArray.from_arrays([pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), text)], ["s"])
+    kept = pa.table({"top": text, "nested": nested})
+    rows, content = part_of(kept)
+    back = pq.ParquetFile(pa.BufferReader(content)).read()
+    assert back.to_pylist() == rows.sort_by("id").to_pylist()
+    assert back.schema.equals(rows.schema)
+    assert back.column("top").chunk(0).dictionary.to_pylist() == ["a", "b"]
+    assert sorted(back.column("nested").chunk(0).field("s").values.dictionary.to_pylist()) == ["a", "b"]
+
+
+def test_rows_of_a_partition_keep_columns_of_every_type() -> None:
+    kept = pa.table(
+        {
+            "lang": pa.array(["en", "de", "en"]),
+            "tags": pa.array([["x"], None, []], pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+            "sizes": pa.array([[("a", 1)], [], None], pa.map_(pa.string(), pa.int64())),
+        }
+    )
+    groups = dict(split_by_partition(kept, ["lang"]))
+    assert {key: group.to_pylist() for key, group in groups.items()} == {
+        (("lang", "en"),): [{"tags": ["x"], "sizes": [("a", 1)]}, {"tags": [], "sizes": None}],
+        (("lang", "de"),): [{"tags": None, "sizes": []}],
+    }
