@@ -21,6 +21,7 @@ SEMANTICS = 1
 """Raised when our own code moves a vector beyond the stated tolerance."""
 
 _NULL = b"\x00"
+_NAN = struct.pack("<d", float("nan"))
 
 
 def digest(value: Any) -> str:
@@ -38,7 +39,7 @@ def vectors_spec(encoder: Mapping[str, Any], dtype: str, chunk: Mapping[str, Any
 def unit_id(spans: Sequence[Span], output: str, fingerprint: str) -> str:
     """A unit is the same while its spans, their files' versions, the output and the model are."""
     pieces = [
-        [span.file.path, span.file.version, span.kind, span.start, span.stop, *_given(span.take)] for span in spans
+        [span.file.name, span.file.version, span.kind, span.start, span.stop, *_given(span.take)] for span in spans
     ]
     return digest({"kind": "rows", "spans": pieces, "output": output, "fingerprint": fingerprint})
 
@@ -66,7 +67,7 @@ def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
 
 def row_hashes(columns: pa.Table) -> pa.Array:
     """int64 per row over all columns in their order: names and types are the output's business, values count here."""
-    encoded = [_encode_column(column.combine_chunks()) for column in columns.columns]
+    encoded = [_encode_column(column) for column in columns.columns]
     if not encoded:
         empty = int.from_bytes(hashlib.blake2b(b"", digest_size=8).digest(), "little", signed=True)
         return pa.array(np.full(columns.num_rows, empty, np.int64))
@@ -77,7 +78,8 @@ def row_hashes(columns: pa.Table) -> pa.Array:
 def _encode_column(values: pa.Array | pa.ChunkedArray) -> Iterable[bytes]:
     """One prefix-free byte string per value, so that no two rows run together: b"\\0" for null, else 1, length, bytes."""
     if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+        # Not joined first: pyarrow 26 takes half floats for integers when it joins dictionaries of them.
+        return [encoded for chunk in values.chunks for encoded in _encode_column(chunk)]
     if pa.types.is_dictionary(values.type):
         # Each value once: a column of a million rows may have ten.
         known = [*_encode_column(values.dictionary), _NULL]
@@ -95,8 +97,9 @@ def _value_bytes(values: pa.Array) -> Iterable[bytes | None]:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return list(values.to_pylist())
     if pa.types.is_floating(kind):
-        floats = values.cast(pa.float64())
-        return [None if value is None else struct.pack("<d", value) for value in floats.to_pylist()]
+        floats = values.cast(pa.float64()).to_pylist()
+        # A NaN has many bit patterns, and conversions choose among them.
+        return [None if x is None else _NAN if x != x else struct.pack("<d", x) for x in floats]
     if _is_tick(kind):
         return [None if value is None else struct.pack("<q", value) for value in _ticks(values)]
     return [None if value is None else repr(value).encode() for value in _python_values(values)]

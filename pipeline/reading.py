@@ -294,7 +294,7 @@ def _documents_schema(wanted: pa.Schema, keep: Sequence[str]) -> pa.Schema:
 def _sort_out(piece: _Piece, block: Block, spec: SourceSpec, keep: Sequence[str]) -> tuple[pa.Table, pa.Table]:
     """(documents, dead letters): every row of the block is in one of them, unless its text is null and may be."""
     columns, rows = block.columns, block.rows
-    ids = _ids(block, piece.span.file.path, spec)
+    ids = _ids(block, piece.span.file.name, spec)
     texts = _texts(columns, spec)
     errors = dict(block.errors)
     skipped = set(np.flatnonzero(texts.is_null()).tolist() if spec.on_null == "skip" else ()) - errors.keys()
@@ -330,10 +330,10 @@ def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _ids(block: Block, path: str, spec: SourceSpec) -> pa.Array:
+def _ids(block: Block, file: str, spec: SourceSpec) -> pa.Array:
     if spec.id_columns:
         return join_ids([_array(to_ids(block.columns.column(name)), pa.string()) for name in spec.id_columns])
-    made = [None if position is None else f"{path}:{position}" for position in block.positions.to_pylist()]
+    made = [None if position is None else f"{file}:{position}" for position in block.positions.to_pylist()]
     return pa.array(made, pa.string())
 
 

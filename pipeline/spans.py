@@ -115,7 +115,7 @@ def _pack(weighted: Sequence[tuple[float, Span]]) -> Iterator[tuple[Span, ...]]:
     for weight, span in weighted:
         pack.append(span)
         total += weight
-        ends = _hash(span.file.path) % max(1, int(1 / weight)) == 0
+        ends = _hash(span.file.name) % max(1, int(1 / weight)) == 0
         if ends or total >= MAX_PACK_UNITS or len(pack) >= MAX_PACK_FILES:
             yield tuple(pack)
             pack, total = [], 0.0

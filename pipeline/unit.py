@@ -3,6 +3,7 @@
 Frozen values only; how files become units stands in spans.py, how a unit becomes slices in reading.py.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,11 @@ class SourceFile:
     """Of the file as a whole."""
     partition: tuple[tuple[str, str | None], ...] = ()
     """Hive `key=value` folders of the path, unescaped, in path order; None is the null partition."""
+
+    @property
+    def name(self) -> str:
+        """The path as it stays from one commit of a Hub repository to the next: what of it is new says the version."""
+        return re.sub(r"^(hf://(?:[a-z]+/)?[^/@]+/[^/@]+)@[0-9a-f]{40}/", r"\1/", self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

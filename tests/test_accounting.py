@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 import pipeline
@@ -21,7 +21,8 @@ from tests import arrows, inline
 from tests.inline import spec_of
 
 MAX_ROW_BYTES = 300
-KINDS = [kind for kind in arrows.ALL if carried_type(kind) is not None and not isinstance(kind, pa.BaseExtensionType)]
+KINDS = [kind for kind in arrows.ALL if not ("interval" in str(kind) or isinstance(kind, pa.BaseExtensionType))]
+"""Those that are other Python values once they are stored have tests of their own."""
 TEXT = st.one_of(
     st.none(),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=60),
@@ -62,13 +63,16 @@ def test_rows_in_are_rows_out_and_dead_letters(tiny_model, data, rows, unit_rows
     on_null = data.draw(st.sampled_from(["dead_letter", "skip"]))
     where = data.draw(st.sampled_from([None, "n < 12"]))
     keep = [name for name in rows.column_names if name not in ("id", "text")]
-    try:
-        pq.write_table(rows, io.BytesIO())
-    except pa.ArrowNotImplementedError:
-        write = write_arrow
+    assume(is_valid(rows))
     folder = Path(tempfile.mkdtemp())
     try:
+        write_parquet(rows, folder / "trial")
+    except (pa.ArrowException, OSError):
+        write = write_arrow
+    try:
         path = write(rows, folder / "corpus")
+        # What the file itself says: Parquet has no dictionaries of durations, nor of times with zones.
+        rows = pq.ParquetFile(path).read() if write is write_parquet else rows
         spec = spec_of(
             path, tiny_model, folder / "table",
             source={"keep": keep, "on_null": on_null, "where": where},
@@ -99,6 +103,15 @@ def test_rows_in_are_rows_out_and_dead_letters(tiny_model, data, rows, unit_rows
     check_values(live, rows, keep, chunk is not None)
 
 
+def is_valid(rows: pa.Table) -> bool:
+    """pyarrow itself makes null structs over dictionaries whose indices lead nowhere; such a batch is refused, and told."""
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
 def letters_of(table: Path) -> list[dict[str, Any]]:
     folder = Folder(str(table))
     return [row for info in folder.list(layout.dead_letters(1)) for row in pq.read_table(table / info.path).to_pylist()]
@@ -106,12 +119,14 @@ def letters_of(table: Path) -> list[dict[str, Any]]:
 
 def check_values(live: pa.Table, rows: pa.Table, keep: list[str], chunked: bool) -> None:
     """The kept columns and texts of every live row are its source row's, types included."""
-    numbers = live["n"].to_numpy()
-    expected = rows.take(pa.array(numbers))
+    numbers = live["n"].to_pylist()
     for name in keep:
         kind = without_nulls(carried_type(rows.schema.field(name).type))
         assert live.schema.field(name).type == kind
-        assert repr(live[name].to_pylist()) == repr(expected[name].to_pylist())
+        source = rows[name].to_pylist()
+        for found, number in zip(live[name].to_pylist(), numbers, strict=True):
+            assert found == source[number] or repr(found) == repr(source[number])  # NaN equals nothing
     if not chunked:
-        assert live["text"].to_pylist() == expected["text"].to_pylist()
+        texts = rows["text"].to_pylist()
+        assert live["text"].to_pylist() == [texts[number] for number in numbers]
     assert np.isfinite(np.array(live["embedding"].to_pylist())).all()

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline
 from pipeline import config
+from tests.hub import hub_server
 from tests.inline import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -21,12 +24,13 @@ def test_a_configuration_is_valid(path, monkeypatch):
     assert config.load(path).table.path
 
 
-def run(name: str, *overrides: str) -> None:
-    """As a user would: the command, in a process of its own."""
+def run(name: str, *overrides: str, environment: dict[str, str] | None = None) -> str:
+    """As a user would: the command, in a process of its own. Returns what it prints."""
     arguments = [argument for override in overrides for argument in ("--set", override)]
     command = [sys.executable, "-m", "jobs.embed", f"conf/{name}.yaml", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_folder_of_texts_runs(tmp_path, tiny_model, ray_address):
@@ -52,3 +56,28 @@ def test_long_documents_run(tmp_path, tiny_model, ray_address):
     assert len(set(rows["doc_id"].to_pylist())) == 20
     assert max(rows["n_tokens"].to_pylist()) <= 64
     assert rows.num_rows > 200
+
+
+def test_a_data_set_and_a_model_from_the_hub_run(tmp_path, tiny_model):
+    """On a Ray of its own: the workers must find the same Hub as the command."""
+    rows = pa.table({"text": [f"the market of {number}" for number in range(40)], "label": [1, 2] * 20})
+    (tmp_path / "data").mkdir()
+    pq.write_table(rows.slice(0, 30), tmp_path / "data" / "train-00000-of-00001.parquet")
+    pq.write_table(rows.slice(30), tmp_path / "data" / "test-00000-of-00001.parquet")
+    with hub_server() as hub:
+        model = hub.repository("sentence-transformers/all-MiniLM-L6-v2").commit(tiny_model, "main")
+        (tmp_path / "set").mkdir()
+        (tmp_path / "data").rename(tmp_path / "set" / "data")
+        hub.repository("fancyzhx/ag_news", "datasets").commit(tmp_path / "set", "main")
+        environment = hub.environment(tmp_path / "home")
+        printed = run("hub-dataset", f"table.path={tmp_path / 'table'}", environment=environment)
+        again = run("hub-dataset", f"table.path={tmp_path / 'table'}", environment=environment)
+        (tmp_path / "set" / "README.md").write_text("# A commit that changes no data")
+        hub.repository("fancyzhx/ag_news", "datasets").commit(tmp_path / "set", "main")
+        later = run("hub-dataset", f"table.path={tmp_path / 'table'}", environment=environment)
+    live = read_table(tmp_path / "table")
+    assert sorted(live["text"].to_pylist()) == sorted(rows["text"].to_pylist()[:30])
+    assert f"model sentence-transformers/all-MiniLM-L6-v2 at commit {model}" in printed
+    assert "nothing to do" in again
+    assert "nothing to do" in later
+    assert all(name.startswith("hf://datasets/fancyzhx/ag_news/data/train") for name in live["id"].to_pylist())
