@@ -85,6 +85,8 @@ def read(
     from pipeline.storage import Folder
     from pipeline.table import rows, snapshot
 
+    if version is not None and not isinstance(version, int):
+        raise InputError(f"version is {version!r}; give a whole number, or None for the current one")
     folder = Folder(str(table), storage_options or {})
     found = snapshot.current(folder) if version is None else snapshot.read(folder, version)
     if not found.version:

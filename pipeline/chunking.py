@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ChunkSpec
+from pipeline.errors import InputError
 from pipeline.tokenizing import Tokenizer, TokenRows
 
 _UNSPACED = re.compile(
@@ -47,7 +48,9 @@ def chunk(texts: Sequence[str], tokenizer: Tokenizer, spec: ChunkSpec) -> Chunks
 
     A chunk's text alone can give more tokens than the same characters gave inside their text (a word's first piece, a
     space at the edge), so each cut is proven by tokenizing the chunks, and done again with less room where one is over.
+    Raises InputError if prompt and special tokens leave no room.
     """
+    check_room(spec, tokenizer.framing_tokens)
     offsets, failed = tokenizer.offsets(texts)
     room = dict.fromkeys(offsets, spec.max_tokens - tokenizer.framing_tokens)
     cuts: dict[int, list[tuple[int, int]]] = {}
@@ -55,7 +58,7 @@ def chunk(texts: Sequence[str], tokenizer: Tokenizer, spec: ChunkSpec) -> Chunks
     todo = list(offsets)
     while todo:
         for number in todo:
-            cuts[number] = cut(texts[number], *offsets[number], max(1, room[number]), spec)
+            cuts[number] = cut(texts[number], *offsets[number], room[number], spec)
         pieces = [texts[number][start:end] for number in todo for start, end in cuts[number]]
         tokens = tokenizer.tokenize(pieces)
         again, first = [], 0
@@ -69,7 +72,7 @@ def chunk(texts: Sequence[str], tokenizer: Tokenizer, spec: ChunkSpec) -> Chunks
             if reason is not None:
                 failed[number] = reason
             elif over > 0 and room[number] > 1:
-                room[number] -= over
+                room[number] = max(1, room[number] - over)
                 again.append(number)
             else:
                 rows[number] = tokens.slice(own.start, own.stop)
@@ -89,6 +92,15 @@ def _collect(cuts: dict[int, list[tuple[int, int]]], rows: dict[int, TokenRows],
         tokens=TokenRows.concatenated([rows[number] for number in numbers]),
         failed=failed,
     )
+
+
+def check_room(spec: ChunkSpec, framing_tokens: int) -> None:
+    """Raises InputError if chunks of this size have no room for text."""
+    if framing_tokens >= spec.max_tokens:
+        raise InputError(
+            f"chunk.max_tokens is {spec.max_tokens}, but the prompt and the special tokens alone are {framing_tokens}: give "
+            f"at least {framing_tokens + 1}, and better some hundred"
+        )
 
 
 def mean_vectors(
@@ -188,8 +200,10 @@ class _Borders:
         return next((token for token in range(lowest, min(highest + 1, self.tokens)) if allowed(token)), None)
 
     def is_token(self, token: int) -> bool:
-        """Not amid a character that is several tokens."""
-        return bool(self._ends[token - 1] <= self._starts[token])
+        """Not amid a character that is several tokens, and not where the token before it, which is white space, begins."""
+        if self._ends[token - 1] > self._starts[token]:
+            return False
+        return self.position(token - 1) < self.position(token) < len(self._text)
 
     def is_word(self, token: int) -> bool:
         if not self.is_token(token):

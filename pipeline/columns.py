@@ -38,6 +38,10 @@ _DECIMALS = ((9, pa.decimal32), (18, pa.decimal64), (38, pa.decimal128), (76, pa
 """The most digits of each width."""
 
 
+class RestLost(str):
+    """The error of a row that stands for an unknown number of them: the rest of its file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """Consecutive rows of a source file. A row with an error is a row too; a value that is bad is null here."""

@@ -347,7 +347,9 @@ def _dotted(where: str, key: object) -> str:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type, or ConfigError; no guessing beyond int -> float and list -> tuple."""
+    """`value` as the annotated type, or ConfigError; no guessing beyond int -> float, list -> tuple and Path -> str."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     origin = get_origin(hint)
     if dataclasses.is_dataclass(hint):
         return _build(cast(type, hint), value if value is not None else {}, where)

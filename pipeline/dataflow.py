@@ -155,7 +155,7 @@ class Cluster:
             return
         started = time.perf_counter()
         if ray.is_initialized():
-            raise RunError("this process already runs a Ray session: close it with ray.shutdown() first")
+            raise InputError("this process already runs a Ray session: close it with ray.shutdown() first")
         try:
             with _muted_stderr():
                 _init_ray(self._spec.ray_address)

@@ -39,7 +39,8 @@ def vectors_spec(encoder: Mapping[str, Any], dtype: str, chunk: Mapping[str, Any
 def unit_id(spans: Sequence[Span], output: str, fingerprint: str) -> str:
     """A unit is the same while its spans, their files' versions, the output and the model are."""
     pieces = [
-        [span.file.name, span.file.version, span.kind, span.start, span.stop, *_given(span.take)] for span in spans
+        [span.file.name, span.file.version, span.file.format, span.kind, span.start, span.stop, *_given(span.take)]
+        for span in spans
     ]
     return digest({"kind": "rows", "spans": pieces, "output": output, "fingerprint": fingerprint})
 
@@ -65,14 +66,25 @@ def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
     return np.frombuffer(raw, np.uint64).reshape(-1, 2)
 
 
-def row_hashes(columns: pa.Table) -> pa.Array:
-    """int64 per row over all columns in their order: names and types are the output's business, values count here."""
-    encoded = [_encode_column(column) for column in columns.columns]
-    if not encoded:
-        empty = int.from_bytes(hashlib.blake2b(b"", digest_size=8).digest(), "little", signed=True)
-        return pa.array(np.full(columns.num_rows, empty, np.int64))
-    raw = b"".join(hashlib.blake2b(b"".join(values), digest_size=8).digest() for values in zip(*encoded, strict=True))
-    return pa.array(np.frombuffer(raw, np.int64))
+def row_hashes(columns: pa.Table, more: pa.Table | None = None, row: Iterable[int] = ()) -> pa.Array:
+    """int64 per row over all columns in their order: names and types are the output's business, values count here.
+
+    With `more` a hash per row of it, over the columns of row `row[i]` of `columns` and then its own: as if they had been
+    repeated, but hashed once.
+    """
+    states = _hashed([hashlib.blake2b(digest_size=8) for _ in range(columns.num_rows)], columns)
+    if more is not None:
+        states = _hashed([states[number].copy() for number in row], more)
+    return pa.array(np.frombuffer(b"".join(state.digest() for state in states), np.int64))
+
+
+def _hashed(states: list[Any], columns: pa.Table) -> list[Any]:
+    """The hash states after the values of each row."""
+    if columns.num_columns:
+        encoded = [_encode_column(column) for column in columns.columns]
+        for state, values in zip(states, zip(*encoded, strict=True), strict=True):
+            state.update(b"".join(values))
+    return states
 
 
 def _encode_column(values: pa.Array | pa.ChunkedArray) -> Iterable[bytes]:

@@ -3,13 +3,13 @@
 Comes in: what the source holds (a survey), the current snapshot, the records in staging. Goes out: a `Plan`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline import identity
+from pipeline import identity, where
 from pipeline.config import RunSpec
 from pipeline.table import record
 from pipeline.table.layout import FORMAT
@@ -51,8 +51,12 @@ class Plan:
         return not self.added and not self.dropped
 
 
-def output_spec(spec: RunSpec, schema: pa.Schema) -> dict[str, Any]:
-    """All that shapes the table's files: roles, order and types of columns, rules, partitioning, format version."""
+def output_spec(spec: RunSpec, schema: pa.Schema, forms: Collection[str]) -> dict[str, Any]:
+    """All that shapes the table's files: roles, order and types of columns, rules, partitioning, format version.
+
+    `forms` are the formats of the source files: options of other formats shape nothing.
+    """
+    delimited = bool({"csv", "tsv"} & set(forms))
     return {
         "format": FORMAT,
         "id": spec.source.id_columns,
@@ -60,8 +64,9 @@ def output_spec(spec: RunSpec, schema: pa.Schema) -> dict[str, Any]:
         "joiner": "\n",
         "keep": spec.source.keep,
         "on_null": spec.source.on_null,
-        "where": spec.source.where,
-        "reader": {"format": spec.source.format, "csv": asdict(spec.source.csv)},
+        "where": where.normal(spec.source.where),
+        # A quoted record that is too long ends after its first line, so the limit says how rows are counted.
+        "csv": asdict(spec.source.csv) | {"max_row_bytes": spec.limits.max_row_bytes} if delimited else None,
         "schema": {field.name: str(field.type) for field in schema},
         "partition_by": spec.table.partition_by,
         "embedding_column": spec.table.embedding_column,

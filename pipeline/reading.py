@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import where
-from pipeline.columns import Block, column_names, join_ids, row_bytes, to_ids
+from pipeline.columns import Block, RestLost, column_names, join_ids, row_bytes, to_ids
 from pipeline.config import LimitSpec, SourceSpec
 from pipeline.formats import registry
 from pipeline.schema import DEAD_LETTERS, ID, POSITION, SOURCE, TEXT
@@ -23,6 +23,8 @@ from pipeline.unit import Slice, Span, Unit
 
 SLICE_BYTES = 64 * 2**20
 """Of text and kept columns."""
+SPARSE_ROWS = 64
+"""A slice covers at most so many times its rows, however few of them `where` lets through: what was read is recorded."""
 
 Intervals = Sequence[tuple[int, int]]
 Needed = Callable[[int, int], bool]
@@ -91,23 +93,56 @@ def read_slices(
     `keep` names kept and partition columns. Raises SourceChanged and StorageError.
     """
     wanted = _wanted(schema, spec, keep)
-    stop_row = 0
-    pending: list[_Piece] = []
-    for todo, stop_row in _pieces(unit, wanted, spec, limits, done):  # noqa: B007 - the last one counts the unit
+    pending = _Pending(0)
+    for todo, stop_row in _pieces(unit, wanted, spec, limits, done):
         rest = todo
         while rest is not None:
-            fitting = _fitting_rows(rest, pending, slice_rows, slice_bytes)
+            if not pending.num_rows:
+                pending = _Pending(rest.first_row)
+            fitting = pending.fitting(rest, slice_rows, slice_bytes)
             if fitting is not None:
                 head, rest = rest.split(fitting)
-                pending.append(head)
+                pending.add(head)
             else:
-                yield _slice(unit, pending[0].first_row, pending, wanted, spec, keep, last=False)
-                pending = []
-    if pending and pending[-1].stop_row < stop_row:
-        yield _slice(unit, pending[0].first_row, pending, wanted, spec, keep, last=False)
-        pending = []
-    first_row = pending[0].first_row if pending else stop_row
-    yield _slice(unit, first_row, pending, wanted, spec, keep, last=True)
+                yield _slice(unit, pending, wanted, spec, keep, last=False)
+                pending = _Pending(pending.stop_row)
+        if pending.stop_row < stop_row:  # rows that an earlier run recorded
+            if pending.num_rows:
+                yield _slice(unit, pending, wanted, spec, keep, last=False)
+            pending = _Pending(stop_row)
+    yield _slice(unit, pending, wanted, spec, keep, last=True)
+
+
+class _Pending:
+    """The slice that is being filled: rows [first_row, stop_row) of the unit."""
+
+    def __init__(self, first_row: int) -> None:
+        self.first_row = self.stop_row = first_row
+        self.pieces: list[_Piece] = []
+        """Those with rows let through."""
+        self.rows = self.bytes = 0
+        """Of the rows let through."""
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop_row - self.first_row
+
+    def add(self, piece: _Piece) -> None:
+        self.stop_row = piece.stop_row
+        if piece.let_through:
+            self.pieces.append(piece)
+            self.rows += piece.let_through
+            self.bytes += int(piece.sizes.sum())
+
+    def fitting(self, piece: _Piece, slice_rows: int, slice_bytes: int) -> int | None:
+        """How many of its rows let through can be added; None if the slice must be finished first."""
+        if self.stop_row != piece.first_row or self.num_rows >= SPARSE_ROWS * slice_rows:
+            return None
+        left = int(np.searchsorted(np.cumsum(piece.sizes), slice_bytes - self.bytes, side="right"))
+        fitting = min(slice_rows - self.rows, left)
+        if fitting or not piece.let_through:
+            return fitting
+        return None if self.rows else 1
 
 
 def first_spans(
@@ -121,17 +156,14 @@ def first_spans(
         return list(groups)
     left = spec.limit
     wanted = _wanted(schema, spec, keep)
-    chosen: list[tuple[Span, ...]] = []
-    for group in groups:
-        taken: list[Span] = []
-        for span in group:
-            if left:
-                span, matching = _first_rows(span, left, wanted, spec, limits)
-                taken.append(span)
-                left -= matching
-        if taken:
-            chosen.append(tuple(taken))
-    return chosen
+    taken: dict[Span, Span] = {}
+    for span in sorted((span for group in groups for span in group), key=lambda span: (span.file.path, span.start)):
+        if not left:
+            break
+        taken[span], matching = _first_rows(span, left, wanted, spec, limits)
+        left -= matching
+    chosen = [tuple(taken[span] for span in group if span in taken) for group in groups]
+    return [group for group in chosen if group]
 
 
 def _first_rows(span: Span, count: int, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec) -> tuple[Span, int]:
@@ -240,38 +272,20 @@ def _gaps(done: Intervals, start: int, stop: int) -> Iterator[tuple[int, int]]:
 # --- slices
 
 
-def _fitting_rows(piece: _Piece, pending: Sequence[_Piece], slice_rows: int, slice_bytes: int) -> int | None:
-    """How many of the rows let through the pending slice can take; None if it must be finished first."""
-    if pending and pending[-1].stop_row != piece.first_row:
-        return None
-    left_rows = slice_rows - sum(earlier.let_through for earlier in pending)
-    left_bytes = slice_bytes - sum(int(earlier.sizes.sum()) for earlier in pending)
-    fitting = min(left_rows, int(np.searchsorted(np.cumsum(piece.sizes), left_bytes, side="right")))
-    if fitting or not piece.let_through:
-        return fitting
-    return None if any(earlier.let_through for earlier in pending) else 1
-
-
 def _slice(
-    unit: Unit,
-    first_row: int,
-    pieces: Sequence[_Piece],
-    wanted: pa.Schema,
-    spec: SourceSpec,
-    keep: Sequence[str],
-    *,
-    last: bool,
+    unit: Unit, pending: _Pending, wanted: pa.Schema, spec: SourceSpec, keep: Sequence[str], *, last: bool
 ) -> Slice:
-    sorted_out = [_sort_out(piece, piece.block, spec, keep) for piece in pieces if piece.block is not None]
+    blocks = [(piece, piece.block) for piece in pending.pieces if piece.block is not None]
+    sorted_out = [_sort_out(piece, block, spec, keep) for piece, block in blocks]
     nothing = _documents_schema(wanted, keep).empty_table()
     documents = pa.concat_tables([nothing, *(documents for documents, _ in sorted_out)])
     dead_letters = pa.concat_tables([DEAD_LETTERS.empty_table(), *(letters for _, letters in sorted_out)])
-    num_rows = sum(piece.num_rows for piece in pieces)
     return Slice(
         unit_id=unit.unit_id,
-        first_row=first_row,
-        num_rows=num_rows,
-        skipped=num_rows - documents.num_rows - dead_letters.num_rows,
+        first_row=pending.first_row,
+        num_rows=pending.num_rows,
+        skipped=pending.num_rows - documents.num_rows - dead_letters.num_rows,
+        broken=any(isinstance(error, RestLost) for _, block in blocks for error in block.errors.values()),
         last=last,
         documents=documents.combine_chunks(),
         dead_letters=dead_letters.combine_chunks(),

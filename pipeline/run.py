@@ -4,15 +4,17 @@
 """
 
 import datetime
+import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline import identity, planning, where
+from pipeline.chunking import check_room
 from pipeline.config import RunSpec
 from pipeline.errors import CommitConflict, InputError, RunError, SourceChanged, StorageError
 from pipeline.metrics import Progress, duration, size
@@ -25,6 +27,7 @@ from pipeline.table import commit, layout, materialise, record, snapshot
 from pipeline.table.part import part_schema
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
+from pipeline.tokenizing import framing_tokens
 from pipeline.unit import SourceFile
 
 if TYPE_CHECKING:  # Ray and torch load only when there is work.
@@ -78,17 +81,18 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         table = Folder(spec.table.path, spec.table.storage_options)
         parent = materialise.finish(table) if writes else snapshot.current(table)
         files = list_sources(spec.source)
+        forms = {file.format for file in files}
         surveyed = survey(files, spec.source, spec.table.partition_by)
         _check_chunks(spec, encoder)
         vectors = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
         fingerprint = identity.digest(vectors)
         _check_partitions(spec, surveyed.schema)
-        _check_model(spec, parent, fingerprint)
-        surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent))
+        _check_model(spec, parent, json.loads(json.dumps(vectors)))
+        surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent, forms))
         if spec.source.where is not None:
             where.check(spec.source.where, surveyed.schema)
         surveyed = _limited(spec, surveyed)
-        output_spec = planning.output_spec(spec, surveyed.schema)
+        output_spec = planning.output_spec(spec, surveyed.schema, forms)
         output = identity.digest(output_spec)
         planned = planning.unit_ids(surveyed.spans, output, fingerprint)
         records = record.read_all(table, planned.keys() - parent.live_units(), writes=writes)
@@ -145,6 +149,8 @@ def _check_chunks(spec: RunSpec, encoder: EncoderSpec) -> None:
             f"chunk.max_tokens is {spec.chunk.max_tokens}, but the model reads {encoder.max_seq_length} tokens at most: the "
             f"rest of each chunk would be lost; give at most {encoder.max_seq_length}"
         )
+    if spec.chunk is not None and (framing := framing_tokens(encoder)) is not None:
+        check_room(spec.chunk, framing)
 
 
 def _check_writable(table: Folder) -> bool:
@@ -158,14 +164,18 @@ def _check_writable(table: Folder) -> bool:
         raise InputError(f"table.path {table.url!r} can't be written: {error}") from None
 
 
-def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot) -> pa.Schema:
+def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot, forms: Collection[str]) -> pa.Schema:
     """The types that the table was built with, while the roles of the columns are the same: types that are guessed from
     samples must not change with every new file. A value that doesn't fit them is a dead letter."""
     if not parent.source_schema:
         return surveyed
     fixed = snapshot.hex_to_schema(parent.source_schema)
-    same_roles = identity.digest(planning.output_spec(spec, fixed)) == parent.output
-    return fixed if same_roles and fixed.names == surveyed.names else surveyed
+    same_roles = identity.digest(planning.output_spec(spec, fixed, forms)) == parent.output
+    if not same_roles or fixed.names != surveyed.names:
+        return surveyed
+    return pa.schema(
+        [surveyed.field(name) if name in spec.source.schema else fixed.field(name) for name in fixed.names]
+    )
 
 
 def _check_partitions(spec: RunSpec, source: pa.Schema) -> None:
@@ -185,13 +195,28 @@ def _check_partitions(spec: RunSpec, source: pa.Schema) -> None:
             )
 
 
-def _check_model(spec: RunSpec, parent: Snapshot, fingerprint: str) -> None:
-    if parent.version and parent.fingerprint != fingerprint:
+def _check_model(spec: RunSpec, parent: Snapshot, vectors: Mapping[str, Any]) -> None:
+    if parent.version and parent.fingerprint != identity.digest(vectors):
+        changes = "; ".join(_differences(dict(parent.fingerprint_of), dict(vectors)))
         raise InputError(
-            f"table {spec.table.path!r} was built with another model or other model settings (fingerprint "
-            f"{parent.fingerprint[:12]}, this run has {fingerprint[:12]}): vectors of two models don't compare; use the "
-            "settings in the table's snapshot, or another table.path"
+            f"table {spec.table.path!r} was built with another model or other model settings ({changes}): vectors of two "
+            "models don't compare; use the table's settings, or another table.path"
         )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """`chunk.max_tokens was 256, is 128` for each setting that differs."""
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{above}{name}.")
+        elif old != new:
+            yield f"{above}{name} was {_shown(old)}, is {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}.."
 
 
 def _part_schema(spec: RunSpec, source: pa.Schema, dim: int) -> pa.Schema:
@@ -273,6 +298,7 @@ def encode(prepared: Prepared, cluster: "Cluster", progress: Progress) -> Encode
     if not tasks:
         return NOTHING_ENCODED
     started = time.time()
+    filtered = prepared.spec.source.where is not None or prepared.spec.source.on_null == "skip"
     pools = cluster.pools()
     settings = settings_for(prepared, pools)
     cluster.check_reachable(prepared.table)
@@ -281,7 +307,8 @@ def encode(prepared: Prepared, cluster: "Cluster", progress: Progress) -> Encode
         reports.append(report)
         if report.refused is None:
             progress.recorded(report.num_rows, report.failed, report.last)
-            _check_failed(prepared, progress.failed, prepared.survey.rows_known)
+            # What share of the rows `where` lets through is known only in the end.
+            _check_failed(prepared, progress.failed, prepared.survey.rows_known if not filtered else None)
         elif not report.source_changed:
             raise RunError(report.refused)
     changed = [report.refused for report in reports if report.source_changed]
@@ -342,7 +369,7 @@ def publish(
         raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
     work = commit.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
     tally = work.tally(prepared.parent)
-    _check_failed(prepared, tally.failed + _lost_rows(prepared.parent, plan), tally.source_rows)
+    _check_failed(prepared, tally.failed + _lost_rows(prepared.parent, plan), tally.documents + tally.failed)
     workers = ClusterWorkers(
         cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
     )
@@ -357,7 +384,7 @@ def _lost_rows(parent: Snapshot, plan: Plan) -> int:
     broken = {
         span.file.path
         for unit in plan.added
-        if any(item.failed for item in plan.records[unit.unit_id])
+        if any(item.broken for item in plan.records[unit.unit_id])
         for span in unit.spans
     }
     broken_units = {row["unit_id"] for row in parent.sources.to_pylist() if row["path"] in broken}

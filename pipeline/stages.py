@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline import identity, schema
 from pipeline.chunking import chunk, failed_texts, mean_vectors
+from pipeline.columns import row_bytes
 from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
 from pipeline.encoder import Encoder
 from pipeline.errors import SourceChanged
@@ -36,10 +37,12 @@ FLOW = pa.schema(
         pa.field("first_row", pa.int64()),
         pa.field("num_rows", pa.int64()),
         pa.field("skipped", pa.int64()),
+        pa.field("broken", pa.bool_()),
         pa.field("last", pa.bool_()),
         pa.field("sources", pa.list_(pa.int32())),
         pa.field("paths", pa.list_(pa.string())),
         pa.field("documents", pa.large_binary()),
+        pa.field("chunks", pa.large_binary()),
         pa.field("tokens", pa.large_binary()),
         pa.field("vectors", pa.large_binary()),
         pa.field("dead_letters", pa.large_binary()),
@@ -70,6 +73,9 @@ REPORT = pa.schema(
 """What the write stage tells the driver of each slice."""
 
 
+BATCH_BYTES = 64 * 2**20
+"""Of the columns that chunks repeat from their document: a part of the table is made of so much at a time."""
+
 SOURCE_CHANGED = "source changed: "
 """How a refusal begins that another plan can mend."""
 
@@ -99,12 +105,6 @@ class Settings:
     def open_table(self) -> Folder:
         return Folder(self.table.path, self.table.storage_options)
 
-    @property
-    def hashed(self) -> list[str]:
-        """The columns that make the row hash."""
-        chunk_fields = [schema.CHUNK_INDEX, schema.CHUNK_START, schema.CHUNK_END]
-        return [*self.carried, *(chunk_fields if self.chunk is not None and self.chunk.rows == "chunks" else ())]
-
 
 def read_and_tokenize(task: Task, settings: Settings, tokenizer: Tokenizer) -> Iterator[pa.Table]:
     """The slices of a unit that no earlier run recorded, as FLOW rows; a changed source file ends them with `refused`."""
@@ -131,18 +131,13 @@ def read_and_tokenize(task: Task, settings: Settings, tokenizer: Tokenizer) -> I
 def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer, read_s: float) -> pa.Table:
     started = time.perf_counter()
     paths = {number: span.file.path for span, number in zip(unit.spans, unit.sources, strict=True)}
-    if settings.chunk is None:
-        tokenized = _tokenize_whole(piece.documents, tokenizer)
-    else:
-        tokenized = _tokenize_chunks(piece.documents, tokenizer, settings.chunk)
+    tokenize = _tokenize_whole if settings.chunk is None else _tokenize_chunks
+    tokenized = tokenize(piece.documents, settings, tokenizer)
     dead_letters = piece.dead_letters
     if tokenized.failed:
         new_letters = letters(piece.documents, tokenized.failed, "tokenize", paths)
         dead_letters = pa.concat_tables([dead_letters, new_letters])
-    rows = tokenized.rows
-    rows = rows.append_column(
-        schema.CONTENT_HASH, identity.content_hashes(rows.column(schema.TEXT), settings.encoder.prompt)
-    ).append_column(schema.ROW_HASH, identity.row_hashes(rows.select(settings.hashed)))
+    rows = tokenized.documents if tokenized.chunks is None else tokenized.chunks
     effort = Effort(
         tokens=pc.sum(rows.column(schema.N_TOKENS)).as_py() or 0,
         truncated=pc.sum(rows.column(schema.TRUNCATED)).as_py() or 0,
@@ -154,10 +149,12 @@ def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer
         first_row=piece.first_row,
         num_rows=piece.num_rows,
         skipped=piece.skipped,
+        broken=piece.broken,
         last=piece.last,
         sources=list(unit.sources),
         paths=list(paths.values()),
-        documents=to_ipc(rows),
+        documents=to_ipc(tokenized.documents),
+        chunks=None if tokenized.chunks is None else to_ipc(tokenized.chunks),
         tokens=to_ipc(tokenized.tokens),
         dead_letters=to_ipc(dead_letters),
         effort=_effort_to_json(effort),
@@ -166,15 +163,18 @@ def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class _Tokenized:
-    rows: pa.Table
-    """The table's rows to be: one per document, or one per chunk, with schema.N_TOKENS and schema.TRUNCATED."""
+    documents: pa.Table
+    """Those that have tokens, with schema.CONTENT_HASH, ROW_HASH, N_TOKENS and TRUNCATED where they are rows of the table."""
+    chunks: pa.Table | None
+    """Where chunks are rows of the table: these columns, schema.DOCUMENT and the chunk fields but doc_id. The documents'
+    own columns are not repeated for each chunk before the rows are written."""
     tokens: pa.Table
-    """schema.TOKENS; where documents are chunked a row per chunk, with its number in schema.DOCUMENT."""
+    """schema.TOKENS, and schema.DOCUMENT where documents are chunked: a row per chunk."""
     failed: Mapping[int, str]
     """Document -> reason."""
 
 
-def _tokenize_whole(documents: pa.Table, tokenizer: Tokenizer) -> _Tokenized:
+def _tokenize_whole(documents: pa.Table, settings: Settings, tokenizer: Tokenizer) -> _Tokenized:
     tokens = tokenizer.tokenize(documents.column(schema.TEXT).to_pylist())
     column, truncated, lengths = tokens_to_arrow(tokens), tokens.truncated, tokens.lengths
     if tokens.failed:
@@ -182,43 +182,55 @@ def _tokenize_whole(documents: pa.Table, tokenizer: Tokenizer) -> _Tokenized:
         documents, column = documents.take(good), column.take(pa.array(good))
         truncated, lengths = truncated[good], lengths[good]
     return _Tokenized(
-        rows=_with_tokens(documents, lengths, truncated), tokens=pa.table({schema.TOKENS: column}), failed=tokens.failed
+        documents=_as_rows(documents, lengths, truncated, settings),
+        chunks=None,
+        tokens=pa.table({schema.TOKENS: column}),
+        failed=tokens.failed,
     )
 
 
-def _tokenize_chunks(documents: pa.Table, tokenizer: Tokenizer, spec: ChunkSpec) -> _Tokenized:
+def _tokenize_chunks(documents: pa.Table, settings: Settings, tokenizer: Tokenizer) -> _Tokenized:
+    assert settings.chunk is not None
     texts = documents.column(schema.TEXT).to_pylist()
-    chunks = chunk(texts, tokenizer, spec)
-    lengths, truncated = chunks.tokens.lengths, chunks.tokens.truncated
-    good, first, document = np.unique(chunks.text, return_index=True, return_inverse=True)
-    if spec.rows == "documents":
+    cut = chunk(texts, tokenizer, settings.chunk)
+    good, first, document = np.unique(cut.text, return_index=True, return_inverse=True)
+    documents, number = documents.take(pa.array(good)), pa.array(document.astype(np.int32))
+    lengths, truncated = cut.tokens.lengths, cut.tokens.truncated
+    tokens = pa.table({schema.TOKENS: tokens_to_arrow(cut.tokens), schema.DOCUMENT: number})
+    if settings.chunk.rows == "documents":
         if len(good):
             lengths, truncated = np.add.reduceat(lengths, first), np.logical_or.reduceat(truncated, first)
-        rows = documents.take(pa.array(good))
+        documents, chunks = _as_rows(documents, lengths, truncated, settings), None
     else:
-        rows = documents.take(pa.array(chunks.text))
-        doc_ids = rows.column(schema.ID)
-        ids = [f"{name}#{index}" for name, index in zip(doc_ids.to_pylist(), chunks.index.tolist(), strict=True)]
-        bounds = zip(chunks.text.tolist(), chunks.start.tolist(), chunks.end.tolist(), strict=True)
-        rows = rows.set_column(rows.schema.get_field_index(schema.ID), schema.ID, pa.array(ids, pa.string()))
-        rows = rows.set_column(
-            rows.schema.get_field_index(schema.TEXT),
-            schema.TEXT,
-            pa.array([texts[number][start:end] for number, start, end in bounds], pa.large_string()),
-        )
-        for field, values in zip(schema.CHUNK, (doc_ids, chunks.index, chunks.start, chunks.end), strict=True):
-            column = (
-                values if isinstance(values, pa.ChunkedArray) else pa.array(values.astype(field.type.to_pandas_dtype()))
-            )
-            rows = rows.append_column(field.name, column)
-    tokens = {schema.TOKENS: tokens_to_arrow(chunks.tokens), schema.DOCUMENT: pa.array(document.astype(np.int32))}
-    return _Tokenized(rows=_with_tokens(rows, lengths, truncated), tokens=pa.table(tokens), failed=chunks.failed)
+        pieces = zip(cut.text.tolist(), cut.start.tolist(), cut.end.tolist(), strict=True)
+        content = pa.array([texts[text][start:end] for text, start, end in pieces], pa.large_string())
+        fields = {
+            schema.CHUNK_INDEX: pa.array(cut.index.astype(np.int32)),
+            schema.CHUNK_START: pa.array(cut.start),
+            schema.CHUNK_END: pa.array(cut.end),
+        }
+        columns = {
+            schema.DOCUMENT: number,
+            **fields,
+            schema.CONTENT_HASH: identity.content_hashes(content, settings.encoder.prompt),
+            schema.ROW_HASH: identity.row_hashes(documents.select(settings.carried), pa.table(fields), document),
+        }
+        chunks = _with_tokens(pa.table(columns), lengths, truncated)
+    return _Tokenized(documents=documents, chunks=chunks, tokens=tokens, failed=cut.failed)
+
+
+def _as_rows(
+    documents: pa.Table, lengths: np.ndarray[Any, Any], truncated: np.ndarray[Any, Any], settings: Settings
+) -> pa.Table:
+    hashes = identity.content_hashes(documents.column(schema.TEXT), settings.encoder.prompt)
+    rows = documents.append_column(schema.CONTENT_HASH, hashes)
+    rows = rows.append_column(schema.ROW_HASH, identity.row_hashes(documents.select(settings.carried)))
+    return _with_tokens(rows, lengths, truncated)
 
 
 def _with_tokens(rows: pa.Table, lengths: np.ndarray[Any, Any], truncated: np.ndarray[Any, Any]) -> pa.Table:
-    return rows.append_column(schema.N_TOKENS, pa.array(lengths.astype(np.int32))).append_column(
-        schema.TRUNCATED, pa.array(truncated)
-    )
+    rows = rows.append_column(schema.N_TOKENS, pa.array(lengths.astype(np.int32)))
+    return rows.append_column(schema.TRUNCATED, pa.array(truncated))
 
 
 def encode(
@@ -241,22 +253,16 @@ def encode(
         arrow_to_tokens(tokens.column(schema.TOKENS)),
         on_progress and _per_document(on_progress, num_documents, tokens.num_rows),
     )
-    rows = from_cell(row, "documents")
     vectors, failed = encoded.vectors, encoded.failed
     if settings.chunk is not None:
         document = tokens.column(schema.DOCUMENT).to_numpy()
         if settings.chunk.rows == "documents":
             vectors, failed = mean_vectors(vectors, document, failed, unit_length=settings.encoder.unit_length)
         else:
-            failed = _whole_documents(document, failed)
-    changed = {}
+            failed = failed_texts(document, failed)
+    changed: dict[str, pa.Array] = {}
     if failed:
-        paths = dict(zip(row.column("sources")[0].as_py(), row.column("paths")[0].as_py(), strict=True))
-        new_letters = letters(rows, failed, "encode", paths)
-        good = _without(rows.num_rows, failed)
-        vectors = vectors[good]
-        changed["documents"] = _cell(to_ipc(rows.take(good)))
-        changed["dead_letters"] = _cell(to_ipc(pa.concat_tables([from_cell(row, "dead_letters"), new_letters])))
+        vectors, changed = _without_documents(row, vectors, failed)
     effort = _effort_of(row) + Effort(
         rows_encoded=encoded.rows_encoded,
         tokens_encoded=encoded.tokens,
@@ -293,10 +299,27 @@ def _per_document(
     return progress
 
 
-def _whole_documents(document: np.ndarray[Any, Any], failed: Mapping[int, str]) -> dict[int, str]:
-    """Every chunk of each document that has a failed one: a document stands in the table whole, or not at all."""
-    reasons = failed_texts(document, failed)
-    return {row: reasons[number] for row, number in enumerate(document.tolist()) if number in reasons}
+def _without_documents(
+    row: pa.Table, vectors: np.ndarray[Any, Any], failed: Mapping[int, str]
+) -> tuple[np.ndarray[Any, Any], dict[str, pa.Array]]:
+    """The vectors that are left, and the cells of the FLOW row that change: failed documents leave with all their chunks."""
+    documents = from_cell(row, "documents")
+    paths = dict(zip(row.column("sources")[0].as_py(), row.column("paths")[0].as_py(), strict=True))
+    new_letters = letters(documents, failed, "encode", paths)
+    good = _without(documents.num_rows, failed)
+    changed = {
+        "documents": _cell(to_ipc(documents.take(good))),
+        "dead_letters": _cell(to_ipc(pa.concat_tables([from_cell(row, "dead_letters"), new_letters]))),
+    }
+    if not row.column("chunks")[0].is_valid:
+        return vectors[good], changed
+    chunks = from_cell(row, "chunks")
+    document = chunks.column(schema.DOCUMENT).to_numpy()
+    stay = np.isin(document, good)
+    index = chunks.schema.get_field_index(schema.DOCUMENT)
+    numbers = pa.array(np.searchsorted(good, document[stay]).astype(np.int32))
+    changed["chunks"] = _cell(to_ipc(chunks.filter(pa.array(stay)).set_column(index, schema.DOCUMENT, numbers)))
+    return vectors[stay], changed
 
 
 def refuse(row: pa.Table, reason: str) -> pa.Table:
@@ -315,8 +338,11 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
     if settings.table.dtype == "float16":
         with np.errstate(over="ignore"):  # What overflows is counted below, and refused at the gate.
             vectors = vectors.astype(np.float16)
-    rows = _part_rows(from_cell(row, "documents"), vectors, settings)
-    parts = _write_parts(table, rows, unit_id, first_row, attempt, settings)
+    documents = from_cell(row, "documents")
+    chunks = from_cell(row, "chunks") if row.column("chunks")[0].is_valid else None
+    parts: list[Part] = []
+    for rows, own in _row_batches(documents, chunks, vectors):
+        parts += _write_parts(table, _part_rows(rows, own, settings), unit_id, first_row, attempt, settings, len(parts))
     dead_letters = from_cell(row, "dead_letters")
     staged_letters = _write_dead_letters(table, dead_letters, unit_id, first_row, attempt)
     record = Record(
@@ -324,11 +350,12 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
         first_row=first_row,
         num_rows=row.column("num_rows")[0].as_py(),
         skipped=row.column("skipped")[0].as_py(),
-        documents=_count_documents(from_cell(row, "documents")),
+        documents=_count_documents(documents, chunks),
         failed=dead_letters.num_rows,
+        broken=row.column("broken")[0].as_py(),
         last=row.column("last")[0].as_py(),
         sources=tuple(row.column("sources")[0].as_py()),
-        parts=parts,
+        parts=tuple(parts),
         dead_letters=staged_letters,
         bad_vectors=int((~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)).sum()),
         effort=_effort_of(row) + Effort(write_s=time.perf_counter() - started),
@@ -346,10 +373,44 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
     return pa.Table.from_pylist([report], REPORT)
 
 
-def _count_documents(rows: pa.Table) -> int:
-    if schema.CHUNK_INDEX not in rows.column_names:
-        return int(rows.num_rows)
-    return int(pc.sum(pc.equal(rows.column(schema.CHUNK_INDEX), 0)).as_py() or 0)
+def _count_documents(documents: pa.Table, chunks: pa.Table | None) -> int:
+    """Of those whose rows are written."""
+    if chunks is None:
+        return int(documents.num_rows)
+    return int(pc.sum(pc.equal(chunks.column(schema.CHUNK_INDEX), 0)).as_py() or 0)
+
+
+def _row_batches(
+    documents: pa.Table, chunks: pa.Table | None, vectors: np.ndarray[Any, Any]
+) -> Iterator[tuple[pa.Table, np.ndarray[Any, Any]]]:
+    """(rows, their vectors): all at once, or chunks with their documents' columns, some 64 MiB of them at a time."""
+    if chunks is None:
+        yield documents, vectors
+        return
+    texts = documents.column(schema.TEXT).to_pylist()
+    others = documents.drop_columns([schema.TEXT])
+    sizes = np.cumsum(row_bytes(others)[chunks.column(schema.DOCUMENT).to_numpy()])
+    start = 0
+    while start < chunks.num_rows:
+        done = sizes[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(sizes, done + BATCH_BYTES, side="right")))
+        yield _chunk_rows(others, texts, chunks.slice(start, stop - start)), vectors[start:stop]
+        start = stop
+
+
+def _chunk_rows(documents: pa.Table, texts: Sequence[str], chunks: pa.Table) -> pa.Table:
+    number = chunks.column(schema.DOCUMENT)
+    rows = documents.take(number)
+    fields = [schema.DOCUMENT, schema.CHUNK_INDEX, schema.CHUNK_START, schema.CHUNK_END]
+    places = list(zip(*(chunks.column(name).to_pylist() for name in fields), strict=True))
+    doc_ids = rows.column(schema.ID)
+    ids = [f"{name}#{index}" for name, (_, index, _, _) in zip(doc_ids.to_pylist(), places, strict=True)]
+    rows = rows.set_column(rows.schema.get_field_index(schema.ID), schema.ID, pa.array(ids, pa.string()))
+    content = pa.array([texts[document][start:end] for document, _, start, end in places], pa.large_string())
+    rows = rows.append_column(schema.TEXT, content).append_column(schema.DOC_ID, doc_ids)
+    for name in chunks.column_names[1:]:
+        rows = rows.append_column(name, chunks.column(name))
+    return rows
 
 
 def _part_rows(documents: pa.Table, vectors: np.ndarray[Any, Any], settings: Settings) -> pa.Table:
@@ -364,10 +425,10 @@ def _part_rows(documents: pa.Table, vectors: np.ndarray[Any, Any], settings: Set
 
 
 def _write_parts(
-    table: Folder, rows: pa.Table, unit_id: str, first_row: int, attempt: str, settings: Settings
-) -> tuple[Part, ...]:
+    table: Folder, rows: pa.Table, unit_id: str, first_row: int, attempt: str, settings: Settings, first_index: int
+) -> list[Part]:
     parts = []
-    for index, (partition, group) in enumerate(split_by_partition(rows, settings.table.partition_by)):
+    for index, (partition, group) in enumerate(split_by_partition(rows, settings.table.partition_by), first_index):
         path = layout.staged_part(unit_id, first_row, attempt, index)
         content = encode_part(group, settings.table.embedding_column)
         table.write(path, content)
@@ -382,7 +443,7 @@ def _write_parts(
                 sources=distinct_sources(group),
             )
         )
-    return tuple(parts)
+    return parts
 
 
 def _write_dead_letters(
@@ -397,17 +458,17 @@ def _write_dead_letters(
     return path, content.size
 
 
-def letters(rows: pa.Table, failed: Mapping[int, str], stage: str, paths: Mapping[int, str]) -> pa.Table:
-    """DEAD_LETTERS for some rows: one for each document, with the text of its first row here."""
-    name = schema.DOC_ID if schema.DOC_ID in rows.column_names else schema.ID
-    chosen = rows.select([name, schema.SOURCE, schema.POSITION, schema.TEXT]).rename_columns(
-        [schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT]
+def letters(documents: pa.Table, failed: Mapping[int, str], stage: str, paths: Mapping[int, str]) -> pa.Table:
+    """DEAD_LETTERS for some documents of a table."""
+    rows = documents.select([schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT]).take(sorted(failed)).to_pylist()
+    reasons = (failed[index] for index in sorted(failed))
+    return pa.Table.from_pylist(
+        [
+            row | {"path": paths[row[schema.SOURCE]], "stage": stage, "error": reason}
+            for row, reason in zip(rows, reasons, strict=True)
+        ],
+        schema.DEAD_LETTERS,
     )
-    found: dict[tuple[int, int], dict[str, Any]] = {}
-    for index, row in zip(sorted(failed), chosen.take(sorted(failed)).to_pylist(), strict=True):
-        place = row[schema.SOURCE], row[schema.POSITION]
-        found.setdefault(place, row | {"path": paths[row[schema.SOURCE]], "stage": stage, "error": failed[index]})
-    return pa.Table.from_pylist(list(found.values()), schema.DEAD_LETTERS)
 
 
 def _without(num_rows: int, failed: Mapping[int, str]) -> np.ndarray[Any, Any]:

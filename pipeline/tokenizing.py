@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import tokenizers
 from numpy.typing import NDArray
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
@@ -188,7 +189,7 @@ class Tokenizer:
     @property
     def framing_tokens(self) -> int:
         """Special tokens and those of the prompt: what a text leaves no room for."""
-        return len(self._encode({0: self._prompt}, {}).get(0, _NO_TOKENS)[0])
+        return len(self._whole.encode(self._prompt).ids)
 
     @property
     def prompt_length(self) -> int:
@@ -261,6 +262,20 @@ class Tokenizer:
         if any(any(encoding.type_ids) for encoding in expected):
             raise InputError("the model's tokenizer gives token types other than 0: not supported")
         return [row[0] for row in self._encode(dict(enumerate(probes)), {}).values()] == [e.ids for e in expected]
+
+
+def framing_tokens(spec: EncoderSpec) -> int | None:
+    """`Tokenizer.framing_tokens` without loading transformers; None where the folder has no tokenizer.json."""
+    path = spec.transformer_folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises nothing more special.
+        raise InputError(f"{str(path)!r} is no tokenizer that can be read: {error}") from None
+    backend.no_padding()
+    backend.no_truncation()
+    return len(backend.encode(spec.prompt).ids)
 
 
 def _load(spec: EncoderSpec) -> Any:

@@ -66,6 +66,8 @@ class Slice:
     num_rows: int
     skipped: int
     """Rows that `source.where` or `source.on_null` leave out."""
+    broken: bool
+    """One of its dead letters stands for the rest of a file, of which nobody knows how many rows it had."""
     last: bool
     """No row of the unit comes after this slice."""
     documents: pa.Table

@@ -70,6 +70,11 @@ def expression(text: str, schema: pa.Schema | None = None) -> pc.Expression:
     return _translate(text, resolve)
 
 
+def normal(text: str | None) -> str | None:
+    """The same text for filters that differ in spaces, quotes and brackets alone."""
+    return None if text is None else ast.unparse(_parse(text))
+
+
 def columns(text: str | None) -> tuple[str, ...]:
     """The columns that the filter reads, each once, in the order in which it names them."""
     return tuple(dict.fromkeys(path[0] for path in _paths(text))) if text is not None else ()
@@ -297,6 +302,8 @@ class _Translation:
             scalars = [self.natural(each) for each in named]
         else:
             scalars = [self.fitting(each, kind) for each in named]
+        if not named:
+            return value.expression.is_null()
         common = _common_type({scalar.type for scalar in scalars})
         if common is None:
             self.refuse(node, "holds values of several types")

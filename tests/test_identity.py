@@ -35,7 +35,7 @@ def test_golden_row_hash():
 
 
 def test_golden_unit_id_and_fingerprint():
-    assert identity.unit_id([span()], "output", "model") == "01b5d86516a0aa4d27328ded21726d9f"
+    assert identity.unit_id([span()], "output", "model") == "9cc3c1b38e76734ccba96021e5a0f889"
     assert (
         identity.digest(identity.vectors_spec({"model": "m", "prompt": ""}, "float32", None))
         == "a909557cf50c74ad7027e2a6882d307c"

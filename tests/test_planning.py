@@ -33,7 +33,8 @@ def live(numbers: dict[str, tuple[int, ...]]) -> snapshot.Snapshot:
 
 def recorded(unit: str, sources: tuple[int, ...]) -> Record:
     return Record(
-        unit_id=unit, first_row=0, num_rows=1, documents=1, failed=0, skipped=0, last=True, sources=sources, parts=(),
+        unit_id=unit, first_row=0, num_rows=1, documents=1, failed=0, skipped=0, broken=False, last=True,
+        sources=sources, parts=(),
         dead_letters=None, bad_vectors=0, effort=Effort(), attempt="x",
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.columns import Block, failed_block, partition_values, skipped_block
+from pipeline.columns import Block, RestLost, failed_block, partition_values, skipped_block
 from pipeline.config import SourceSpec
 from pipeline.formats import batch as batches
 from pipeline.formats.form import UNREADABLE, Form, Look, Needed
@@ -95,7 +95,7 @@ def blocks(
                 yield from _blocks(batch, first, schema, constants, max_row_bytes)
             first += rows
     except _Broken as broken:
-        yield failed_block(schema, batches.positions(first, 1), str(broken))
+        yield failed_block(schema, batches.positions(first, 1), RestLost(broken))
 
 
 def _blocks(

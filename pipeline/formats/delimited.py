@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pipeline.columns import Block, failed_block, skipped_block
+from pipeline.columns import Block, RestLost, failed_block, skipped_block
 from pipeline.config import SourceSpec
 from pipeline.formats import values
 from pipeline.formats.compression import reader
@@ -91,7 +91,8 @@ def blocks(
         # Nothing can be said of the rows; the span with the file's beginning says so once.
         if span.start == 0:
             error = header.error or f"the header has more than one column {twice[0]!r}"
-            yield failed_block(schema, pa.array([header.position], pa.int64()), f"the file has no header: {error}")
+            lost = RestLost(f"the file has no header: {error}")
+            yield failed_block(schema, pa.array([header.position], pa.int64()), lost)
         return
     if span.kind == "bytes":
         opened.seek(max(span.start - 1, 0))

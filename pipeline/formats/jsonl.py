@@ -153,6 +153,9 @@ def _parse_block(
     errors: dict[int, str] = {}
     values: dict[str, list[Any]] = {name: [None] * len(group) for name in schema.names}
     for row, line in enumerate(group):
+        if line.error is not None:
+            errors[row] = line.error
+            continue
         try:
             record = _parse(line, written)
         except Misfit as misfit:

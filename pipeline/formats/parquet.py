@@ -11,7 +11,16 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from pipeline import where
-from pipeline.columns import Block, excluded_block, failed_block, partition_values, plain_type, skipped_block, unite
+from pipeline.columns import (
+    Block,
+    RestLost,
+    excluded_block,
+    failed_block,
+    partition_values,
+    plain_type,
+    skipped_block,
+    unite,
+)
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError
 from pipeline.formats import batch as batches
@@ -81,7 +90,7 @@ def blocks(
         leaves = _leaves(metadata, present)
     except _DATA_ERRORS as error:
         places = pa.nulls(1 if span.rows is None else span.rows, pa.int64())
-        yield failed_block(schema, places, f"the file is no readable Parquet file: {_short(error)}")
+        yield failed_block(schema, places, RestLost(f"the file is no readable Parquet file: {_short(error)}"))
         return
     start, stop = (0, len(counts)) if span.kind == "file" else (span.start, span.stop)
     possible = _possible(opened, parquet.schema_arrow, schema, constants, spec.where)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pipeline.columns import RestLost
 from pipeline.formats.compression import CHUNK_BYTES, Broken, Read
 
 _BLOCK_ROWS = 1024
@@ -64,7 +65,7 @@ def lines(read: Read, start: int, stop: int | None, max_bytes: int) -> Iterator[
         elif begin < len(chunk):
             parts.append(chunk[begin:])
     if error is not None:
-        yield Line(position=position, raw=b"", error=error, broken=True)
+        yield Line(position=position, raw=b"", error=RestLost(error), broken=True)
     elif inside and too_long:
         yield _too_long(position, max_bytes)
     elif inside and held:

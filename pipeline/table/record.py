@@ -53,6 +53,8 @@ class Record:
     """Source rows that became dead letters."""
     skipped: int
     """Source rows that the configuration leaves out."""
+    broken: bool
+    """A dead letter stands for the rest of a file, however many rows it had."""
     last: bool
     sources: tuple[int, ...]
     """The number of each of the unit's spans, as written into the parts."""

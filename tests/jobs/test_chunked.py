@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline import run
+from pipeline import dataflow, run, stages
 from pipeline.errors import InputError
 from pipeline.storage import Folder
 from pipeline.table import layout
@@ -162,7 +162,7 @@ def test_a_document_with_a_failed_chunk_is_one_dead_letter(model, tmp_path, rows
 
 def test_other_chunks_are_another_fingerprint_and_refused(source, model, chunked):
     spec = spec_of(source, model, chunked, source={"keep": ["topic"]}, chunk=CHUNK | {"overlap_tokens": 4})
-    with pytest.raises(InputError, match="other model settings"):
+    with pytest.raises(InputError, match=r"chunk\.overlap_tokens was 5, is 4"):
         inline.embed(spec)
 
 
@@ -187,3 +187,51 @@ def test_an_edited_document_changes_its_chunks_alone(model, tmp_path):
     same_rows(after.filter(pa.compute.not_equal(after["doc_id"], edited["id"])), kept)
     assert version.counts.unchanged >= kept.num_rows
     assert version.counts.documents == 30
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_work(source, tmp_path, model):
+    for chunk, prompt in (({"max_tokens": 2}, ""), ({"max_tokens": 8}, "the market of new york: ")):
+        spec = spec_of(source, model, tmp_path / "table", chunk=chunk, model={"path": str(model), "prompt": prompt})
+        with pytest.raises(InputError, match=r"special tokens alone are .*: give at least"):
+            inline.embed(spec)
+    assert not (tmp_path / "table").exists()
+
+
+def test_what_chunks_repeat_of_their_document_is_written_a_bounded_piece_at_a_time(model, tmp_path, monkeypatch):
+    rows = [row | {"body": row["text"]} for row in documents(12)]
+    path = write_jsonl(tmp_path / "docs.jsonl", rows)
+    inline.embed(spec_of(path, model, tmp_path / "whole", source={"keep": ["body", "topic"]}, chunk=CHUNK))
+    monkeypatch.setattr(stages, "BATCH_BYTES", 2000)
+    spec = spec_of(
+        path,
+        model,
+        tmp_path / "pieces",
+        source={"keep": ["body", "topic"]},
+        chunk=CHUNK,
+        table={"partition_by": ["topic"]},
+    )
+    inline.embed(spec)
+    whole, pieces = read_table(tmp_path / "whole"), read_table(tmp_path / "pieces")
+    same_rows(
+        pieces.select([*whole.drop_columns(["topic", "row_hash"]).column_names]),
+        whole.drop_columns(["topic", "row_hash"]),
+    )
+
+
+def test_a_long_document_with_a_long_kept_column_fits_into_memory(model, tmp_path):
+    text = "the market of new york went up " * 12_000
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"id": "long", "text": text, "body": text}])
+    spec = spec_of(path, model, tmp_path / "table", source={"keep": ["body"]}, chunk={"max_tokens": 24})
+    prepared = run.prepare(spec, writes=False)
+    pools = dataflow.Pools(
+        device="cpu", encoders=1, cpus_per_encoder=1, gpus_per_encoder=0, tokenizers=1, writers=1, cpus_per_task=1
+    )  # fmt: skip
+    settings = run.settings_for(prepared, pools)
+    (row,) = stages.read_and_tokenize(prepared.plan.tasks[0], settings, inline.built(settings.encoder)[1])
+    chunks = stages.from_cell(row, "chunks")
+    assert chunks.num_rows > 3000
+    assert row.nbytes < 4 * len(text) + 200 * chunks.num_rows
+    vectors = np.zeros((chunks.num_rows, 1), np.float32)
+    batches = [rows.nbytes for rows, _ in stages._row_batches(stages.from_cell(row, "documents"), chunks, vectors)]
+    assert len(batches) > 10
+    assert max(batches) < 2 * stages.BATCH_BYTES

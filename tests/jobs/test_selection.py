@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import InputError
+from pipeline import reading
+from pipeline.errors import InputError, RunError
 from tests import inline
 from tests.inline import read_table, spec_of
 
@@ -146,3 +147,108 @@ def test_ids_of_several_columns_are_joined_so_that_none_meet(tiny_model, tmp_pat
     found = ids(tmp_path / "table")
     assert len(set(found)) == len(pairs)
     assert "x:1" in found
+
+
+# --- another configuration on the same table
+
+
+def write_csv(path: Path, rows: list[list[str]]) -> Path:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_another_row_limit_reads_a_quoted_csv_anew_even_in_the_middle(tiny_model, tmp_path):
+    rows = [[f"d{number}", "oil\n" * (40 if number == 5 else 1)] for number in range(40)]
+    path = write_csv(tmp_path / "docs.csv", [["id", "text"], *rows])
+    first = spec_of(path, tiny_model, tmp_path / "table", limits={"unit_rows": 8, "max_row_bytes": 100})
+    with pytest.raises(inline.Died):
+        inline.embed(first, stop_after=2)
+    inline.embed(spec_of(path, tiny_model, tmp_path / "table", limits={"unit_rows": 8, "max_row_bytes": 10**6}))
+    assert sorted(ids(tmp_path / "table")) == sorted(row[0] for row in rows)
+
+
+def test_a_type_given_later_counts(tiny_model, tmp_path):
+    path = write_csv(tmp_path / "docs.csv", [["id", "text", "price"], ["a", "oil", "1.5"], ["b", "oil", ""]])
+    inline.embed(spec_of(path, tiny_model, tmp_path / "table", source={"keep": ["price"]}))
+    assert read_table(tmp_path / "table")["price"].to_pylist() == ["1.5", ""]
+    typed = {"keep": ["price"], "schema": {"price": "float64"}}
+    inline.embed(spec_of(path, tiny_model, tmp_path / "table", source=typed))
+    assert read_table(tmp_path / "table")["price"].to_pylist() == [1.5, None]
+
+
+def test_what_says_the_same_in_other_words_is_nothing_to_do(source, tiny_model, tmp_path):
+    def spec(**more: object):
+        return spec_of(source, tiny_model, tmp_path / "table", source={"on_null": "skip", **more})
+
+    first = inline.embed(spec(where="year >= 2010"))
+    again = inline.embed(spec(where="(year   >=  2010)", csv={"delimiter": ";"}))
+    assert again.version == first.version
+    assert inline.embed(spec(where="year >= 2010", format=source.suffix[1:])).version == first.version
+    assert inline.embed(spec(where="year >= 2011")).version == 2
+
+
+def test_the_first_rows_are_those_of_the_first_files(tiny_model, tmp_path):
+    for name, count in (("a", 5), ("b", 300), ("c", 5)):
+        lines = (
+            json.dumps({"id": f"{name}{n}", "text": "oil " * (10_000 if name == "b" else 1)}) + "\n"
+            for n in range(count)
+        )
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    inline.embed(spec_of(tmp_path / "*.jsonl", tiny_model, tmp_path / "table", source={"limit": 7}))
+    assert ids(tmp_path / "table") == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
+
+
+def test_the_share_of_failed_rows_is_of_those_that_were_to_embed(tiny_model, tmp_path):
+    rows = [{"id": f"d{n}", "text": "oil" if n else None, "year": n} for n in range(200)]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = spec_of(tmp_path / "docs.jsonl", tiny_model, tmp_path / "table", source={"where": "year < 2"})
+    with pytest.raises(RunError, match="1 rows of 2 failed"):
+        inline.embed(spec)
+
+
+def test_rows_that_a_filter_leaves_out_are_recorded_in_slices_too(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "SPARSE_ROWS", 4)
+    rows = [{"id": f"d{n:04}", "text": "oil", "year": n} for n in range(20_000)]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = spec_of(
+        tmp_path / "docs.jsonl", tiny_model, tmp_path / "table",
+        source={"where": "year == 19999"}, limits={"unit_rows": 1000},
+    )  # fmt: skip
+    with pytest.raises(inline.Died):
+        inline.embed(spec, stop_after=3)
+    counts = inline.embed(spec).counts
+    assert (ids(tmp_path / "table"), counts.skipped) == (["d19999"], 19_999)
+
+
+# --- rows that go
+
+
+def write_lines(path: Path, names: list[str], bad: bool = False) -> None:
+    lines = [json.dumps({"id": name, "text": "oil"}) for name in names] + (["{broken"] if bad else [])
+    path.write_text("".join(line + "\n" for line in lines))
+
+
+def test_rows_may_go_from_a_unit_with_an_old_dead_letter(tiny_model, tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(10):
+        write_lines(folder / f"{number}.jsonl", [f"f{number}-{row}" for row in range(100)], bad=number == 9)
+    spec = spec_of(folder, tiny_model, tmp_path / "table")
+    inline.embed(spec)
+    (folder / "0.jsonl").unlink()
+    write_lines(folder / "9.jsonl", [f"f9-{row}" for row in range(50)], bad=True)
+    counts = inline.embed(spec).counts
+    assert (counts.rows, counts.deleted, counts.failed) == (850, 150, 1)
+
+
+def test_a_file_that_breaks_does_not_take_its_rows_along_unnoticed(tiny_model, tmp_path):
+    import gzip
+
+    whole = gzip.compress("".join(json.dumps({"id": f"d{n}", "text": f"oil {n}"}) + "\n" for n in range(3000)).encode())
+    (tmp_path / "docs.jsonl.gz").write_bytes(whole)
+    spec = spec_of(tmp_path / "docs.jsonl.gz", tiny_model, tmp_path / "table")
+    inline.embed(spec)
+    (tmp_path / "docs.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"rows of .* failed"):
+        inline.embed(spec)

@@ -84,7 +84,7 @@ def stage(table: Folder, unit: Unit, ids: list[str], failed: int = 0, number: in
         table.write(staged_letters[0], content)
     made = Record(
         unit_id=unit.unit_id, first_row=0, num_rows=len(ids) + failed, documents=len(ids), failed=failed,
-        skipped=0, last=True, sources=(number,),
+        skipped=0, broken=False, last=True, sources=(number,),
         parts=tuple(parts), dead_letters=staged_letters, bad_vectors=0, effort=Effort(), attempt=uuid.uuid4().hex,
     )  # fmt: skip
     record.create(table, made)

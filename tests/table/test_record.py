@@ -18,7 +18,7 @@ def make(
 ) -> Record:
     return Record(
         unit_id=UNIT, first_row=first_row, num_rows=num_rows, documents=num_rows, failed=0,
-        skipped=0, last=last, sources=(3,), parts=parts,
+        skipped=0, broken=False, last=last, sources=(3,), parts=parts,
         dead_letters=None, bad_vectors=0, effort=Effort(tokens=num_rows), attempt=attempt,
     )  # fmt: skip
 
