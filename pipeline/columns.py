@@ -425,22 +425,26 @@ def partition_type(values: Iterable[str | None]) -> pa.DataType:
     return pa.string()
 
 
-def partition_value(value: str | None, kind: pa.DataType) -> pa.Scalar:
-    """The folder's value with the planned type, which is at least as wide as `partition_type` of it."""
-    if value is None or pa.types.is_string(kind):
-        return pa.scalar(value, kind)
+def partition_value(value: str | None, kind: pa.DataType) -> pa.Scalar | None:
+    """The folder's value with the planned type; None if it has no such value. `09` is no integer, only `9` is."""
+    if value is None:
+        return pa.scalar(None, kind)
     if pa.types.is_boolean(kind):
-        return pa.scalar(value == "true", kind)
-    try:
-        return pa.scalar(datetime.date.fromisoformat(value) if pa.types.is_date(kind) else int(value), kind)
-    except (ValueError, OverflowError, pa.ArrowException):
-        return pa.scalar(None, kind)  # The column's type is that of files that have it; a folder's name needn't fit.
+        return pa.scalar(value == "true", kind) if value in ("true", "false") else None
+    if pa.types.is_integer(kind) and not _INTEGER.fullmatch(value):
+        return None
+    values, misfits = conform(pa.array([value]), kind)
+    return None if misfits else values[0]
 
 
 def partition_values(file: SourceFile, schema: pa.Schema) -> dict[str, pa.Scalar]:
-    """What the folders of the file say of columns of the schema: it counts where the file itself says nothing."""
+    """What the folders of the file say of columns of the schema: it counts where the file itself says nothing.
+
+    A value that doesn't fit is null: planning refuses it wherever it would count.
+    """
     named = {item.name: item.type for item in schema}
-    return {name: partition_value(value, named[name]) for name, value in file.partition if name in named}
+    found = {name: partition_value(value, named[name]) for name, value in file.partition if name in named}
+    return {name: pa.scalar(None, named[name]) if value is None else value for name, value in found.items()}
 
 
 def _is_date(value: str) -> bool:

@@ -98,6 +98,8 @@ class SourceSpec:
         return (self.id,) if isinstance(self.id, str) else self.id
 
     def __post_init__(self) -> None:
+        if any("\0" in pattern for pattern in self.patterns):
+            raise ConfigError("source.path holds a NUL character: no path can")
         if not self.patterns or not all(self.patterns):
             raise ConfigError("source.path is empty: give a file, a folder or a pattern such as data/*.parquet")
         if not self.text_columns or not all(self.text_columns):
@@ -139,6 +141,8 @@ class ModelSpec:
     """For a model at an object store's URL."""
 
     def __post_init__(self) -> None:
+        if "\0" in self.path:
+            raise ConfigError("model.path holds a NUL character: no path can")
         for name in ("max_seq_length", "truncate_dim"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -180,10 +184,14 @@ class TableSpec:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if "\0" in self.path:
+            raise ConfigError("table.path holds a NUL character: no path can")
         if self.path.rstrip("/") in ("", "s3:", "s3a:"):
             raise ConfigError(
                 f"table.path is {self.path!r}: give a folder, or an s3:// address with a bucket and a folder"
             )
+        if not self.embedding_column:
+            raise ConfigError("table.embedding_column is empty: name the column of the vectors")
         for name in (*self.partition_by, self.embedding_column):
             if name in RESERVED:
                 raise ConfigError(f"table names a column {name!r} that the table writes itself: choose another")
@@ -273,6 +281,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
         raise ConfigError(f"configuration file {str(path)!r} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file {str(path)!r} can't be read: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"configuration file {str(path)!r} is nested too deeply") from None
     except yaml.YAMLError as error:
         # Only the place and the problem: the line itself may hold a secret.
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it can't be parsed"
@@ -287,19 +297,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
 
 def from_mapping(raw: Mapping[str, Any]) -> RunSpec:
     """The same for a mapping that is already in memory."""
-    return cast(RunSpec, _build(RunSpec, _fill_environment(dict(raw), ""), ""))
+    try:
+        return cast(RunSpec, _build(RunSpec, _fill_environment(dict(raw), ""), ""))
+    except RecursionError:
+        raise ConfigError("the configuration is nested too deeply, or in itself") from None
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
+        raise ConfigError(f"--set {key.strip()!r} is not of the form section.key=value")
     node = raw
     for name in path[:-1]:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {name!r} is not a section")
+            raise ConfigError(f"--set {key.strip()}: {name!r} is not a section")
     try:
         node[path[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -325,7 +338,7 @@ def _fill_environment(value: Any, where: str) -> Any:
 
 def _build(spec: type, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
-        raise ConfigError(f"{where or 'the configuration'} must be a section with keys, not {raw!r}")
+        raise ConfigError(f"{where or 'the configuration'} must be a section with keys, not {_told(raw)}")
     hints = get_type_hints(spec)
     fields = {item.name: item for item in dataclasses.fields(spec)}
     for key in raw:
@@ -358,14 +371,19 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             if _matches(value, option):
                 return _convert(value, option, where)
         expected = " or ".join(_describe(option) for option in get_args(hint))
-        raise ConfigError(f"{where} is {value!r}; expected {expected}")
+        raise ConfigError(f"{where} is {_told(value)}; expected {expected}")
     if not _matches(value, hint):
         # Options hold secrets: of a wrong value only its type may be told.
-        given = type(value).__name__ if "storage_options" in where else repr(value)
+        given = type(value).__name__ if "storage_options" in where else _told(value)
         raise ConfigError(f"{where} is {given}; expected {_describe(hint)}")
     if origin is tuple:
         return tuple(value)
     return float(value) if hint is float else value
+
+
+def _told(value: Any) -> str:
+    """A wrong value as messages may show it: sections and lists can hold a secret somewhere."""
+    return "a section" if isinstance(value, dict) else "a list" if isinstance(value, list | tuple) else repr(value)
 
 
 def _matches(value: Any, hint: Any) -> bool:
@@ -377,7 +395,7 @@ def _matches(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     if origin is not None:
-        return isinstance(value, dict)
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if hint is type(None):
         return value is None
     if hint is bool:
@@ -393,7 +411,9 @@ def _describe(hint: Any) -> str:
         return " | ".join(str(option) for option in get_args(hint))
     if origin is tuple:
         return "a list of strings"
-    if origin is not None or dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint):
         return "a section with keys"
+    if origin is not None:
+        return "a section whose keys are strings"
     names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
     return names.get(hint, str(hint))

@@ -7,7 +7,7 @@ import datetime
 import json
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from pipeline.metrics import Progress, duration, size
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.planning import Plan
 from pipeline.reading import SLICE_BYTES, first_spans
-from pipeline.source import Survey, list_sources, survey
+from pipeline.source import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, contains, is_shared
 from pipeline.table import commit, layout, materialise, record, snapshot
 from pipeline.table.part import part_schema
@@ -82,13 +82,17 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         parent = materialise.finish(table) if writes else snapshot.current(table)
         files = list_sources(spec.source)
         forms = {file.format for file in files}
-        surveyed = survey(files, spec.source, spec.table.partition_by)
+        _check_apart(spec, table, files)
+        before = snapshot.hex_to_schema(parent.source_schema) if parent.source_schema else pa.schema([])
+        known = dict(zip(before.names, before.types, strict=True))
+        surveyed = survey(files, spec.source, spec.table.partition_by, known)
         _check_chunks(spec, encoder)
         vectors = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
         fingerprint = identity.digest(vectors)
         _check_partitions(spec, surveyed.schema)
         _check_model(spec, parent, json.loads(json.dumps(vectors)))
         surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent, forms))
+        check_folders(surveyed.folders, surveyed.schema)
         if spec.source.where is not None:
             where.check(spec.source.where, surveyed.schema)
         surveyed = _limited(spec, surveyed)
@@ -151,6 +155,16 @@ def _check_chunks(spec: RunSpec, encoder: EncoderSpec) -> None:
         )
     if spec.chunk is not None and (framing := framing_tokens(encoder)) is not None:
         check_room(spec.chunk, framing)
+
+
+def _check_apart(spec: RunSpec, table: Folder, files: Sequence[SourceFile]) -> None:
+    """A data set's name doesn't say where its files are: the files do."""
+    inside = next((file.path for file in files if file.path.startswith(f"{table.url}/")), None)
+    if inside is not None:
+        raise InputError(
+            f"table.path {spec.table.path!r} holds the source file {inside!r}: the run would read what it writes; give the "
+            "table a folder of its own"
+        )
 
 
 def _check_writable(table: Folder) -> bool:

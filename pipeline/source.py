@@ -15,7 +15,16 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from pipeline import arrow_types, where
-from pipeline.columns import can_be_id, carried_type, column_names, partition_type, plain_type, unite, without_nulls
+from pipeline.columns import (
+    can_be_id,
+    carried_type,
+    column_names,
+    partition_type,
+    partition_value,
+    plain_type,
+    unite,
+    without_nulls,
+)
 from pipeline.config import SourceSpec
 from pipeline.errors import ConfigError, InputError
 from pipeline.formats import registry
@@ -36,6 +45,16 @@ _ROW_BYTES_GUESS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A `key=value` folder that speaks for a file."""
+
+    column: str
+    value: str | None
+    path: str
+    """Of one such file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Survey:
     """What planning needs to know of the sources."""
 
@@ -48,6 +67,8 @@ class Survey:
     rows_estimate: int
     bytes: int
     """Of the files as they are stored."""
+    folders: tuple["Folder", ...] = ()
+    """What folders say of columns that their files lack, each value once."""
 
 
 # --- files
@@ -134,18 +155,28 @@ class _Kind:
     path: str
 
 
-def survey(files: Sequence[SourceFile], spec: SourceSpec, partition_by: Sequence[str] = ()) -> Survey:
+def survey(
+    files: Sequence[SourceFile],
+    spec: SourceSpec,
+    partition_by: Sequence[str] = (),
+    before: Mapping[str, pa.DataType] | None = None,
+) -> Survey:
     """Look into the files once, for types and for spans: all footers and schemas, the first lines of some other files.
 
     Raises InputError for columns that don't exist, don't fit together or can't be what they are meant for, and if no
-    file can be read. A single file that can't be read is no error: reading it makes a dead letter.
+    file can be read. A single file that can't be read is no error: reading it makes a dead letter. `before` are types of
+    an earlier survey: of a column that no sampled file happens to have.
     """
     columns = list(column_names(spec, [*spec.keep, *partition_by]))
     planned = _planned_types(spec, columns, files)
     looks = _look_into(files, columns, spec)
     _check_readable(files, looks)
     plain = {*spec.id_columns, *spec.text_columns, *partition_by}
-    kinds = {name: _column_type(name, files, looks, planned.get(name), plain=name in plain) for name in columns}
+    absent = {**(before or {}), **planned} if any(not registry.FORMS[form].every for form in _formats(files)) else {}
+    kinds = {
+        name: _column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
+        for name in columns
+    }
     schema = pa.schema(list(kinds.items()))
     _check_roles(schema, spec)
     if spec.where is not None:
@@ -158,7 +189,25 @@ def survey(files: Sequence[SourceFile], spec: SourceSpec, partition_by: Sequence
         rows_known=None if None in known else sum(cast(list[int], known)),
         rows_estimate=_estimate_rows(spans, looks),
         bytes=sum(file.size for file in files),
+        folders=tuple(_folders(columns, files, looks)),
     )
+
+
+def check_folders(folders: Iterable["Folder"], schema: pa.Schema) -> None:
+    """Raises InputError for a value in a folder's name that its column can't hold."""
+    for folder in folders:
+        kind = schema.field(folder.column).type
+        if partition_value(folder.value, kind) is None:
+            raise InputError(
+                f"column {folder.column!r} is {kind}, but the folders of {folder.path!r} say {folder.value!r}, which is no "
+                "such value: give its type in source.schema (string holds all), or narrow source.path"
+            )
+
+
+def _folders(columns: Sequence[str], files: Sequence[SourceFile], looks: Mapping[str, Look]) -> Iterator["Folder"]:
+    for name in columns:
+        distinct = {value: path for path, value in _folder_values(name, files, looks)}
+        yield from (Folder(column=name, value=value, path=path) for value, path in distinct.items())
 
 
 def _given_type(name: str, kind: str) -> pa.DataType:
@@ -239,16 +288,20 @@ def _column_type(
     files: Sequence[SourceFile],
     looks: Mapping[str, Look],
     planned: pa.DataType | None,
+    absent: pa.DataType | None,
     *,
     plain: bool,
 ) -> pa.DataType:
-    """The one type of a column in all files that have it, and in the names of the folders of those that don't."""
+    """The one type of a column in all files that have it, and in the names of the folders of those that don't.
+
+    `planned` is what the user says, `absent` what the column is if no file that was looked into has it.
+    """
     kinds = [kind for form in _formats(files) if (kind := _kind_in(name, files, looks, form, planned, plain=plain))]
-    known = {form for form in _formats(files) if _has_format(name, files, looks, form)}
-    lacking = [file for file in files if not _has_column(name, file, looks, known)]
-    values = [(file.path, value) for file in lacking for key, value in file.partition if key == name]
+    values = _folder_values(name, files, looks)
     if values and not (kinds and pa.types.is_string(kinds[0].type)):
         kinds.append(_Kind(type=partition_type(value for _, value in values), path=values[0][0]))
+    if not kinds and absent is not None:
+        kinds = [_Kind(type=plain_type(absent) if plain else absent, path="the table")]
     if not kinds:
         raise InputError(_unknown_column(name, files, looks))
     if planned is not None:
@@ -263,6 +316,13 @@ def _column_type(
             "source.keep, or convert the files"
         )
     return carried
+
+
+def _folder_values(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> list[tuple[str, str | None]]:
+    """(path, value) of the files that lack the column and whose folders name it."""
+    known = {form for form in _formats(files) if _has_format(name, files, looks, form)}
+    lacking = [file for file in files if not _has_column(name, file, looks, known)]
+    return [(file.path, value) for file in lacking for key, value in file.partition if key == name]
 
 
 def _has_format(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look], form: FormatName) -> bool:

@@ -38,7 +38,7 @@ def test_a_minimal_configuration_has_the_documented_defaults():
         (given("source", keep=["embedding"]), "table.embedding_column 'embedding' is also in source.keep"),
         (given("source", keep=["source"]), "a column that the table writes itself"),
         (given("source", keep=["a", "a"]), "names a column twice"),
-        (given("source", where=["x > 1"]), "source.where is ['x > 1']; expected a string or null"),
+        (given("source", where=["x > 1"]), "source.where is a list; expected a string or null"),
         (given("source", limit=0), "source.limit is 0; give a whole number of at least 1"),
         (given("source", id=[]), "source.id is empty"),
         (given("source", schema={"a": 1}), "source.schema.a is 1; expected the name of an Arrow type"),
@@ -120,3 +120,39 @@ def test_every_shipped_configuration_is_valid(path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     config.load(path)
+
+
+def test_what_can_hold_a_secret_is_not_shown():
+    told = []
+    for raw in (
+        {**MINIMAL, "source": [{"storage_options": {"secret": "s3cr3t"}}]},
+        given("source", path={"storage_options": {"secret": "s3cr3t"}}),
+        given("source", keep=[{"secret": "s3cr3t"}]),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            config.from_mapping(raw)
+        told.append(str(caught.value))
+    assert "s3cr3t" not in " ".join(told)
+
+
+def test_overrides_that_can_t_be_show_no_value(tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(given("source", storage_options={"key": "k"})))
+    for override in ("source.storage_options.key.x=s3cr3t", "=s3cr3t"):
+        with pytest.raises(ConfigError) as caught:
+            config.load(tmp_path / "run.yaml", [override])
+        assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a {b: *a}", "a: " + "[" * 5000, "source: {schema: {1: int64}, path: a, text: b}"]
+)
+def test_odd_files_are_configuration_errors(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        config.load(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(("section", "key"), [("source", "path"), ("model", "path"), ("table", "path")])
+def test_no_path_holds_a_nul(section, key):
+    with pytest.raises(ConfigError, match="NUL"):
+        config.from_mapping(given(section, **{key: "a\0b"}))

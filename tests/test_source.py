@@ -1,6 +1,9 @@
 import datetime
 import gzip
 import json
+import os
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -305,8 +308,40 @@ def test_types_may_be_planned(tmp_path: Path) -> None:
         schema_of(tmp_path, keep=("n",), schema={"n": "int46"})
     with pytest.raises(InputError, match="csv files hold strings"):
         schema_of(tmp_path, keep=("n",), schema={"n": "list<item: int64>"})
+    # No line that was looked at has it; a later one may.
+    assert schema_of(tmp_path, keep=("z",), schema={"z": "int64"}).field("z").type == pa.int64()
+    parquet(tmp_path / "all" / "a.parquet", text=["x"])
     with pytest.raises(InputError, match="no source file has a column 'z'"):
-        schema_of(tmp_path, keep=("z",), schema={"z": "int64"})
+        schema_of(tmp_path / "all", keep=("z",), schema={"z": "int64"})
+
+
+def test_objects_without_keys_have_no_type(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", {"text": "x", "meta": {}}, {"text": "y", "meta": None})
+    with pytest.raises(InputError, match=r"'meta' holds nothing but objects without keys.*source\.schema"):
+        schema_of(tmp_path, keep=("meta",))
+    typed = schema_of(tmp_path, keep=("meta",), schema={"meta": "map<string, string>"})
+    assert typed.field("meta").type == pa.map_(pa.string(), pa.string())
+
+
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="regular file"):
+        list_sources(SourceSpec(path=str(tmp_path / "a.jsonl"), text="text"))
+
+
+def test_a_damaged_footer_that_ends_processes_is_looked_at_without_harm() -> None:
+    """In another process: what is tested is that it lives."""
+    path = Path(__file__).parent / "formats" / "files" / "damaged-statistics.parquet"
+    program = f"""
+from pipeline.config import SourceSpec
+from pipeline.source import list_sources, survey
+spec = SourceSpec(path={str(path)!r}, text="text", where="text == 'x'")
+print(survey(list_sources(spec), spec).rows_known)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert (done.returncode, done.stdout) == (0, "300\n"), done.stderr
 
 
 def test_columns_of_a_filter_are_read_and_must_exist(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from pipeline.columns import Block, conform, row_bytes
 
-BLOCK_ROWS = 512
+BLOCK_ROWS = 64
+"""Few, because nobody knows before it is decoded how large a row is: a dictionary holds a text once for all of its rows."""
 BLOCK_BYTES = 4 * 2**20
 
 

@@ -87,22 +87,25 @@ def blocks(
     if header is None:
         return
     twice = _duplicates(header.fields, schema.names)
-    if header.error is not None or twice:
-        # Nothing can be said of the rows; the span with the file's beginning says so once.
-        if span.start == 0:
-            error = header.error or f"the header has more than one column {twice[0]!r}"
-            lost = RestLost(f"the file has no header: {error}")
-            yield failed_block(schema, pa.array([header.position], pa.int64()), lost)
-        return
+    error = header.error or (f"it has more than one column {twice[0]!r}" if twice else None)
     if span.kind == "bytes":
         opened.seek(max(span.start - 1, 0))
         found = records(lines(opened.read, span.start, span.stop, max_row_bytes), form, max_row_bytes)
-    rows = (record for record in found if record.position != header.position)
+    rows: Iterable[Record] = (record for record in found if record.position != header.position)
+    if error is not None and not span.start:
+        rows = itertools.chain([header], rows)  # a file of nothing else must not go by unseen
     first = 0
     for group in groups(rows, lambda record: record.size):
-        yield (
-            _block(group, header.fields, schema, span.file) if needed(first, len(group)) else skipped_block(len(group))
-        )
+        if not needed(first, len(group)):
+            yield skipped_block(len(group))
+        elif error is not None:
+            places = pa.array([record.position for record in group], pa.int64())
+            reason = f"the file's header can't be used: {error}"
+            # Where the stream itself breaks, one row stands for the rest.
+            lost = any(isinstance(record.error, RestLost) for record in group)
+            yield failed_block(schema, places, RestLost(reason) if lost else reason)
+        else:
+            yield _block(group, header.fields, schema, span.file)
         first += len(group)
 
 

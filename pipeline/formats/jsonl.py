@@ -50,6 +50,7 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
     """
     types: dict[str, pa.DataType] = {}
     names: set[str] = set()
+    objects_only: set[str] = set()
     rows, size, objects = 0, 0, 0
     for line in _rows(lines(reader(opened, file), 0, None, SAMPLE_BYTES)):
         rows, size = rows + 1, size + len(line.raw)
@@ -61,12 +62,19 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
         found = {name: _type_of(record[name], name) for name in columns if name in record and name not in spec.schema}
         objects += 1
         names.update(record)
+        objects_only.update(name for name in found if record[name] == {})
         for name, kind in (planned | found).items():
             seen = types.get(name, pa.null())
             is_text = name in spec.text_columns and pa.string() in (seen, kind)
             types[name] = pa.string() if is_text else join_types(name, seen, kind)
         if rows >= SAMPLE_ROWS or size >= SAMPLE_BYTES:
             break
+    empty = [name for name in objects_only if pa.types.is_null(types[name])]
+    if empty:
+        raise Misfit(
+            f"column {empty[0]!r} holds nothing but objects without keys, and nobody can tell its type: leave it out, or give "
+            f"it in source.schema, such as map<string, string>; found"
+        )
     return Look(names=names, types=types, rows=rows, size=size, readable=objects > 0)
 
 

@@ -38,11 +38,9 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
     try:
         parquet = pq.ParquetFile(opened, pre_buffer=False)
         schema, metadata = parquet.schema_arrow, parquet.metadata
-        leaves = _leaves(metadata, columns)
-        row_groups = [
-            RowGroup(rows=rows, size=_size(metadata.row_group(index), leaves))
-            for index, rows in enumerate(_counts(metadata))
-        ]
+        # Of all columns: a look at one column of a damaged footer ends the process (pyarrow 26 lets a C++ exception out).
+        sizes = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
+        row_groups = [RowGroup(rows=rows, size=size) for rows, size in zip(_counts(metadata), sizes, strict=True)]
         found = {name: schema.get_all_field_indices(name) for name in columns}
         return Look(
             names=schema.names,
@@ -62,16 +60,6 @@ def _counts(metadata: Any) -> list[int]:
     return counts
 
 
-def _leaves(metadata: Any, columns: Sequence[str]) -> list[int]:
-    wanted = set(columns)
-    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    return [index for index, path in enumerate(paths) if path in wanted or path.partition(".")[0] in wanted]
-
-
-def _size(group: Any, leaves: Sequence[int]) -> int:
-    return sum(group.column(index).total_uncompressed_size for index in leaves)
-
-
 def blocks(
     opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
 ) -> Iterator[Block]:
@@ -87,7 +75,6 @@ def blocks(
         counts = _counts(metadata)
         present = [name for name in schema.names if name in parquet.schema_arrow.names]
         constants = partition_values(span.file, schema)
-        leaves = _leaves(metadata, present)
     except _DATA_ERRORS as error:
         places = pa.nulls(1 if span.rows is None else span.rows, pa.int64())
         yield failed_block(schema, places, RestLost(f"the file is no readable Parquet file: {_short(error)}"))
@@ -104,7 +91,7 @@ def blocks(
         elif not present:
             yield from batches.constant_blocks(schema, constants, position, rows)
         else:
-            batch_rows = batches.block_rows(_size(metadata.row_group(index), leaves), rows)
+            batch_rows = batches.block_rows(metadata.row_group(index).total_byte_size, rows)
             found = parquet.iter_batches(batch_rows, row_groups=[index], columns=present, use_threads=False)
             yield from _row_group(found, rows, position, schema, constants, max_row_bytes)
         first += rows

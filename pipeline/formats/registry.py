@@ -36,6 +36,7 @@ def format_of(path: str, asked: str) -> tuple[FormatName, Compression]:
     for suffix, packed in _COMPRESSIONS.items():
         if name.endswith(suffix):
             name, compression = name.removesuffix(suffix), packed
+            break
     for known, form in FORMS.items():
         fits = asked == known or (asked == "auto" and name.endswith(form.suffixes))
         if fits and (form.packable or asked != "auto"):

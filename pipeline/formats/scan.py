@@ -3,7 +3,7 @@
 Comes in: `Read`. Goes out: `Line`s, blank ones too. What a line means is not known here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -84,7 +84,7 @@ def _too_long(position: int, max_bytes: int) -> Line:
     return Line(position=position, raw=b"", error=f"the line is longer than limits.max_row_bytes ({max_bytes})")
 
 
-def groups(stream: Iterator[Item], size_of: Callable[[Item], int]) -> Iterator[Sequence[Item]]:
+def groups(stream: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[Sequence[Item]]:
     """Consecutive items that make a block: at most 1024, and 4 MiB unless one alone is larger."""
     group: list[Item] = []
     size = 0

@@ -202,7 +202,7 @@ def _package_folder(path: str) -> Path:
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", package):
         raise InputError(f"model.path {path!r} names no package; expected package:<python package>/<folder>")
     top, *below = package.split(".")
-    found = importlib.util.find_spec(top)
+    found = importlib.util.find_spec(top) if top != "__main__" else None
     if found is None or not found.submodule_search_locations:
         raise InputError(f"model.path {path!r}: no Python package {top!r} is installed here; install it on every node")
     for location in found.submodule_search_locations:

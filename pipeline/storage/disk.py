@@ -22,7 +22,10 @@ def list_pattern(path: str) -> list[FileInfo]:
     if os.path.isdir(path):
         return list(_walk(path, visible_below_folder))
     try:
-        return [_stat_info(path, os.stat(path))]
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", path)  # opening a pipe would wait for ever
+        return [_stat_info(path, status)]
     except (FileNotFoundError, NotADirectoryError):
         pass
     if not MAGIC.search(path):

@@ -32,7 +32,9 @@ class S3(Store):
         # The client compares the etag of every answer: as strong as If-Match, which some stores ignore.
         defaults = {"local_expiry_check": True}
         fixed = {"config_kwargs": config, "use_listings_cache": False, "skip_instance_cache": True}
-        filesystem = fsspec.filesystem("s3", **{**defaults, **options, **fixed})
+        # A key of digits alone is a number in YAML.
+        keys = {name: str(options[name]) for name in ("key", "secret", "token") if options.get(name) is not None}
+        filesystem = fsspec.filesystem("s3", **{**defaults, **options, **keys, **fixed})
         filesystem.retries = 4 if patient else 1
         filesystem.connect()
         return filesystem

@@ -148,7 +148,7 @@ class Store:
             return self.connect(address, options, patient)
         except ImportError as error:
             raise InputError(f"{address.store}:// needs the packages of the extra `{self.extra}`: {error}") from None
-        except (TypeError, ValueError, KeyError) as error:
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"storage_options can't be used for {address.store}://: {said(error, options)}") from None
 
 

@@ -188,13 +188,17 @@ def test_columns_that_a_file_lacks_are_null(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [None, 3])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
-def test_a_header_that_cannot_be_read_is_one_bad_row(tmp_path: Path, name: str, size: int | None) -> None:
+def test_under_a_header_that_cannot_be_used_every_record_is_a_bad_row(
+    tmp_path: Path, name: str, size: int | None
+) -> None:
     path = write(tmp_path / name, b"\xff,text\n1,x\n2,y\n")
     good, bad = rows_of(path, size=size)
     assert good == []
-    assert bad == [(0, "the file has no header: the record is not valid UTF-8")]
+    reason = "the file's header can't be used: the record is not valid UTF-8"
+    assert bad == [(0, reason), (7, reason), (11, reason)]
     write(path, b"text,text\n1,x\n" if name == "a.csv" else b"text\ttext\n1\tx\n")
-    assert rows_of(path, size=size)[1] == [(0, "the file has no header: the header has more than one column 'text'")]
+    reason = "the file's header can't be used: it has more than one column 'text'"
+    assert rows_of(path, size=size)[1] == [(0, reason), (10, reason)]
 
 
 def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:

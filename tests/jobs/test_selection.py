@@ -252,3 +252,53 @@ def test_a_file_that_breaks_does_not_take_its_rows_along_unnoticed(tiny_model, t
     (tmp_path / "docs.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RunError, match=r"rows of .* failed"):
         inline.embed(spec)
+
+
+# --- values of folders
+
+
+def write_folders(folder: Path, **values: str) -> Path:
+    for name, value in values.items():
+        (folder / value).mkdir(parents=True)
+        write_lines(folder / value / f"{name}.jsonl", [name])
+    return folder
+
+
+def test_values_of_folders_have_the_type_that_is_asked_for(tiny_model, tmp_path):
+    corpus = write_folders(tmp_path / "corpus", a="score=0.5", b="score=2", c="score=__HIVE_DEFAULT_PARTITION__")
+    source = {"keep": ["score"], "schema": {"score": "float64"}}
+    inline.embed(spec_of(corpus, tiny_model, tmp_path / "table", source=source))
+    assert read_table(tmp_path / "table")["score"].to_pylist() == [0.5, 2.0, None]
+
+
+@pytest.mark.parametrize(("first", "later"), [("year=2023", "year=unknown"), ("hour=10", "hour=09")])
+def test_a_later_folder_whose_value_doesn_t_fit_is_refused_not_made_null(tiny_model, tmp_path, first, later):
+    name = first.partition("=")[0]
+    corpus = write_folders(tmp_path / "corpus", a=first)
+    spec = spec_of(corpus, tiny_model, tmp_path / "table", source={"keep": [name]})
+    inline.embed(spec)
+    write_folders(corpus, b=later)
+    with pytest.raises(InputError, match=rf"column '{name}' is int64, but the folders of .*b\.jsonl"):
+        inline.embed(spec)
+
+
+def test_a_table_among_its_sources_is_refused(tiny_model, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pq.write_table(pa.table({"id": ["a", "b"], "text": ["oil", "market"]}), folder / "docs.parquet")
+    spec = spec_of(f"dataset:{folder}", tiny_model, folder / "out")
+    inline.embed(spec)
+    with pytest.raises(InputError, match=r"holds the source file .*part-"):
+        inline.embed(spec)
+
+
+def test_a_column_that_today_s_sample_lacks_keeps_the_type_that_the_table_has(tiny_model, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.jsonl").write_text('{"id": "a", "text": "oil", "rare": 7}\n')
+    spec = spec_of(corpus, tiny_model, tmp_path / "table", source={"keep": ["rare"]})
+    inline.embed(spec)
+    (corpus / "a.jsonl").write_text('{"id": "a", "text": "oil"}\n')
+    inline.embed(spec)
+    rows = read_table(tmp_path / "table")
+    assert (rows["rare"].to_pylist(), rows.schema.field("rare").type) == ([None], pa.int64())
