@@ -34,6 +34,8 @@ def cast_exactly(values: pa.Array, kind: pa.DataType) -> pa.Array:
         return values
     if pa.types.is_null(values.type):
         return pa.nulls(len(values), kind)
+    if pa.types.is_null(kind) and values.null_count == len(values):
+        return pa.nulls(len(values))
     if pa.types.is_interval(values.type):
         return cast_exactly(_interval_to_struct(values), kind)
     if is_list(values.type) and is_list(kind):

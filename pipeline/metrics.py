@@ -88,7 +88,7 @@ class Progress:
         else:
             elapsed = max(time.monotonic() - self._first_encoded, 1.0)
             rate = self._encoded_rows / elapsed
-            pieces += [f"{rate:,.0f} docs/s", f"{self._encoded_tokens / elapsed:,.0f} tokens/s"]
+            pieces += [f"{per_second(rate)} docs/s", f"{self._encoded_tokens / elapsed:,.0f} tokens/s"]
             if self._rows is not None and rate:
                 pieces.append(f"{duration(max(self._rows - seen, 0) / rate)} left")
         return "  ".join(pieces + ([f"{self.failed:,} failed"] if self.failed else []))
@@ -104,6 +104,11 @@ def _notebook() -> Callable[[str], None] | None:
 
     handle = display(Pretty(""), display_id=True)
     return lambda text: handle.update(Pretty(text))
+
+
+def per_second(rate: float) -> str:
+    """`0.9`, `230`, `1,204`"""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
 def duration(seconds: float) -> str:

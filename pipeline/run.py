@@ -17,7 +17,7 @@ from pipeline import identity, planning, where
 from pipeline.chunking import check_room
 from pipeline.config import RunSpec
 from pipeline.errors import CommitConflict, InputError, RunError, SourceChanged, StorageError
-from pipeline.metrics import Progress, duration, size
+from pipeline.metrics import Progress, duration, per_second, size
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.planning import Plan
 from pipeline.reading import SLICE_BYTES, first_spans
@@ -480,7 +480,7 @@ class Summary:
                 f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them new)"
                 + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
                 f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
-                f"  speed      {self.docs_per_s:,.0f} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
+                f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
                 f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
                 f"  seconds    {seconds}",
                 f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",

@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
-from tests.servers import S3Server, moto_server, rclone_server
+from tests.servers import AzServer, GsServer, S3Server, az_server, gs_server, has_azurite, moto_server, rclone_server
 from tests.tiny import build_tiny_model
 
 DATA = Path(os.environ.get("PIPELINE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -39,6 +39,22 @@ def moto() -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gs() -> Iterator[GsServer]:
+    with gs_server() as server:
+        server.make_bucket("bucket")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzServer]:
+    if not has_azurite():
+        pytest.skip("azurite-blob is missing: npm install -g azurite")
+    with az_server(tmp_path_factory.mktemp("azurite")) as server:
+        server.make_bucket("bucket")
         yield server
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import pipeline
 from pipeline import config
+from tests import inline
 from tests.hub import hub_server
 from tests.inline import read_table
 
@@ -24,23 +25,19 @@ def test_a_configuration_is_valid(path, monkeypatch):
     assert config.load(path).table.path
 
 
-def run(name: str, *overrides: str, environment: dict[str, str] | None = None) -> str:
-    """As a user would: the command, in a process of its own. Returns what it prints."""
-    arguments = [argument for override in overrides for argument in ("--set", override)]
-    command = [sys.executable, "-m", "jobs.embed", f"conf/{name}.yaml", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def embed(name: str, **overrides: object) -> None:
+    """Without Ray, which other tests are for."""
+    inline.embed(config.load(ROOT / "conf" / f"{name}.yaml", [f"{key}={value}" for key, value in overrides.items()]))
 
 
-def test_a_folder_of_texts_runs(tmp_path, tiny_model, ray_address):
+def test_a_folder_of_texts_runs(tmp_path, tiny_model):
     notes = tmp_path / "notes"
     (notes / "deeper").mkdir(parents=True)
     (notes / "one.txt").write_text("the market of new york\n\nis up")
     (notes / "deeper" / "two.md").write_text("# Oil\n\n서울 날씨가 좋은\n")
     (notes / "deeper" / "three.html").write_text("<title>News</title><p>people &amp; government<script>x()</script>")
-    overrides = [f"source.path={notes}", f"model.path={tiny_model}", f"table.path={tmp_path / 'table'}"]
-    run("text-folder", *overrides, f"resources.ray_address={ray_address}")
+    paths = {"source.path": notes, "model.path": tiny_model, "table.path": tmp_path / "table"}
+    embed("text-folder", **paths)
     rows = read_table(tmp_path / "table").to_pylist()
     texts = {Path(row["id"]).name: row["text"] for row in rows}
     assert texts["one.txt"] == "the market of new york\n\nis up"
@@ -49,13 +46,22 @@ def test_a_folder_of_texts_runs(tmp_path, tiny_model, ray_address):
     assert "x()" not in texts["three.html"]
 
 
-def test_long_documents_run(tmp_path, tiny_model, ray_address):
-    overrides = [f"model.path={tiny_model}", "chunk.max_tokens=64", "chunk.overlap_tokens=8", "source.limit=20"]
-    run("long-documents", *overrides, f"table.path={tmp_path / 'table'}", f"resources.ray_address={ray_address}")
+def test_long_documents_run(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    paths = {"model.path": tiny_model, "table.path": tmp_path / "table"}
+    embed("long-documents", **paths, **{"chunk.max_tokens": 64, "chunk.overlap_tokens": 8, "source.limit": 20})
     rows = pipeline.read(tmp_path / "table").to_table(columns=["doc_id", "n_tokens"])
     assert len(set(rows["doc_id"].to_pylist())) == 20
     assert max(rows["n_tokens"].to_pylist()) <= 64
     assert rows.num_rows > 200
+
+
+def run(name: str, table: Path, environment: dict[str, str]) -> str:
+    """As a user would: the command, in a process of its own. Returns what it prints."""
+    command = [sys.executable, "-m", "jobs.embed", f"conf/{name}.yaml", "--set", f"table.path={table}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_data_set_and_a_model_from_the_hub_run(tmp_path, tiny_model):
@@ -70,11 +76,11 @@ def test_a_data_set_and_a_model_from_the_hub_run(tmp_path, tiny_model):
         (tmp_path / "data").rename(tmp_path / "set" / "data")
         hub.repository("fancyzhx/ag_news", "datasets").commit(tmp_path / "set", "main")
         environment = hub.environment(tmp_path / "home")
-        printed = run("hub-dataset", f"table.path={tmp_path / 'table'}", environment=environment)
-        again = run("hub-dataset", f"table.path={tmp_path / 'table'}", environment=environment)
+        printed = run("hub-dataset", tmp_path / "table", environment)
+        again = run("hub-dataset", tmp_path / "table", environment)
         (tmp_path / "set" / "README.md").write_text("# A commit that changes no data")
         hub.repository("fancyzhx/ag_news", "datasets").commit(tmp_path / "set", "main")
-        later = run("hub-dataset", f"table.path={tmp_path / 'table'}", environment=environment)
+        later = run("hub-dataset", tmp_path / "table", environment)
     live = read_table(tmp_path / "table")
     assert sorted(live["text"].to_pylist()) == sorted(rows["text"].to_pylist()[:30])
     assert f"model sentence-transformers/all-MiniLM-L6-v2 at commit {model}" in printed

@@ -27,12 +27,7 @@ from pipeline.storage import (
     same_place,
 )
 from tests.servers import (
-    AzServer,
-    GsServer,
     S3Server,
-    az_server,
-    gs_server,
-    has_azurite,
     moto_server,
     rclone_server,
 )
@@ -48,22 +43,6 @@ def moto() -> Iterator[S3Server]:
 @pytest.fixture(scope="module")
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
-        server.make_bucket("bucket")
-        yield server
-
-
-@pytest.fixture(scope="module")
-def gs() -> Iterator[GsServer]:
-    with gs_server() as server:
-        server.make_bucket("bucket")
-        yield server
-
-
-@pytest.fixture(scope="module")
-def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzServer]:
-    if not has_azurite():
-        pytest.skip("azurite-blob is missing: npm install -g azurite")
-    with az_server(tmp_path_factory.mktemp("azurite")) as server:
         server.make_bucket("bucket")
         yield server
 

@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,26 +27,10 @@ from pipeline.storage import (
 )
 from pipeline.storage.address import address_of
 from pipeline.storage.error import said
-from tests.servers import AzServer, GsServer, az_server, gs_server, has_azurite
+from tests.servers import AzServer, GsServer
 
 # The libraries of both stores hand aiohttp plain bytes, which it would rather not have where they are many.
 large_bodies = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def gs() -> Iterator[GsServer]:
-    with gs_server() as server:
-        server.make_bucket("bucket")
-        yield server
-
-
-@pytest.fixture(scope="module")
-def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzServer]:
-    if not has_azurite():
-        pytest.skip("azurite-blob is missing: npm install -g azurite")
-    with az_server(tmp_path_factory.mktemp("azurite")) as server:
-        server.make_bucket("bucket")
-        yield server
 
 
 # --- addresses

@@ -11,12 +11,12 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.columns import Block, partition_values, skipped_block
+from pipeline.columns import Block, partition_values
 from pipeline.config import SourceSpec
 from pipeline.formats import values as text_values
 from pipeline.formats.compression import reader
 from pipeline.formats.form import SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Misfit, Needed
-from pipeline.formats.scan import Line, groups, lines
+from pipeline.formats.scan import Line, line_blocks, lines, span_lines
 from pipeline.unit import SourceFile, Span
 
 _MAX_DEPTH = 100
@@ -129,21 +129,11 @@ def blocks(
     opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
 ) -> Iterator[Block]:
     """All rows of the span in order. Rows that are not `needed` are counted, not parsed."""
-    start, stop = (span.start, span.stop) if span.kind == "bytes" else (0, None)
-    if start:
-        opened.seek(start - 1)
     convert = {item.name: _converter(item.type) for item in schema}
     missing = {name: value.as_py() for name, value in partition_values(span.file, schema).items()}
     written = any(_has_decimals(kind) for kind in schema.types)
-    first = 0
-    for group in groups(
-        _rows(lines(reader(opened, span.file), start, stop, max_row_bytes)), lambda line: len(line.raw)
-    ):
-        if needed(first, len(group)):
-            yield _parse_block(group, schema, convert, missing, written)
-        else:
-            yield skipped_block(len(group))
-        first += len(group)
+    rows = _rows(span_lines(opened, span, max_row_bytes))
+    return line_blocks(rows, needed, lambda group: _parse_block(group, schema, convert, missing, written))
 
 
 def _rows(stream: Iterator[Line]) -> Iterator[Line]:

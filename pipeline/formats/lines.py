@@ -5,12 +5,12 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pipeline.columns import Block, skipped_block
+from pipeline.columns import Block
 from pipeline.config import SourceSpec
 from pipeline.formats import values
 from pipeline.formats.compression import reader
 from pipeline.formats.form import SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Needed
-from pipeline.formats.scan import Line, groups, lines
+from pipeline.formats.scan import Line, line_blocks, lines, span_lines
 from pipeline.unit import SourceFile, Span
 
 _COLUMNS = ("text", "path")
@@ -30,15 +30,8 @@ def blocks(
     opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
 ) -> Iterator[Block]:
     """All lines of the span that aren't empty; a line ends before its line feed, or carriage return and line feed."""
-    start, stop = (span.start, span.stop) if span.kind == "bytes" else (0, None)
-    if start:
-        opened.seek(start - 1)
-    first = 0
-    for group in groups(
-        _rows(lines(reader(opened, span.file), start, stop, max_row_bytes)), lambda line: len(line.raw)
-    ):
-        yield _block(group, schema, span.file) if needed(first, len(group)) else skipped_block(len(group))
-        first += len(group)
+    rows = _rows(span_lines(opened, span, max_row_bytes))
+    return line_blocks(rows, needed, lambda group: _block(group, schema, span.file))
 
 
 def _rows(stream: Iterator[Line]) -> Iterator[Line]:

@@ -5,10 +5,12 @@ Comes in: `Read`. Goes out: `Line`s, blank ones too. What a line means is not kn
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
-from pipeline.columns import RestLost
-from pipeline.formats.compression import CHUNK_BYTES, Broken, Read
+from pipeline.columns import Block, RestLost, skipped_block
+from pipeline.formats.compression import CHUNK_BYTES, Broken, Read, reader
+from pipeline.formats.form import Needed
+from pipeline.unit import Span
 
 _BLOCK_ROWS = 1024
 _BLOCK_BYTES = 4 * 2**20
@@ -70,6 +72,22 @@ def lines(read: Read, start: int, stop: int | None, max_bytes: int) -> Iterator[
         yield _too_long(position, max_bytes)
     elif inside and held:
         yield Line(position=position, raw=b"".join(parts))
+
+
+def span_lines(opened: BinaryIO, span: Span, max_bytes: int) -> Iterator[Line]:
+    """The lines of a span of a file that is cut by bytes, or of the whole, uncompressed."""
+    start, stop = (span.start, span.stop) if span.kind == "bytes" else (0, None)
+    if start:
+        opened.seek(start - 1)
+    return lines(reader(opened, span.file), start, stop, max_bytes)
+
+
+def line_blocks(rows: Iterable[Line], needed: Needed, parse: Callable[[Sequence[Line]], Block]) -> Iterator[Block]:
+    """The rows in blocks, parsed where they are `needed`, counted elsewhere."""
+    first = 0
+    for group in groups(rows, lambda line: len(line.raw)):
+        yield parse(group) if needed(first, len(group)) else skipped_block(len(group))
+        first += len(group)
 
 
 def _chunks(read: Read) -> Iterator[bytes | Broken]:
