@@ -309,13 +309,13 @@ def _column_type(
     kind = kinds[0]
     for other in kinds[1:]:
         kind = _unite(name, kind, other)
-    carried = carried_type(without_nulls(kind.type))
+    carried = carried_type(kind.type)
     if carried is None:
         raise InputError(
             f"column {name!r} is {kind.type} in {kind.path!r}, which a Parquet file can't hold: leave it out of "
             "source.keep, or convert the files"
         )
-    return carried
+    return without_nulls(carried)
 
 
 def _folder_values(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> list[tuple[str, str | None]]:

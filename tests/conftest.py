@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports a library that reads them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +14,11 @@ os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 from tests.servers import AzServer, GsServer, S3Server, az_server, gs_server, has_azurite, moto_server, rclone_server
 from tests.tiny import build_tiny_model
+
+# A person's run looks for new examples; a machine's verdict is the same for the same code.
+settings.register_profile("same", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("same")
 
 DATA = Path(os.environ.get("PIPELINE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 """Real corpora that are not part of the project."""
