@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from pipeline import arrow_types, where
+from pipeline import arrow_types, dataset, where
 from pipeline.columns import (
     can_be_id,
     carried_type,
@@ -35,7 +35,6 @@ from pipeline.spans import PACKED_RATIO, cut
 from pipeline.storage import FileInfo, list_pattern, open_pinned
 from pipeline.unit import FormatName, SourceFile, Span
 
-_DATASET = "dataset:"
 _SAVED_WITH_ARROW = ("dataset_info.json", "state.json")
 _SAVED_ABOVE_ARROW = "dataset_dict.json"
 _SAMPLED_FILES = 8
@@ -86,15 +85,8 @@ def list_sources(spec: SourceSpec) -> list[SourceFile]:
 
 def _patterns(spec: SourceSpec) -> tuple[Sequence[str], str]:
     """What to list, and the format asked for; a data set stands for its files."""
-    named = [pattern for pattern in spec.patterns if pattern.startswith(_DATASET)]
-    if not named:
+    if not dataset.is_dataset(spec):
         return spec.patterns, spec.format
-    if len(spec.patterns) > 1:
-        raise InputError(
-            f"source.path names {named[0]!r} among other paths: a data set stands alone, give it its own run"
-        )
-    from pipeline import dataset
-
     files = dataset.data_files(spec)
     return files.paths, files.format
 
