@@ -5,6 +5,7 @@
 
 import datetime
 import json
+import math
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -148,7 +149,7 @@ def _limited(spec: RunSpec, surveyed: Survey) -> Survey:
 
 
 def _check_chunks(spec: RunSpec, encoder: EncoderSpec) -> None:
-    if spec.chunk is not None and spec.chunk.max_tokens > encoder.max_seq_length:
+    if spec.chunk is not None and spec.chunk.max_tokens > (encoder.max_seq_length or math.inf):
         raise InputError(
             f"chunk.max_tokens is {spec.chunk.max_tokens}, but the model reads {encoder.max_seq_length} tokens at most: the "
             f"rest of each chunk would be lost; give at most {encoder.max_seq_length}"

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
 from pipeline.model.quiet import quiet_transformers
-from pipeline.model.saved import POOLING_MODES
+from pipeline.model.saved_modules import POOLING_MODES
 
 
 def _split(words: str) -> list[str]:
@@ -67,7 +67,7 @@ def build_tiny_model(
 ) -> Path:
     """Save Transformer -> Pooling -> (Dense) -> (Normalize) to `folder` and return it.
 
-    `pooling` names modes as pipeline.model.saved.POOLING_MODES does; `legacy` is the format of releases up to
+    `pooling` names modes as pipeline.model.saved_modules.POOLING_MODES does; `legacy` is the format of releases up to
     5.3, `new` that of 5.4 and newer. The vocabulary covers English words and letters, and a few Korean and
     Chinese characters.
     """

@@ -19,7 +19,7 @@ from pipeline.engines.base import OutOfMemory
 from pipeline.engines.packed_linear import pack_linear_layers
 from pipeline.errors import InputError, RunError
 from pipeline.model.folder import EncoderSpec
-from pipeline.model.modules import build_post_modules, pool
+from pipeline.model.modules import TokenVectors, build_post_modules, build_token_modules, pool
 from pipeline.model.quiet import quiet_transformers
 
 
@@ -40,6 +40,8 @@ class TorchEngine:
         self._model = load_transformer(spec).to(self._device)
         if device == "cpu":
             pack_linear_layers(self._model)
+        self._all_layers = {"output_hidden_states": True} if spec.needs_all_layers else {}
+        self._token_modules = build_token_modules(spec).eval().to(self._device)
         self._post = build_post_modules(spec).eval().to(self._device)
 
     @torch.inference_mode()
@@ -51,8 +53,10 @@ class TorchEngine:
             sizes = None if int(lengths.min()) == width else torch.from_numpy(lengths).to(self._device)
             mask = None if sizes is None else torch.arange(width, device=self._device)[None, :] < sizes[:, None]
             tokens = torch.from_numpy(ids).to(self._device).long()
-            hidden: Tensor = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state
-            vectors: Tensor = self._post(pool(hidden.float(), sizes, self._modes, self._prompt_length))
+            output = self._model(input_ids=tokens, attention_mask=mask, **self._all_layers)
+            layers = output.hidden_states if self._all_layers else ()
+            read = TokenVectors(output.last_hidden_state.float(), tokens, sizes, layers)
+            vectors: Tensor = self._post(pool(self._token_modules(read), self._modes, self._prompt_length))
             result: NDArray[np.float32] = vectors.contiguous().cpu().numpy()
             return result
 

@@ -4,14 +4,16 @@ The overrides of the configuration meet the model's files here. Loads neither to
 stays light and refuses what can't work before any work is done.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError
 from pipeline.model.origin import Origin, locate, resolve_model
-from pipeline.model.saved import Dense, Normalize, PostModule, SavedModel, read_saved_model
+from pipeline.model.saved import SavedModel, read_saved_model
+from pipeline.model.saved_modules import Normalize, PostModule, StaticEmbedding, TokenModule, WeightedLayerPooling
+from pipeline.model.transformer import Transformer
 
 __all__ = ["EncoderSpec", "encoder_spec", "resolve_model"]
 
@@ -24,19 +26,21 @@ class EncoderSpec:
     folder: str
     """Absolute path of the model folder on this node."""
     transformer: str
-    """The transformer's and tokenizer's folder, relative to `folder`; "" is `folder` itself."""
-    max_seq_length: int
-    """Tokens the model reads at most, special tokens and prompt included."""
+    """The folder of transformer and tokenizer, relative to `folder`; "" is `folder` itself."""
+    model_type: str
+    """Of transformer.ARCHITECTURES; "" is no transformer: a static embedding, which adds no special tokens."""
+    max_seq_length: int | None
+    """Tokens the model reads at most, special tokens and prompt included; None is no limit."""
     do_lower_case: bool
     """A Lowercase normaliser goes in front of the tokenizer's own."""
     prompt: str
     """Stands in front of every text; "" is none."""
     include_prompt: bool
     """False keeps the prompt's tokens out of pooling."""
-    hidden: int
-    """Width of a token's vector."""
+    token_modules: tuple[TokenModule, ...] = ()
+    """Between transformer and pooling."""
     pooling: tuple[str, ...]
-    """saved.POOLING_MODES, in the order of concatenation."""
+    """saved_modules.POOLING_MODES, in the order of concatenation; none for a static embedding."""
     post_modules: tuple[PostModule, ...]
     truncate_dim: int | None
     """Cut after all modules; None where it would cut nothing."""
@@ -46,12 +50,24 @@ class EncoderSpec:
     """float32, float16 or bfloat16: the transformer's weights and arithmetic. What follows it runs in float32."""
     dim: int
     """Width of the final vector."""
+    similarity: str = "cosine"
+    """The function the model's vectors are compared with: of saved.SIMILARITIES."""
     notes: tuple[str, ...] = ()
     """What the user should be told."""
 
     @property
     def transformer_folder(self) -> Path:
         return Path(self.folder) / self.transformer
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the model is a table of token vectors, without a transformer."""
+        return not self.model_type
+
+    @property
+    def needs_all_layers(self) -> bool:
+        """Whether a module reads the token vectors of all of the transformer's layers."""
+        return any(isinstance(module, WeightedLayerPooling) for module in self.token_modules)
 
     @property
     def unit_length(self) -> bool:
@@ -67,7 +83,7 @@ class EncoderSpec:
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes a vector and nothing else, wherever the model is from, as JSON values."""
-        return {
+        known: dict[str, Any] = {
             "model": self.origin.digest,
             "max_seq_length": self.max_seq_length,
             "do_lower_case": self.do_lower_case,
@@ -79,6 +95,9 @@ class EncoderSpec:
             "normalize": self.normalize,
             "precision": self.precision,
         }
+        if self.token_modules:
+            known["token_modules"] = [_module_identity(module) for module in self.token_modules]
+        return known
 
     def check_device(self, device: str) -> None:
         """InputError if this encoder can't run on `device` (`cpu` or `cuda`)."""
@@ -95,41 +114,42 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
     """Resolve `spec` against the model's files; InputError where they don't fit or hold what is not supported."""
     origin, folder = locate(spec)
     saved = read_saved_model(folder)
-    width = _width(saved)
-    truncate_dim = _truncate_dim(spec, saved, width)
+    truncate_dim = _truncate_dim(spec, saved)
     ends_normalized = saved.post_modules[-1:] == (Normalize(),) and truncate_dim is None
+    transformer = None if isinstance(saved.first, StaticEmbedding) else saved.first
     return EncoderSpec(
         origin=origin,
         folder=str(folder),
-        transformer=saved.transformer,
-        max_seq_length=_max_seq_length(spec, saved),
-        do_lower_case=saved.do_lower_case,
+        transformer=saved.first.folder,
+        model_type=transformer.model_type if transformer else "",
+        max_seq_length=_max_seq_length(spec, transformer),
+        do_lower_case=transformer is not None and transformer.do_lower_case,
         prompt=_prompt(spec, saved),
         include_prompt=saved.include_prompt,
-        hidden=saved.hidden,
+        token_modules=saved.token_modules,
         pooling=saved.pooling,
         post_modules=saved.post_modules,
         truncate_dim=truncate_dim,
         normalize=bool(spec.normalize) and not ends_normalized,
         precision=spec.precision,
-        dim=truncate_dim or width,
+        dim=truncate_dim or saved.width,
+        similarity=saved.similarity,
         notes=(*filter(None, [origin.note]), *saved.notes),
     )
 
 
-def _width(saved: SavedModel) -> int:
-    dense = [module for module in saved.post_modules if isinstance(module, Dense)]
-    return dense[-1].out_features if dense else len(saved.pooling) * saved.hidden
-
-
-def _max_seq_length(spec: ModelSpec, saved: SavedModel) -> int:
+def _max_seq_length(spec: ModelSpec, transformer: Transformer | None) -> int | None:
     given = spec.max_seq_length
-    length = saved.max_seq_length if given is None else given
-    if not 1 <= length <= saved.positions:
+    if transformer is None:
+        if given is not None:
+            raise InputError(f"model.max_seq_length is {given}, but a static embedding reads texts whole: leave it out")
+        return None
+    length, positions = transformer.max_seq_length if given is None else given, transformer.positions
+    if positions is not None and (length is None or not 1 <= length <= positions):
         who = "the model's own max_seq_length" if given is None else "model.max_seq_length"
         raise InputError(
-            f"{who} is {length}, but the model has positions for 1 to {saved.positions} tokens: "
-            f"set model.max_seq_length to at most {saved.positions}"
+            f"{who} is {length}, but the model has positions for 1 to {positions} tokens: "
+            f"set model.max_seq_length to at most {positions}"
         )
     return length
 
@@ -150,17 +170,21 @@ def _prompt(spec: ModelSpec, saved: SavedModel) -> str:
     return saved.prompts[name]
 
 
-def _truncate_dim(spec: ModelSpec, saved: SavedModel, width: int) -> int | None:
+def _truncate_dim(spec: ModelSpec, saved: SavedModel) -> int | None:
     given = saved.truncate_dim if spec.truncate_dim is None else spec.truncate_dim
-    if given is None or given == width:
+    if given is None or given == saved.width:
         return None
-    if not 1 <= given < width:
+    if not 1 <= given < saved.width:
         who = "the model's own truncate_dim" if spec.truncate_dim is None else "model.truncate_dim"
-        raise InputError(f"{who} is {given}, but the model's vectors have {width} numbers: give 1 to {width}")
+        raise InputError(
+            f"{who} is {given}, but the model's vectors have {saved.width} numbers: give 1 to {saved.width}"
+        )
     return given
 
 
-def _module_identity(module: PostModule) -> dict[str, Any]:
-    values = asdict(module)
-    values.pop("folder", None)  # its weights are in the digest
-    return {"module": type(module).__name__, **values}
+def _module_identity(module: TokenModule | PostModule) -> dict[str, Any]:
+    """A field that has a default counts only where it differs: a new one leaves the fingerprints of older tables alone."""
+    values = {item.name: getattr(module, item.name) for item in fields(module) if item.name != "folder"}
+    defaults = {item.name: item.default for item in fields(module) if item.default is not MISSING}
+    given = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+    return {"module": type(module).__name__, **given}  # its weights are in the digest

@@ -1,11 +1,13 @@
-"""Token vectors in, sentence vectors out: pooling, Dense and Normalize, all in float32.
+"""Token vectors in, sentence vectors out: every module that stands behind the transformer, all in float32.
 
-The formulas are those of sentence-transformers 6.2 (`sentence_transformer/modules/pooling.py` and
-`base/modules/{dense,normalize}.py`) for input padded on the right. Knows no tokenizer and no transformer.
+The formulas are those of sentence-transformers 6.2 (`sentence_transformer/modules/` and `base/modules/`) for input padded
+on the right. Knows no tokenizer and no transformer.
 """
 
+import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,19 +16,43 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec
-from pipeline.model.saved import Dense, PostModule
+from pipeline.model.saved_modules import (
+    Dense,
+    LayerNorm,
+    PostModule,
+    TokenModule,
+    WeightedLayerPooling,
+    WordWeights,
+)
 
 _EPS = 1e-9
 
 
-def pool(tokens: Tensor, lengths: Tensor | None, modes: tuple[str, ...], prompt_length: int = 0) -> Tensor:
-    """float32 [n, width, hidden] -> float32 [n, len(modes) * hidden], the modes concatenated in their order.
+@dataclass(frozen=True, eq=False)
+class TokenVectors:
+    """What the modules before Pooling work on."""
 
-    `lengths` int [n]: tokens beyond a row's length don't count; None means that every row fills the width. The first
-    `prompt_length` tokens of a row don't count either.
+    vectors: Tensor
+    """float32 [n, width, hidden]."""
+    ids: Tensor
+    """int64 [n, width]."""
+    lengths: Tensor | None
+    """int [n]: tokens beyond a row's length don't count; None means that every row fills the width."""
+    all_layers: Sequence[Tensor] = ()
+    """The vectors in every layer of the transformer, the embedding layer first; only where a module reads them."""
+    weights: Tensor | None = None
+    """float32 [n]: the sum of the weights of each row's tokens, by which means are divided; None is their number."""
+
+
+def pool(tokens: TokenVectors, modes: tuple[str, ...], prompt_length: int = 0) -> Tensor:
+    """-> float32 [n, len(modes) * hidden], the modes concatenated in their order.
+
+    The first `prompt_length` tokens of a row don't count.
     """
-    mask = pooling_mask(tokens.shape[1], lengths, prompt_length, tokens.device)
-    return torch.cat([_POOLING[mode](tokens, mask) for mode in modes], dim=-1)
+    vectors = tokens.vectors
+    mask = pooling_mask(vectors.shape[1], tokens.lengths, prompt_length, vectors.device)
+    weights = None if tokens.weights is None else tokens.weights[:, None].clamp(min=_EPS)
+    return torch.cat([_POOLING[mode](vectors, mask, weights) for mode in modes], dim=-1)
 
 
 def pooling_mask(width: int, lengths: Tensor | None, prompt_length: int, device: torch.device) -> Tensor | None:
@@ -38,35 +64,37 @@ def pooling_mask(width: int, lengths: Tensor | None, prompt_length: int, device:
     return mask if lengths is None else mask & (position < lengths[:, None])
 
 
-def cls_pooling(tokens: Tensor, mask: Tensor | None) -> Tensor:
+def cls_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """The first token that counts."""
     return tokens[:, 0] if mask is None else _take(tokens, mask.int().argmax(dim=1))
 
 
-def max_pooling(tokens: Tensor, mask: Tensor | None) -> Tensor:
+def max_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """The largest value of each number over the tokens that count; -inf where none does."""
     return tokens.amax(dim=1) if mask is None else tokens.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
 
 
-def mean_pooling(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """sum(tokens) / max(count, 1e-9)."""
-    return _sum(tokens, mask) / _count(tokens, mask)
+def mean_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
+    """sum(tokens) / max(count, 1e-9); the sum of word weights takes the place of the count."""
+    return _sum(tokens, mask) / (_count(tokens, mask) if weights is None else weights)
 
 
-def mean_sqrt_len_pooling(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """sum(tokens) / sqrt(max(count, 1e-9))."""
-    return _sum(tokens, mask) / _count(tokens, mask).sqrt()
+def mean_sqrt_len_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
+    """sum(tokens) / sqrt(max(count, 1e-9)); likewise."""
+    return _sum(tokens, mask) / (_count(tokens, mask) if weights is None else weights).sqrt()
 
 
-def weightedmean_pooling(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean weighted by position, 1 for the row's first token; a prompt that doesn't count keeps its positions."""
-    weights = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)[None, :]
+def weightedmean_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
+    """Mean weighted by position, 1 for the row's first token; a prompt that doesn't count keeps its positions. Divided by
+    the sum of these positions, or by the sum of word weights where there are any."""
+    positions = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)[None, :]
     if mask is not None:
-        weights = weights * mask
-    return (tokens * weights[:, :, None]).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=_EPS)
+        positions = positions * mask
+    divisor = positions.sum(dim=1, keepdim=True).clamp(min=_EPS) if weights is None else weights
+    return (tokens * positions[:, :, None]).sum(dim=1) / divisor
 
 
-def lasttoken_pooling(tokens: Tensor, mask: Tensor | None) -> Tensor:
+def lasttoken_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
     """The last token that counts; zeros where none does."""
     if mask is None:
         return tokens[:, -1]
@@ -74,7 +102,7 @@ def lasttoken_pooling(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return _take(tokens, last) * mask.any(dim=1, keepdim=True)
 
 
-_POOLING: Mapping[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+_POOLING: Mapping[str, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = {
     "cls": cls_pooling,
     "max": max_pooling,
     "mean": mean_pooling,
@@ -107,16 +135,32 @@ def normalize(vectors: Tensor) -> Tensor:
 
 
 class DenseLayer(nn.Module):
-    """activation(linear(x)), weights from the module's folder."""
+    """activation(linear(x)), plus x or residual(x) where the module says so."""
 
-    def __init__(self, dense: Dense, folder: Path) -> None:
+    def __init__(self, dense: Dense) -> None:
         super().__init__()
         self.linear = nn.Linear(dense.in_features, dense.out_features, bias=dense.bias)
         self.activation: nn.Module = getattr(nn, dense.activation)()
-        self.load_state_dict(_float32_weights(folder / dense.folder), strict=True)
+        self._use_residual = dense.use_residual
+        if dense.use_residual and dense.in_features != dense.out_features:
+            self.residual = nn.Linear(dense.in_features, dense.out_features, bias=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
         result: Tensor = self.activation(self.linear(vectors))
+        if not self._use_residual:
+            return result
+        return result + (self.residual(vectors) if hasattr(self, "residual") else vectors)
+
+
+class LayerNormLayer(nn.Module):
+    """torch.nn.LayerNorm under the name that the weights are saved by."""
+
+    def __init__(self, layer: LayerNorm) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(layer.dimension)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        result: Tensor = self.norm(vectors)
         return result
 
 
@@ -136,6 +180,53 @@ class Truncate(nn.Module):
         return vectors[:, : self.dim]
 
 
+class EachToken(nn.Module):
+    """A module on sentences, on the vector of each token instead."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, tokens: TokenVectors) -> TokenVectors:
+        return replace(tokens, vectors=self.layer(tokens.vectors))
+
+
+class WeightedLayers(nn.Module):
+    """sum(weight * layer) / sum(weights) over the layers from `layer_start` on."""
+
+    def __init__(self, layer: WeightedLayerPooling) -> None:
+        super().__init__()
+        self.start = layer.layer_start
+        self.layer_weights = nn.Parameter(torch.ones(layer.num_layers + 1 - layer.layer_start), requires_grad=False)
+
+    def forward(self, tokens: TokenVectors) -> TokenVectors:
+        layers = torch.stack([layer.float() for layer in tokens.all_layers[self.start :]])
+        mean = (self.layer_weights[:, None, None, None] * layers).sum(dim=0) / self.layer_weights.sum()
+        return replace(tokens, vectors=mean)
+
+
+class WeightedWords(nn.Module):
+    """Multiply each token by its weight and keep the sum of a row's weights."""
+
+    def __init__(self, weights: Tensor) -> None:
+        """float32 [vocabulary]."""
+        super().__init__()
+        self.word_weights = nn.Parameter(weights, requires_grad=False)
+
+    def forward(self, tokens: TokenVectors) -> TokenVectors:
+        # Ids beyond a row's end are padding of our own, which may stand outside this vocabulary.
+        mask = pooling_mask(tokens.ids.shape[1], tokens.lengths, 0, tokens.ids.device)
+        ids = tokens.ids if mask is None else tokens.ids.masked_fill(~mask, 0)
+        weights = self.word_weights[ids]
+        weights = weights if mask is None else weights * mask
+        return replace(tokens, vectors=tokens.vectors * weights[:, :, None], weights=weights.sum(dim=1))
+
+
+def build_token_modules(spec: EncoderSpec) -> nn.Sequential:
+    """All that stands between transformer and pooling: TokenVectors -> TokenVectors."""
+    return nn.Sequential(*(_build_token_module(module, Path(spec.folder)) for module in spec.token_modules))
+
+
 def build_post_modules(spec: EncoderSpec) -> nn.Sequential:
     """All that follows pooling, in order: the model's own modules, then the cut, then the added normalisation."""
     layers = [_build(module, Path(spec.folder)) for module in spec.post_modules]
@@ -146,26 +237,62 @@ def build_post_modules(spec: EncoderSpec) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def static_vectors(folder: Path) -> Tensor:
+    """float32 [vocabulary, dim] of a StaticEmbedding, saved by sentence-transformers or by model2vec.
+
+    model2vec keeps few vectors, which vector is whose token's, and a weight per token.
+    """
+    weights = _weights(folder)
+    if "embedding.weight" in weights:
+        return weights["embedding.weight"].float()
+    vectors = weights["embeddings"].float()
+    if "mapping" in weights:
+        vectors = vectors[weights["mapping"].long()]
+    return vectors * weights["weights"].float()[:, None] if "weights" in weights else vectors
+
+
+def _build_token_module(module: TokenModule, folder: Path) -> nn.Module:
+    if isinstance(module, WordWeights):
+        return WeightedWords(_word_weights(folder / module.folder))
+    if isinstance(module, WeightedLayerPooling):
+        return _loaded(WeightedLayers(module), folder / module.folder)
+    return EachToken(_build(module, folder))
+
+
 def _build(module: PostModule, folder: Path) -> nn.Module:
-    if not isinstance(module, Dense):
-        return NormalizeLayer()
+    if isinstance(module, Dense):
+        return _loaded(DenseLayer(module), folder / module.folder)
+    if isinstance(module, LayerNorm):
+        return _loaded(LayerNormLayer(module), folder / module.folder)
+    return NormalizeLayer()
+
+
+def _word_weights(folder: Path) -> Tensor:
+    """float32 [vocabulary]: of a token its own weight, else that of its lower-case form, else the one of unknown words."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    known, default = config["word_weights"], config.get("unknown_word_weight", 1)
+    return torch.tensor([float(known.get(word, known.get(word.lower(), default))) for word in config["vocab"]])
+
+
+def _loaded(layer: nn.Module, folder: Path) -> nn.Module:
+    """`layer` with its weights; InputError where they are damaged, others, or more than tensors."""
     try:
-        return DenseLayer(module, folder)
+        layer.load_state_dict({name: value.float() for name, value in _weights(folder).items()}, strict=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"the weights in {str(folder / module.folder)!r} are damaged or hold more than tensors, which could run code: "
+            f"the weights in {str(folder)!r} are damaged or hold more than tensors, which could run code: "
             "save the model again with safetensors"
         ) from None
     except Exception as error:
-        where = str(folder / module.folder)
-        raise InputError(f"the weights in {where!r} don't load: {type(error).__name__}: {error}") from None
+        raise InputError(f"the weights in {str(folder)!r} don't load: {type(error).__name__}: {error}") from None
+    return layer
 
 
-def _float32_weights(folder: Path) -> dict[str, Tensor]:
+def _weights(folder: Path) -> dict[str, Tensor]:
     if (folder / "model.safetensors").is_file():
         from safetensors.torch import load_file
 
         weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
     else:
         weights = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    return {name: value.float() for name, value in weights.items()}
+    return weights

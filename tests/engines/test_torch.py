@@ -17,7 +17,7 @@ from pipeline.engines.base import OutOfMemory
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import InputError, RunError
 from pipeline.model.folder import encoder_spec
-from pipeline.model.saved import ACTIVATIONS, POOLING_MODES
+from pipeline.model.saved_modules import ACTIVATIONS, POOLING_MODES
 from pipeline.tokenizing import Tokenizer
 from tests.tiny import build_tiny_model, load_oracle
 

@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.model import digest
 from pipeline.model.digest import folder_digest, vector_files
 from pipeline.model.folder import encoder_spec, resolve_model
-from pipeline.model.saved import POOLING_MODES, Dense, Normalize
+from pipeline.model.saved_modules import POOLING_MODES, Dense, Normalize
 from tests.tiny import build_tiny_model
 
 
@@ -280,7 +280,6 @@ REFUSALS = {
     "custom code": (lambda f: change(f, "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
     "custom tokenizer": (lambda f: change(f, "tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"}), "auto_map"),
     "decoder": (lambda f: change(f, "config.json", is_decoder=True), "is_decoder"),
-    "causal": (lambda f: change(f, "config.json", architectures=["BertLMHeadModel"]), "causal"),
     "quantized": (lambda f: change(f, "config.json", quantization_config={"bits": 4}), "quantization_config"),
     "positions": (lambda f: change(f, "config.json", position_embedding_type="relative_key"), "relative_key"),
     "adapter": (lambda f: change(f, "adapter_config.json", r=8), "adapter"),
