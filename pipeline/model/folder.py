@@ -103,11 +103,6 @@ class EncoderSpec:
         """InputError if this encoder can't run on `device` (`cpu` or `cuda`)."""
         if device not in ("cpu", "cuda"):
             raise InputError(f"device {device!r} is not supported; expected 'cpu' or 'cuda'")
-        if device == "cpu" and self.precision != "float32":
-            raise InputError(
-                f"model.precision {self.precision!r} needs a GPU, but the encoders run on the CPU: "
-                "set model.precision to float32, or give each encoder a GPU (resources.gpus_per_encoder)"
-            )
 
 
 def encoder_spec(spec: ModelSpec) -> EncoderSpec:
@@ -134,8 +129,14 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
         precision=spec.precision,
         dim=truncate_dim or saved.width,
         similarity=saved.similarity,
-        notes=(*filter(None, [origin.note]), *saved.notes),
+        notes=(*filter(None, [origin.note]), *saved.notes, *_precision_notes(spec)),
     )
+
+
+def _precision_notes(spec: ModelSpec) -> list[str]:
+    if spec.precision == "float32":
+        return []
+    return [f"model.precision {spec.precision} is for GPUs: a CPU without instructions for it is many times slower"]
 
 
 def _max_seq_length(spec: ModelSpec, transformer: Transformer | None) -> int | None:

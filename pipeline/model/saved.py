@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.model import saved_modules as read
 from pipeline.model.files import at, get, listed, read_list, read_object, refuse_unknown_keys
+from pipeline.model.requirements import check_requirements
 from pipeline.model.saved_modules import PostModule, StaticEmbedding, TokenModule
 from pipeline.model.transformer import Transformer, read_transformer
 
@@ -56,14 +57,9 @@ def _read_modules(folder: Path) -> SavedModel:
     chain = _read_chain(folder, entries)
     where = folder / "config_sentence_transformers.json"
     config = read_object(where, missing={})
-    known = {"__version__", "prompts", "default_prompt_name", "similarity_fn_name", "model_type", "truncate_dim"}
-    refuse_unknown_keys(config, known | {"requirements"}, where)
     model_type = config.get("model_type", "SentenceTransformer")
     if model_type != "SentenceTransformer":
         raise InputError(f"{at(where)}: model_type {model_type!r} is not supported; expected 'SentenceTransformer'")
-    notes = [*chain.notes]
-    if config.get("requirements"):
-        notes.append(f"the model asks for {config['requirements']}; this was not checked")
     similarity = config.get("similarity_fn_name")
     return SavedModel(
         first=chain.first,
@@ -76,7 +72,7 @@ def _read_modules(folder: Path) -> SavedModel:
         default_prompt_name=get(config, "default_prompt_name", str, where, default=None),
         truncate_dim=get(config, "truncate_dim", int, where, default=None),
         similarity=similarity if similarity in SIMILARITIES else "cosine",  # as sentence-transformers 6.2
-        notes=tuple(notes),
+        notes=(*chain.notes, *check_requirements(where, config.get("requirements"))),
     )
 
 
@@ -116,6 +112,26 @@ _CLASSES = frozenset([
 # fmt: on
 
 
+_REASONS: Mapping[str, str] = {
+    "Asym": "it encodes queries and documents differently, and what a text is stands in no source",
+    "BoW": "it counts words, which its own Python tokenizer finds",
+    "CLIPModel": "it encodes images too",
+    "CNN": "a convolution over tokens depends on the padding behind a text, and so on its batch",
+    "LSTM": "a recurrent network is not a transformer",
+    "Router": "it encodes queries and documents differently, and what a text is stands in no source",
+    "WordEmbeddings": "its words are found by a Python tokenizer of its own",
+}
+"""Why a class of sentence-transformers is refused."""
+
+
+def _reason(kind: str, name: str) -> str:
+    if not kind.startswith("sentence_transformers."):
+        return "it is custom code, which is never run"
+    if kind.startswith(("sentence_transformers.sparse_encoder.", "sentence_transformers.multi_vector_encoder.")):
+        return "it is of a model that gives no single dense vector"
+    return _REASONS.get(name, "this program doesn't know it")
+
+
 def _module_entry(folder: Path, entry: Any) -> tuple[str, str]:
     """(class name, relative path) of one entry of modules.json."""
     where = folder / "modules.json"
@@ -130,8 +146,8 @@ def _module_entry(folder: Path, entry: Any) -> tuple[str, str]:
     name = entry["type"].rpartition(".")[2]
     if not entry["type"].startswith(_CLASS_HOMES) or name not in _CLASSES:
         raise InputError(
-            f"{at(where)}: module {entry['type']!r} is not supported; known of sentence-transformers are "
-            f"{listed(_CLASSES)}: use a model made of these"
+            f"{at(where)}: module {entry['type']!r} is not supported: {_reason(entry['type'], name)}; use a model made of "
+            f"{listed(_CLASSES)}"
         )
     return name, path.as_posix() if entry["path"] else ""
 

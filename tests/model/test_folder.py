@@ -242,13 +242,11 @@ def test_a_normalisation_that_changes_nothing_is_left_out(tmp_path):
     assert not spec_of(bare, normalize=False).normalize
 
 
-def test_half_precision_needs_a_gpu(folder):
-    spec = spec_of(folder, precision="bfloat16")
-    spec.check_device("cuda")
-    with pytest.raises(InputError, match=r"model\.precision"):
-        spec.check_device("cpu")
+def test_half_precision_is_said_to_be_for_gpus(folder):
+    assert "GPU" in spec_of(folder, precision="bfloat16").notes[0]
+    assert spec_of(folder).notes == ()
     with pytest.raises(InputError, match="'tpu'"):
-        spec.check_device("tpu")
+        spec_of(folder).check_device("tpu")
 
 
 # --- what it refuses -------------------------------------------------------------------------------------------------
@@ -294,7 +292,12 @@ REFUSALS = {
     "pooling width": (lambda f: change(f, "1_Pooling/config.json", word_embedding_dimension=33), "33"),
     "pooling absent": (lambda f: shutil.rmtree(f / "1_Pooling"), "is missing"),
     "dense key": (lambda f: change(f, "2_Dense/config.json", dropout=0.1), "'dropout'"),
-    "dense residual": (lambda f: change(f, "2_Dense/config.json", use_residual=True), "use_residual"),
+    "dense residual": (lambda f: change(f, "2_Dense/config.json", use_residual="yes"), "use_residual"),
+    "custom code module": (lambda f: append_module(f, "X", "4_X", type="modeling_x.Pooler"), "custom code"),
+    "router": (lambda f: change_module(f, 0, type="sentence_transformers.base.modules.router.Router"), "queries and"),
+    "images": (lambda f: change_module(f, 0, type="sentence_transformers.models.CLIPModel"), "images"),
+    "bag of words": (lambda f: change_module(f, 0, type="sentence_transformers.models.BoW"), "counts words"),
+    "other library": (lambda f: change_module(f, 0, type="sentence_transformers_x.models.Transformer"), "custom code"),
     "dense input": (
         lambda f: change(f, "2_Dense/config.json", module_input_name="token_embeddings"),
         "module_input_name",
@@ -337,9 +340,18 @@ def test_a_missing_activation_is_tanh_and_null_is_none(folder):
     assert spec_of(folder).post_modules[0].activation == "Identity"
 
 
-def test_requirements_of_the_model_are_told_to_the_user(folder):
-    change(folder, "config_sentence_transformers.json", requirements=["transformers>=5"])
-    assert "transformers>=5" in spec_of(folder).notes[0]
+def test_requirements_of_the_model_are_checked_where_they_are_ours(folder):
+    asked = {"transformers": ">=5", "pytorch": {"specifier": ">=2", "reason": "x"}}
+    change(folder, "config_sentence_transformers.json", requirements=asked)
+    assert spec_of(folder).notes == ()
+    change(
+        folder, "config_sentence_transformers.json", requirements={"transformers": {"specifier": "<2", "reason": "bug"}}
+    )
+    with pytest.raises(InputError, match=r"transformers <2 \(bug\), but 5"):
+        spec_of(folder)
+    for untold in ({"sentence_transformers": ">=7"}, {"torch": "newest"}, ["torch>=9"], {"torch": 2}):
+        change(folder, "config_sentence_transformers.json", requirements=untold)
+        assert "not checked" in spec_of(folder).notes[0]
 
 
 def test_planning_loads_neither_torch_nor_transformers(folder):
