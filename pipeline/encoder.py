@@ -16,6 +16,7 @@ from pipeline.batching import padded_tokens, token_batches
 from pipeline.engines.base import Engine, OutOfMemory
 from pipeline.errors import RunError
 from pipeline.model.folder import EncoderSpec
+from pipeline.model.transformer import ARCHITECTURES
 from pipeline.tokenizing import Tokenizer, TokenRows
 
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 131072}
@@ -178,7 +179,17 @@ class _Work:
 
 def build_encoder(spec: EncoderSpec, device: str, threads: int) -> Encoder:
     """The encoder of `spec` on `device` (`cpu` or `cuda`) with torch's threads set to `threads`."""
+    if spec.is_static:
+        from pipeline.engines import static
+
+        table = static.StaticEngine(spec, device, threads)
+        return Encoder(table, static.BUDGET_TOKENS[device], static.OVERHEAD_TOKENS[device])
     from pipeline.engines.torch import TorchEngine
 
-    prompt_length = 0 if spec.include_prompt else Tokenizer(spec, threads).prompt_length
-    return Encoder(TorchEngine(spec, device, threads, prompt_length), BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])
+    prompt_length, token_types = 0, False
+    if not spec.include_prompt or ARCHITECTURES[spec.model_type].adds_token_types:
+        tokenizer = Tokenizer(spec, threads)
+        prompt_length = 0 if spec.include_prompt else tokenizer.prompt_length
+        token_types = tokenizer.gives_token_types
+    engine = TorchEngine(spec, device, threads, prompt_length, token_types=token_types)
+    return Encoder(engine, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,6 +39,8 @@ _SEGMENT_CHARS = 2**16
 """The library holds some hundred bytes a token, so a long text gives its offsets piece by piece."""
 _BATCH_CHARS = 2**20
 
+_PROBE_TOKENS = 512
+"""A longer room for text is proven at this one: what is proven is the way of cutting, not the length."""
 _PROBES = (
     "",
     " ",
@@ -123,28 +126,39 @@ class Tokenizer:
         """`threads`: cores for the Rust tokenizer, for the whole process, if it has tokenized nothing before."""
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-        tokenizer = _load(spec)
         self._prompt = spec.prompt
-        self._special_ids = frozenset(tokenizer.all_special_ids)
-        self._backend = tokenizer.backend_tokenizer
-        self._prefix, self._suffix = _special_frame(self._backend)
-        self._room = spec.max_seq_length - len(self._prefix) - len(self._suffix)
-        if self._room < 1:
-            least = spec.max_seq_length - self._room + 1
+        self._adds_special_tokens = not spec.is_static
+        self.gives_token_types = False
+        """Whether token types, all 0, go into the model beside the ids."""
+        if spec.is_static:
+            self._backend, self._special_ids, self._side = _load_static(spec), frozenset[int](), "right"
+        else:
+            tokenizer = _load(spec)
+            self._backend = tokenizer.backend_tokenizer
+            self._special_ids = frozenset(tokenizer.all_special_ids)
+            self.gives_token_types = "token_type_ids" in tokenizer.model_input_names
+            self._side = tokenizer.truncation_side
+        self._prefix, self._suffix = _special_frame(self._backend) if self._adds_special_tokens else ([], [])
+        frame = len(self._prefix) + len(self._suffix)
+        length = spec.max_seq_length
+        if length is not None and length <= frame:
             raise InputError(
-                f"max_seq_length is {spec.max_seq_length}, which leaves no room for text beside the special tokens: "
-                f"set model.max_seq_length to at least {least}"
+                f"max_seq_length is {length}, which leaves no room for text beside the special tokens: "
+                f"set model.max_seq_length to at least {frame + 1}"
             )
-        self._framed_here = True
-        self._framed_here = self._agrees_with_library(spec.max_seq_length)
+        self._room = None if length is None else length - frame
+        """Tokens of a text that are kept; None is all."""
+        self._framed_here = self._backend.truncation is None if spec.is_static else self._agrees_with_library()
         self._whole = self._backend
         """The same tokenizer, that never truncates."""
         if not self._framed_here:
             self._whole = copy.deepcopy(self._backend)
-            self._backend.enable_truncation(spec.max_seq_length)
-        cuts = _cuts(self._backend) if self._framed_here else None
-        self._cut = re.compile(f"[{cuts}]") if cuts else None
-        self._head_chars = _HEAD_CHARS_PER_TOKEN * spec.max_seq_length
+            self._whole.no_truncation()
+            if length is not None:
+                self._backend.enable_truncation(length, direction=self._side)
+        cuts = _cuts(self._backend) if self._framed_here and self._side == "right" else None
+        self._cut = re.compile(f"[{cuts}]") if cuts and length is not None else None
+        self._head_chars = _HEAD_CHARS_PER_TOKEN * (length or 0)
 
     def tokenize(self, texts: Sequence[str]) -> TokenRows:
         """The ids of prompt + text for each text, at most spec.max_seq_length; a refused text fails alone."""
@@ -189,7 +203,7 @@ class Tokenizer:
     @property
     def framing_tokens(self) -> int:
         """Special tokens and those of the prompt: what a text leaves no room for."""
-        return len(self._whole.encode(self._prompt).ids)
+        return len(self._whole.encode(self._prompt, add_special_tokens=self._adds_special_tokens).ids)
 
     @property
     def prompt_length(self) -> int:
@@ -224,7 +238,7 @@ class Tokenizer:
 
     def _encode(self, texts: dict[int, str], failed: dict[int, str]) -> dict[int, _Row]:
         """Row -> (ids, truncated)."""
-        add_special_tokens = not self._framed_here
+        add_special_tokens = self._adds_special_tokens and not self._framed_here
         encodings = self._halving(
             texts, failed, lambda some: self._backend.encode_batch_fast(some, add_special_tokens=add_special_tokens)
         )
@@ -251,17 +265,25 @@ class Tokenizer:
         ids = encoding.ids
         if not self._framed_here:
             return ids, bool(encoding.overflowing)
-        return self._prefix + ids[: self._room] + self._suffix, len(ids) > self._room
+        return self._framed(ids, self._room), self._room is not None and len(ids) > self._room
 
-    def _agrees_with_library(self, max_length: int) -> bool:
+    def _framed(self, ids: list[int], room: int | None) -> list[int]:
+        """The ids that fit, between the special tokens."""
+        if room is not None and len(ids) > room:
+            ids = ids[-room:] if self._side == "left" else ids[:room]
+        return self._prefix + ids + self._suffix
+
+    def _agrees_with_library(self) -> bool:
         """Whether cutting and framing here gives the ids that the library's own truncation and template give."""
-        probes = [*_PROBES, "word " * (2 * max_length), "字" * (2 * max_length)]
-        self._backend.enable_truncation(max_length)
+        room = min(self._room or _PROBE_TOKENS, _PROBE_TOKENS)
+        probes = [*_PROBES, "word " * (2 * room), "字" * (2 * room)]
+        self._backend.enable_truncation(room + len(self._prefix) + len(self._suffix), direction=self._side)
         expected = self._backend.encode_batch(probes)
         self._backend.no_truncation()
         if any(any(encoding.type_ids) for encoding in expected):
             raise InputError("the model's tokenizer gives token types other than 0: not supported")
-        return [row[0] for row in self._encode(dict(enumerate(probes)), {}).values()] == [e.ids for e in expected]
+        bare = self._backend.encode_batch_fast(probes, add_special_tokens=False)
+        return [self._framed(encoding.ids, room) for encoding in bare] == [encoding.ids for encoding in expected]
 
 
 def framing_tokens(spec: EncoderSpec) -> int | None:
@@ -269,13 +291,24 @@ def framing_tokens(spec: EncoderSpec) -> int | None:
     path = spec.transformer_folder / "tokenizer.json"
     if not path.is_file():
         return None
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # The library raises nothing more special.
-        raise InputError(f"{str(path)!r} is no tokenizer that can be read: {error}") from None
+    backend = _read(path)
     backend.no_padding()
     backend.no_truncation()
-    return len(backend.encode(spec.prompt).ids)
+    return len(backend.encode(spec.prompt, add_special_tokens=not spec.is_static).ids)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises nothing more special.
+        raise InputError(f"{str(path)!r} is no tokenizer that can be read: {error}") from None
+
+
+def _load_static(spec: EncoderSpec) -> Any:
+    """As sentence-transformers 6.2 loads it for a StaticEmbedding: a block of truncation in the file does cut."""
+    backend = _read(spec.transformer_folder / "tokenizer.json")
+    backend.no_padding()
+    return backend
 
 
 def _load(spec: EncoderSpec) -> Any:
@@ -285,16 +318,12 @@ def _load(spec: EncoderSpec) -> Any:
     folder = str(spec.transformer_folder)
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # False, not left out: transformers would ask the person at the keyboard.
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise InputError(f"the tokenizer in {folder!r} doesn't load: {type(error).__name__}: {error}") from None
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {folder!r} is not a fast one: save the model with a tokenizer.json")
-    for side in ("padding_side", "truncation_side"):
-        if getattr(tokenizer, side) != "right":
-            raise InputError(
-                f"the tokenizer in {folder!r} has {side} {getattr(tokenizer, side)!r}; supported is 'right'"
-            )
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()

@@ -18,6 +18,7 @@ from pipeline.config import ModelSpec
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
 from pipeline.tokenizing import Tokenizer, TokenRows, _cuts, arrow_to_tokens, tokens_to_arrow
+from tests.architectures import build_static
 from tests.tiny import build_tiny_model, load_oracle
 
 TEXTS = [
@@ -90,7 +91,7 @@ def test_a_cased_tokenizer_keeps_its_case(tmp_path):
 
 def test_the_library_path_gives_the_same_rows(folder, monkeypatch):
     ours = tokenizer_of(folder).tokenize(TEXTS)
-    monkeypatch.setattr(Tokenizer, "_agrees_with_library", lambda self, max_length: False)
+    monkeypatch.setattr(Tokenizer, "_agrees_with_library", lambda self: False)
     theirs = tokenizer_of(folder).tokenize(TEXTS)
     np.testing.assert_array_equal(ours.ids, theirs.ids)
     np.testing.assert_array_equal(ours.offsets, theirs.offsets)
@@ -179,13 +180,58 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
         tokenizer_of(folder)
 
 
-def test_padding_on_the_left_is_refused(tmp_path, monkeypatch):
-    folder = build_tiny_model(tmp_path)
-    spec = encoder_spec(ModelSpec(path=str(folder)))
-    config = (folder / "tokenizer_config.json").read_text().replace("{", '{"padding_side": "left",', 1)
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+def test_padding_and_truncation_on_the_left_are_those_of_sentence_transformers(tmp_path, side):
+    folder = build_tiny_model(tmp_path, max_seq_length=40)
+    config = (folder / "tokenizer_config.json").read_text().replace("{", f'{{"{side}": "left",', 1)
     (folder / "tokenizer_config.json").write_text(config)
-    with pytest.raises(InputError, match="padding_side"):
-        Tokenizer(spec, threads=1)
+    assert_same_ids(tokenizer_of(folder).tokenize(TEXTS), load_oracle(folder), TEXTS)
+
+
+def test_the_library_path_cuts_on_the_left_too(tmp_path, monkeypatch):
+    folder = build_tiny_model(tmp_path, max_seq_length=40)
+    config = (folder / "tokenizer_config.json").read_text().replace("{", '{"truncation_side": "left",', 1)
+    (folder / "tokenizer_config.json").write_text(config)
+    monkeypatch.setattr(Tokenizer, "_agrees_with_library", lambda self: False)
+    assert_same_ids(tokenizer_of(folder).tokenize(TEXTS), load_oracle(folder), TEXTS)
+
+
+# --- static embeddings
+
+
+def static_folder(folder, *, truncation=None) -> Path:
+    """A StaticEmbedding as sentence-transformers saves it, on the tiny model's tokenizer."""
+    tokenizer = library.Tokenizer.from_file(str(build_tiny_model(folder / "bert") / "tokenizer.json"))
+    tokenizer.no_truncation()
+    if truncation is not None:
+        tokenizer.enable_truncation(truncation)
+    return build_static(folder / "static", tokenizer)
+
+
+def test_a_static_embedding_has_no_special_tokens_and_no_limit(tmp_path):
+    folder = static_folder(tmp_path)
+    tokenizer, oracle = tokenizer_of(folder), load_oracle(folder)
+    rows = tokenizer.tokenize(TEXTS)
+    for number, text in enumerate(TEXTS):
+        assert row(rows, number) == oracle.preprocess([text])["input_ids"].tolist(), text
+    assert not rows.truncated.any()
+    assert tokenizer.framing_tokens == 0
+    assert tokenizer_of(folder, prompt="the oil ").framing_tokens == 2
+    spec = encoder_spec(ModelSpec(path=str(folder), prompt="the oil "))
+    assert tokenizing.framing_tokens(spec) == 2
+
+
+def test_a_block_of_truncation_cuts_a_static_embeddings_texts(tmp_path):
+    folder = static_folder(tmp_path, truncation=16)
+    oracle = load_oracle(folder)
+    rows = tokenizer_of(folder, prompt="oil ").tokenize(TEXTS)
+    for number, text in enumerate(TEXTS):
+        assert row(rows, number) == oracle.preprocess([text], prompt="oil ")["input_ids"].tolist(), text
+    assert rows.lengths.max() == 16
+    assert rows.truncated[TEXTS.index("word " * 500)]
+    spans, failed = tokenizer_of(folder).offsets(["oil " * 40])
+    assert len(spans[0][0]) == 40
+    assert failed == {}
 
 
 # --- heads of long texts

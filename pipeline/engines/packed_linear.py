@@ -23,6 +23,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
+        self.weight = linear.weight.detach().new_empty(0)
+        """Holds nothing; T5 asks for its type."""
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
         self._bias = None if linear.bias is None else linear.bias.detach()
 

@@ -1,12 +1,10 @@
 """The transformers model on torch: padded token ids in, float32 vectors out.
 
-On the CPU in float32, on a GPU in any precision. Knows no texts, no batching and no retries; it only tells a lack of
+In any precision; on most CPUs only float32 is fast. Knows no texts, no batching and no retries; it only tells a lack of
 memory from a lost device and from bad rows.
 """
 
-import contextlib
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,50 +13,73 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.engines.base import OutOfMemory
+from pipeline.engines.device import ready_device, translated_errors
 from pipeline.engines.packed_linear import pack_linear_layers
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.modules import TokenVectors, build_post_modules, build_token_modules, pool
 from pipeline.model.quiet import quiet_transformers
+from pipeline.model.transformer import ARCHITECTURES
 
 
 class TorchEngine:
     """Implements engines.base.Engine. Sets torch's thread count and float32 precision for the whole process."""
 
-    def __init__(self, spec: EncoderSpec, device: str, threads: int, prompt_length: int = 0) -> None:
-        """`prompt_length`: leading tokens of every row that pooling leaves out (spec.include_prompt is False)."""
+    def __init__(
+        self, spec: EncoderSpec, device: str, threads: int, prompt_length: int = 0, *, token_types: bool = False
+    ) -> None:
+        """`prompt_length`: leading tokens of every row that pooling leaves out (spec.include_prompt is False).
+
+        `token_types`: token types, all 0, are given to an architecture that tells them from none.
+        """
         spec.check_device(device)
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("the encoder was given a GPU, but torch finds none: check driver and torch build")
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision("highest")
         self.dim = spec.dim
-        self._device = torch.device(device)
+        self._device = ready_device(device, threads)
         self._modes = spec.pooling
         self._prompt_length = prompt_length
         self._model = load_transformer(spec).to(self._device)
-        if device == "cpu":
+        if device == "cpu" and spec.precision == "float32":
             pack_linear_layers(self._model)
+        self._token_types = token_types and ARCHITECTURES[spec.model_type].adds_token_types
         self._all_layers = {"output_hidden_states": True} if spec.needs_all_layers else {}
         self._token_modules = build_token_modules(spec).eval().to(self._device)
         self._post = build_post_modules(spec).eval().to(self._device)
+        if spec.precision != "float32":
+            self._prove(spec)
 
     @torch.inference_mode()
     def encode(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
         """ids int32 [n, width], lengths int32 [n] -> float32 [n, dim]."""
-        with _translated_errors():
+        with translated_errors(), quiet_transformers():
             width = ids.shape[1]
             # Without a mask attention is cheaper; rows that fill the width need none.
             sizes = None if int(lengths.min()) == width else torch.from_numpy(lengths).to(self._device)
             mask = None if sizes is None else torch.arange(width, device=self._device)[None, :] < sizes[:, None]
             tokens = torch.from_numpy(ids).to(self._device).long()
-            output = self._model(input_ids=tokens, attention_mask=mask, **self._all_layers)
+            # Some architectures compute with the mask, which a bool one does not take.
+            attended = None if mask is None else mask.long()
+            types = {"token_type_ids": torch.zeros_like(tokens)} if self._token_types else {}
+            output = self._model(
+                input_ids=tokens, attention_mask=attended, return_dict=True, **types, **self._all_layers
+            )
             layers = output.hidden_states if self._all_layers else ()
             read = TokenVectors(output.last_hidden_state.float(), tokens, sizes, layers)
             vectors: Tensor = self._post(pool(self._token_modules(read), self._modes, self._prompt_length))
             result: NDArray[np.float32] = vectors.contiguous().cpu().numpy()
             return result
+
+    def _prove(self, spec: EncoderSpec) -> None:
+        """InputError where the architecture can't compute in this precision: some mix types, some overflow at a mask."""
+        width = min(self._prompt_length + 8, spec.max_seq_length or 2**31)  # with tokens for pooling behind the prompt
+        try:
+            vectors = self.encode(np.zeros((2, width), np.int32), np.array([width, max(width - 3, 1)], np.int32))
+            reason = "" if np.isfinite(vectors).all() else "its vectors are not finite"
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            raise InputError(
+                f"the model ({spec.model_type}) can't run in {spec.precision}: {reason}; give another model.precision"
+            )
 
 
 def load_transformer(spec: EncoderSpec) -> Any:
@@ -66,8 +87,11 @@ def load_transformer(spec: EncoderSpec) -> Any:
     folder = str(spec.transformer_folder)
     try:
         with quiet_transformers():
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            model_class = transformers.MODEL_MAPPING[type(config)]
+            # False, not left out: transformers would ask the person at the keyboard.
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config.use_cache = False  # a decoder would keep keys and values of all tokens for a next word
+            encoder = ARCHITECTURES[spec.model_type].encoder
+            model_class = getattr(transformers, encoder) if encoder else transformers.MODEL_MAPPING[type(config)]
             no_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
             model, report = model_class.from_pretrained(
                 folder,
@@ -76,6 +100,7 @@ def load_transformer(spec: EncoderSpec) -> Any:
                 dtype=getattr(torch, spec.precision),
                 attn_implementation="sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused below with a better word
                 **({"add_pooling_layer": False} if no_pooler else {}),
             )
     except Exception as error:
@@ -87,23 +112,3 @@ def load_transformer(spec: EncoderSpec) -> Any:
             f"{sorted(absent)[0]!r}: the model folder is not complete, or config.json is not its own"
         )
     return model.eval()
-
-
-@contextlib.contextmanager
-def _translated_errors() -> Iterator[None]:
-    """torch's errors as ours: OutOfMemory, RunError for a device that is lost, all others as they are."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-            _free_cached_memory()
-            raise OutOfMemory(text) from None
-        if "CUDA error" in text:
-            raise RunError(f"the GPU failed and this process can't use it any more: {text}") from None
-        raise
-
-
-def _free_cached_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

