@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-all check fix bench clean
+.PHONY: demo test test-all parity check fix bench clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jobs.embed conf/demo.yaml
@@ -14,6 +14,10 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/pytest
+
+# Every setting of the model format against sentence-transformers; UPDATE_DOCS=1 writes docs/model-format.md anew.
+parity: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/parity -s
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

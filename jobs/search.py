@@ -11,31 +11,21 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from jobs.command import main_of, parser
-from pipeline import identity
 from pipeline.config import RunSpec, load
-from pipeline.errors import InputError
-from pipeline.model.folder import encoder_spec
+from pipeline.published import published
 from pipeline.schema import ID
 from pipeline.search import SCORE, nearest
-from pipeline.storage import Folder
-from pipeline.table import snapshot
 
 
 def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
-    """The nearest rows, best first. Raises InputError where there is no published version."""
+    """The nearest rows, best first. Raises InputError where there is no published version, or one of other vectors."""
     from pipeline.encoder import build_encoder
     from pipeline.tokenizing import Tokenizer
 
-    table = Folder(spec.table.path, spec.table.storage_options)
-    version = snapshot.current(table)
-    if not version.version:
-        raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
-    encoder = encoder_spec(spec.model)
-    vectors = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
-    if identity.digest(vectors) != version.fingerprint:
-        raise InputError(f"table {spec.table.path!r} was built with another model or other model settings: use those")
-    tokens = Tokenizer(encoder, threads=1).tokenize([query])
-    return nearest(table, version, build_encoder(encoder, "cpu", threads=1).encode(tokens).vectors[0], num_rows)
+    found = published(spec)
+    tokens = Tokenizer(found.encoder, threads=1).tokenize([query])
+    vector = build_encoder(found.encoder, "cpu", threads=1).encode(tokens).vectors[0]
+    return nearest(found.table, found.version, vector, num_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

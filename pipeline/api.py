@@ -1,27 +1,33 @@
-"""What a Python caller needs: `embed(spec)`, `plan(spec)` and `read(table, version)`.
+"""What a Python caller needs: `embed(spec)`, `plan(spec)` and `read(table, version)` for tables, `encode(model, texts)` and
+`similarity(a, b)` for texts in this process.
 
-A spec is a `RunSpec`, the path of a YAML file, or a mapping with the same sections. Errors are those of pipeline.errors.
-Neither torch nor Ray is loaded before there is work for them.
+A spec is a `RunSpec`, the path of a YAML file, or a mapping with the same sections; a model is a `ModelSpec`, what stands
+in `model.path`, a mapping with the keys of the model section, or a `RunSpec`, whose model it is. Errors are those of
+pipeline.errors. Neither torch nor Ray is loaded before there is work for them.
 """
 
+import dataclasses
 import logging
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config
-from pipeline.config import RunSpec
+from pipeline.config import ModelSpec, RunSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow.dataset as pads
+    from numpy.typing import NDArray
 
     from pipeline.dataflow import Cluster
     from pipeline.run import Encoded, PlanSummary, Prepared, Summary
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
+Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
 
 
 def embed(spec: Spec) -> "Summary":
@@ -45,12 +51,14 @@ def embed(spec: Spec) -> "Summary":
 
     with Cluster(given.resources) as cluster:
         try:
+            prepared = run.calibrate(prepared, cluster)
             encoded = _encode(prepared, cluster)
         except SourceChanged:
             # A file was replaced under our hands: plan what stands there now, once.
             prepared = run.prepare(given, writes=True)
             if prepared.plan.changes_nothing:
                 return run.nothing_to_do(prepared)
+            prepared = run.calibrate(prepared, cluster)
             encoded = _encode(prepared, cluster)
         timings = run.timings(prepared, encoded)
         version, published = run.publish(prepared, cluster, uuid.uuid4().hex[:12], timings)
@@ -92,6 +100,59 @@ def read(
     if not found.version:
         raise InputError(f"{str(table)!r} holds no published version: check the path, or embed something first")
     return rows.dataset(folder, found)
+
+
+def encode(
+    model: Model, texts: Iterable[str], *, prompt: str | None = None, prompt_name: str | None = None
+) -> "NDArray[np.float32]":
+    """float32[n, dim]: the vectors that a table of this model gets for these texts, made in this process without Ray.
+
+    For queries and trials; on a GPU where there is one, else on all cores. A later call with the same model goes on with what
+    the first one loaded. `prompt`, or `prompt_name` of the model's own prompts, stands in for the model section's, "" for
+    none. Texts are not chunked: what the model doesn't read of a long one is cut off. Raises InputError, also where a text
+    has no vector.
+    """
+    from pipeline.embedder import embedder
+    from pipeline.errors import InputError
+    from pipeline.model.folder import encoder_spec
+
+    if isinstance(texts, str):
+        raise InputError("texts is a string; give a list of strings, for one text a list with one")
+    spec = _model(model)
+    if prompt is not None or prompt_name is not None:
+        spec = dataclasses.replace(spec, prompt=prompt, prompt_name=prompt_name)
+    encoded = embedder(encoder_spec(spec)).encode(list(texts))
+    if encoded.failed:
+        number, reason = min(encoded.failed.items())
+        more = f" (and {len(encoded.failed) - 1} more texts)" if len(encoded.failed) > 1 else ""
+        raise InputError(f"texts[{number}] has no vector: {reason}{more}; leave it out")
+    return encoded.vectors
+
+
+def similarity(a: Any, b: Any, *, model: Model | None = None, function: str | None = None) -> "NDArray[np.float32]":
+    """float32[n, m]: how alike every vector of `a` is to every one of `b`; more is always more alike.
+
+    `a` is [n, dim] and `b` [m, dim], or one vector [dim]: arrays, lists, columns of a table, torch tensors. `function` is
+    `cosine`, `dot`, `euclidean` or `manhattan`, the last two as negative distances; without it the model's own counts, and
+    without a model `cosine`. Raises InputError.
+    """
+    from pipeline.similarities import similarities
+
+    if function is None and model is not None:
+        from pipeline.model.folder import encoder_spec
+
+        function = encoder_spec(_model(model)).similarity
+    return similarities(a, b, function or "cosine")
+
+
+def _model(model: Model) -> ModelSpec:
+    if isinstance(model, RunSpec):
+        return model.model
+    if isinstance(model, ModelSpec):
+        return model
+    keys = model if isinstance(model, Mapping) else {"path": model}
+    # What the other sections say doesn't matter: their keys are only required.
+    return config.from_mapping({"source": {"path": "-", "text": "-"}, "model": keys, "table": {"path": "-"}}).model
 
 
 def _spec(spec: Spec) -> RunSpec:

@@ -179,7 +179,8 @@ class TableSpec:
     path: str
     partition_by: tuple[str, ...] = ()
     embedding_column: str = "embedding"
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"] = "float32"
+    """Of the vectors' numbers: int8 and uint8 are steps of each dimension's range, measured once; binary and ubinary signs."""
     keep_text: bool = True
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 

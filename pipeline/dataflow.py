@@ -50,6 +50,7 @@ from pipeline.stages import Settings
 from pipeline.storage import Folder
 from pipeline.table import compare, layout
 from pipeline.table import rewrite as rewriting
+from pipeline.table.calibration import Calibration
 from pipeline.table.commit import compare_here, part_keys
 from pipeline.table.compare import Difference
 from pipeline.table.part import Part
@@ -68,6 +69,9 @@ REWRITE_HERE_BYTES = 16 * 2**20
 POLL_S = 0.5
 CONNECT_S = 5.0
 CLAIM_EVERY_S = 0.02
+
+CALIBRATION_ENCODERS = 4
+"""For a thousand texts: more would take longer to start than they save."""
 
 SliceKey = tuple[str, int]
 """Unit and first row."""
@@ -308,6 +312,25 @@ def run_units(
         ray.kill(monitor)
 
 
+def measure(tasks: Sequence[Task], settings: Settings, pools: Pools) -> Calibration:
+    """The ranges of the vectors of the first texts of each task.
+
+    Raises RunError when an encoder refuses, SourceChanged when a file isn't the planned one.
+    """
+    run = f"embedding-calibration-{uuid.uuid4().hex[:12]}"
+    pools = replace(pools, encoders=min(pools.encoders, CALIBRATION_ENCODERS, len(tasks)))
+    monitor = _start_monitor(run, settings)
+    try:
+        flow = _build_encoding(tasks, run, pools, settings.limits.unit_timeout_s, _read_sample, MeasureStage)
+        return stages.calibration_of(flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise _translate(error) from error
+    finally:
+        ray.kill(monitor)
+
+
 @contextmanager
 def _polled(monitor: Any, on_encoded: Callable[[int, int], None]) -> Iterator[None]:
     """Fetches the encoders' progress until the block ends: slices are minutes apart, a person watches seconds."""
@@ -329,6 +352,24 @@ def _polled(monitor: Any, on_encoded: Callable[[int, int], None]) -> Iterator[No
 
 
 def _build_flow(tasks: Sequence[Task], run: str, pools: Pools, timeout_s: float) -> "ray.data.Dataset":
+    return _build_encoding(tasks, run, pools, timeout_s, _read_and_tokenize, EncodeStage).map_batches(
+        _write,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"run": run},
+        num_cpus=pools.cpus_per_task,
+        compute=TaskPoolStrategy(size=pools.writers),
+    )
+
+
+def _build_encoding(
+    tasks: Sequence[Task],
+    run: str,
+    pools: Pools,
+    timeout_s: float,
+    read: Callable[..., Iterator[pa.Table]],
+    encode: "type[EncodeStage]",
+) -> "ray.data.Dataset":
     """Pool sizes are given for each stage: without them Ray fuses reading into the encoders, which then wait for it."""
     items = [{"task": pickle.dumps(task)} for task in tasks]
     units = ray.data.from_items(items, override_num_blocks=len(items))
@@ -337,32 +378,21 @@ def _build_flow(tasks: Sequence[Task], run: str, pools: Pools, timeout_s: float)
     units.context.execution_no_progress_timeout_s = timeout_s
     # Ray would read every worker's memory map once a second, and stop its page faults meanwhile.
     units.context.memory_usage_poll_interval_s = None
-    return (
-        units.map_batches(
-            _read_and_tokenize,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_kwargs={"run": run},
-            num_cpus=pools.cpus_per_task,
-            compute=TaskPoolStrategy(size=pools.tokenizers),
-        )
-        .map_batches(
-            EncodeStage,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_constructor_kwargs={"run": run},
-            num_cpus=pools.cpus_per_encoder,
-            num_gpus=pools.gpus_per_encoder or None,
-            compute=ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=TASKS_PER_ENCODER),
-        )
-        .map_batches(
-            _write,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_kwargs={"run": run},
-            num_cpus=pools.cpus_per_task,
-            compute=TaskPoolStrategy(size=pools.writers),
-        )
+    return units.map_batches(
+        read,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"run": run},
+        num_cpus=pools.cpus_per_task,
+        compute=TaskPoolStrategy(size=pools.tokenizers),
+    ).map_batches(
+        encode,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_constructor_kwargs={"run": run},
+        num_cpus=pools.cpus_per_encoder,
+        num_gpus=pools.gpus_per_encoder or None,
+        compute=ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=TASKS_PER_ENCODER),
     )
 
 
@@ -434,6 +464,11 @@ def _read_and_tokenize(batch: pa.Table, run: str) -> Iterator[pa.Table]:
         yield from stages.read_and_tokenize(pickle.loads(task), _settings(run), _tokenizer(run))
 
 
+def _read_sample(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+    for task in batch.column("task").to_pylist():
+        yield from stages.read_sample(pickle.loads(task), _settings(run), _tokenizer(run))
+
+
 class EncodeStage:
     """An encoder actor: loads the model once, proves it on the probe texts, then encodes slices.
 
@@ -466,6 +501,15 @@ class EncodeStage:
 
     def _on_progress(self, rows: int, tokens: int) -> None:
         self._monitor.add_progress.remote(rows, tokens)
+
+
+class MeasureStage(EncodeStage):
+    """The same actor where only the ranges of the vectors are wanted."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._encoder is None:
+            return stages.measured(None, f"encoder: {self._refused}")
+        return stages.measure(batch, self._encoder, self._settings)
 
 
 def prove(encoder: Encoder, settings: Settings, tokenizer: Tokenizer) -> None:

@@ -30,10 +30,12 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def vectors_spec(encoder: Mapping[str, Any], dtype: str, chunk: Mapping[str, Any] | None) -> dict[str, Any]:
-    """All that changes a vector: the encoder's identity, how texts are chunked, the dtype and our `SEMANTICS`. Its digest
-    is the fingerprint."""
-    return {"encoder": encoder, "dtype": dtype, "chunk": chunk, "calibration": None, "semantics": SEMANTICS}
+def vectors_spec(
+    encoder: Mapping[str, Any], dtype: str, chunk: Mapping[str, Any] | None, calibration: str | None = None
+) -> dict[str, Any]:
+    """All that changes a vector: the encoder's identity, how texts are chunked, the dtype, the digest of the ranges that
+    int8 and uint8 are quantised with, and our `SEMANTICS`. Its digest is the fingerprint."""
+    return {"encoder": encoder, "dtype": dtype, "chunk": chunk, "calibration": calibration, "semantics": SEMANTICS}
 
 
 def unit_id(spans: Sequence[Span], output: str, fingerprint: str) -> str:

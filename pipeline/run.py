@@ -8,7 +8,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,14 @@ from pipeline.config import RunSpec
 from pipeline.errors import CommitConflict, InputError, RunError, SourceChanged, StorageError
 from pipeline.metrics import Progress, duration, per_second, size
 from pipeline.model.folder import EncoderSpec, encoder_spec
-from pipeline.planning import Plan
+from pipeline.planning import Plan, Task
+from pipeline.quantize import SCALAR
 from pipeline.reading import SLICE_BYTES, first_spans
 from pipeline.source import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, contains, is_shared
-from pipeline.table import commit, layout, materialise, record, snapshot
-from pipeline.table.part import part_schema
+from pipeline.table import calibration, commit, layout, materialise, record, snapshot
+from pipeline.table.calibration import Calibration
+from pipeline.table.part import part_schema, vector_bytes
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
 from pipeline.tokenizing import framing_tokens
@@ -36,10 +38,28 @@ if TYPE_CHECKING:  # Ray and torch load only when there is work.
     from pipeline.stages import Settings
 
 VECTOR_BYTES = 64 * 2**20
-"""Of one slice."""
+"""Of one slice, as the table has them and as they travel."""
+FLOAT_BYTES = 256 * 2**20
+"""The same as float32: an encoder holds them so, however few bits the table keeps."""
 SLICES_PER_ENCODER = 8
 """A small corpus is cut into at least so many slices per encoder, so that none idles and little is lost in a crash."""
 MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorSpec:
+    """All that changes a vector of the table, as far as it is known: the ranges of int8 and uint8 are measured once."""
+
+    words: Mapping[str, Any]
+    """identity.vectors_spec."""
+    fingerprint: str
+    """The digest of `words`; that of no unit in the table while `needs_calibration`."""
+    key: str
+    """The digest of `words` without a calibration: the name that the table keeps the calibration under."""
+    calibration: Calibration | None
+    """None for dtypes without ranges, too."""
+    needs_calibration: bool
+    """The dtype has ranges, and the table has none yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +73,14 @@ class Prepared:
     files: tuple[SourceFile, ...]
     survey: Survey
     part_schema: pa.Schema
-    fingerprint_of: Mapping[str, Any]
-    fingerprint: str
+    vectors: VectorSpec
     output_spec: Mapping[str, Any]
     output: str
     plan: Plan
     plan_s: float
     exclusive: bool
     """The table's store lets only one of two publishers win."""
+    calibrate_s: float = 0.0
 
     @property
     def rows_to_do(self) -> int | None:
@@ -88,10 +108,9 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         known = dict(zip(before.names, before.types, strict=True))
         surveyed = survey(files, spec.source, spec.table.partition_by, known)
         _check_chunks(spec, encoder)
-        vectors = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
-        fingerprint = identity.digest(vectors)
+        described = _describe_vectors(spec, encoder, table)
         _check_partitions(spec, surveyed.schema)
-        _check_model(spec, parent, json.loads(json.dumps(vectors)))
+        _check_vectors(spec, parent, described)
         surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent, forms))
         check_folders(surveyed.folders, surveyed.schema)
         if spec.source.where is not None:
@@ -99,9 +118,7 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         surveyed = _limited(spec, surveyed)
         output_spec = planning.output_spec(spec, surveyed.schema, forms)
         output = identity.digest(output_spec)
-        planned = planning.unit_ids(surveyed.spans, output, fingerprint)
-        records = record.read_all(table, planned.keys() - parent.live_units(), writes=writes)
-        plan = planning.make_plan(planned, parent, records)
+        plan = _plan(table, parent, surveyed, output, described.fingerprint, writes=writes)
         exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
     except StorageError as error:
         raise InputError(str(error)) from None
@@ -112,14 +129,36 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         parent=parent,
         files=tuple(files),
         survey=surveyed,
-        part_schema=_part_schema(spec, surveyed.schema, encoder.dim),
-        fingerprint_of=vectors,
-        fingerprint=fingerprint,
+        part_schema=_part_schema(spec, surveyed.schema, encoder.dim, described.calibration),
+        vectors=described,
         output_spec=output_spec,
         output=output,
         plan=plan,
         plan_s=time.perf_counter() - started,
         exclusive=exclusive,
+    )
+
+
+def _plan(table: Folder, parent: Snapshot, surveyed: Survey, output: str, fingerprint: str, *, writes: bool) -> Plan:
+    planned = planning.unit_ids(surveyed.spans, output, fingerprint)
+    records = record.read_all(table, planned.keys() - parent.live_units(), writes=writes)
+    return planning.make_plan(planned, parent, records)
+
+
+def _describe_vectors(spec: RunSpec, encoder: EncoderSpec, table: Folder) -> VectorSpec:
+    """With the calibration that the table has, if it has one."""
+    words = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
+    key = identity.digest(words)
+    needs = spec.table.dtype in SCALAR
+    found = calibration.load(table, key) if needs else None
+    if found is not None:
+        words = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity, found.digest)
+    return VectorSpec(
+        words=words,
+        fingerprint=identity.digest(words),
+        key=key,
+        calibration=found,
+        needs_calibration=needs and found is None,
     )
 
 
@@ -210,9 +249,16 @@ def _check_partitions(spec: RunSpec, source: pa.Schema) -> None:
             )
 
 
-def _check_model(spec: RunSpec, parent: Snapshot, vectors: Mapping[str, Any]) -> None:
-    if parent.version and parent.fingerprint != identity.digest(vectors):
-        changes = "; ".join(_differences(dict(parent.fingerprint_of), dict(vectors)))
+def _check_vectors(spec: RunSpec, parent: Snapshot, vectors: VectorSpec) -> None:
+    """Raises InputError if the version holds vectors of another model, of other settings or of other ranges."""
+    if parent.version and parent.fingerprint != vectors.fingerprint:
+        before, now = dict(parent.fingerprint_of), json.loads(json.dumps(vectors.words))
+        if vectors.needs_calibration and not list(_differences(before | {"calibration": None}, now)):
+            raise InputError(
+                f"table {spec.table.path!r} was built with the value ranges in {layout.calibration(vectors.key)}, which is "
+                "gone: put it back from a copy of the table, or use another table.path"
+            )
+        changes = "; ".join(_differences(before, now))
         raise InputError(
             f"table {spec.table.path!r} was built with another model or other model settings ({changes}): vectors of two "
             "models don't compare; use the table's settings, or another table.path"
@@ -234,10 +280,52 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}.."
 
 
-def _part_schema(spec: RunSpec, source: pa.Schema, dim: int) -> pa.Schema:
+def _part_schema(spec: RunSpec, source: pa.Schema, dim: int, ranges: Calibration | None) -> pa.Schema:
     kept = pa.schema([source.field(name) for name in spec.source.keep if name not in spec.table.partition_by])
     column, dtype = spec.table.embedding_column, spec.table.dtype
-    return part_schema(kept, spec.table.keep_text, column, dim, dtype, chunks=spec.rows_are_chunks)
+    return part_schema(kept, spec.table.keep_text, column, dim, dtype, chunks=spec.rows_are_chunks, calibration=ranges)
+
+
+def calibrate(prepared: Prepared, cluster: "Cluster") -> Prepared:
+    """The run with the ranges of its int8 or uint8 table, measured on the cluster where the table has none yet.
+
+    Raises RunError when the sample gives too few vectors, SourceChanged when a file isn't the planned one.
+    """
+    if not prepared.vectors.needs_calibration:
+        return prepared
+    from pipeline import dataflow
+
+    pools = cluster.pools()
+    cluster.check_reachable(prepared.table)
+    return calibrate_with(prepared, pools, lambda tasks, settings: dataflow.measure(tasks, settings, pools))
+
+
+def calibrate_with(
+    prepared: Prepared, pools: "Pools", measure: Callable[[Sequence[Task], "Settings"], Calibration]
+) -> Prepared:
+    """The same, by whoever measures the ranges of the vectors of some tasks. Only then are units known by their ids."""
+    started = time.perf_counter()
+    sample = calibration.sample(prepared.survey.spans)
+    settings = replace(
+        settings_for(prepared, pools),
+        slice_rows=sample.texts,
+        slice_bytes=_slice_bytes(prepared.spec, sample.texts),
+    )
+    found = calibration.NOTHING
+    for units in sample.rounds():
+        found += measure([Task(unit=unit, done=()) for unit in units], settings)
+        if found.rows >= calibration.STEADY:
+            break
+    calibration.create(prepared.table, prepared.vectors.key, found)
+    vectors = _describe_vectors(prepared.spec, prepared.encoder, prepared.table)
+    survey, parent = prepared.survey, prepared.parent
+    return replace(
+        prepared,
+        vectors=vectors,
+        part_schema=_part_schema(prepared.spec, survey.schema, prepared.encoder.dim, vectors.calibration),
+        plan=_plan(prepared.table, parent, survey, prepared.output, vectors.fingerprint, writes=True),
+        calibrate_s=time.perf_counter() - started,
+    )
 
 
 def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
@@ -256,7 +344,8 @@ def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
         encoder=prepared.encoder,
         source_schema=prepared.survey.schema,
         part_schema=prepared.part_schema,
-        fingerprint=prepared.fingerprint,
+        calibration=prepared.vectors.calibration,
+        fingerprint=prepared.vectors.fingerprint,
         probes=prepared.parent.probes,
         slice_rows=slice_rows,
         slice_bytes=_slice_bytes(spec, slice_rows),
@@ -268,7 +357,9 @@ def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
 
 def _slice_rows(prepared: Prepared, pools: "Pools") -> int:
     """At most `limits.unit_rows`, 64 MiB of vectors, and an even share of a small corpus."""
-    most = min(prepared.spec.limits.unit_rows, max(1, VECTOR_BYTES // (4 * prepared.encoder.dim)))
+    stored = vector_bytes(prepared.part_schema, prepared.spec.table.embedding_column)
+    room = min(VECTOR_BYTES // stored, FLOAT_BYTES // (4 * prepared.encoder.dim))
+    most = min(prepared.spec.limits.unit_rows, max(1, room))
     if pools.device == "cpu":
         most = min(most, MAX_CPU_SLICE_ROWS)
     share = -(-prepared.survey.rows_estimate // (pools.encoders * SLICES_PER_ENCODER))
@@ -357,6 +448,7 @@ def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
     effort = encoded.effort
     return {
         "plan": prepared.plan_s,
+        **({"calibrate": prepared.calibrate_s} if prepared.calibrate_s else {}),
         "start": encoded.start_s,
         "flow": encoded.seconds,
         "read": effort.read_s,
@@ -418,22 +510,25 @@ def _description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> 
     from pipeline import probes
 
     spec = prepared.spec
-    stored = prepared.table.read(layout.probe_vectors(prepared.fingerprint))
+    vectors = prepared.vectors
+    stored = prepared.table.read(layout.probe_vectors(vectors.fingerprint))
+    ranges = vectors.calibration and {"path": layout.calibration(vectors.key), "digest": vectors.calibration.digest}
     return commit.Description(
         run=run,
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        fingerprint=prepared.fingerprint,
-        fingerprint_of=prepared.fingerprint_of,
+        fingerprint=vectors.fingerprint,
+        fingerprint_of=vectors.words,
         output=prepared.output,
         output_spec=prepared.output_spec,
         embedding=spec.table.embedding_column,
         embeddings=(
             {
                 "column": spec.table.embedding_column,
-                "fingerprint": prepared.fingerprint,
+                "fingerprint": vectors.fingerprint,
                 "dim": prepared.encoder.dim,
                 "dtype": spec.table.dtype,
-                "calibration": None,
+                "calibration": ranges,
+                "similarity": prepared.encoder.similarity,
             },
         ),
         part_schema=prepared.part_schema,
@@ -506,6 +601,12 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
     notes = [*prepared.encoder.notes]
     if encoded.pools:
         notes.append(f"ran {encoded.pools}")
+    ranges = prepared.vectors.calibration
+    if ranges is not None and ranges.rows < calibration.STEADY:
+        notes.append(
+            f"the value ranges of {prepared.spec.table.dtype} were measured on {ranges.rows} texts only: other texts' values "
+            "may be clipped; a table that begins with more texts keeps more of them"
+        )
     if not prepared.exclusive:
         notes.append(
             "this object store ignores create-only writes: two runs that publish at the same moment are not kept apart, so "
@@ -550,7 +651,8 @@ class PlanSummary:
     units_reused: int
     units_dropped: int
     dim: int
-    fingerprint: str
+    fingerprint: str | None
+    """None before the table's value ranges are measured."""
     plan_s: float
     changes_pending: bool
 
@@ -565,6 +667,7 @@ class PlanSummary:
                 f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
                 f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
                 f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
+                *self._calibration(),
                 f"  planned in {duration(self.plan_s)}",
                 "  changes pending" if self.changes_pending else "  nothing to do",
             ]
@@ -573,6 +676,11 @@ class PlanSummary:
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """How IPython and notebooks show it."""
         printer.text(str(self))
+
+    def _calibration(self) -> list[str]:
+        if self.fingerprint is not None:
+            return []
+        return [f"  first      measure the value ranges on about {calibration.TEXTS:,} texts, once for the table"]
 
 
 def summarise_plan(prepared: Prepared) -> PlanSummary:
@@ -591,7 +699,7 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         units_reused=len(plan.kept),
         units_dropped=len(plan.dropped),
         dim=prepared.encoder.dim,
-        fingerprint=prepared.fingerprint,
+        fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
         plan_s=round(prepared.plan_s, 3),
         changes_pending=not plan.changes_nothing,
     )

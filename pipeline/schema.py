@@ -75,6 +75,16 @@ CHANGES = pa.schema(
 
 
 def embedding_type(dim: int, dtype: str) -> pa.DataType:
-    """FixedSizeList[dim] of the output dtype (`float32` or `float16`)."""
-    value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
-    return pa.list_(pa.field("element", value, nullable=False), dim)
+    """FixedSizeList[dim] of the output dtype; of `binary` and `ubinary` [ceil(dim / 8)], eight dimensions a byte."""
+    width = -(-dim // 8) if dtype in ("binary", "ubinary") else dim
+    return pa.list_(pa.field("element", _VALUES[dtype], nullable=False), width)
+
+
+_VALUES = {
+    "float32": pa.float32(),
+    "float16": pa.float16(),
+    "int8": pa.int8(),
+    "uint8": pa.uint8(),
+    "binary": pa.int8(),
+    "ubinary": pa.uint8(),
+}

@@ -7,7 +7,7 @@ opens nor splits. The stages know nothing of Ray; they never raise for bad data:
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,13 +19,15 @@ from pipeline import identity, schema
 from pipeline.chunking import chunk, failed_texts, mean_vectors
 from pipeline.columns import row_bytes
 from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
-from pipeline.encoder import Encoder
-from pipeline.errors import SourceChanged
+from pipeline.encoder import Encoded, Encoder
+from pipeline.errors import RunError, SourceChanged
 from pipeline.model.folder import EncoderSpec
 from pipeline.planning import Task
+from pipeline.quantize import Codes, quantize
 from pipeline.reading import read_slices
 from pipeline.storage import Folder
-from pipeline.table import layout
+from pipeline.table import calibration, layout
+from pipeline.table.calibration import Calibration
 from pipeline.table.part import Part, distinct_sources, encode_part, split_by_partition
 from pipeline.table.record import Effort, Record, create
 from pipeline.tokenizing import Tokenizer, arrow_to_tokens, tokens_to_arrow
@@ -45,6 +47,7 @@ FLOW = pa.schema(
         pa.field("chunks", pa.large_binary()),
         pa.field("tokens", pa.large_binary()),
         pa.field("vectors", pa.large_binary()),
+        pa.field("bad_vectors", pa.int64()),
         pa.field("dead_letters", pa.large_binary()),
         pa.field("effort", pa.string()),
         pa.field("encoder", pa.string()),
@@ -54,7 +57,7 @@ FLOW = pa.schema(
     ]
 )
 """What travels between stages: one row per slice. `refused` says why a unit, or the whole run, can't go on;
-`encoder` and the unix times say who encoded it and when."""
+`encoder` and the unix times say who encoded it and when. `vectors` are the table's codes, the shortest form they have."""
 
 REPORT = pa.schema(
     [
@@ -73,8 +76,20 @@ REPORT = pa.schema(
 """What the write stage tells the driver of each slice."""
 
 
+MEASURED = pa.schema(
+    [
+        pa.field("rows", pa.int64()),
+        pa.field("minimum", pa.list_(pa.float32())),
+        pa.field("maximum", pa.list_(pa.float32())),
+        pa.field("refused", pa.string()),
+    ]
+)
+"""A Calibration of a slice of the sample, or why there is none."""
+
 BATCH_BYTES = 64 * 2**20
 """Of the columns that chunks repeat from their document: a part of the table is made of so much at a time."""
+
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 SOURCE_CHANGED = "source changed: "
 """How a refusal begins that another plan can mend."""
@@ -91,6 +106,8 @@ class Settings:
     encoder: EncoderSpec
     source_schema: pa.Schema
     part_schema: pa.Schema
+    calibration: Calibration | None
+    """Of a table whose dtype has ranges; None before they are measured, too."""
     fingerprint: str
     probes: tuple[tuple[float, ...], ...]
     carried: tuple[str, ...]
@@ -249,20 +266,12 @@ def encode(
     start, started = time.time(), time.perf_counter()
     tokens = from_cell(row, "tokens")
     num_documents = _num_documents(tokens)
-    encoded = encoder.encode(
-        arrow_to_tokens(tokens.column(schema.TOKENS)),
-        on_progress and _per_document(on_progress, num_documents, tokens.num_rows),
-    )
-    vectors, failed = encoded.vectors, encoded.failed
-    if settings.chunk is not None:
-        document = tokens.column(schema.DOCUMENT).to_numpy()
-        if settings.chunk.rows == "documents":
-            vectors, failed = mean_vectors(vectors, document, failed, unit_length=settings.encoder.unit_length)
-        else:
-            failed = failed_texts(document, failed)
+    on_rows = on_progress and _per_document(on_progress, num_documents, tokens.num_rows)
+    encoded, vectors, failed = _vectors_of(tokens, encoder, settings, on_rows)
     changed: dict[str, pa.Array] = {}
     if failed:
         vectors, changed = _without_documents(row, vectors, failed)
+    codes, bad_vectors = _codes_of(vectors, settings)
     effort = _effort_of(row) + Effort(
         rows_encoded=encoded.rows_encoded,
         tokens_encoded=encoded.tokens,
@@ -270,11 +279,35 @@ def encode(
         encode_s=time.perf_counter() - started,
     )
     changed["tokens"] = pa.nulls(1, pa.large_binary())
-    changed["vectors"] = _cell(pa.py_buffer(np.ascontiguousarray(vectors, np.float32)))
+    changed["vectors"] = _cell(pa.py_buffer(np.ascontiguousarray(codes)))
+    changed["bad_vectors"] = pa.array([bad_vectors], pa.int64())
     changed["effort"] = pa.array([_effort_to_json(effort)])
     changed["encoder"] = pa.array([name])
     changed["encode_start"], changed["encode_stop"] = pa.array([start]), pa.array([time.time()])
     return pa.table([changed.get(name, row.column(name)) for name in FLOW.names], schema=FLOW)
+
+
+def _vectors_of(
+    tokens: pa.Table, encoder: Encoder, settings: Settings, on_progress: Callable[[int, int], None] | None
+) -> tuple[Encoded, Vectors, Mapping[int, str]]:
+    """(what the encoder did, a vector for each row of the table or NaN, document -> reason why it has none)."""
+    encoded = encoder.encode(arrow_to_tokens(tokens.column(schema.TOKENS)), on_progress)
+    if settings.chunk is None:
+        return encoded, encoded.vectors, encoded.failed
+    document = tokens.column(schema.DOCUMENT).to_numpy()
+    if settings.chunk.rows == "chunks":
+        return encoded, encoded.vectors, failed_texts(document, encoded.failed)
+    unit_length = settings.encoder.unit_length
+    return encoded, *mean_vectors(encoded.vectors, document, encoded.failed, unit_length=unit_length)
+
+
+def _codes_of(vectors: Vectors, settings: Settings) -> tuple[Codes, int]:
+    """The vectors as the table has them, and how many are not finite or are zero: float16 has less room than float32, the
+    integers have no word for either."""
+    ranges = settings.calibration.ranges if settings.calibration is not None else None
+    codes = quantize(vectors, settings.table.dtype, ranges)
+    checked = codes if codes.dtype.kind == "f" else vectors
+    return codes, int((~np.isfinite(checked).all(axis=1) | ~checked.any(axis=1)).sum())
 
 
 def _num_documents(tokens: pa.Table) -> int:
@@ -322,6 +355,57 @@ def _without_documents(
     return vectors[stay], changed
 
 
+def read_sample(task: Task, settings: Settings, tokenizer: Tokenizer) -> Iterator[pa.Table]:
+    """FLOW rows with tokens and nothing else: of the first `settings.slice_rows` texts of a unit, and with them the rest
+    of a document that has one vector."""
+    left = settings.slice_rows
+    for row in read_and_tokenize(task, settings, tokenizer):
+        if row.column("refused")[0].is_valid:
+            yield row
+            return
+        tokens = from_cell(row, "tokens")
+        taken = tokens.slice(0, _whole_documents(tokens, left, settings))
+        if taken.num_rows:
+            place = {name: row.column(name)[0].as_py() for name in ("unit_id", "first_row")}
+            yield _flow_row(**place, tokens=to_ipc(taken))
+        left -= taken.num_rows
+        if left <= 0:
+            return
+
+
+def _whole_documents(tokens: pa.Table, count: int, settings: Settings) -> int:
+    """`count` rows of tokens, or as many as their documents have."""
+    if settings.chunk is None or settings.chunk.rows == "chunks" or count >= tokens.num_rows:
+        return count
+    document = tokens.column(schema.DOCUMENT).to_numpy()
+    return int(np.searchsorted(document, document[count - 1], side="right"))
+
+
+def measure(row: pa.Table, encoder: Encoder, settings: Settings) -> pa.Table:
+    """One MEASURED row: the ranges of the vectors of a FLOW row, as floats."""
+    if row.column("refused")[0].is_valid:
+        return measured(None, row.column("refused")[0].as_py())
+    _, vectors, _ = _vectors_of(from_cell(row, "tokens"), encoder, settings, None)
+    return measured(calibration.measure(vectors))
+
+
+def measured(found: Calibration | None, refused: str | None = None) -> pa.Table:
+    """One MEASURED row of what was found, or of the reason why nothing was."""
+    values = asdict(found) if found is not None else {}
+    return pa.Table.from_pylist([values | {"refused": refused}], MEASURED)
+
+
+def calibration_of(rows: Iterable[pa.Table]) -> Calibration:
+    """Of all MEASURED rows together. Raises RunError or SourceChanged where one is refused."""
+    total = calibration.NOTHING
+    for row in (row for table in rows for row in table.to_pylist()):
+        refused = row["refused"]
+        if refused is not None:
+            raise SourceChanged(refused) if refused.startswith(SOURCE_CHANGED) else RunError(refused)
+        total += Calibration(rows=row["rows"], minimum=tuple(row["minimum"]), maximum=tuple(row["maximum"]))
+    return total
+
+
 def refuse(row: pa.Table, reason: str) -> pa.Table:
     """The FLOW row with the reason why nothing can be encoded."""
     return _flow_row(unit_id=row.column("unit_id")[0].as_py(), refused=f"encoder: {reason}")
@@ -334,14 +418,12 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
     started = time.perf_counter()
     table, attempt = settings.open_table(), uuid.uuid4().hex[:12]
     unit_id, first_row = row.column("unit_id")[0].as_py(), row.column("first_row")[0].as_py()
-    vectors = np.frombuffer(_buffer(row, "vectors"), np.float32).reshape(-1, settings.encoder.dim)
-    if settings.table.dtype == "float16":
-        with np.errstate(over="ignore"):  # What overflows is counted below, and refused at the gate.
-            vectors = vectors.astype(np.float16)
+    stored = settings.part_schema.field(settings.table.embedding_column).type
+    codes = np.frombuffer(_buffer(row, "vectors"), stored.value_type.to_pandas_dtype()).reshape(-1, stored.list_size)
     documents = from_cell(row, "documents")
     chunks = from_cell(row, "chunks") if row.column("chunks")[0].is_valid else None
     parts: list[Part] = []
-    for rows, own in _row_batches(documents, chunks, vectors):
+    for rows, own in _row_batches(documents, chunks, codes):
         parts += _write_parts(table, _part_rows(rows, own, settings), unit_id, first_row, attempt, settings, len(parts))
     dead_letters = from_cell(row, "dead_letters")
     staged_letters = _write_dead_letters(table, dead_letters, unit_id, first_row, attempt)
@@ -357,7 +439,7 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
         sources=tuple(row.column("sources")[0].as_py()),
         parts=tuple(parts),
         dead_letters=staged_letters,
-        bad_vectors=int((~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)).sum()),
+        bad_vectors=row.column("bad_vectors")[0].as_py(),
         effort=_effort_of(row) + Effort(write_s=time.perf_counter() - started),
         attempt=attempt,
     )
@@ -380,12 +462,10 @@ def _count_documents(documents: pa.Table, chunks: pa.Table | None) -> int:
     return int(pc.sum(pc.equal(chunks.column(schema.CHUNK_INDEX), 0)).as_py() or 0)
 
 
-def _row_batches(
-    documents: pa.Table, chunks: pa.Table | None, vectors: np.ndarray[Any, Any]
-) -> Iterator[tuple[pa.Table, np.ndarray[Any, Any]]]:
-    """(rows, their vectors): all at once, or chunks with their documents' columns, some 64 MiB of them at a time."""
+def _row_batches(documents: pa.Table, chunks: pa.Table | None, codes: Codes) -> Iterator[tuple[pa.Table, Codes]]:
+    """(rows, their codes): all at once, or chunks with their documents' columns, some 64 MiB of them at a time."""
     if chunks is None:
-        yield documents, vectors
+        yield documents, codes
         return
     texts = documents.column(schema.TEXT).to_pylist()
     others = documents.drop_columns([schema.TEXT])
@@ -394,7 +474,7 @@ def _row_batches(
     while start < chunks.num_rows:
         done = sizes[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(sizes, done + BATCH_BYTES, side="right")))
-        yield _chunk_rows(others, texts, chunks.slice(start, stop - start)), vectors[start:stop]
+        yield _chunk_rows(others, texts, chunks.slice(start, stop - start)), codes[start:stop]
         start = stop
 
 
@@ -413,10 +493,10 @@ def _chunk_rows(documents: pa.Table, texts: Sequence[str], chunks: pa.Table) -> 
     return rows
 
 
-def _part_rows(documents: pa.Table, vectors: np.ndarray[Any, Any], settings: Settings) -> pa.Table:
+def _part_rows(documents: pa.Table, codes: Codes, settings: Settings) -> pa.Table:
     """Columns of the parts plus the partition columns that the parts will not carry."""
     column = settings.part_schema.field(settings.table.embedding_column)
-    values = pa.array(np.ascontiguousarray(vectors).reshape(-1), column.type.value_type)
+    values = pa.array(np.ascontiguousarray(codes).reshape(-1), column.type.value_type)
     embedded = documents.append_column(column, pa.FixedSizeListArray.from_arrays(values, type=column.type))
     parts = embedded.select(settings.part_schema.names).cast(settings.part_schema)
     for name in settings.table.partition_by:

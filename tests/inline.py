@@ -2,6 +2,8 @@
 
 import functools
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,15 @@ from pipeline.config import RunSpec
 from pipeline.dataflow import Cluster, Pools
 from pipeline.encoder import Encoder, build_encoder
 from pipeline.model.folder import EncoderSpec
+from pipeline.planning import Task
+from pipeline.stages import Settings
+from pipeline.table.calibration import Calibration
 from pipeline.table.snapshot import Snapshot
 from pipeline.tokenizing import Tokenizer
+
+POOLS = Pools(
+    device="cpu", encoders=1, cpus_per_encoder=1, gpus_per_encoder=0, tokenizers=1, writers=1, cpus_per_task=1
+)  # fmt: skip
 
 
 def spec_of(source: str | Path, model: str | Path, table: str | Path, /, **sections: dict[str, Any]) -> RunSpec:
@@ -36,9 +45,9 @@ def embed(spec: RunSpec, *, encoders: int = 1, shuffle: int | None = None, stop_
     prepared = run.prepare(spec, writes=True)
     if prepared.plan.changes_nothing:
         return prepared.parent
-    pools = Pools(
-        device="cpu", encoders=encoders, cpus_per_encoder=1, gpus_per_encoder=0, tokenizers=1, writers=1, cpus_per_task=1
-    )  # fmt: skip
+    pools = replace(POOLS, encoders=encoders)
+    if prepared.vectors.needs_calibration:
+        prepared = run.calibrate_with(prepared, pools, measured)
     settings = run.settings_for(prepared, pools)
     encoder, tokenizer = built(settings.encoder)
     dataflow.prove(encoder, settings, tokenizer)
@@ -53,6 +62,12 @@ def embed(spec: RunSpec, *, encoders: int = 1, shuffle: int | None = None, stop_
         assert report.column("refused")[0].as_py() is None, report.to_pylist()
     version, _ = run.publish(prepared, Cluster(spec.resources), "inline", {})
     return version
+
+
+def measured(tasks: Sequence[Task], settings: Settings) -> Calibration:
+    encoder, tokenizer = built(settings.encoder)
+    slices = (row for task in tasks for row in stages.read_sample(task, settings, tokenizer))
+    return stages.calibration_of(stages.measure(row, encoder, settings) for row in slices)
 
 
 class Died(Exception):

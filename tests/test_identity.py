@@ -3,6 +3,7 @@
 import datetime
 import decimal
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline import identity
 from pipeline.arrays import cast_exactly
 from pipeline.columns import plain_type
+from pipeline.table.calibration import Calibration
 from pipeline.unit import SourceFile, Span
 from tests.arrows import ALL, arrays
 
@@ -40,6 +42,15 @@ def test_golden_unit_id_and_fingerprint():
         identity.digest(identity.vectors_spec({"model": "m", "prompt": ""}, "float32", None))
         == "a909557cf50c74ad7027e2a6882d307c"
     )
+
+
+def test_golden_fingerprint_of_an_int8_table():
+    ranges = Calibration(rows=3, minimum=(-1.0, 0.0, -(2**-149)), maximum=(np.float32(0.1).item(), 0.0, 3.0e38))
+    assert ranges.digest == "847813025c6b3a3021756bb457e67fbc"
+    spec = identity.vectors_spec({"model": "m", "prompt": ""}, "int8", None, ranges.digest)
+    assert identity.digest(spec) == "ace3b6028b8699d3a53146cd730c863b"
+    uncalibrated = identity.vectors_spec({"model": "m", "prompt": ""}, "int8", None)
+    assert identity.digest(uncalibrated) == "ae1f080bb5d10cdc3f6923fe5186b827"
 
 
 def test_the_content_hash_covers_exactly_prompt_and_text():

@@ -78,6 +78,11 @@ def staged_unit(path: str) -> str | None:
     return match[1] if match else None
 
 
+def calibration(key: str) -> str:
+    """`key` is the digest of the vectors' spec without calibration: the same model and settings have the same one."""
+    return f"meta/calibration/{key}/ranges.json"
+
+
 def probe_vectors(fingerprint: str) -> str:
     return f"{STAGING}probes/{fingerprint}.json"
 

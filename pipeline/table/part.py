@@ -13,11 +13,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.arrays import compact, holds_dictionary
+from pipeline.quantize import PACKED, SCALAR
 from pipeline.schema import CHUNK, ID, LINEAGE, TEXT, embedding_type
+from pipeline.table.calibration import Calibration
 from pipeline.table.layout import Partition
 
 ROW_GROUP_BYTES = 64 * 2**20
 """Bytes of vectors per row group."""
+ROW_GROUP_ROWS = 131_072
+"""However short the vectors: the text beside them is not."""
+QUANTISED = b"embedding"
+"""Key in the metadata of a part's schema: how its codes are read back, as JSON; see `part_schema`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,38 +49,67 @@ class Part:
 
 
 def part_schema(
-    kept: pa.Schema, keep_text: bool, embedding: str, dim: int, dtype: str, *, chunks: bool = False
+    kept: pa.Schema,
+    keep_text: bool,
+    embedding: str,
+    dim: int,
+    dtype: str,
+    *,
+    chunks: bool = False,
+    calibration: Calibration | None = None,
 ) -> pa.Schema:
-    """Columns of every part, in order; partition columns stand in the path only."""
+    """Columns of every part, in order; partition columns stand in the path only.
+
+    A reader of a single file can turn codes into numbers: the metadata of an int8, uint8, binary or ubinary table has
+    `column`, `dtype`, `dim`, and the `minimum` and `maximum` of each dimension where the dtype has ranges.
+    """
     fields = [pa.field(ID, pa.string(), nullable=False), *kept]
     if keep_text:
         fields.append(pa.field(TEXT, pa.large_string(), nullable=False))
     if chunks:
         fields += CHUNK
     fields.append(pa.field(embedding, embedding_type(dim, dtype), nullable=False))
-    return pa.schema([*fields, *LINEAGE])
+    return pa.schema([*fields, *LINEAGE], _metadata(embedding, dim, dtype, calibration))
+
+
+def _metadata(embedding: str, dim: int, dtype: str, calibration: Calibration | None) -> dict[bytes, bytes] | None:
+    if dtype not in SCALAR + PACKED:
+        return None
+    told: dict[str, object] = {"column": embedding, "dtype": dtype, "dim": dim}
+    if calibration is not None:
+        ranges = calibration.to_dict()
+        told |= {"minimum": ranges["minimum"], "maximum": ranges["maximum"]}
+    return {QUANTISED: json.dumps(told).encode()}
 
 
 def encode_part(rows: pa.Table, embedding: str) -> pa.Buffer:
     """Rows sorted by id, as the bytes of a Parquet file.
 
-    zstd for all; no dictionary and no statistics for the vectors: they only cost there (4 bytes of noise per value).
+    zstd for all; no dictionary and no statistics for the vectors: they only cost there (noise in every value). Bytes have a
+    dictionary: Parquet holds them as 32-bit integers otherwise, half as large again after zstd.
     """
     rows = _without_traces(rows.sort_by([(ID, "ascending")]))
     vectors = set(_leaf_paths(pa.schema([rows.schema.field(embedding)])))
     # The writer tells leaves apart by path alone: a kept column with a dot may share the vector's, and its settings.
-    others = [path for path in _leaf_paths(rows.schema) if path not in vectors]
-    dim = rows.schema.field(embedding).type.list_size
+    leaves = _leaf_paths(rows.schema)
+    others = [path for path in leaves if path not in vectors]
+    of_bytes = rows.schema.field(embedding).type.value_type.bit_width == 8
     sink = pa.BufferOutputStream()
     pq.write_table(
         rows,
         sink,
-        row_group_size=max(1, ROW_GROUP_BYTES // (4 * dim)),
+        row_group_size=max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // vector_bytes(rows.schema, embedding))),
         compression="zstd",
-        use_dictionary=others,
+        use_dictionary=leaves if of_bytes else others,
         write_statistics=others,
     )
     return sink.getvalue()
+
+
+def vector_bytes(schema: pa.Schema, embedding: str) -> int:
+    """Of one vector as it stands in the parts."""
+    kind = schema.field(embedding).type
+    return int(kind.list_size * kind.value_type.bit_width // 8)
 
 
 def _without_traces(rows: pa.Table) -> pa.Table:

@@ -62,7 +62,7 @@ class Record:
     dead_letters: tuple[str, int] | None
     """Staged file of dead letters and its size."""
     bad_vectors: int
-    """Rows whose vector, as written, is not finite or is zero; the gate wants none."""
+    """Rows whose vector is not finite or is zero, as written or before it became integers; the gate wants none."""
     effort: Effort
     attempt: str
     """Nonce of the attempt: makes the bytes of each attempt its own."""

@@ -63,4 +63,5 @@ def _schema(version: Snapshot) -> pa.Schema:
     columns = snapshot.hex_to_schema(version.schema)
     source = snapshot.hex_to_schema(version.source_schema)
     partition = version.output_spec["partition_by"]
-    return pa.schema([*columns, *(source.field(name) for name in partition if name not in columns.names)])
+    partition_fields = [source.field(name) for name in partition if name not in columns.names]
+    return pa.schema([*columns, *partition_fields], columns.metadata)

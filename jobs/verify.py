@@ -1,0 +1,91 @@
+"""Check a published table against its model, and the model against evaluation sets.
+
+    python -m jobs.verify CONFIG.yaml [--rows 256] [--seed 0] [--oracle sentence-transformers] [--json]
+    python -m jobs.verify CONFIG.yaml --sts FILE.tsv.gz .. --retrieval FOLDER ..
+
+Encodes a sample of the table's texts again, exactly, and compares the vectors; changes nothing. The evaluations use the
+model section alone and need no table. Exit codes: 0 as it should be; 1 the table is outside the tolerance; 2 bad
+configuration or input.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.command import main_of, parser
+from pipeline.config import load
+from pipeline.embedder import embedder
+from pipeline.evaluation import (
+    Encode,
+    PairsScore,
+    RetrievalScore,
+    read_pairs,
+    read_retrieval,
+    score_pairs,
+    score_retrieval,
+)
+from pipeline.model.folder import EncoderSpec, encoder_spec
+from pipeline.model.saved import read_saved_model
+from pipeline.published import is_published, published
+from pipeline.verification import Oracle, verify
+
+OUTSIDE_TOLERANCE = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    command = parser(__doc__, dry_run=False)
+    command.add_argument("--rows", type=int, default=256, help="rows of the table to check (256)")
+    command.add_argument("--seed", type=int, default=0, help="which rows: another seed takes others")
+    command.add_argument("--oracle", choices=get_args(Oracle), default="pipeline", help="what encodes the texts again")
+    command.add_argument("--sts", metavar="FILE", nargs="+", action="extend", default=[], help="scored sentence pairs")
+    command.add_argument("--retrieval", metavar="FOLDER", nargs="+", action="extend", default=[], help="retrieval sets")
+    arguments = command.parse_args(argv)
+    spec = load(arguments.config, arguments.set)
+    pairs = [read_pairs(path) for path in arguments.sts]
+    judged = [read_retrieval(path) for path in arguments.retrieval]
+    checked = None
+    if is_published(spec) or not (pairs or judged):
+        checked = verify(published(spec), arguments.rows, arguments.seed, arguments.oracle)
+    model = encoder_spec(spec.model)
+    queries = _for_queries(model)
+    encode, encode_queries, function = _encode(model), _encode(queries), model.similarity
+    scores: list[PairsScore | RetrievalScore] = [
+        *(score_pairs(some, encode, function) for some in pairs),
+        *(score_retrieval(some, encode, encode_queries, function) for some in judged),
+    ]
+    setting = f"{model.precision}, {function}, prompt {model.prompt!r}, for queries {queries.prompt!r}"
+    unchecked = f"table {spec.table.path!r} has no published version yet: only the model was evaluated"
+    lines = [str(checked) if checked else unchecked]
+    lines += [f"evaluated {spec.model.path} ({setting})", *(f"  {score}" for score in scores)] if scores else []
+    result = {
+        "table": checked.to_dict() if checked else None,
+        "model": {"path": spec.model.path, "precision": model.precision, "similarity": function}
+        | {"prompt": model.prompt, "query_prompt": queries.prompt},
+        "scores": [score.to_dict() for score in scores],
+    }
+    arguments.show(result, "\n".join(lines))
+    return OUTSIDE_TOLERANCE if checked and not checked.passed else 0
+
+
+def _for_queries(model: EncoderSpec) -> EncoderSpec:
+    """The same model with its own prompt for queries, where it has one."""
+    own = read_saved_model(Path(model.folder)).prompts.get("query")
+    return dataclasses.replace(model, prompt=own) if own else model
+
+
+def _encode(model: EncoderSpec) -> Encode:
+    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
+        encoded = embedder(model).encode(texts)
+        # What has no tokens has zeros, as sentence-transformers gives: like nothing else, and last in every ranking.
+        return np.where(np.isfinite(encoded.vectors), encoded.vectors, np.float32(0))
+
+    return encode
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(main))

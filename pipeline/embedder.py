@@ -1,0 +1,46 @@
+"""Texts in, vectors out, in this process: for queries, trials and checks; a table is made by a run.
+
+The vectors are those that a table gets: the same tokenizer and the same encoder. Knows no tables, no chunks and no Ray.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.encoder import Encoded, Encoder, build_encoder
+from pipeline.model.folder import EncoderSpec
+from pipeline.tokenizing import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Embedder:
+    tokenizer: Tokenizer
+    encoder: Encoder
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The vectors of all texts; a text that has none is named with its reason."""
+        return self.encoder.encode(self.tokenizer.tokenize(texts))
+
+
+@functools.lru_cache(maxsize=2)
+def embedder(spec: EncoderSpec, device: str | None = None) -> Embedder:
+    """Built once for each of the last two specs: loading the model takes seconds.
+
+    `device` is `cpu` or `cuda`; None takes a GPU where there is one. Uses all of the process's cores. Raises InputError.
+    """
+    if device is None:
+        device = _device()
+    threads = _cores()
+    return Embedder(Tokenizer(spec, threads), build_encoder(spec, device, threads))
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _cores() -> int:
+    """That this process may use: fewer than the machine has in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,248 @@
+"""How good a model's vectors are: Spearman on pairs of sentences, nDCG and recall on retrieval sets.
+
+Comes in: files of an evaluation set, and functions that encode texts. Goes out: scores as MTEB reports them. Knows no
+models and no tables.
+"""
+
+import gzip
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import InputError
+from pipeline.similarities import pairwise_similarities, similarities
+
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts -> float32[n, dim]."""
+
+_QUERIES_AT_A_TIME = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePairs:
+    """Pairs of sentences with the likeness that people gave them."""
+
+    name: str
+    scores: tuple[float, ...]
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSet:
+    """Documents, queries, and which documents answer which query."""
+
+    name: str
+    documents: Mapping[str, str]
+    """Id -> text."""
+    queries: Mapping[str, str]
+    """Those that are judged: id -> text."""
+    relevant: Mapping[str, Mapping[str, int]]
+    """Query -> document -> its relevance, above 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsScore:
+    name: str
+    pairs: int
+    spearman: float | None
+    """None where the model finds all pairs equally alike."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        shown = "undefined: all pairs are equally alike" if self.spearman is None else f"{self.spearman:.5f}"
+        return f"{self.name}: Spearman {shown} over {self.pairs:,} pairs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalScore:
+    name: str
+    documents: int
+    queries: int
+    ndcg_at_10: float
+    recall_at_100: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: nDCG@10 {self.ndcg_at_10:.5f}, recall@100 {self.recall_at_100:.5f} over {self.queries:,} "
+            f"queries and {self.documents:,} documents"
+        )
+
+
+def score_pairs(pairs: SentencePairs, encode: Encode, function: str) -> PairsScore:
+    """Spearman's rank correlation of the similarity of each pair with its score."""
+    vectors = encode([*pairs.first, *pairs.second])
+    found = pairwise_similarities(vectors[: len(pairs.first)], vectors[len(pairs.first) :], function)
+    value = spearman(found, pairs.scores)
+    return PairsScore(name=pairs.name, pairs=len(pairs.first), spearman=None if math.isnan(value) else value)
+
+
+def score_retrieval(
+    judged: RetrievalSet, encode_documents: Encode, encode_queries: Encode, function: str
+) -> RetrievalScore:
+    """Means over the queries. Documents that are equally near stand in descending order of their ids, as trec_eval has it."""
+    names = sorted(judged.documents, key=str.encode, reverse=True)
+    documents = encode_documents([judged.documents[name] for name in names])
+    queries = encode_queries(list(judged.queries.values()))
+    ndcgs, recalls = [], []
+    for start in range(0, len(queries), _QUERIES_AT_A_TIME):
+        found = similarities(queries[start : start + _QUERIES_AT_A_TIME], documents, function)
+        order = np.argsort(-found, axis=1, kind="stable")[:, :100]
+        for query, best in zip(list(judged.queries)[start : start + len(found)], order, strict=True):
+            ranked = [names[document] for document in best]
+            ndcgs.append(ndcg(ranked, judged.relevant[query], 10))
+            recalls.append(recall(ranked, judged.relevant[query], 100))
+    return RetrievalScore(
+        name=judged.name,
+        documents=len(names),
+        queries=len(judged.queries),
+        ndcg_at_10=float(np.mean(ndcgs)),
+        recall_at_100=float(np.mean(recalls)),
+    )
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Pearson's correlation of the ranks, equal values sharing the mean of theirs; NaN where one side is constant."""
+    ranks = [_ranks(values) for values in (a, b)]
+    x, y = (values - values.mean() for values in ranks)
+    scale = math.sqrt(float((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / scale if scale else math.nan
+
+
+def _ranks(values: ArrayLike) -> NDArray[np.float64]:
+    _, group, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[group]
+    return ranks
+
+
+def ndcg(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
+    """Normalised discounted cumulative gain of the first k, gains linear (trec_eval's ndcg_cut); 0 if none is relevant."""
+    ideal = _dcg(sorted(relevant.values(), reverse=True)[:k])
+    return _dcg([relevant.get(name, 0) for name in ranked[:k]]) / ideal if ideal else 0.0
+
+
+def _dcg(gains: Sequence[int]) -> float:
+    return sum(gain / math.log2(place + 2) for place, gain in enumerate(gains))
+
+
+def recall(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
+    """The share of the relevant documents that are among the first k; 0 if none is relevant."""
+    return sum(name in relevant for name in ranked[:k]) / len(relevant) if relevant else 0.0
+
+
+# --- files
+
+
+def read_pairs(path: str | Path) -> SentencePairs:
+    """A tsv file, gzipped if it ends in .gz: the columns `score`, `sentence1` and `sentence2` of its header, nothing quoted.
+
+    Raises InputError.
+    """
+    rows = list(_tsv(Path(path), ("score", "sentence1", "sentence2")))
+    scores = tuple(_number(value, path, number) for number, (value, _, _) in enumerate(rows, 2))
+    if len(set(scores)) < 2:
+        raise InputError(f"{str(path)!r} holds no two pairs with different scores: there is nothing to correlate with")
+    return SentencePairs(
+        name=Path(path).name, scores=scores, first=tuple(row[1] for row in rows), second=tuple(row[2] for row in rows)
+    )
+
+
+def read_retrieval(folder: str | Path) -> RetrievalSet:
+    """A folder in BEIR's form: corpus.jsonl, queries.jsonl and qrels-test.tsv, each gzipped or not. Raises InputError.
+
+    A document's text is `(title + " " + text).strip()`; only queries that the qrels judge count.
+    """
+    folder = Path(folder)
+    corpus, queries = _either(folder, "corpus.jsonl"), _either(folder, "queries.jsonl")
+    documents = {
+        _text(row, "_id", corpus): f"{_text(row, 'title', corpus, '')} {_text(row, 'text', corpus)}".strip()
+        for row in _jsonl(corpus)
+    }
+    texts = {_text(row, "_id", queries): _text(row, "text", queries) for row in _jsonl(queries)}
+    relevant: dict[str, dict[str, int]] = {}
+    qrels = _either(folder, "qrels-test.tsv")
+    for number, (query, document, score) in enumerate(_tsv(qrels, ("query-id", "corpus-id", "score")), 2):
+        if query not in texts:
+            raise InputError(f"{str(qrels)!r} line {number} judges query {query!r}, which is not in {queries.name}")
+        judged = relevant.setdefault(query, {})
+        if (level := int(_number(score, qrels, number))) > 0:
+            judged[document] = level
+    if not relevant or not documents:
+        raise InputError(f"{str(folder)!r} holds no documents, or no judged queries")
+    return RetrievalSet(
+        name=folder.resolve().name,
+        documents=documents,
+        queries={query: texts[query] for query in relevant},
+        relevant=relevant,
+    )
+
+
+def _either(folder: Path, name: str) -> Path:
+    found = next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+    if found is None:
+        raise InputError(f"{str(folder)!r} holds no {name} and no {name}.gz: expected a retrieval set in BEIR's form")
+    return found
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        # Lines end at "\n" only: texts hold other characters that Python would split at.
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for line in file:
+                yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{str(path)!r} can't be read: {error}") from None
+
+
+def _tsv(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
+    """The fields of these columns, by the names in the first line."""
+    lines = _lines(path)
+    header = next(lines, "").split("\t")
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise InputError(f"{str(path)!r} has the columns {header}; expected {', '.join(columns)}, separated by tabs")
+    places = [header.index(name) for name in columns]
+    for number, line in enumerate(lines, 2):
+        fields = line.split("\t")
+        if len(fields) != len(header):
+            raise InputError(f"{str(path)!r} line {number} has {len(fields)} fields; its header has {len(header)}")
+        yield [fields[place] for place in places]
+
+
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{str(path)!r} line {number} is no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{str(path)!r} line {number} is no JSON object")
+        yield row
+
+
+def _text(row: Mapping[str, Any], key: str, path: Path, missing: str | None = None) -> str:
+    value = row.get(key, missing)
+    if not isinstance(value, str):
+        raise InputError(f"{str(path)!r} has a row whose {key!r} is {value!r}; expected a string")
+    return value
+
+
+def _number(value: str, path: str | Path, line: int) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{str(path)!r} line {line} has the score {value!r}; expected a number")
+    return number

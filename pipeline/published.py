@@ -1,0 +1,46 @@
+"""The published table that a configuration means, together with the very model that it was built with.
+
+Comes in: a `RunSpec`. Goes out: the table's folder, its current version and the model's `EncoderSpec`; InputError where the
+two don't belong together. Loads neither torch nor Ray.
+"""
+
+from dataclasses import dataclass
+
+from pipeline import identity
+from pipeline.config import RunSpec
+from pipeline.errors import InputError
+from pipeline.model.folder import EncoderSpec, encoder_spec
+from pipeline.storage import Folder
+from pipeline.table import calibration, snapshot
+from pipeline.table.calibration import Calibration
+from pipeline.table.snapshot import Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    spec: RunSpec
+    table: Folder
+    version: Snapshot
+    encoder: EncoderSpec
+    calibration: Calibration | None
+    """What int8 and uint8 vectors were quantised with."""
+
+
+def is_published(spec: RunSpec) -> bool:
+    return bool(snapshot.versions(Folder(spec.table.path, spec.table.storage_options)))
+
+
+def published(spec: RunSpec) -> Published:
+    """Raises InputError where there is no version, or where another model or other model settings made it."""
+    table = Folder(spec.table.path, spec.table.storage_options)
+    version = snapshot.current(table)
+    if not version.version:
+        raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
+    encoder = encoder_spec(spec.model)
+    ranges = calibration.stored(table, version.embeddings[0])
+    vectors = identity.vectors_spec(
+        encoder.identity(), spec.table.dtype, spec.chunk_identity, ranges.digest if ranges else None
+    )
+    if identity.digest(vectors) != version.fingerprint:
+        raise InputError(f"table {spec.table.path!r} was built with another model or other model settings: use those")
+    return Published(spec=spec, table=table, version=version, encoder=encoder, calibration=ranges)

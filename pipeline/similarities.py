@@ -1,0 +1,134 @@
+"""Vectors in, their similarities out: the four functions that a model's vectors are compared with.
+
+The formulas are those of sentence-transformers 6.2 (util/similarity.py). Knows no texts and no models, and needs no torch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+
+Floats = NDArray[np.floating[Any]]
+
+_BLOCK_NUMBERS = 2**24
+"""Differences held at a time: 128 MiB at most."""
+
+
+def similarities(a: Any, b: Any, function: str = "cosine") -> NDArray[np.float32]:
+    """float32[n, m]: the similarity of every vector of `a` with every one of `b`; more is always more alike.
+
+    `a` is [n, dim] and `b` [m, dim], or one vector [dim] as a single row: arrays, lists, Arrow arrays or columns of
+    fixed-size lists, torch tensors. Half precision and integers are computed in float32. `cosine` takes a vector of zeros
+    as it is; `euclidean` and `manhattan` are the negative distances. Raises InputError for other functions and shapes.
+    """
+    compare = _looked_up(_ALL_PAIRS, function)
+    left, right = _matching(a, b)
+    return compare(left, right).astype(np.float32)
+
+
+def pairwise_similarities(a: Any, b: Any, function: str = "cosine") -> NDArray[np.float32]:
+    """float32[n]: the similarity of the i-th vector of `a` [n, dim] with the i-th of `b` [n, dim]; otherwise the same."""
+    compare = _looked_up(_PAIRWISE, function)
+    left, right = _matching(a, b)
+    if len(left) != len(right):
+        raise InputError(f"the vectors don't pair: {len(left)} on one side, {len(right)} on the other")
+    return compare(left, right).astype(np.float32)
+
+
+def as_vectors(values: Any) -> Floats:
+    """float[n, dim] of all that `similarities` takes; float64 where it was given, else float32."""
+    vectors = _to_numpy(values)
+    if vectors.dtype.kind not in "fiu":
+        raise InputError(f"vectors of {vectors.dtype} can't be compared: expected numbers [n, dim]")
+    if vectors.ndim == 1:
+        vectors = vectors[None, :]
+    if vectors.ndim != 2:
+        raise InputError(
+            f"vectors of shape {vectors.shape} can't be compared: expected [n, dim], or [dim] for one vector"
+        )
+    return vectors.astype(np.float64 if vectors.dtype == np.float64 else np.float32, copy=False)
+
+
+def _matching(a: Any, b: Any) -> tuple[Floats, Floats]:
+    left, right = as_vectors(a), as_vectors(b)
+    if left.shape[1] != right.shape[1]:
+        raise InputError(
+            f"vectors of {left.shape[1]} and of {right.shape[1]} numbers can't be compared: are they of one model?"
+        )
+    return left, right
+
+
+def _to_numpy(values: Any) -> NDArray[Any]:
+    if hasattr(values, "detach"):  # a torch tensor, which numpy may not know: bfloat16, or on a GPU
+        tensor = values.detach().cpu()
+        return np.asarray(tensor if tensor.dtype.itemsize != 2 else tensor.float())
+    if hasattr(values, "combine_chunks"):
+        values = values.combine_chunks()
+    if hasattr(values, "null_count"):
+        return _arrow_to_numpy(values)
+    if isinstance(values, Sequence) and any(hasattr(value, "detach") for value in values):
+        values = [_to_numpy(value) for value in values]
+    try:
+        vectors = np.asarray(values)
+        # What pandas and Arrow give for a column of lists: an array of arrays.
+        return np.stack(list(vectors)) if vectors.dtype == object and len(vectors) else vectors
+    except (ValueError, TypeError) as error:
+        raise InputError(f"vectors can't be compared: expected numbers [n, dim], all of one length ({error})") from None
+
+
+def _arrow_to_numpy(values: Any) -> NDArray[Any]:
+    if values.null_count:
+        raise InputError(f"{values.null_count} of {len(values)} vectors are null: leave them out")
+    if not hasattr(values, "flatten"):
+        return np.asarray(values.to_numpy(zero_copy_only=False))
+    size = getattr(values.type, "list_size", None)
+    if size is None:
+        return _to_numpy(values.to_numpy(zero_copy_only=False))
+    return np.asarray(values.flatten().to_numpy(zero_copy_only=False)).reshape(len(values), size)
+
+
+def _unit(vectors: Floats) -> Floats:
+    """Each vector divided by its length, or by 1e-12 if that is less (torch.nn.functional.normalize)."""
+    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _euclidean(a: Floats, b: Floats) -> Floats:
+    # |x|² + |y|² - 2 x·y, in float64: in float32 it would leave 1e-4 of the difference of two equal vectors.
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    squares = np.square(left).sum(axis=1)[:, None] + np.square(right).sum(axis=1)[None, :]
+    distances: Floats = np.sqrt(np.maximum(squares - 2 * (left @ right.T), 0))
+    return -distances
+
+
+def _manhattan(a: Floats, b: Floats) -> Floats:
+    rows = max(1, _BLOCK_NUMBERS // max(1, b.size))
+    distances = np.zeros((len(a), len(b)), a.dtype)
+    for start in range(0, len(a), rows):
+        distances[start : start + rows] = np.abs(a[start : start + rows, None, :] - b[None, :, :]).sum(axis=2)
+    return -distances
+
+
+_Compare = Callable[[Floats, Floats], Floats]
+
+_ALL_PAIRS: dict[str, _Compare] = {
+    "cosine": lambda a, b: _unit(a) @ _unit(b).T,
+    "dot": lambda a, b: a @ b.T,
+    "euclidean": _euclidean,
+    "manhattan": _manhattan,
+}
+_PAIRWISE: dict[str, _Compare] = {
+    "cosine": lambda a, b: (_unit(a) * _unit(b)).sum(axis=1),
+    "dot": lambda a, b: (a * b).sum(axis=1),
+    "euclidean": lambda a, b: -np.linalg.norm(a - b, axis=1),
+    "manhattan": lambda a, b: -np.abs(a - b).sum(axis=1),
+}
+
+
+def _looked_up(known: dict[str, _Compare], function: str) -> _Compare:
+    if function not in known:
+        raise InputError(f"similarity function {function!r} is not known; expected one of {', '.join(known)}")
+    return known[function]
