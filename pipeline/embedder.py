@@ -23,14 +23,16 @@ class Embedder:
         return self.encoder.encode(self.tokenizer.tokenize(texts))
 
 
-@functools.lru_cache(maxsize=2)
 def embedder(spec: EncoderSpec, device: str | None = None) -> Embedder:
-    """Built once for each of the last two specs: loading the model takes seconds.
+    """The embedder of `spec`, kept for the last two specs: loading a model takes seconds.
 
     `device` is `cpu` or `cuda`; None takes a GPU where there is one. Uses all of the process's cores. Raises InputError.
     """
-    if device is None:
-        device = _device()
+    return _built(spec, device or _device())
+
+
+@functools.lru_cache(maxsize=2)
+def _built(spec: EncoderSpec, device: str) -> Embedder:
     threads = _cores()
     return Embedder(Tokenizer(spec, threads), build_encoder(spec, device, threads))
 

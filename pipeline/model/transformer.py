@@ -329,14 +329,16 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-_DTYPE_AND_KERNEL = {"torch_dtype", "dtype", "attn_implementation"}  # ours to choose; the model's maths stays the same
+# Ours to choose, the vectors stay the same. Saves may hold trust_remote_code, which sentence-transformers leaves out too.
+_LOADING = {"torch_dtype", "dtype", "attn_implementation", "trust_remote_code"}
+_TOKENIZER = {"model_max_length", "padding_side", "use_fast", "trust_remote_code"}
 _ARGUMENTS: Mapping[str, set[str]] = {
-    "model_args": _DTYPE_AND_KERNEL,
-    "model_kwargs": _DTYPE_AND_KERNEL,
-    "tokenizer_args": {"model_max_length"},
-    "processor_kwargs": {"model_max_length"},
-    "config_args": {"output_hidden_states"},
-    "config_kwargs": {"output_hidden_states"},
+    "model_args": _LOADING,
+    "model_kwargs": _LOADING,
+    "tokenizer_args": _TOKENIZER,
+    "processor_kwargs": _TOKENIZER,
+    "config_args": {"output_hidden_states", "trust_remote_code"},
+    "config_kwargs": {"output_hidden_states", "trust_remote_code"},
 }
 _NEW_STYLE: Mapping[str, list[Any]] = {
     "transformer_task": ["feature-extraction"],

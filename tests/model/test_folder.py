@@ -330,6 +330,8 @@ def test_what_is_not_known_is_refused_by_name(folder, case):
 def test_what_sentence_transformers_ignores_is_ignored(folder):
     change(folder, "config_sentence_transformers.json", similarity_fn_name="dot", other=1)
     change(folder, "sentence_bert_config.json", model_args={"torch_dtype": "float16"}, unpad_inputs=True)
+    loading = {"trust_remote_code": True}
+    change(folder, "sentence_bert_config.json", tokenizer_args={"padding_side": "left", **loading}, config_args=loading)
     spec_of(folder)
 
 

@@ -26,7 +26,8 @@ class KeptTransformer(nn.Module):
         self._outputs: dict[Key, Any] = {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **rest: Any) -> Any:
-        key = (_bytes(input_ids), _bytes(attention_mask), *sorted(rest.items()))
+        given = {name: _bytes(value) if isinstance(value, Tensor) else value for name, value in rest.items()}
+        key = (_bytes(input_ids), _bytes(attention_mask), *sorted(given.items()))
         if key not in self._outputs:
             self._outputs[key] = self.model(input_ids=input_ids, attention_mask=attention_mask, **rest)
         return self._outputs[key]

@@ -3,6 +3,7 @@
 What takes minutes runs in processes of its own, one per core; each gives back the figures that it recorded.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,9 +56,9 @@ def prove_kept(shared: SharedTransformer, model_type: str, combinations: Sequenc
                 tokenizer = Tokenizer(spec, 1)
                 tokens = tokenizer.tokenize(TEXTS)
                 assert_same_tokens(tokens, tokenizer, oracle, TEXTS, spec)
-                tokenized[key] = tokens, tokenizer.prompt_length
-            tokens, prompt_length = tokenized[key]
-            engine = TorchEngine(spec, "cpu", 1, 0 if spec.include_prompt else prompt_length)
+                tokenized[key] = tokens, tokenizer.prompt_length, tokenizer.gives_token_types
+            tokens, prompt_length, types = tokenized[key]
+            engine = TorchEngine(spec, "cpu", 1, 0 if spec.include_prompt else prompt_length, token_types=types)
             compose = COMPOSITIONS[number % len(COMPOSITIONS)]
             expected = oracle_vectors(oracle, TEXTS, spec, combination.overrides)
             worst = difference(compose(Encoder(engine, BUDGET_TOKENS["cpu"]), tokens), tokens, expected)
@@ -69,6 +70,7 @@ def prove_kept(shared: SharedTransformer, model_type: str, combinations: Sequenc
 
 def prepare_process() -> None:
     torch.set_num_threads(1)
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     # One folder is written over and over, faster than the cache of digests takes for a change.
     os.environ["XDG_CACHE_HOME"] = os.devnull
 

@@ -153,10 +153,17 @@ KEY_REFUSALS: Mapping[str, Damage] = {
     "an unknown key": keys(SETTINGS, new_key=1),
     "another key of model_args": keys(SETTINGS, model_args={"device_map": "auto"}),
     "another key of config_args": keys(SETTINGS, config_args={"num_hidden_layers": 1}),
-    "another key of tokenizer_args": keys(SETTINGS, tokenizer_args={"use_fast": False}),
+    "another key of tokenizer_args": keys(SETTINGS, tokenizer_args={"truncation_side": "left"}),
     "transformer_task": keys(SETTINGS, transformer_task="fill-mask"),
     "modality_config with images": keys(
         SETTINGS, modality_config={"image": {"method": "get_image_features", "method_output_name": "pooler_output"}}
+    ),
+    "modality_config with a chat template": keys(
+        SETTINGS,
+        modality_config={
+            "text": {"method": "forward", "method_output_name": "last_hidden_state"},
+            "message": {"method": "forward", "method_output_name": "last_hidden_state", "format": "flat"},
+        },
     ),
     "module_output_name": keys(SETTINGS, module_output_name="sentence_embedding"),
     "processing_kwargs": keys(SETTINGS, processing_kwargs={"text": {"padding": "max_length"}}),
