@@ -1,4 +1,5 @@
-"""Answer a query from a published table: encode it with the table's model, print the nearest documents.
+"""Answer a query from a published table: encode it with the table's model, and the model's own prompt for queries where it
+has one, print the nearest documents.
 
     python -m jobs.search CONFIG.yaml "a question" [--top 5] [--json]
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from jobs.command import main_of, parser
 from pipeline.config import RunSpec, load
+from pipeline.errors import InputError
 from pipeline.published import published
 from pipeline.schema import ID
 from pipeline.search import SCORE, nearest
@@ -19,13 +21,13 @@ from pipeline.search import SCORE, nearest
 
 def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
     """The nearest rows, best first. Raises InputError where there is no published version, or one of other vectors."""
-    from pipeline.encoder import build_encoder
-    from pipeline.tokenizing import Tokenizer
+    from pipeline.embedder import embedder
 
     found = published(spec)
-    tokens = Tokenizer(found.encoder, threads=1).tokenize([query])
-    vector = build_encoder(found.encoder, "cpu", threads=1).encode(tokens).vectors[0]
-    return nearest(found.table, found.version, vector, num_rows)
+    encoded = embedder(found.encoder.for_queries(), "cpu").encode([query])
+    if encoded.failed:
+        raise InputError(f"the query {query!r} has no vector: {encoded.failed[0]}; ask something else")
+    return nearest(found.table, found.version, encoded.vectors[0], num_rows, found.encoder.similarity)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,10 +8,8 @@ model section alone and need no table. Exit codes: 0 as it should be; 1 the tabl
 configuration or input.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -30,7 +28,6 @@ from pipeline.evaluation import (
     score_retrieval,
 )
 from pipeline.model.folder import EncoderSpec, encoder_spec
-from pipeline.model.saved import read_saved_model
 from pipeline.published import is_published, published
 from pipeline.verification import Oracle, verify
 
@@ -52,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_published(spec) or not (pairs or judged):
         checked = verify(published(spec), arguments.rows, arguments.seed, arguments.oracle)
     model = encoder_spec(spec.model)
-    queries = _for_queries(model)
+    queries = model.for_queries()
     encode, encode_queries, function = _encode(model), _encode(queries), model.similarity
     scores: list[PairsScore | RetrievalScore] = [
         *(score_pairs(some, encode, function) for some in pairs),
@@ -70,12 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     arguments.show(result, "\n".join(lines))
     return OUTSIDE_TOLERANCE if checked and not checked.passed else 0
-
-
-def _for_queries(model: EncoderSpec) -> EncoderSpec:
-    """The same model with its own prompt for queries, where it has one."""
-    own = read_saved_model(Path(model.folder)).prompts.get("query")
-    return dataclasses.replace(model, prompt=own) if own else model
 
 
 def _encode(model: EncoderSpec) -> Encode:

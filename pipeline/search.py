@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.quantize import dequantize
+from pipeline.similarities import similarities
 from pipeline.storage import Folder
 from pipeline.table import calibration
 from pipeline.table.snapshot import Snapshot
@@ -18,9 +19,11 @@ ROWS_PER_READ = 16_384
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def nearest(table: Folder, version: Snapshot, vector: Vector, num_rows: int) -> pa.Table:
-    """The `num_rows` rows with the highest cosine to `vector` (float32[dim]), best first; all columns but the embedding,
-    and `score`. Codes count as the vectors that they stand for: signs, of binary ones. Memory is bounded by a batch of rows.
+def nearest(table: Folder, version: Snapshot, vector: Vector, num_rows: int, function: str = "cosine") -> pa.Table:
+    """The `num_rows` rows most similar to `vector` (float32[dim]), best first; all columns but the embedding, and `score`.
+
+    `function` is one of pipeline.similarities. Codes count as the vectors that they stand for: signs, of binary ones. Memory
+    is bounded by a batch of rows.
 
     Raises InputError if the ranges of an int8 or uint8 table are gone.
     """
@@ -31,7 +34,7 @@ def nearest(table: Folder, version: Snapshot, vector: Vector, num_rows: int) -> 
     for part in version.parts:
         with table.open(part.location) as file:
             for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_READ):
-                scored = _scored(pa.Table.from_batches([batch]), vectors, vector)
+                scored = _scored(pa.Table.from_batches([batch]), vectors, vector, function)
                 best = _top(scored if best is None else pa.concat_tables([best, scored]), num_rows)
     return best if best is not None else pa.table({SCORE: pa.array([], pa.float32())})
 
@@ -47,13 +50,12 @@ class _Stored:
     """float32[2, dim] of int8 and uint8."""
 
 
-def _scored(rows: pa.Table, stored: _Stored, vector: Vector) -> pa.Table:
+def _scored(rows: pa.Table, stored: _Stored, vector: Vector, function: str) -> pa.Table:
     column = rows.column(stored.column).combine_chunks()
     codes = column.flatten().to_numpy().reshape(len(column), -1)
     matrix = dequantize(codes, stored.dtype, stored.dim, stored.ranges)
-    norms = np.linalg.norm(matrix, axis=1) * np.linalg.norm(vector)
-    scores = matrix @ vector / np.maximum(norms, 1e-12)
-    return rows.drop_columns([stored.column]).append_column(SCORE, pa.array(scores.astype(np.float32)))
+    scores = similarities(matrix, vector, function)[:, 0]
+    return rows.drop_columns([stored.column]).append_column(SCORE, pa.array(scores))
 
 
 def _top(rows: pa.Table, num_rows: int) -> pa.Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import embed, search
+from jobs import embed, search, verify
 from pipeline import config
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def test_the_configuration_of_the_readme_is_valid_and_its_defaults_are_true():
     assert config.from_mapping(raw | {"chunk": chunk}).chunk == config.ChunkSpec(**chunk)
 
 
-@pytest.mark.parametrize("command", [embed, search])
+@pytest.mark.parametrize("command", [embed, search, verify])
 def test_a_command_says_how_to_run_it(command, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main(["--help"])
@@ -83,3 +83,4 @@ def test_the_python_example_runs_as_it_stands(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "published version 1" in done.stdout
     assert "rows       20" in done.stdout
+    assert done.stdout.rstrip().endswith("(3, 3)")

@@ -52,6 +52,8 @@ class EncoderSpec:
     """Width of the final vector."""
     similarity: str = "cosine"
     """The function the model's vectors are compared with: of saved.SIMILARITIES."""
+    query_prompt: str = ""
+    """The model's own prompt for queries; "" is none."""
     notes: tuple[str, ...] = ()
     """What the user should be told."""
 
@@ -68,6 +70,10 @@ class EncoderSpec:
     def needs_all_layers(self) -> bool:
         """Whether a module reads the token vectors of all of the transformer's layers."""
         return any(isinstance(module, WeightedLayerPooling) for module in self.token_modules)
+
+    def for_queries(self) -> "EncoderSpec":
+        """The same encoder with the model's own prompt for queries, where it has one."""
+        return replace(self, prompt=self.query_prompt) if self.query_prompt else self
 
     @property
     def unit_length(self) -> bool:
@@ -129,6 +135,7 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
         precision=spec.precision,
         dim=truncate_dim or saved.width,
         similarity=saved.similarity,
+        query_prompt=saved.prompts["query"],
         notes=(*filter(None, [origin.note]), *saved.notes, *_precision_notes(spec)),
     )
 

@@ -11,6 +11,7 @@ from pipeline.search import nearest
 from pipeline.storage import Folder
 from pipeline.table import snapshot
 from tests.inline import embed, read_table, spec_of, vectors_of
+from tests.tiny import build_tiny_model
 
 
 @pytest.fixture
@@ -42,3 +43,17 @@ def test_a_query_finds_the_document_with_its_own_text(spec):
 def test_a_table_without_a_version_is_an_error(spec):
     with pytest.raises(InputError, match="no published version"):
         search.search(spec, "x", 3)
+
+
+def test_a_query_gets_the_models_own_prompt_for_queries_and_its_similarity(tmp_path):
+    model = build_tiny_model(tmp_path / "model", prompts={"query": "document 7 about "}, normalize=False)
+    settings = json.loads((model / "config_sentence_transformers.json").read_text())
+    settings["similarity_fn_name"] = "euclidean"
+    (model / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    rows = [{"id": f"d{n}", "text": f"document {n} about cats"} for n in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = spec_of(tmp_path / "a.jsonl", model, tmp_path / "table")
+    embed(spec)
+    found = search.search(spec, "cats", 2).to_pylist()
+    assert (found[0]["id"], round(found[0]["score"], 3)) == ("d7", 0)
+    assert found[1]["score"] < -0.01
