@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ _HEAD_CHARS_PER_TOKEN = 8
 _SEGMENT_CHARS = 2**16
 """The library holds some hundred bytes a token, so a long text gives its offsets piece by piece."""
 _BATCH_CHARS = 2**20
+"""For the same reason: it keeps all tokens of all texts of a call, whatever will be cut off."""
 
 _PROBE_TOKENS = 512
 """A longer room for text is proven at this one: what is proven is the way of cutting, not the length."""
@@ -184,7 +185,9 @@ class Tokenizer:
         """
         found: dict[int, list[Offsets]] = {row: [] for row in range(len(texts))}
         failed: dict[int, str] = {}
-        for batch in _batches((row, piece) for row, text in enumerate(texts) for piece in _segments(text)):
+        for batch in _batches(
+            ((row, first), piece) for row, text in enumerate(texts) for first, piece in _segments(text)
+        ):
             refused: dict[tuple[int, int], str] = {}
             encodings = self._halving(
                 batch, refused, lambda some: self._whole.encode_batch(some, add_special_tokens=False)
@@ -239,10 +242,13 @@ class Tokenizer:
     def _encode(self, texts: dict[int, str], failed: dict[int, str]) -> dict[int, _Row]:
         """Row -> (ids, truncated)."""
         add_special_tokens = self._adds_special_tokens and not self._framed_here
-        encodings = self._halving(
-            texts, failed, lambda some: self._backend.encode_batch_fast(some, add_special_tokens=add_special_tokens)
-        )
-        return {row: self._row(encoding) for row, encoding in encodings.items()}
+        rows: dict[int, _Row] = {}
+        for batch in _batches(texts.items()):
+            encodings = self._halving(
+                batch, failed, lambda some: self._backend.encode_batch_fast(some, add_special_tokens=add_special_tokens)
+            )
+            rows |= {row: self._row(encoding) for row, encoding in encodings.items()}
+        return rows
 
     def _halving(
         self, texts: dict[Key, str], failed: dict[Key, str], encode: Callable[[list[str]], Sequence[Any]]
@@ -402,13 +408,13 @@ def _segments(text: str) -> Iterator[tuple[int, str]]:
     yield start, text[start:]
 
 
-def _batches(pieces: Iterator[tuple[int, tuple[int, str]]]) -> Iterator[dict[tuple[int, int], str]]:
-    """The pieces by (text, first character), a megabyte or so at a time."""
-    batch: dict[tuple[int, int], str] = {}
+def _batches(texts: Iterable[tuple[Key, str]]) -> Iterator[dict[Key, str]]:
+    """The texts by their keys, a megabyte or so at a time."""
+    batch: dict[Key, str] = {}
     held = 0
-    for row, (first, piece) in pieces:
-        batch[row, first] = piece
-        held += len(piece)
+    for key, text in texts:
+        batch[key] = text
+        held += len(text)
         if held >= _BATCH_CHARS:
             yield batch
             batch, held = {}, 0

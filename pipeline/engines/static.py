@@ -24,7 +24,6 @@ class StaticEngine:
     """Implements engines.base.Engine. Sets torch's thread count for the whole process."""
 
     def __init__(self, spec: EncoderSpec, device: str, threads: int) -> None:
-        spec.check_device(device)
         if spec.precision != "float32":
             raise InputError(
                 f"model.precision is {spec.precision!r}, but a static embedding is a table, with no arithmetic to do in "

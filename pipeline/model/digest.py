@@ -1,8 +1,8 @@
-"""A model folder in, one digest out: it changes when, and only when, a file that can change a vector does.
+"""A model folder in, one digest out: it changes when a file that can change a vector does.
 
 Which files those are depends on their names alone, so that a folder, a package, a store and the Hub agree on them. The
-sha256 of each file is remembered by (path, size, mtime_ns) in the user's cache folder, so that large weights are read
-once. Knows no file format and no network.
+sha256 of each file is remembered by (path, size, mtime_ns, ctime_ns) in the user's cache folder, so that large weights are
+read once. Knows no file format and no network.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _FOR_PEOPLE = frozenset(["readme", "license", "notice"])
 _PICKLES = frozenset([".bin", ".pt", ".pth", ".ckpt"])
 _SUPERSEDE_PICKLES = ("model.safetensors", "model.safetensors.index.json")
 _Entry = list[Any]
-"""[size, mtime_ns, sha256] of a file."""
+"""[size, mtime_ns, ctime_ns, sha256] of a file. Tools set the mtime at will, and weights of one architecture have one size."""
 
 _SETTLED_NS = 2_000_000_000
 """A file younger than this may change again without a new mtime, so its digest is not remembered."""
@@ -42,11 +42,12 @@ def folder_digest(folder: Path) -> str:
         stat = file.stat()
         key = str(file.absolute())
         entry = known.get(key, [])
-        if entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            entry = [stat.st_size, stat.st_mtime_ns, _file_digest(file)]
-            if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
+        version = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        if entry[:3] != version:
+            entry = [*version, _file_digest(file)]
+            if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
                 found[key] = entry
-        pairs.append([file.relative_to(folder).as_posix(), entry[2]])
+        pairs.append([file.relative_to(folder).as_posix(), entry[3]])
     if found:
         _save_cache({**_load_cache(), **found})
     return hashlib.sha256(json.dumps(sorted(pairs)).encode()).hexdigest()
@@ -117,7 +118,7 @@ def _load_cache() -> dict[str, _Entry]:
 
 
 def _is_entry(entry: object) -> bool:
-    return isinstance(entry, list) and [type(item) for item in entry] == [int, int, str]
+    return isinstance(entry, list) and [type(item) for item in entry] == [int, int, int, str]
 
 
 def _save_cache(cache: Mapping[str, _Entry]) -> None:

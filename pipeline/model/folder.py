@@ -105,11 +105,6 @@ class EncoderSpec:
             known["token_modules"] = [_module_identity(module) for module in self.token_modules]
         return known
 
-    def check_device(self, device: str) -> None:
-        """InputError if this encoder can't run on `device` (`cpu` or `cuda`)."""
-        if device not in ("cpu", "cuda"):
-            raise InputError(f"device {device!r} is not supported; expected 'cpu' or 'cuda'")
-
 
 def encoder_spec(spec: ModelSpec) -> EncoderSpec:
     """Resolve `spec` against the model's files; InputError where they don't fit or hold what is not supported."""
@@ -136,14 +131,19 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
         dim=truncate_dim or saved.width,
         similarity=saved.similarity,
         query_prompt=saved.prompts["query"],
-        notes=(*filter(None, [origin.note]), *saved.notes, *_precision_notes(spec)),
+        notes=(*filter(None, [origin.note]), *saved.notes, *_precision_notes(spec, transformer)),
     )
 
 
-def _precision_notes(spec: ModelSpec) -> list[str]:
-    if spec.precision == "float32":
-        return []
-    return [f"model.precision {spec.precision} is for GPUs: a CPU without instructions for it is many times slower"]
+def _precision_notes(spec: ModelSpec, transformer: Transformer | None) -> list[str]:
+    if spec.precision != "float32":
+        return [f"model.precision {spec.precision} is for GPUs: a CPU without instructions for it is many times slower"]
+    if transformer is not None and transformer.saved_in in ("float16", "bfloat16"):
+        saved_in = transformer.saved_in
+        return [
+            f"the weights were saved in {saved_in}; they are computed in float32, in {saved_in} with model.precision"
+        ]
+    return []
 
 
 def _max_seq_length(spec: ModelSpec, transformer: Transformer | None) -> int | None:

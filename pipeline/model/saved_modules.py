@@ -213,8 +213,13 @@ def read_word_weights(root: Path, path: str) -> WordWeights:
     where = root / path / "config.json"
     config = read_object(where)
     refuse_unknown_keys(config, {"vocab", "word_weights", "unknown_word_weight"}, where)
-    get(config, "vocab", list, where)
-    get(config, "word_weights", dict, where)
+    words = get(config, "vocab", list, where)
+    weights = {**get(config, "word_weights", dict, where), "unknown_word_weight": config.get("unknown_word_weight", 1)}
+    for word, weight in weights.items():
+        if not isinstance(weight, int | float):
+            raise InputError(f"{at(where)}: the weight of {word!r} is {weight!r}; expected a number")
+    if any(not isinstance(word, str) for word in words):
+        raise InputError(f"{at(where)}: vocab holds what is no string; expected the tokenizer's words")
     return WordWeights(folder=path)
 
 

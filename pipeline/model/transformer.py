@@ -31,6 +31,8 @@ class Transformer:
     do_lower_case: bool
     all_layers: bool
     """config.output_hidden_states: WeightedLayerPooling gets the vectors of all layers."""
+    saved_in: str
+    """The dtype that its weights were saved in, as config.json says; "" where it says nothing."""
     causal: bool
     """Saved from a causal language model: without a Pooling module, the last token is the text's vector."""
 
@@ -55,16 +57,14 @@ class Architecture:
     """The values of position_embedding_type, where there is such a key, under which all this is true."""
     adds_token_types: bool = False
     """Adds the vector of token 0 where a tokenizer gives the token types, all 0, that others take for granted."""
-    began_as_code: bool = False
-    """Models were published with code of their own (auto_map) before transformers had this class, which computes the same.
-    With any other model_type such code is there to compute something else."""
+    gives_layers: bool = True
+    """False: its output has no vectors of all layers, whatever config.output_hidden_states says."""
     encoder: str | None = None
     """The class of transformers that is loaded in the place of AutoModel's: the encoder half of an encoder-decoder."""
 
 
 _AFTER_PAD = Architecture(positions_after_pad=True)
 _UNLIMITED = Architecture(limited=False)
-_ONCE_CODE = Architecture(limited=False, began_as_code=True)
 _GPT2 = Architecture(hidden="n_embd", layers="n_layer", positions="n_positions", adds_token_types=True)
 
 
@@ -99,13 +99,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "deberta": Architecture(limited_by="position_biased_input"),
     "deberta-v2": Architecture(limited_by="position_biased_input"),
     "esm": Architecture(limited=False, position_types=("rotary",)),
-    "eurobert": _ONCE_CODE,
-    "gte": _ONCE_CODE,
-    "jina_embeddings_v3": _ONCE_CODE,
+    "eurobert": _UNLIMITED,
+    "gte": Architecture(limited=False, position_types=("rope",)),
+    "jina_embeddings_v3": _UNLIMITED,
     "modernbert": _UNLIMITED,
-    "nomic_bert": _ONCE_CODE,
+    "nomic_bert": _UNLIMITED,
     # encoder-decoders
-    "bart": Architecture(hidden="d_model", layers="encoder_layers"),
+    "bart": Architecture(hidden="d_model", layers="encoder_layers", gives_layers=False),
     "longt5": _t5("LongT5EncoderModel"),
     "mt5": _t5("MT5EncoderModel"),
     "t5": _t5("T5EncoderModel"),
@@ -230,16 +230,18 @@ def read_transformer(root: Path, path: str, *, settings_file: bool = True) -> Tr
         layers=get(config, architecture.layers, int, where),
         positions=limit,
         max_seq_length=_max_seq_length(folder, settings, cap),
-        do_lower_case=get(settings, "do_lower_case", bool, folder, default=False),
-        all_layers=_all_layers(config, settings, where),
+        do_lower_case=get(settings, "do_lower_case", bool, folder / _SETTINGS_FILES[0], default=False),
+        all_layers=architecture.gives_layers and _all_layers(config, settings, where),
+        saved_in=str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch."),
         causal=_causal(config),
     )
 
 
 def _causal(config: Mapping[str, Any]) -> bool:
     """As sentence-transformers 6.2 decides it for a folder without modules.json."""
-    names = config.get("architectures") or [""]
-    return str(names[0]).endswith("ForCausalLM") and config.get("is_causal", True) is not False
+    names = config.get("architectures")
+    first = names[0] if isinstance(names, list) and names else ""
+    return str(first).endswith("ForCausalLM") and config.get("is_causal", True) is not False
 
 
 def _all_layers(config: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> bool:
@@ -257,7 +259,7 @@ def _refuse_architecture(model_type: str, config: Mapping[str, Any], where: Path
             f"{at(where)}: model_type {model_type!r}{code} is not supported; known are {listed(ARCHITECTURES)}"
         )
     architecture = ARCHITECTURES[model_type]
-    if code and not architecture.began_as_code:
+    if code:
         raise InputError(
             f"{at(where)}: model_type {model_type!r}{code} is not supported: without it the vectors may be others than the "
             "model's; use a model without auto_map"
@@ -321,7 +323,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     known = {"max_seq_length", "do_lower_case", *_ARGUMENTS, *_NEW_STYLE}
     refuse_unknown_keys(settings, known, where)
     for key, allowed in _ARGUMENTS.items():
-        refuse_unknown_keys(settings.get(key) or {}, allowed, where, inside=key)
+        refuse_unknown_keys(get(settings, key, dict, where, default={}), allowed, where, inside=key)
     for key, only in _NEW_STYLE.items():
         if key in settings and settings[key] not in only:
             expected = listed(map(repr, only))

@@ -322,6 +322,8 @@ def test_weights_that_are_damaged_are_refused(folder, tmp_path):
         (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
         (MemoryError(), OutOfMemory),
+        (RuntimeError("CUDA error: out of memory"), OutOfMemory),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory),
         (RuntimeError("CUDA error: device-side assert triggered"), RunError),
         (IndexError("index out of range in self"), IndexError),
     ],

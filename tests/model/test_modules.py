@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
 from pipeline.model.quiet import quiet_transformers
 from pipeline.tokenizing import Tokenizer
+from tests.architectures import build_architecture
 from tests.tiny import build_tiny_model, load_oracle
 
 with warnings.catch_warnings():
@@ -104,6 +105,20 @@ def test_weighted_layers_without_hidden_states_do_nothing_and_it_is_said(tiny, t
     assert "does nothing" in encoder_spec(ModelSpec(path=str(folder))).notes[0]
 
 
+def test_weighted_layers_behind_a_model_that_gives_none_do_nothing(tmp_path):
+    folder = build_architecture(tmp_path / "bart", "bart")
+    config = json.loads((folder / "config.json").read_text()) | {"output_hidden_states": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    modules = json.loads((folder / "modules.json").read_text())
+    layers = {"idx": 9, "name": "9", "path": "9_W", "type": "sentence_transformers.models.WeightedLayerPooling"}
+    (folder / "modules.json").write_text(json.dumps([modules[0], layers, *modules[1:]]))
+    (folder / "9_W").mkdir()
+    sizes = {"embedding_dimension": config["d_model"], "num_hidden_layers": config["encoder_layers"], "layer_start": 0}
+    (folder / "9_W/config.json").write_text(json.dumps(sizes))
+    save_file({"layer_weights": torch.ones(config["encoder_layers"] + 1)}, folder / "9_W/model.safetensors")
+    assert_same(folder)
+
+
 @pytest.mark.parametrize("mode", ["mean", "mean_sqrt_len_tokens", "weightedmean", "max"])
 def test_word_weights(tiny, tmp_path, mode):
     vocabulary = (tiny / "vocab.txt").read_text().split("\n")[:-1]
@@ -171,6 +186,21 @@ def test_folders_named_as_in_version_1(tiny, tmp_path):
     weights.unlink()
     assert encoder_spec(ModelSpec(path=str(folder))).max_seq_length == 64
     assert_same(folder)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float16", 0.9999), ("bfloat16", 0.999)])
+def test_weights_saved_in_half_precision(tiny, tmp_path, dtype, least):
+    """Computed in float32, which sentence-transformers does where it is told to, or in their own precision as it does."""
+    with quiet_transformers():
+        half = Transformer(str(tiny), model_kwargs={"dtype": getattr(torch, dtype)})
+    folder = saved(tmp_path / "m", half, Pooling(32), Normalize())
+    assert dtype in encoder_spec(ModelSpec(path=str(folder))).notes[0]
+    with quiet_transformers():
+        exact = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    assert np.abs(ours(folder) - exact.encode(TEXTS)).max() <= 1e-5
+    theirs = load_oracle(folder).encode(TEXTS).astype(np.float32)
+    lengths = np.linalg.norm(theirs, axis=1)
+    assert ((ours(folder, precision=dtype) * theirs).sum(axis=1) / lengths).min() >= least
 
 
 def test_a_similarity_function_is_read(tiny, tmp_path):

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline.config import ModelSpec
 from pipeline.encoder import Encoder, build_encoder
@@ -247,11 +248,32 @@ def test_code_beside_a_native_architecture_is_refused_for_what_it_may_compute(fo
         spec_of(folder)
 
 
-def test_code_that_became_an_architecture_of_transformers_is_left_alone(tmp_path):
-    folder = build_architecture(tmp_path, "nomic_bert")
-    (folder / "evil.py").write_text("raise SystemExit('executed')")
-    change(folder, "config.json", auto_map={"AutoModel": "evil.Model", "AutoConfig": "evil.Config"})
+def test_positions_of_gte_are_rotary(tmp_path):
+    folder = build_architecture(tmp_path, "gte")
+    change(folder, "config.json", position_embedding_type="rope")
     assert_proven(folder, TEXTS)
+    change(folder, "config.json", position_embedding_type="absolute")
+    with pytest.raises(InputError, match="'rope'"):
+        spec_of(folder)
+
+
+def test_a_pooler_that_is_not_saved_is_not_missed(tmp_path):
+    folder = build_architecture(tmp_path, "squeezebert")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert_proven(folder, TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [("sentence_bert_config.json", {"model_args": 1}), ("sentence_bert_config.json", {"do_lower_case": 1})],
+)
+def test_values_of_the_wrong_kind_are_told(folder, file, keys):
+    change(folder, file, **keys)
+    with pytest.raises(InputError, match=f"{file}.*{next(iter(keys))} is 1"):
+        spec_of(folder)
 
 
 def test_code_of_a_tokenizer_is_refused(folder):
