@@ -23,6 +23,8 @@ def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
     """The nearest rows, best first. Raises InputError where there is no published version, or one of other vectors."""
     from pipeline.embedder import embedder
 
+    if num_rows < 1:
+        raise InputError(f"--top is {num_rows}; give how many rows to show, 1 or more")
     found = published(spec)
     encoded = embedder(found.encoder.for_queries(), "cpu").encode([query])
     if encoded.failed:

@@ -4,8 +4,8 @@
     python -m jobs.verify CONFIG.yaml --sts FILE.tsv.gz .. --retrieval FOLDER ..
 
 Encodes a sample of the table's texts again, exactly, and compares the vectors; changes nothing. The evaluations use the
-model section alone and need no table. Exit codes: 0 as it should be; 1 the table is outside the tolerance; 2 bad
-configuration or input.
+model section alone and need no table. Exit codes: 0 as it should be; 1 the table is outside the tolerance or can't be read;
+2 bad configuration or input.
 """
 
 import sys
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.command import main_of, parser
-from pipeline.config import load
+from pipeline.config import RunSpec, load
 from pipeline.embedder import embedder
+from pipeline.errors import InputError, StorageError
 from pipeline.evaluation import (
     Encode,
     PairsScore,
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = load(arguments.config, arguments.set)
     pairs = [read_pairs(path) for path in arguments.sts]
     judged = [read_retrieval(path) for path in arguments.retrieval]
-    checked = None
-    if is_published(spec) or not (pairs or judged):
+    checked, missing = None, _missing(spec) if pairs or judged else ""
+    if not missing:
         checked = verify(published(spec), arguments.rows, arguments.seed, arguments.oracle)
     model = encoder_spec(spec.model)
     queries = model.for_queries()
@@ -56,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *(score_retrieval(some, encode, encode_queries, function) for some in judged),
     ]
     setting = f"{model.precision}, {function}, prompt {model.prompt!r}, for queries {queries.prompt!r}"
-    unchecked = f"table {spec.table.path!r} has no published version yet: only the model was evaluated"
-    lines = [str(checked) if checked else unchecked]
+    lines = [str(checked) if checked else f"{missing}: only the model was evaluated"]
     lines += [f"evaluated {spec.model.path} ({setting})", *(f"  {score}" for score in scores)] if scores else []
     result = {
         "table": checked.to_dict() if checked else None,
@@ -67,6 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     arguments.show(result, "\n".join(lines))
     return OUTSIDE_TOLERANCE if checked and not checked.passed else 0
+
+
+def _missing(spec: RunSpec) -> str:
+    """Why there is no table to verify beside an evaluation; "" where there is one."""
+    try:
+        return "" if is_published(spec) else f"table {spec.table.path!r} has no published version yet"
+    except (InputError, StorageError) as error:
+        return f"table {spec.table.path!r} can't be read ({error})"
 
 
 def _encode(model: EncoderSpec) -> Encode:

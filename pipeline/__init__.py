@@ -5,11 +5,11 @@ import pipeline
 summary = pipeline.embed("run.yaml")            # or a mapping, or a pipeline.RunSpec
 rows = pipeline.read("embeddings").to_table()   # ids, kept columns, vectors
 queries = pipeline.encode("sentence-transformers/all-MiniLM-L6-v2", ["a question"])
-scores = pipeline.similarity(queries, rows["embedding"])
+scores = pipeline.similarity(queries, pipeline.vectors(rows))
 """
 
-from pipeline.api import embed, encode, plan, read, similarity
+from pipeline.api import embed, encode, plan, read, similarity, vectors
 from pipeline.config import ModelSpec, RunSpec
 from pipeline.errors import PipelineError
 
-__all__ = ["ModelSpec", "PipelineError", "RunSpec", "embed", "encode", "plan", "read", "similarity"]
+__all__ = ["ModelSpec", "PipelineError", "RunSpec", "embed", "encode", "plan", "read", "similarity", "vectors"]

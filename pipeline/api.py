@@ -1,5 +1,5 @@
-"""What a Python caller needs: `embed(spec)`, `plan(spec)` and `read(table, version)` for tables, `encode(model, texts)` and
-`similarity(a, b)` for texts in this process.
+"""What a Python caller needs: `embed(spec)`, `plan(spec)` and `read(table, version)` for tables, `vectors(rows)` for their
+rows, `encode(model, texts)` and `similarity(a, b)` for texts in this process.
 
 A spec is a `RunSpec`, the path of a YAML file, or a mapping with the same sections; a model is a `ModelSpec`, what stands
 in `model.path`, a mapping with the keys of the model section, or a `RunSpec`, whose model it is. Errors are those of
@@ -8,6 +8,7 @@ pipeline.errors. Neither torch nor Ray is loaded before there is work for them.
 
 import dataclasses
 import logging
+import os
 import time
 import uuid
 import warnings
@@ -20,6 +21,7 @@ from pipeline.config import ModelSpec, RunSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     import pyarrow.dataset as pads
     from numpy.typing import NDArray
 
@@ -102,6 +104,18 @@ def read(
     return rows.dataset(folder, found)
 
 
+def vectors(rows: "pa.Table | pa.RecordBatch", column: str | None = None) -> "NDArray[np.float32]":
+    """float32[n, dim]: the vectors of rows that came from `read(..).to_table()` or from a file of the table, of any dtype.
+
+    Codes become the numbers that they stand for (of binary ones +1 or -1) by the schema's metadata, which Arrow carries along,
+    and DuckDB, Polars and pandas lose. `column` is needed only where a float table has several columns of fixed-size lists.
+    Raises InputError.
+    """
+    from pipeline.table.vectors import vectors
+
+    return vectors(rows, column)
+
+
 def encode(
     model: Model, texts: Iterable[str], *, prompt: str | None = None, prompt_name: str | None = None
 ) -> "NDArray[np.float32]":
@@ -118,10 +132,16 @@ def encode(
 
     if isinstance(texts, str):
         raise InputError("texts is a string; give a list of strings, for one text a list with one")
+    if not isinstance(texts, Iterable):
+        raise InputError(f"texts is {texts!r}; give a list of strings")
+    for name, value in (("prompt", prompt), ("prompt_name", prompt_name)):
+        if not isinstance(value, str | None):
+            raise InputError(f"{name} is {value!r}; give a string, or None for the model section's own")
     spec = _model(model)
     if prompt is not None or prompt_name is not None:
         spec = dataclasses.replace(spec, prompt=prompt, prompt_name=prompt_name)
-    encoded = embedder(encoder_spec(spec)).encode(list(texts))
+    # Arrow's own elements are no strings.
+    encoded = embedder(encoder_spec(spec)).encode(texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts))
     if encoded.failed:
         number, reason = min(encoded.failed.items())
         more = f" (and {len(encoded.failed) - 1} more texts)" if len(encoded.failed) > 1 else ""
@@ -132,9 +152,9 @@ def encode(
 def similarity(a: Any, b: Any, *, model: Model | None = None, function: str | None = None) -> "NDArray[np.float32]":
     """float32[n, m]: how alike every vector of `a` is to every one of `b`; more is always more alike.
 
-    `a` is [n, dim] and `b` [m, dim], or one vector [dim]: arrays, lists, columns of a table, torch tensors. `function` is
-    `cosine`, `dot`, `euclidean` or `manhattan`, the last two as negative distances; without it the model's own counts, and
-    without a model `cosine`. Raises InputError.
+    `a` is [n, dim] and `b` [m, dim], or one vector [dim]: arrays, lists, columns of lists, torch tensors, of floats; what
+    a table holds is `vectors(rows)`. `function` is `cosine`, `dot`, `euclidean` or `manhattan`, the last two as negative
+    distances; without it the model's own counts, and without a model `cosine`. Raises InputError, also for integers.
     """
     from pipeline.similarities import similarities
 
@@ -158,4 +178,10 @@ def _model(model: Model) -> ModelSpec:
 def _spec(spec: Spec) -> RunSpec:
     if isinstance(spec, RunSpec):
         return spec
-    return config.from_mapping(spec) if isinstance(spec, Mapping) else config.load(spec)
+    if isinstance(spec, Mapping):
+        return config.from_mapping(spec)
+    if not isinstance(spec, str | os.PathLike):
+        from pipeline.errors import ConfigError
+
+        raise ConfigError(f"the spec is {spec!r}; give a RunSpec, a mapping, or the path of a YAML file")
+    return config.load(spec)

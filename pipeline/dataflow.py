@@ -50,7 +50,7 @@ from pipeline.stages import Settings
 from pipeline.storage import Folder
 from pipeline.table import compare, layout
 from pipeline.table import rewrite as rewriting
-from pipeline.table.calibration import Calibration
+from pipeline.table.calibration import Measurement
 from pipeline.table.commit import compare_here, part_keys
 from pipeline.table.compare import Difference
 from pipeline.table.part import Part
@@ -312,8 +312,8 @@ def run_units(
         ray.kill(monitor)
 
 
-def measure(tasks: Sequence[Task], settings: Settings, pools: Pools) -> Calibration:
-    """The ranges of the vectors of the first texts of each task.
+def measure(tasks: Sequence[Task], settings: Settings, pools: Pools) -> Measurement:
+    """The ranges of the vectors of some texts of each task.
 
     Raises RunError when an encoder refuses, SourceChanged when a file isn't the planned one.
     """
@@ -322,7 +322,7 @@ def measure(tasks: Sequence[Task], settings: Settings, pools: Pools) -> Calibrat
     monitor = _start_monitor(run, settings)
     try:
         flow = _build_encoding(tasks, run, pools, settings.limits.unit_timeout_s, _read_sample, MeasureStage)
-        return stages.calibration_of(flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        return stages.measurement_of(flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     except PipelineError:
         raise
     except Exception as error:
@@ -477,14 +477,14 @@ class EncodeStage:
     """
 
     def __init__(self, run: str) -> None:
-        self._monitor = ray.get_actor(run)
+        self._run, self._monitor = run, ray.get_actor(run)
         self._name = uuid.uuid4().hex
         self._encoder: Encoder | None = None
         self._refused = ""
         try:
             self._settings = settings = _settings(run)
             encoder = build_encoder(settings.encoder, settings.device, settings.encoder_threads)
-            prove(encoder, settings, _tokenizer(run))
+            self._prove(encoder)
             self._encoder = encoder
         except PipelineError as error:
             self._refused = str(error)
@@ -499,6 +499,9 @@ class EncodeStage:
             time.sleep(CLAIM_EVERY_S)
         return stages.encode(batch, self._encoder, self._settings, self._name, self._on_progress)
 
+    def _prove(self, encoder: Encoder) -> None:
+        prove(encoder, self._settings, _tokenizer(self._run))
+
     def _on_progress(self, rows: int, tokens: int) -> None:
         self._monitor.add_progress.remote(rows, tokens)
 
@@ -510,6 +513,9 @@ class MeasureStage(EncodeStage):
         if self._encoder is None:
             return stages.measured(None, f"encoder: {self._refused}")
         return stages.measure(batch, self._encoder, self._settings)
+
+    def _prove(self, encoder: Encoder) -> None:
+        """Nothing to compare with: the fingerprint of the vectors is known only when their ranges are."""
 
 
 def prove(encoder: Encoder, settings: Settings, tokenizer: Tokenizer) -> None:

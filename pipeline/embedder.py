@@ -6,7 +6,7 @@ The vectors are those that a table gets: the same tokenizer and the same encoder
 import functools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.encoder import Encoded, Encoder, build_encoder
 from pipeline.model.folder import EncoderSpec
@@ -24,17 +24,26 @@ class Embedder:
 
 
 def embedder(spec: EncoderSpec, device: str | None = None) -> Embedder:
-    """The embedder of `spec`, kept for the last two specs: loading a model takes seconds.
+    """The embedder of `spec`. The last two encoders are kept, since loading takes seconds; prompts share theirs.
 
     `device` is `cpu` or `cuda`; None takes a GPU where there is one. Uses all of the process's cores. Raises InputError.
     """
-    return _built(spec, device or _device())
+    return Embedder(_tokenizer(spec), _encoder(_without_prompt(spec), device or _device()))
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(spec: EncoderSpec) -> Tokenizer:
+    return Tokenizer(spec, _cores())
 
 
 @functools.lru_cache(maxsize=2)
-def _built(spec: EncoderSpec, device: str) -> Embedder:
-    threads = _cores()
-    return Embedder(Tokenizer(spec, threads), build_encoder(spec, device, threads))
+def _encoder(spec: EncoderSpec, device: str) -> Encoder:
+    return build_encoder(spec, device, _cores())
+
+
+def _without_prompt(spec: EncoderSpec) -> EncoderSpec:
+    """What the encoder knows of: no prompt, unless its length is kept out of pooling."""
+    return replace(spec, prompt="") if spec.include_prompt else spec
 
 
 def _device() -> str:

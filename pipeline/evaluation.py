@@ -1,7 +1,8 @@
 """How good a model's vectors are: Spearman on pairs of sentences, nDCG and recall on retrieval sets.
 
-Comes in: files of an evaluation set, and functions that encode texts. Goes out: scores as MTEB reports them. Knows no
-models and no tables.
+Comes in: files of an evaluation set, and functions that encode texts. Goes out: scores as MTEB reports them for its tasks
+that rank a document whose id is the query's own like any other, which is all but ArguAna, Quora and their kind
+(`ignore_identical_ids`). Knows no models and no tables.
 """
 
 import gzip
@@ -18,10 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.errors import InputError
 from pipeline.similarities import pairwise_similarities, similarities
 
-Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+Vectors = NDArray[np.float32]
+Encode = Callable[[Sequence[str]], Vectors]
 """Texts -> float32[n, dim]."""
 
 _QUERIES_AT_A_TIME = 256
+_DOCUMENTS_AT_A_TIME = 16_384
+"""Compared with so many queries: 16 MiB of similarities."""
+_DEPTH = 100
+"""Documents per query that are ranked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +103,9 @@ def score_retrieval(
     queries = encode_queries(list(judged.queries.values()))
     ndcgs, recalls = [], []
     for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-        found = similarities(queries[start : start + _QUERIES_AT_A_TIME], documents, function)
-        order = np.argsort(-found, axis=1, kind="stable")[:, :100]
-        for query, best in zip(list(judged.queries)[start : start + len(found)], order, strict=True):
-            ranked = [names[document] for document in best]
+        best = nearest(queries[start : start + _QUERIES_AT_A_TIME], documents, function, _DEPTH)
+        for query, found in zip(list(judged.queries)[start : start + len(best)], best, strict=True):
+            ranked = [names[document] for document in found]
             ndcgs.append(ndcg(ranked, judged.relevant[query], 10))
             recalls.append(recall(ranked, judged.relevant[query], 100))
     return RetrievalScore(
@@ -110,6 +115,30 @@ def score_retrieval(
         ndcg_at_10=float(np.mean(ndcgs)),
         recall_at_100=float(np.mean(recalls)),
     )
+
+
+def nearest(queries: Vectors, documents: Vectors, function: str, count: int) -> NDArray[np.int64]:
+    """[queries, count], or all documents if they are fewer: the most similar documents' numbers, best first, equal ones in
+    ascending order. `queries` and `documents` are float32[.., dim]."""
+    scores, numbers = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(documents), _DOCUMENTS_AT_A_TIME):
+        found = similarities(queries, documents[start : start + _DOCUMENTS_AT_A_TIME], function)
+        new = np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)
+        # The best so far stand first: among equals a lower number stays before a higher one.
+        scores, numbers = np.hstack([scores, found]), np.hstack([numbers, new])
+        order = np.stack([_highest(row, count) for row in scores])
+        scores, numbers = np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
+    return numbers
+
+
+def _highest(scores: Vectors, count: int) -> NDArray[np.int64]:
+    """The first `count` of a stable sort, descending and NaN last, without sorting the rest."""
+    descending = -scores
+    if count >= len(scores):
+        return np.argsort(descending, kind="stable")
+    last = np.partition(descending, count - 1)[count - 1]
+    candidates = np.flatnonzero(~(descending > last))
+    return candidates[np.argsort(descending[candidates], kind="stable")[:count]]
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
@@ -159,7 +188,8 @@ def read_pairs(path: str | Path) -> SentencePairs:
 
 
 def read_retrieval(folder: str | Path) -> RetrievalSet:
-    """A folder in BEIR's form: corpus.jsonl, queries.jsonl and qrels-test.tsv, each gzipped or not. Raises InputError.
+    """A folder in BEIR's form: corpus.jsonl, queries.jsonl and qrels/test.tsv or qrels-test.tsv, each gzipped or not. Raises
+    InputError.
 
     A document's text is `(title + " " + text).strip()`; only queries that the qrels judge count.
     """
@@ -171,7 +201,7 @@ def read_retrieval(folder: str | Path) -> RetrievalSet:
     }
     texts = {_text(row, "_id", queries): _text(row, "text", queries) for row in _jsonl(queries)}
     relevant: dict[str, dict[str, int]] = {}
-    qrels = _either(folder, "qrels-test.tsv")
+    qrels = _either(folder, "qrels/test.tsv", "qrels-test.tsv")
     for number, (query, document, score) in enumerate(_tsv(qrels, ("query-id", "corpus-id", "score")), 2):
         if query not in texts:
             raise InputError(f"{str(qrels)!r} line {number} judges query {query!r}, which is not in {queries.name}")
@@ -188,10 +218,14 @@ def read_retrieval(folder: str | Path) -> RetrievalSet:
     )
 
 
-def _either(folder: Path, name: str) -> Path:
-    found = next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+def _either(folder: Path, *names: str) -> Path:
+    found = next((path for name in names for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
     if found is None:
-        raise InputError(f"{str(folder)!r} holds no {name} and no {name}.gz: expected a retrieval set in BEIR's form")
+        missing = " and ".join(f"no {name}" for name in names)
+        raise InputError(
+            f"{str(folder)!r} holds {missing}, gzipped or not: expected a retrieval set in BEIR's form, with corpus.jsonl, "
+            "queries.jsonl, and qrels/test.tsv or qrels-test.tsv"
+        )
     return found
 
 

@@ -32,10 +32,10 @@ def quantize(vectors: NDArray[np.float32], dtype: str, ranges: NDArray[np.float3
     if dtype in PACKED:
         bits = np.packbits(vectors > 0, axis=-1)
         return bits if dtype == "ubinary" else (bits ^ 0x80).view(np.int8)
-    starts, steps = _starts_and_steps(dtype, ranges)
+    starts, widths = _starts_and_steps(dtype, ranges)
     # NaN has no code: it is for the caller to find. Far from a hair-thin range the quotient overflows, and is clipped.
     with np.errstate(invalid="ignore", over="ignore"):
-        levels = np.clip(np.floor((vectors - starts) / steps), 0, 255)
+        levels = np.clip(np.floor((vectors - starts) / widths), 0, 255)
         codes: Codes = levels.astype(np.uint8) if dtype == "uint8" else (levels - 128).astype(np.int8)
     return codes
 
@@ -48,9 +48,23 @@ def dequantize(codes: Codes, dtype: str, dim: int, ranges: NDArray[np.float32] |
         return np.where(np.unpackbits(packed, axis=-1, count=dim), np.float32(1), np.float32(-1))
     if dtype not in SCALAR:
         return codes.astype(np.float32)
-    starts, steps = _starts_and_steps(dtype, ranges)
+    starts, widths = _starts_and_steps(dtype, ranges)
     levels = codes.astype(np.float64) + (128 if dtype == "int8" else 0)
-    return (levels * steps + starts).astype(np.float32)
+    return (levels * widths + starts).astype(np.float32)
+
+
+def outside(vectors: NDArray[np.float32], ranges: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """bool[n, dim]: which numbers of float32[n, dim] lie further outside the ranges than a step, so that clipping costs more
+    than rounding does. NaN lies nowhere."""
+    low, high = ranges.astype(np.float64)
+    slack = np.maximum((high - low) / 255, 1e-6 * np.maximum(np.abs(low), np.abs(high)))
+    beyond: NDArray[np.bool_] = (vectors < low - slack) | (vectors > high + slack)
+    return beyond
+
+
+def steps(ranges: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32[dim]: what a code of int8 or uint8 is worth in each dimension."""
+    return _starts_and_steps("uint8", ranges)[1]
 
 
 def _starts_and_steps(
@@ -59,5 +73,5 @@ def _starts_and_steps(
     if dtype not in SCALAR or ranges is None:
         raise ValueError(f"dtype is {dtype!r} with ranges {'given' if ranges is not None else 'missing'}")
     starts = ranges[0].astype(np.float32)
-    steps = (ranges[1].astype(np.float32) - starts) / 255
-    return starts, np.where(steps == 0, np.float32(1), steps)
+    widths = (ranges[1].astype(np.float32) - starts) / 255
+    return starts, np.where(widths == 0, np.float32(1), widths)

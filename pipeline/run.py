@@ -26,7 +26,7 @@ from pipeline.reading import SLICE_BYTES, first_spans
 from pipeline.source import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, contains, is_shared
 from pipeline.table import calibration, commit, layout, materialise, record, snapshot
-from pipeline.table.calibration import Calibration
+from pipeline.table.calibration import Calibration, Measurement
 from pipeline.table.part import part_schema, vector_bytes
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
@@ -43,6 +43,8 @@ FLOAT_BYTES = 256 * 2**20
 """The same as float32: an encoder holds them so, however few bits the table keeps."""
 SLICES_PER_ENCODER = 8
 """A small corpus is cut into at least so many slices per encoder, so that none idles and little is lost in a crash."""
+NOTICEABLE = 0.005
+"""Share of clipped numbers that a summary mentions: ranges of 1,024 texts leave 0.2 % of such texts' numbers outside."""
 MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 2048
 
 
@@ -54,8 +56,8 @@ class VectorSpec:
     """identity.vectors_spec."""
     fingerprint: str
     """The digest of `words`; that of no unit in the table while `needs_calibration`."""
-    key: str
-    """The digest of `words` without a calibration: the name that the table keeps the calibration under."""
+    ranges_path: str | None
+    """Where in the table the calibration stands, or will stand; None for dtypes without ranges."""
     calibration: Calibration | None
     """None for dtypes without ranges, too."""
     needs_calibration: bool
@@ -108,7 +110,7 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         known = dict(zip(before.names, before.types, strict=True))
         surveyed = survey(files, spec.source, spec.table.partition_by, known)
         _check_chunks(spec, encoder)
-        described = _describe_vectors(spec, encoder, table)
+        described = _describe_vectors(spec, encoder, table, parent)
         _check_partitions(spec, surveyed.schema)
         _check_vectors(spec, parent, described)
         surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent, forms))
@@ -118,6 +120,8 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         surveyed = _limited(spec, surveyed)
         output_spec = planning.output_spec(spec, surveyed.schema, forms)
         output = identity.digest(output_spec)
+        if described.needs_calibration:
+            described = _describe_vectors(spec, encoder, table, parent, output)
         plan = _plan(table, parent, surveyed, output, described.fingerprint, writes=writes)
         exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
     except StorageError as error:
@@ -145,21 +149,43 @@ def _plan(table: Folder, parent: Snapshot, surveyed: Survey, output: str, finger
     return planning.make_plan(planned, parent, records)
 
 
-def _describe_vectors(spec: RunSpec, encoder: EncoderSpec, table: Folder) -> VectorSpec:
-    """With the calibration that the table has, if it has one."""
+def _describe_vectors(
+    spec: RunSpec, encoder: EncoderSpec, table: Folder, parent: Snapshot, output: str | None = None
+) -> VectorSpec:
+    """With the calibration that the table's version names; that of a table without a version stands, if an earlier run of
+    this very configuration measured one, under a key that only `output` completes."""
     words = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
-    key = identity.digest(words)
-    needs = spec.table.dtype in SCALAR
-    found = calibration.load(table, key) if needs else None
+    path: str | None = None
+    found: Calibration | None = None
+    if spec.table.dtype in SCALAR:
+        named = parent.embeddings[0]["calibration"] if parent.version else None
+        if named is not None:
+            path, found = named["path"], calibration.stored(table, parent.embeddings[0])
+        elif output is not None:
+            path = layout.calibration(_calibration_key(spec, words, output))
+            found = calibration.load(table, path, encoder.dim)
     if found is not None:
         words = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity, found.digest)
     return VectorSpec(
         words=words,
         fingerprint=identity.digest(words),
-        key=key,
+        ranges_path=path,
         calibration=found,
-        needs_calibration=needs and found is None,
+        needs_calibration=spec.table.dtype in SCALAR and found is None,
     )
+
+
+def _calibration_key(spec: RunSpec, words: Mapping[str, Any], output: str) -> str:
+    """Of the ranges of a table that has no version yet: what makes a vector, what makes a row, and the source as the user
+    describes it. The files found there are left out, so that a run that died goes on though one more has arrived."""
+    source = spec.source
+    described = {
+        "path": source.patterns,
+        "format": source.format,
+        "dataset": asdict(source.dataset),
+        "limit": source.limit,
+    }
+    return identity.digest({"vectors": words, "output": output, "source": described})
 
 
 def check_shared(spec: RunSpec) -> None:
@@ -253,11 +279,6 @@ def _check_vectors(spec: RunSpec, parent: Snapshot, vectors: VectorSpec) -> None
     """Raises InputError if the version holds vectors of another model, of other settings or of other ranges."""
     if parent.version and parent.fingerprint != vectors.fingerprint:
         before, now = dict(parent.fingerprint_of), json.loads(json.dumps(vectors.words))
-        if vectors.needs_calibration and not list(_differences(before | {"calibration": None}, now)):
-            raise InputError(
-                f"table {spec.table.path!r} was built with the value ranges in {layout.calibration(vectors.key)}, which is "
-                "gone: put it back from a copy of the table, or use another table.path"
-            )
         changes = "; ".join(_differences(before, now))
         raise InputError(
             f"table {spec.table.path!r} was built with another model or other model settings ({changes}): vectors of two "
@@ -301,24 +322,25 @@ def calibrate(prepared: Prepared, cluster: "Cluster") -> Prepared:
 
 
 def calibrate_with(
-    prepared: Prepared, pools: "Pools", measure: Callable[[Sequence[Task], "Settings"], Calibration]
+    prepared: Prepared, pools: "Pools", measure: Callable[[Sequence[Task], "Settings"], Measurement]
 ) -> Prepared:
     """The same, by whoever measures the ranges of the vectors of some tasks. Only then are units known by their ids."""
     started = time.perf_counter()
     sample = calibration.sample(prepared.survey.spans)
-    settings = replace(
-        settings_for(prepared, pools),
-        slice_rows=sample.texts,
-        slice_bytes=_slice_bytes(prepared.spec, sample.texts),
-    )
+    settings, spec = settings_for(prepared, pools), prepared.spec
     found = calibration.NOTHING
     for units in sample.rounds():
-        found += measure([Task(unit=unit, done=()) for unit in units], settings)
-        if found.rows >= calibration.STEADY:
+        found += measure([Task(unit=unit, done=()) for unit in units], _sampling(settings, spec, sample))
+        if len(found.texts) >= calibration.STEADY:
             break
-    calibration.create(prepared.table, prepared.vectors.key, found)
-    vectors = _describe_vectors(prepared.spec, prepared.encoder, prepared.table)
-    survey, parent = prepared.survey, prepared.parent
+    else:
+        more, units = sample.again(found)
+        if units:
+            found += measure([Task(unit=unit, done=()) for unit in units], _sampling(settings, spec, more))
+    survey, parent, path = prepared.survey, prepared.parent, prepared.vectors.ranges_path
+    assert path is not None
+    calibration.create(prepared.table, path, found.calibration)
+    vectors = _describe_vectors(prepared.spec, prepared.encoder, prepared.table, parent, prepared.output)
     return replace(
         prepared,
         vectors=vectors,
@@ -328,12 +350,19 @@ def calibrate_with(
     )
 
 
+def _sampling(settings: "Settings", spec: RunSpec, sample: calibration.Sample) -> "Settings":
+    """Of a read of the sample. Documents that have one vector cost as much as their chunks: a quarter of them must do. Of
+    long ones that become many rows, eight times the text of the chunks that are wanted is chunked."""
+    texts = sample.texts if spec.chunk is None or spec.rows_are_chunks else -(-sample.texts // 4)
+    most = min(SLICE_BYTES, 8 * _slice_bytes(spec, texts)) if spec.rows_are_chunks else SLICE_BYTES
+    return replace(settings, slice_rows=texts, slice_bytes=most, sample_depth=sample.depth)
+
+
 def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
     """What the stages need to know, for pools of these sizes."""
     from pipeline.stages import Settings
 
     spec = prepared.spec
-    prepared.encoder.check_device(pools.device)
     slice_rows = _slice_rows(prepared, pools)
     return Settings(
         source=spec.source,
@@ -409,12 +438,15 @@ def encode(prepared: Prepared, cluster: "Cluster", progress: Progress) -> Encode
     settings = settings_for(prepared, pools)
     cluster.check_reachable(prepared.table)
     reports = []
+    rows, effort = 0, Effort()
     for report in dataflow.run_units(tasks, settings, pools, progress.encoded):
         reports.append(report)
         if report.refused is None:
             progress.recorded(report.num_rows, report.failed, report.last)
             # What share of the rows `where` lets through is known only in the end.
             _check_failed(prepared, progress.failed, prepared.survey.rows_known if not filtered else None)
+            rows, effort = rows + report.num_rows, effort + report.effort
+            _check_clipped(prepared, effort, done=rows / max(1, rows, prepared.survey.rows_estimate))
         elif not report.source_changed:
             raise RunError(report.refused)
     changed = [report.refused for report in reports if report.source_changed]
@@ -423,8 +455,8 @@ def encode(prepared: Prepared, cluster: "Cluster", progress: Progress) -> Encode
     busy = dataflow.busy_time(reports)
     return Encoded(
         busy_share=busy.share,
-        rows=sum(report.num_rows for report in reports),
-        effort=sum((report.effort for report in reports), Effort()),
+        rows=rows,
+        effort=effort,
         seconds=time.time() - busy.first_start,
         start_s=busy.first_start - started,
         pools=pools.describe(),
@@ -440,6 +472,20 @@ def _check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
         raise RunError(
             f"{failed:,} rows{share} failed, limits.max_failed_rows allows {limit:g}: nothing was published, finished work is "
             f"kept; the reasons are in {prepared.table.url}/{layout.STAGED_PARTS}*/*.dead"
+        )
+
+
+def _check_clipped(prepared: Prepared, effort: Effort, done: float = 1.0) -> None:
+    """Raises RunError where the first version of a table would have too many numbers outside its ranges; `done` is the
+    share of it that `effort` stands for, so that it is told as soon as it is sure."""
+    if prepared.parent.version or effort.coded < calibration.FEWEST_NUMBERS:
+        return
+    if effort.clipped * done > calibration.CLIPPED * effort.coded:
+        raise RunError(
+            f"{effort.clipped / effort.coded:.1%} of {effort.coded:,} numbers lie outside the value ranges in "
+            f"{prepared.table.url}/{prepared.vectors.ranges_path} and would be clipped, up to {calibration.CLIPPED:.0%} are "
+            "allowed: nothing was published. If the source was another when they were measured, delete that file and run "
+            "again; else set table.dtype to float16 or float32"
         )
 
 
@@ -480,6 +526,7 @@ def publish(
     workers = ClusterWorkers(
         cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
     )
+    _check_clipped(prepared, sum((item.effort for _, items in work.done for item in items), Effort()))
     version = commit.publish(table, prepared.parent, work, _description(prepared, run, timings), workers)
     committed = time.perf_counter()
     materialise.materialise(table, version)
@@ -512,7 +559,7 @@ def _description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> 
     spec = prepared.spec
     vectors = prepared.vectors
     stored = prepared.table.read(layout.probe_vectors(vectors.fingerprint))
-    ranges = vectors.calibration and {"path": layout.calibration(vectors.key), "digest": vectors.calibration.digest}
+    ranges = vectors.calibration and {"path": vectors.ranges_path, "digest": vectors.calibration.digest}
     return commit.Description(
         run=run,
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -606,6 +653,12 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
         notes.append(
             f"the value ranges of {prepared.spec.table.dtype} were measured on {ranges.rows} texts only: other texts' values "
             "may be clipped; a table that begins with more texts keeps more of them"
+        )
+    if effort.clipped > NOTICEABLE * effort.coded:
+        notes.append(
+            f"{effort.clipped / effort.coded:.1%} of the {prepared.spec.table.dtype} numbers of this run lie outside the "
+            "table's value ranges and were clipped: its first texts were not like these; build the table anew, in another "
+            "table.path, to have ranges of both"
         )
     if not prepared.exclusive:
         notes.append(

@@ -1,9 +1,10 @@
 """Vectors in, their similarities out: the four functions that a model's vectors are compared with.
 
-The formulas are those of sentence-transformers 6.2 (util/similarity.py). Knows no texts and no models, and needs no torch.
+Beside the arrays that come in and go out 128 MiB are held at most. The formulas are those of sentence-transformers 6.2
+(util/similarity.py). Knows no texts and no models, and needs no torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,26 @@ from pipeline.errors import InputError
 
 Floats = NDArray[np.floating[Any]]
 
-_BLOCK_NUMBERS = 2**24
-"""Differences held at a time: 128 MiB at most."""
+_BLOCK_NUMBERS = 2**21
+"""Numbers in one array of a block: 16 MiB at most, and no function holds more than six of them."""
 
 
 def similarities(a: Any, b: Any, function: str = "cosine") -> NDArray[np.float32]:
     """float32[n, m]: the similarity of every vector of `a` with every one of `b`; more is always more alike.
 
-    `a` is [n, dim] and `b` [m, dim], or one vector [dim] as a single row: arrays, lists, Arrow arrays or columns of
-    fixed-size lists, torch tensors. Half precision and integers are computed in float32. `cosine` takes a vector of zeros
-    as it is; `euclidean` and `manhattan` are the negative distances. Raises InputError for other functions and shapes.
+    `a` is [n, dim] and `b` [m, dim], or one vector [dim] as a single row: arrays, lists, Arrow or Polars columns of lists,
+    torch tensors. Half precision is computed in float32. `cosine` takes a vector of zeros as it is; `euclidean` and
+    `manhattan` are the negative distances. Raises InputError for other functions and shapes, and for integers: a table's
+    codes say nothing before they are numbers again.
     """
     compare = _looked_up(_ALL_PAIRS, function)
     left, right = _matching(a, b)
-    return compare(left, right).astype(np.float32)
+    dim = max(1, left.shape[1])
+    scores = np.empty((len(left), len(right)), np.float32)
+    for some in _blocks(len(right), _BLOCK_NUMBERS // dim):
+        for few in _blocks(len(left), _BLOCK_NUMBERS // max(dim, some.stop - some.start)):
+            scores[few, some] = compare(left[few], right[some])
+    return scores
 
 
 def pairwise_similarities(a: Any, b: Any, function: str = "cosine") -> NDArray[np.float32]:
@@ -35,11 +42,25 @@ def pairwise_similarities(a: Any, b: Any, function: str = "cosine") -> NDArray[n
     left, right = _matching(a, b)
     if len(left) != len(right):
         raise InputError(f"the vectors don't pair: {len(left)} on one side, {len(right)} on the other")
-    return compare(left, right).astype(np.float32)
+    scores = np.empty(len(left), np.float32)
+    for few in _blocks(len(left), _BLOCK_NUMBERS // max(1, left.shape[1])):
+        scores[few] = compare(left[few], right[few])
+    return scores
 
 
 def as_vectors(values: Any) -> Floats:
     """float[n, dim] of all that `similarities` takes; float64 where it was given, else float32."""
+    vectors = as_matrix(values)
+    if vectors.dtype.kind in "iu":
+        raise InputError(
+            f"vectors of {vectors.dtype} can't be compared: the codes of an int8, uint8, binary or ubinary table become "
+            "numbers with pipeline.vectors(rows); what are numbers already, give as floats"
+        )
+    return vectors.astype(np.float64 if vectors.dtype == np.float64 else np.float32, copy=False)
+
+
+def as_matrix(values: Any) -> NDArray[Any]:
+    """[n, dim] of the same, integers too, in the dtype they have. Raises InputError, also for nulls."""
     vectors = _to_numpy(values)
     if vectors.dtype.kind not in "fiu":
         raise InputError(f"vectors of {vectors.dtype} can't be compared: expected numbers [n, dim]")
@@ -49,7 +70,12 @@ def as_vectors(values: Any) -> Floats:
         raise InputError(
             f"vectors of shape {vectors.shape} can't be compared: expected [n, dim], or [dim] for one vector"
         )
-    return vectors.astype(np.float64 if vectors.dtype == np.float64 else np.float32, copy=False)
+    return vectors
+
+
+def _blocks(count: int, length: int) -> Iterator[slice]:
+    step = max(1, length)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def _matching(a: Any, b: Any) -> tuple[Floats, Floats]:
@@ -65,6 +91,11 @@ def _to_numpy(values: Any) -> NDArray[Any]:
     if hasattr(values, "detach"):  # a torch tensor, which numpy may not know: bfloat16, or on a GPU
         tensor = values.detach().cpu()
         return np.asarray(tensor if tensor.dtype.itemsize != 2 else tensor.float())
+    if hasattr(values, "to_arrow"):  # of Polars
+        values = values.to_arrow()
+    if hasattr(values, "itercolumns"):  # a table: one column of lists, or a column per dimension
+        columns = list(values.itercolumns())
+        return _to_numpy(columns[0]) if len(columns) == 1 else np.stack([_to_numpy(one) for one in columns], axis=-1)
     if hasattr(values, "combine_chunks"):
         values = values.combine_chunks()
     if hasattr(values, "null_count"):
@@ -80,14 +111,20 @@ def _to_numpy(values: Any) -> NDArray[Any]:
 
 
 def _arrow_to_numpy(values: Any) -> NDArray[Any]:
-    if values.null_count:
-        raise InputError(f"{values.null_count} of {len(values)} vectors are null: leave them out")
+    _refuse_nulls(values, "vectors" if hasattr(values, "flatten") else "numbers")
     if not hasattr(values, "flatten"):
         return np.asarray(values.to_numpy(zero_copy_only=False))
+    numbers = values.flatten()
+    _refuse_nulls(numbers, "numbers in the vectors")
     size = getattr(values.type, "list_size", None)
     if size is None:
         return _to_numpy(values.to_numpy(zero_copy_only=False))
-    return np.asarray(values.flatten().to_numpy(zero_copy_only=False)).reshape(len(values), size)
+    return np.asarray(numbers.to_numpy(zero_copy_only=False)).reshape(len(values), size)
+
+
+def _refuse_nulls(values: Any, kind: str) -> None:
+    if values.null_count:
+        raise InputError(f"{values.null_count} of {len(values)} {kind} are null: leave them out")
 
 
 def _unit(vectors: Floats) -> Floats:
@@ -105,10 +142,10 @@ def _euclidean(a: Floats, b: Floats) -> Floats:
 
 
 def _manhattan(a: Floats, b: Floats) -> Floats:
-    rows = max(1, _BLOCK_NUMBERS // max(1, b.size))
-    distances = np.zeros((len(a), len(b)), a.dtype)
-    for start in range(0, len(a), rows):
-        distances[start : start + rows] = np.abs(a[start : start + rows, None, :] - b[None, :, :]).sum(axis=2)
+    distances = np.empty((len(a), len(b)), np.result_type(a, b))
+    for few in _blocks(len(a), _BLOCK_NUMBERS // max(1, b.size)):
+        differences = a[few, None, :] - b[None, :, :]
+        distances[few] = np.abs(differences, out=differences).sum(axis=2)
     return -distances
 
 

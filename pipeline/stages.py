@@ -4,11 +4,12 @@ One row is one slice of a unit; what the next stage needs travels as Arrow IPC i
 opens nor splits. The stages know nothing of Ray; they never raise for bad data: they record it.
 """
 
+import hashlib
 import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ from pipeline.encoder import Encoded, Encoder
 from pipeline.errors import RunError, SourceChanged
 from pipeline.model.folder import EncoderSpec
 from pipeline.planning import Task
-from pipeline.quantize import Codes, quantize
+from pipeline.quantize import Codes, outside, quantize
 from pipeline.reading import read_slices
 from pipeline.storage import Folder
 from pipeline.table import calibration, layout
-from pipeline.table.calibration import Calibration
+from pipeline.table.calibration import Calibration, Measurement
 from pipeline.table.part import Part, distinct_sources, encode_part, split_by_partition
 from pipeline.table.record import Effort, Record, create
 from pipeline.tokenizing import Tokenizer, arrow_to_tokens, tokens_to_arrow
@@ -78,13 +79,17 @@ REPORT = pa.schema(
 
 MEASURED = pa.schema(
     [
-        pa.field("rows", pa.int64()),
+        pa.field("texts", pa.list_(pa.binary())),
+        pa.field("units", pa.list_(pa.string())),
         pa.field("minimum", pa.list_(pa.float32())),
         pa.field("maximum", pa.list_(pa.float32())),
         pa.field("refused", pa.string()),
     ]
 )
-"""A Calibration of a slice of the sample, or why there is none."""
+"""A calibration.Measurement of a slice of the sample, or why there is none."""
+
+SAMPLE_ROWS = 256
+"""Texts of a slice of the sample."""
 
 BATCH_BYTES = 64 * 2**20
 """Of the columns that chunks repeat from their document: a part of the table is made of so much at a time."""
@@ -115,6 +120,8 @@ class Settings:
     slice_rows: int
     slice_bytes: int
     """Of text and kept columns."""
+    sample_depth: int = 0
+    """Where a sample is read: calibration.Sample.depth."""
     tokenizer_threads: int
     encoder_threads: int
     device: str
@@ -271,11 +278,13 @@ def encode(
     changed: dict[str, pa.Array] = {}
     if failed:
         vectors, changed = _without_documents(row, vectors, failed)
-    codes, bad_vectors = _codes_of(vectors, settings)
+    codes, bad_vectors, clipped = _codes_of(vectors, settings)
     effort = _effort_of(row) + Effort(
         rows_encoded=encoded.rows_encoded,
         tokens_encoded=encoded.tokens,
         tokens_padded=encoded.padded_tokens,
+        coded=vectors.size if settings.calibration is not None else 0,
+        clipped=clipped,
         encode_s=time.perf_counter() - started,
     )
     changed["tokens"] = pa.nulls(1, pa.large_binary())
@@ -292,22 +301,43 @@ def _vectors_of(
 ) -> tuple[Encoded, Vectors, Mapping[int, str]]:
     """(what the encoder did, a vector for each row of the table or NaN, document -> reason why it has none)."""
     encoded = encoder.encode(arrow_to_tokens(tokens.column(schema.TOKENS)), on_progress)
-    if settings.chunk is None:
-        return encoded, encoded.vectors, encoded.failed
-    document = tokens.column(schema.DOCUMENT).to_numpy()
-    if settings.chunk.rows == "chunks":
-        return encoded, encoded.vectors, failed_texts(document, encoded.failed)
-    unit_length = settings.encoder.unit_length
-    return encoded, *mean_vectors(encoded.vectors, document, encoded.failed, unit_length=unit_length)
+    if settings.chunk is None or settings.chunk.rows == "chunks":
+        failed = encoded.failed | _unfit(encoded.vectors, settings.table.dtype)
+        if settings.chunk is None:
+            return encoded, encoded.vectors, failed
+        return encoded, encoded.vectors, failed_texts(tokens.column(schema.DOCUMENT).to_numpy(), failed)
+    document, unit_length = tokens.column(schema.DOCUMENT).to_numpy(), settings.encoder.unit_length
+    means, failed = mean_vectors(encoded.vectors, document, encoded.failed, unit_length=unit_length)
+    return encoded, means, failed | _unfit(means, settings.table.dtype)
 
 
-def _codes_of(vectors: Vectors, settings: Settings) -> tuple[Codes, int]:
-    """The vectors as the table has them, and how many are not finite or are zero: float16 has less room than float32, the
-    integers have no word for either."""
+def _unfit(vectors: Vectors, dtype: str) -> dict[int, str]:
+    """Row -> why its vector, finite and not zero in float32, is not so as the table would have it. NaN is not judged."""
+    if dtype != "float16":
+        return {}
+    codes = quantize(vectors, dtype)
+    sizes = np.abs(vectors).max(axis=1, initial=0)
+    beyond = np.isinf(codes).any(axis=1) & np.isfinite(sizes)
+    lost = (sizes > 0) & ~codes.any(axis=1)
+    unfit = "its vector does not fit into float16:"
+    mend = "set table.dtype to float32"
+    reasons = {
+        row: f"{unfit} a number of {sizes[row]:g} is larger than 65504; {mend}"
+        for row in np.flatnonzero(beyond).tolist()
+    }
+    for row in np.flatnonzero(lost).tolist():
+        reasons[row] = f"{unfit} it would be all zeros, its largest number is {sizes[row]:g}; {mend}"
+    return reasons
+
+
+def _codes_of(vectors: Vectors, settings: Settings) -> tuple[Codes, int, int]:
+    """The vectors as the table has them, how many are not finite or are zero (float16 has less room than float32, the
+    integers have no word for either), and how many of their numbers lie outside the table's ranges."""
     ranges = settings.calibration.ranges if settings.calibration is not None else None
     codes = quantize(vectors, settings.table.dtype, ranges)
     checked = codes if codes.dtype.kind == "f" else vectors
-    return codes, int((~np.isfinite(checked).all(axis=1) | ~checked.any(axis=1)).sum())
+    bad_vectors = int((~np.isfinite(checked).all(axis=1) | ~checked.any(axis=1)).sum())
+    return codes, bad_vectors, int(outside(vectors, ranges).sum()) if ranges is not None else 0
 
 
 def _num_documents(tokens: pa.Table) -> int:
@@ -356,53 +386,105 @@ def _without_documents(
 
 
 def read_sample(task: Task, settings: Settings, tokenizer: Tokenizer) -> Iterator[pa.Table]:
-    """FLOW rows with tokens and nothing else: of the first `settings.slice_rows` texts of a unit, and with them the rest
-    of a document that has one vector."""
-    left = settings.slice_rows
-    for row in read_and_tokenize(task, settings, tokenizer):
-        if row.column("refused")[0].is_valid:
-            yield row
-            return
-        tokens = from_cell(row, "tokens")
-        taken = tokens.slice(0, _whole_documents(tokens, left, settings))
-        if taken.num_rows:
-            place = {name: row.column(name)[0].as_py() for name in ("unit_id", "first_row")}
-            yield _flow_row(**place, tokens=to_ipc(taken))
-        left -= taken.num_rows
-        if left <= 0:
-            return
+    """FLOW rows with tokens and nothing else: of at most `settings.slice_rows` different texts of a unit, or chunks of them,
+    evenly spread over its first `settings.sample_depth` rows. Texts are chosen before they are tokenized.
+
+    It reads on while `source.where` and equal texts leave it with too few, and holds `settings.slice_bytes` of them at most
+    but for a single one.
+    """
+    settings = replace(settings, carried=())
+    tokenize = _tokenize_whole if settings.chunk is None else _tokenize_chunks
+    try:
+        documents = _spread_texts(task, settings)
+    except SourceChanged as error:
+        yield _flow_row(unit_id=task.unit.unit_id, refused=f"{SOURCE_CHANGED}{error}")
+        return
+    for start in range(0, documents.num_rows, SAMPLE_ROWS):
+        some = documents.slice(start, SAMPLE_ROWS)
+        tokens = tokenize(some, settings, tokenizer).tokens
+        if settings.chunk is not None and settings.chunk.rows == "chunks":
+            tokens = tokens.take(
+                _evenly(tokens.num_rows, -(-settings.slice_rows * some.num_rows // documents.num_rows))
+            )
+        if tokens.num_rows:
+            yield _flow_row(unit_id=task.unit.unit_id, first_row=start, tokens=to_ipc(tokens))
 
 
-def _whole_documents(tokens: pa.Table, count: int, settings: Settings) -> int:
-    """`count` rows of tokens, or as many as their documents have."""
-    if settings.chunk is None or settings.chunk.rows == "chunks" or count >= tokens.num_rows:
-        return count
-    document = tokens.column(schema.DOCUMENT).to_numpy()
-    return int(np.searchsorted(document, document[count - 1], side="right"))
+def _spread_texts(task: Task, settings: Settings) -> pa.Table:
+    """The documents of `read_sample`, in their order."""
+    most, depth = settings.slice_rows, settings.sample_depth
+    pieces = read_slices(
+        task.unit, settings.source_schema, settings.source, (), settings.limits, max(most, min(depth, 4096)), ()
+    )
+    kept: pa.Table | None = None
+    seen: set[bytes] = set()
+    stride, rows = 1, 0
+    for piece in pieces:
+        rows += piece.num_rows
+        chosen = []
+        for row, content in enumerate(identity.content_hashes(piece.documents.column(schema.TEXT), "").to_pylist()):
+            if content not in seen:
+                if len(seen) % stride == 0:
+                    chosen.append(row)
+                seen.add(content)
+        documents = piece.documents.take(np.array(chosen, np.int64))
+        kept = documents if kept is None else pa.concat_tables([kept, documents])
+        # Every `stride`th of the texts so far, however many will follow.
+        while kept.num_rows > 1 and (kept.num_rows >= 2 * most or kept.nbytes > settings.slice_bytes):
+            kept, stride = kept.take(np.arange(0, kept.num_rows, 2)), 2 * stride
+        if rows >= depth and len(seen) >= min(most, calibration.STEADY):
+            break
+    assert kept is not None
+    return kept.take(_evenly(kept.num_rows, most)).combine_chunks()
+
+
+def _evenly(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Of the numbers below `count` at most so many, the first among them."""
+    few = min(count, most)
+    return np.arange(few) * count // max(1, few)
 
 
 def measure(row: pa.Table, encoder: Encoder, settings: Settings) -> pa.Table:
     """One MEASURED row: the ranges of the vectors of a FLOW row, as floats."""
     if row.column("refused")[0].is_valid:
         return measured(None, row.column("refused")[0].as_py())
-    _, vectors, _ = _vectors_of(from_cell(row, "tokens"), encoder, settings, None)
-    return measured(calibration.measure(vectors))
+    tokens = from_cell(row, "tokens")
+    _, vectors, _ = _vectors_of(tokens, encoder, settings, None)
+    hashes = _token_hashes(tokens, settings)
+    return measured(calibration.measure(vectors, hashes, row.column("unit_id")[0].as_py()))
 
 
-def measured(found: Calibration | None, refused: str | None = None) -> pa.Table:
+def _token_hashes(tokens: pa.Table, settings: Settings) -> list[bytes]:
+    """One for each vector, over all that the model reads of it: equal tokens give equal vectors but for the last bits."""
+    rows = arrow_to_tokens(tokens.column(schema.TOKENS))
+    whole = settings.chunk is not None and settings.chunk.rows == "documents"
+    owners = tokens.column(schema.DOCUMENT).to_numpy() if whole else np.arange(len(rows))
+    states = [hashlib.blake2b(digest_size=8) for _ in range(int(owners[-1]) + 1 if len(owners) else 0)]
+    for owner, start, stop in zip(owners.tolist(), rows.offsets, rows.offsets[1:], strict=False):
+        states[owner].update(rows.ids[start:stop].tobytes())
+        states[owner].update(b"/")
+    return [state.digest() for state in states]
+
+
+def measured(found: Measurement | None, refused: str | None = None) -> pa.Table:
     """One MEASURED row of what was found, or of the reason why nothing was."""
-    values = asdict(found) if found is not None else {}
+    values = {name: list(value) for name, value in vars(found).items()} if found is not None else {}
     return pa.Table.from_pylist([values | {"refused": refused}], MEASURED)
 
 
-def calibration_of(rows: Iterable[pa.Table]) -> Calibration:
+def measurement_of(rows: Iterable[pa.Table]) -> Measurement:
     """Of all MEASURED rows together. Raises RunError or SourceChanged where one is refused."""
     total = calibration.NOTHING
     for row in (row for table in rows for row in table.to_pylist()):
         refused = row["refused"]
         if refused is not None:
             raise SourceChanged(refused) if refused.startswith(SOURCE_CHANGED) else RunError(refused)
-        total += Calibration(rows=row["rows"], minimum=tuple(row["minimum"]), maximum=tuple(row["maximum"]))
+        total += Measurement(
+            texts=frozenset(row["texts"]),
+            units=frozenset(row["units"]),
+            minimum=tuple(row["minimum"]),
+            maximum=tuple(row["maximum"]),
+        )
     return total
 
 

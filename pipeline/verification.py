@@ -24,9 +24,10 @@ from pipeline.embedder import embedder
 from pipeline.errors import InputError, StorageError
 from pipeline.model.folder import EncoderSpec
 from pipeline.published import Published
-from pipeline.quantize import PACKED, SCALAR, dequantize, quantize
+from pipeline.quantize import PACKED, SCALAR, dequantize, outside, quantize, steps
 from pipeline.similarities import similarities
 from pipeline.storage import Folder
+from pipeline.table import calibration
 from pipeline.table.part import Part
 from pipeline.table.snapshot import Snapshot, hex_to_schema
 
@@ -36,6 +37,7 @@ Oracle = Literal["pipeline", "sentence-transformers"]
 NEIGHBOURS = 10
 _CHUNK_FIELDS = [field.name for field in schema.CHUNK]
 _SHOWN = 5
+_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +47,19 @@ class Tolerance:
     number: float
     """Of each number of a vector of length 1, before it is rounded to the table's dtype."""
     min_cosine: float | None = None
+    """Of each vector with the exact one, before it is rounded."""
     mean_cosine: float | None = None
-    """Of float32 and float16 tables only: what int8 or a sign takes from the cosine is the dtype's doing."""
+    """Of all vectors of an int8 or uint8 table with the exact ones, which are not rounded."""
+    clipped: float | None = None
+    """Share of the exact numbers that lie outside such a table's ranges."""
 
     def __str__(self) -> str:
-        kinds = {"difference at most": self.number, "cosine at least": self.min_cosine, "mean": self.mean_cosine}
+        kinds = {
+            "difference at most": self.number,
+            "cosine at least": self.min_cosine,
+            "mean cosine at least": self.mean_cosine,
+            "clipped at most": self.clipped,
+        }
         return ", ".join(f"{kind} {limit:.3g}" for kind, limit in kinds.items() if limit is not None)
 
 
@@ -62,9 +72,14 @@ TOLERANCES = {
     "float32": Tolerance(number=1e-5),
     "float16": Tolerance(number=_at_cosine(0.9999), min_cosine=0.9999),
     "bfloat16": Tolerance(number=_at_cosine(0.999), min_cosine=0.999),
-    "int8": Tolerance(number=2.0, mean_cosine=0.99),  # no two vectors of length 1 are further apart
 }
 """By the precision that the table was computed in."""
+
+
+def tolerance(precision: str, dtype: str) -> Tolerance:
+    """That of a table computed in `precision` and stored as `dtype`."""
+    found = TOLERANCES[precision]
+    return dataclasses.replace(found, mean_cosine=0.99, clipped=calibration.CLIPPED) if dtype in SCALAR else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +115,17 @@ class Verification:
     max_norm: float | None
     not_finite: int
     """Numbers of the sampled vectors that are NaN or infinite."""
+    clipped: float | None
+    """Share of the exact vectors' numbers that lie outside the ranges of an int8 or uint8 table by more than a step."""
+    flips: int | None
+    """Of a binary table: numbers whose sign is not the exact one's."""
+    faults: tuple[str, ...]
+    """What is wrong with the sample as a whole."""
     wrong: tuple[WrongRow, ...]
 
     @property
     def passed(self) -> bool:
-        return not self.wrong and not self._mean_too_low
-
-    @property
-    def _mean_too_low(self) -> bool:
-        least = self.tolerance.mean_cosine
-        return (
-            least is not None and self.dtype not in PACKED and self.mean_cosine is not None and self.mean_cosine < least
-        )
+        return not self.wrong and not self.faults
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"passed": self.passed}
@@ -126,6 +140,12 @@ class Verification:
             f"  norms      min {_shown(self.min_norm, '.6f')}, mean {_shown(self.mean_norm, '.6f')}, max "
             f"{_shown(self.max_norm, '.6f')}",
             f"  NaN        {self.not_finite:,} numbers that are NaN or infinite",
+            *(
+                []
+                if self.clipped is None
+                else [f"  clipped    {self.clipped:.3%} of the exact numbers lie outside the ranges"]
+            ),
+            *([] if self.flips is None else [f"  signs      {self.flips:,} are not those of the exact numbers"]),
             f"  tolerance  {self.tolerance} ({self.precision})",
             f"  verdict    {self._verdict()}",
             *(f"    {row.id}: {row.problem}" for row in self.wrong[:_SHOWN]),
@@ -133,14 +153,11 @@ class Verification:
         return "\n".join(lines)
 
     def _verdict(self) -> str:
-        if self.wrong:
-            more = f"; the first {_SHOWN}:" if len(self.wrong) > _SHOWN else ":"
-            return f"FAILED: {len(self.wrong):,} of {self.sampled:,} rows are wrong{more}"
-        return (
-            "FAILED: the mean cosine is too low"
-            if self._mean_too_low
-            else "passed: every sampled row is as it should be"
-        )
+        if self.passed:
+            return "passed: every sampled row is as it should be"
+        wrong = [f"{len(self.wrong):,} of {self.sampled:,} rows are wrong"] if self.wrong else []
+        more = f"; the first {_SHOWN}:" if len(self.wrong) > _SHOWN else ":" if self.wrong else ""
+        return f"FAILED: {'; '.join([*self.faults, *wrong])}{more}"
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -151,6 +168,8 @@ def verify(found: Published, num_rows: int = 256, seed: int = 0, oracle: Oracle 
     """Encode a seeded sample of the table's rows again and compare. Raises InputError where that can't be done."""
     if num_rows < 1:
         raise InputError(f"the number of rows is {num_rows}; give at least 1")
+    if seed < 0:
+        raise InputError(f"the seed is {seed}; give a whole number of at least 0")
     embedding = str(found.version.embeddings[0]["column"])
     kept = hex_to_schema(found.version.schema).names
     if schema.TEXT not in kept:
@@ -164,14 +183,14 @@ def verify(found: Published, num_rows: int = 256, seed: int = 0, oracle: Oracle 
     encode, name = _oracle(exact, oracle)
     vectors, failed = _encode_rows(rows.column(schema.TEXT).to_pylist(), exact, found.spec.chunk, encode)
     compared = _compare(found, _stored(rows.column(embedding), found), vectors)
-    tolerance = TOLERANCES[found.encoder.precision]
-    codes = found.spec.table.dtype in (*PACKED, *SCALAR)
+    limits = tolerance(found.encoder.precision, found.spec.table.dtype)
     problems = itertools.chain(
         ((row, f"its text can't be encoded: {reason}") for row, reason in failed.items()),
         _wrong_hashes(rows, found.encoder.prompt),
         _wrong_chunks(rows) if found.spec.rows_are_chunks else (),
-        compared.problems(-math.inf if codes or tolerance.min_cosine is None else tolerance.min_cosine),
+        compared.problems(),
     )
+    figures = compared.figures(found.encoder.similarity)
     return Verification(
         table=found.table.url,
         version=found.version.version,
@@ -181,9 +200,10 @@ def verify(found: Published, num_rows: int = 256, seed: int = 0, oracle: Oracle 
         oracle=name,
         precision=found.encoder.precision,
         dtype=found.spec.table.dtype,
-        tolerance=tolerance,
+        tolerance=limits,
+        faults=tuple(compared.faults(limits)),
         wrong=_wrong_rows(rows.column(schema.ID).to_pylist(), problems),
-        **compared.figures(found.encoder.similarity),
+        **figures,
     )
 
 
@@ -232,8 +252,15 @@ def _rows_at(table: Folder, part: Part, numbers: NDArray[np.int64], columns: lis
             bounds = np.cumsum([0, *sizes])
             groups = np.searchsorted(bounds, numbers, side="right") - 1
             for group in np.unique(groups).tolist():
-                rows = parquet.read_row_group(group, columns=columns).select(columns)
-                yield rows.take(pa.array(numbers[groups == group] - bounds[group]))
+                wanted, start = numbers[groups == group] - bounds[group], 0
+                # Some rows at a time: a row group holds many, however long their texts are.
+                for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=columns):
+                    here = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
+                    if len(here):
+                        yield pa.Table.from_batches([batch]).select(columns).take(pa.array(here))
+                    start += batch.num_rows
+                    if start > wanted[-1]:
+                        break
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{table.url}/{part.location} can't be read: {error}") from None
 
@@ -315,11 +342,26 @@ class _Comparison:
     """[n, dim]: further from it than the tolerance allows; so is NaN."""
     cosines: NDArray[np.float64]
     """[n]: with the exact vector, not rounded."""
+    alike: NDArray[np.float64]
+    """[n]: cosine with the exact vector, rounded as the table is: what the dtype takes cancels."""
+    least_alike: NDArray[np.float64]
+    """[n]: the least that the tolerance allows."""
+    clipped: NDArray[np.bool_] | None
+    """[n, dim] of int8 and uint8: whose exact number lies outside the ranges."""
+    flips: NDArray[np.int64] | None
+    """[n] of binary and ubinary: signs that are not those of the exact numbers."""
+    likely_flips: NDArray[np.float64]
+    """[n]: so many are to be expected of vectors at the least cosine that the tolerance allows; infinity without one."""
+
+    @property
+    def both(self) -> NDArray[np.bool_]:
+        """[n]: the rows that both sides have a vector for."""
+        return np.asarray(np.isfinite(self.stored).all(axis=1) & np.isfinite(self.exact).all(axis=1))
 
     def figures(self, function: str) -> dict[str, Any]:
         """Those of `Verification`, over the rows that both sides have a vector for."""
         finite = np.isfinite(self.stored).all(axis=1)
-        both = finite & np.isfinite(self.exact).all(axis=1)
+        both = self.both
         norms = np.linalg.norm(self.stored[finite], axis=1)
         return {
             "max_abs_difference": _figure(self.differences[both], np.max),
@@ -330,11 +372,28 @@ class _Comparison:
             "mean_norm": _figure(norms, np.mean),
             "max_norm": _figure(norms, np.max),
             "not_finite": int((~np.isfinite(self.stored)).sum()),
+            "clipped": None if self.clipped is None else _figure(self.clipped[both], np.mean),
+            "flips": None if self.flips is None else int(self.flips[both].sum()),
         }
 
-    def problems(self, min_cosine: float) -> Iterator[tuple[int, str]]:
+    def faults(self, limits: Tolerance) -> Iterator[str]:
+        """What is wrong with the sample as a whole."""
+        both = self.both
+        if not both.any():
+            return
+        if limits.clipped is not None and self.clipped is not None and self.clipped[both].mean() > limits.clipped:
+            yield f"{self.clipped[both].mean():.1%} of the numbers lie outside the table's ranges"
+        if limits.mean_cosine is not None and self.cosines[both].mean() < limits.mean_cosine:
+            yield f"the mean cosine is {self.cosines[both].mean():.4f}"
+        if self.flips is not None and self.flips[both].sum() > _most_flips(self.likely_flips[both].sum()):
+            yield f"{self.flips[both].sum():,} signs are wrong, about {self.likely_flips[both].sum():,.0f} may be"
+
+    def problems(self) -> Iterator[tuple[int, str]]:
         """(row, what is wrong with its vector)."""
-        for row in np.flatnonzero(self.outside.any(axis=1) | ~(self.cosines >= min_cosine)).tolist():
+        wrong = self.outside.any(axis=1) | ~(self.alike >= self.least_alike)
+        if self.flips is not None:
+            wrong |= self.flips > _most_flips(self.likely_flips)
+        for row in np.flatnonzero(wrong).tolist():
             bad, dim = int((~np.isfinite(self.stored[row])).sum()), self.stored.shape[1]
             if bad:
                 yield row, f"{bad} of its {dim} numbers are NaN or infinite"
@@ -343,24 +402,63 @@ class _Comparison:
             elif outside := int(self.outside[row].sum()):
                 most = float(self.differences[row].max())
                 yield row, f"{outside} of its {dim} numbers are not those of its text, by up to {most:.2g}"
-            else:
-                yield row, f"its cosine with the exact vector is {self.cosines[row]:.6f}"
+            elif self.alike[row] < self.least_alike[row]:
+                rounded = ", both rounded," if self.clipped is not None else ""
+                yield row, f"its cosine with the exact vector{rounded} is {self.alike[row]:.6f}"
+            elif self.flips is not None:
+                yield row, f"{self.flips[row]} of its {dim} signs are not those of its text"
 
 
 def _compare(found: Published, stored: Vectors, exact: Vectors) -> _Comparison:
-    tolerance = TOLERANCES[found.encoder.precision]
+    limits, dtype = tolerance(found.encoder.precision, found.spec.table.dtype), found.spec.table.dtype
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
-    margin = tolerance.number * lengths
+    margin = limits.number * lengths
+    ranges = _ranges(found)
+    rounded = _rounded(exact, found)
+    packed = dtype in PACKED
+    least = -math.inf if packed or limits.min_cosine is None else limits.min_cosine
     # Rounding keeps the order, so a number whose exact value is near enough lies between the rounded ends of its margin:
     # where a step's border is nearer than the margin, both steps are right.
     low, high = _rounded(exact - margin, found), _rounded(exact + margin, found)
     return _Comparison(
         stored=stored,
         exact=exact,
-        differences=np.abs(stored - _rounded(exact, found)) / np.maximum(lengths, 1e-12),
+        differences=np.abs(stored - rounded) / np.maximum(lengths, 1e-12),
         outside=~np.asarray((low <= stored) & (stored <= high)),
         cosines=_cosines(stored, exact),
+        alike=_cosines(stored, rounded),
+        least_alike=least - _cosine_of_a_step(rounded, ranges),
+        clipped=outside(exact, ranges) if ranges is not None else None,
+        flips=(stored != rounded).sum(axis=1) if packed else None,
+        likely_flips=_likely_flips(exact, limits.min_cosine),
     )
+
+
+def _cosine_of_a_step(vectors: Vectors, ranges: Vectors | None) -> NDArray[np.float64]:
+    """[n]: what rounding each number up or down by a step can take from the cosine of two vectors."""
+    if ranges is None:
+        return np.zeros(len(vectors))
+    # Two vectors that are e apart have a cosine of about 1 - |e|^2 / (2 |v|^2).
+    square = np.square(steps(ranges)[ranges[0] < ranges[1]].astype(np.float64)).sum()
+    taken: NDArray[np.float64] = square / (2 * np.maximum(np.square(vectors.astype(np.float64)).sum(axis=1), 1e-24))
+    return taken
+
+
+def _likely_flips(exact: Vectors, cosine: float | None) -> NDArray[np.float64]:
+    """[n]: signs that another one stands for in a vector at this cosine, if what was added has no direction of its own: a
+    normal number is beyond the exact one with P(x > |v| / s). For a vector without one either it is angle / pi of them."""
+    if cosine is None:  # each number is held to a tolerance so small that hardly a sign is free
+        return np.full(len(exact), np.inf)
+    lengths = np.linalg.norm(exact.astype(np.float64), axis=1, keepdims=True)
+    spread = np.maximum(lengths * math.sqrt(1 - cosine**2) / math.sqrt(exact.shape[1]), 1e-24)
+    tails = np.frompyfunc(math.erfc, 1, 1)(np.abs(exact) / spread / math.sqrt(2)).astype(np.float64) / 2
+    likely: NDArray[np.float64] = tails.sum(axis=1)
+    return likely
+
+
+def _most_flips(likely: Any) -> Any:
+    """Three standard deviations more, and one: of few none is sure."""
+    return likely + 3 * np.sqrt(likely) + 1
 
 
 def _figure(values: NDArray[Any], of: Callable[[NDArray[Any]], Any]) -> float | None:

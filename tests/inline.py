@@ -18,7 +18,7 @@ from pipeline.encoder import Encoder, build_encoder
 from pipeline.model.folder import EncoderSpec
 from pipeline.planning import Task
 from pipeline.stages import Settings
-from pipeline.table.calibration import Calibration
+from pipeline.table.calibration import Measurement
 from pipeline.table.snapshot import Snapshot
 from pipeline.tokenizing import Tokenizer
 
@@ -64,10 +64,10 @@ def embed(spec: RunSpec, *, encoders: int = 1, shuffle: int | None = None, stop_
     return version
 
 
-def measured(tasks: Sequence[Task], settings: Settings) -> Calibration:
+def measured(tasks: Sequence[Task], settings: Settings) -> Measurement:
     encoder, tokenizer = built(settings.encoder)
     slices = (row for task in tasks for row in stages.read_sample(task, settings, tokenizer))
-    return stages.calibration_of(stages.measure(row, encoder, settings) for row in slices)
+    return stages.measurement_of(stages.measure(row, encoder, settings) for row in slices)
 
 
 class Died(Exception):

@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline
@@ -125,12 +129,31 @@ def test_texts_get_the_vectors_of_a_table(prompted, tmp_path):
 
 def test_every_form_of_a_model_is_the_same_model(prompted):
     expected = load_oracle(prompted).encode(TEXTS)
-    kept = embedder(encoder_spec(ModelSpec(path=str(prompted))))
+    kept = embedder(encoder_spec(ModelSpec(path=str(prompted)))).encoder
     forms = [prompted, str(prompted), {"path": prompted}, ModelSpec(path=str(prompted))]
     for model in forms:
         assert np.abs(pipeline.encode(model, TEXTS) - expected).max() <= 1e-5
     # None of them loaded the model again.
-    assert embedder(encoder_spec(ModelSpec(path=str(prompted)))) is kept
+    assert embedder(encoder_spec(ModelSpec(path=str(prompted)))).encoder is kept
+
+
+def test_prompts_share_the_weights(prompted, tmp_path):
+    specs = [
+        encoder_spec(ModelSpec(path=str(prompted), prompt=prompt)) for prompt in ("", "find: ", "a ", "b ", "c ", "d ")
+    ]
+    built = [embedder(spec, "cpu") for spec in specs]
+    assert len({id(one.encoder) for one in built}) == 1
+    again = [np.abs(one.encode(TEXTS).vectors - load_oracle(prompted).encode(TEXTS, prompt=spec.prompt)).max()
+             for one, spec in zip(built, specs, strict=True)]  # fmt: skip
+    assert max(again) <= 1e-5
+
+
+def test_a_prompt_that_is_not_pooled_is_not_another_s(tmp_path):
+    folder = build_tiny_model(tmp_path / "model", prompts={"query": "find all of the people: "}, include_prompt=False)
+    oracle = load_oracle(folder)
+    for prompt in ("", "find all of the people: ", "of "):
+        found = pipeline.encode(folder, TEXTS[:1], prompt=prompt)
+        assert np.abs(found - oracle.encode(TEXTS[:1], prompt=prompt)).max() <= 1e-5
 
 
 def test_a_prompt_stands_in_for_that_of_the_model(prompted):
@@ -154,6 +177,26 @@ def test_no_texts_have_no_vectors(tiny_model):
     assert pipeline.similarity(found, pipeline.encode(tiny_model, ["oil"])).shape == (0, 1)
 
 
+@pytest.mark.parametrize(
+    "given", [pa.array(TEXTS), pa.table({"text": TEXTS})["text"], pl.Series(TEXTS), pd.Series(TEXTS), np.array(TEXTS)],
+    ids=lambda given: type(given).__name__,
+)  # fmt: skip
+def test_texts_come_in_any_column(tiny_model, given):
+    assert np.array_equal(pipeline.encode(tiny_model, given), pipeline.encode(tiny_model, TEXTS))
+
+
+def test_what_is_no_text_no_prompt_and_no_spec_is_told(tiny_model):
+    with pytest.raises(InputError, match="prompt is 3; give a string"):
+        pipeline.encode(tiny_model, ["oil"], prompt=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="prompt_name is 3; give a string"):
+        pipeline.encode(tiny_model, ["oil"], prompt_name=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="texts is None; give a list of strings"):
+        pipeline.encode(tiny_model, None)  # type: ignore[arg-type]
+    for call in (pipeline.embed, pipeline.plan):
+        with pytest.raises(ConfigError, match="the spec is None; give a RunSpec, a mapping, or the path"):
+            call(None)
+
+
 def test_a_text_without_a_vector_is_told_by_its_number(tiny_model):
     with pytest.raises(InputError, match=r"texts\[1\] has no vector: the text is a int, not a string \(and 1 more"):
         pipeline.encode(tiny_model, ["oil", 7, None])  # type: ignore[list-item]
@@ -168,9 +211,128 @@ def test_a_query_finds_its_row_in_a_table_s_column(tiny_model, tmp_path):
     spec = spec_of(tmp_path / "docs.jsonl", tiny_model, tmp_path / "table")
     inline.embed(spec)
     rows = pipeline.read(tmp_path / "table").to_table()
-    found = pipeline.similarity(pipeline.encode(spec, ["the market of b"]), rows["embedding"], model=spec)
+    question = pipeline.encode(spec, ["the market of b"])
+    found = pipeline.similarity(question, pipeline.vectors(rows), model=spec)
     assert rows["id"][int(found.argmax())].as_py() == "b"
     assert found.max() == pytest.approx(1, abs=1e-6)
+    assert np.array_equal(pipeline.similarity(question, rows["embedding"]), found)
+
+
+DTYPES = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
+WORDS = [
+    "market",
+    "of",
+    "city",
+    "people",
+    "oil",
+    "water",
+    "price",
+    "world",
+    "small",
+    "company",
+    "day",
+    "report",
+    "news",
+]
+
+
+@pytest.fixture(scope="module")
+def tables(tiny_model, tmp_path_factory) -> dict[str, Path]:
+    """The same 500 rows in each dtype."""
+    folder = tmp_path_factory.mktemp("tables")
+    draw = np.random.default_rng(0)
+    rows = [{"id": f"d{n:03}", "text": " ".join(draw.choice(WORDS, 8)), "lang": "ab"[n % 2]} for n in range(500)]
+    (folder / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for dtype in DTYPES:
+        table = {"dtype": dtype, "partition_by": ["lang"]}
+        inline.embed(spec_of(folder / "docs.jsonl", tiny_model, folder / dtype, table=table))
+    return {dtype: folder / dtype for dtype in DTYPES}
+
+
+def overlap_at_10(found: np.ndarray, expected: np.ndarray) -> float:
+    tops = [np.argsort(-scores, axis=1, kind="stable")[:, :10].tolist() for scores in (found, expected)]
+    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*tops, strict=True)]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_query_finds_the_same_rows_whatever_the_dtype(tables, tiny_model, dtype):
+    question = pipeline.encode(
+        tiny_model, ["the market of oil", "people of a small city", "news", "water price report"]
+    )
+    exact = pipeline.read(tables["float32"]).to_table().sort_by("id")
+    rows = pipeline.read(tables[dtype]).to_table(columns=["id", "embedding"]).sort_by("id")
+    found = pipeline.vectors(rows)
+    assert (found.shape, found.dtype) == ((500, 32), np.float32)
+    expected = pipeline.similarity(question, pipeline.vectors(exact))
+    least = 0.9 if dtype not in ("binary", "ubinary") else 0.3
+    assert overlap_at_10(pipeline.similarity(question, found), expected) >= least
+    if dtype in ("binary", "ubinary"):
+        assert np.array_equal(found, np.where(vectors_of(exact) > 0, 1, -1))
+    else:
+        assert np.abs(found - vectors_of(exact)).max() <= 0.01
+    if not dtype.startswith("float"):
+        with pytest.raises(InputError, match=r"pipeline\.vectors\(rows\)"):
+            pipeline.similarity(question, rows["embedding"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrow_keeps_how_codes_are_read(tables, dtype):
+    dataset = pipeline.read(tables[dtype])
+    rows = dataset.to_table(columns=["id", "embedding"]).sort_by("id")
+    whole = pipeline.vectors(rows)
+    assert np.array_equal(pipeline.vectors(rows.slice(7, 5)), whole[7:12])
+    assert np.array_equal(pipeline.vectors(rows.filter(pc.field("id") == "d007")), whole[7:8])
+    assert np.array_equal(pipeline.vectors(rows.append_column("n", rows["id"])), whole)
+    assert np.array_equal(pipeline.vectors(rows, "embedding"), whole)
+    assert pipeline.vectors(rows.slice(0, 0)).shape == (0, 32)
+    assert np.array_equal(pipeline.vectors(pa.concat_tables([rows, rows])), np.vstack([whole, whole]))
+    batches = list(dataset.to_batches(columns=["embedding"]))
+    assert sum(len(pipeline.vectors(batch)) for batch in batches) == 500
+    parts = pq.read_table(tables[dtype] / "data").sort_by("id")
+    assert np.array_equal(pipeline.vectors(parts), whole)
+    file = pq.read_table(next((tables[dtype] / "data").rglob("*.parquet")), columns=["id", "embedding"])
+    assert np.array_equal(pipeline.vectors(file), whole[[int(name[1:]) for name in file["id"].to_pylist()]])
+
+
+def test_other_libraries_lose_how_codes_are_read_and_are_told(tables):
+    rows = pipeline.read(tables["int8"]).to_table()
+    for lost in (
+        duckdb.sql("select * from rows").to_arrow_table(),
+        pl.from_arrow(rows).to_arrow(),
+        rows.replace_schema_metadata(None),
+    ):
+        with pytest.raises(
+            InputError, match=r"'embedding' holds codes, and no metadata .* give rows of pipeline\.read"
+        ):
+            pipeline.vectors(lost, "embedding")
+    for other in (rows.to_pandas(), pl.from_arrow(rows), pipeline.read(tables["int8"]), None):
+        with pytest.raises(InputError, match=r"not an Arrow table: give rows of pipeline\.read"):
+            pipeline.vectors(other)
+
+
+def test_a_column_of_vectors_that_is_not_clear_is_told():
+    lists = pa.array([[1.0, 2.0]], pa.list_(pa.float64(), 2))
+    both = pa.table({"a": lists, "b": lists, "n": [1]})
+    with pytest.raises(InputError, match="rows has 2 columns of fixed-size lists: name that"):
+        pipeline.vectors(both)
+    assert pipeline.vectors(both, "b").tolist() == [[1, 2]]
+    assert pipeline.vectors(both, "b").dtype == np.float32
+    with pytest.raises(InputError, match="rows has no column 'c'; it has a, b, n"):
+        pipeline.vectors(both, "c")
+    with pytest.raises(InputError, match="column 'n' is int64; expected lists of numbers"):
+        pipeline.vectors(both, "n")
+
+
+def test_metadata_that_does_not_fit_is_told(tables):
+    rows = pipeline.read(tables["int8"]).to_table(columns=["embedding"])
+    told = json.loads(rows.schema.metadata[b"embedding"])
+    assert len(told["minimum"]) == 32
+    for change in ({"minimum": [0.0]}, {"dim": 33}, {"dtype": "int4"}, {"dtype": "uint8"}, {"maximum": "x"}):
+        damaged = rows.replace_schema_metadata({b"embedding": json.dumps(told | change).encode()})
+        with pytest.raises(InputError, match="metadata"):
+            pipeline.vectors(damaged)
+    with pytest.raises(InputError, match="metadata of rows doesn't say"):
+        pipeline.vectors(rows.replace_schema_metadata({b"embedding": b"no json"}))
 
 
 def test_three_sentences_have_three_times_three_similarities():

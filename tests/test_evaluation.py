@@ -13,7 +13,16 @@ from sklearn.metrics import ndcg_score
 
 from pipeline import evaluation
 from pipeline.errors import InputError
-from pipeline.evaluation import ndcg, read_pairs, read_retrieval, recall, score_pairs, score_retrieval, spearman
+from pipeline.evaluation import (
+    ndcg,
+    nearest,
+    read_pairs,
+    read_retrieval,
+    recall,
+    score_pairs,
+    score_retrieval,
+    spearman,
+)
 from tests.conftest import DATA
 
 VALUES = st.integers(-5, 5)  # few, so that many are equal
@@ -104,6 +113,39 @@ def test_more_queries_than_are_compared_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "_QUERIES_AT_A_TIME", 3)
     score = score_retrieval(judged, on_a_line, on_a_line, "euclidean")
     assert (score.ndcg_at_10, score.recall_at_100) == (1, 1)
+
+
+@settings(deadline=None)
+@given(
+    scores=st.lists(st.lists(st.integers(-3, 3), min_size=30, max_size=30), min_size=1, max_size=4),
+    count=st.integers(1, 40),
+    at_a_time=st.integers(1, 35),
+)
+def test_the_nearest_are_the_first_of_a_full_stable_sort(scores, count, at_a_time):
+    """A query i is the i-th unit vector, so that its similarities with the documents are the numbers drawn."""
+    documents = np.array(scores, np.float32).T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "_DOCUMENTS_AT_A_TIME", at_a_time)
+        found = nearest(np.eye(len(scores), dtype=np.float32), documents, "dot", count)
+    assert np.array_equal(found, np.argsort(-documents.T, axis=1, kind="stable")[:, :count])
+
+
+def test_nan_is_nearest_to_nothing():
+    documents = np.array([[np.nan], [1], [np.nan], [2]], np.float32)
+    for count in (1, 2, 3, 4):
+        assert nearest(np.ones((1, 1), np.float32), documents, "dot", count)[0].tolist() == [3, 1, 0, 2][:count]
+
+
+@pytest.mark.parametrize("name", ["qrels/test.tsv", "qrels/test.tsv.gz", "qrels-test.tsv"])
+def test_a_folder_as_beir_has_it_is_read(tmp_path, name):
+    folder = write_set(tmp_path / "set", [{"_id": "a", "text": "x"}], [{"_id": "q", "text": "x"}], [["q", "a", 1]])
+    expected = read_retrieval(folder)
+    (folder / "qrels-test.tsv.gz").unlink()
+    with pytest.raises(InputError, match=r"holds no qrels/test\.tsv and no qrels-test\.tsv, gzipped or not"):
+        read_retrieval(folder)
+    (folder / "qrels").mkdir()
+    write_tsv(folder / name, [["query-id", "corpus-id", "score"], ["q", "a", 1]])
+    assert read_retrieval(folder) == expected
 
 
 @pytest.mark.parametrize(

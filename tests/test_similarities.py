@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -93,12 +96,26 @@ def test_a_vector_is_most_like_itself(vectors):
         assert (np.abs(np.diag(found)) <= 1e-6 * (1 + lengths)).all()
 
 
-def test_many_vectors_are_compared_in_blocks(monkeypatch):
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_many_vectors_are_compared_in_blocks(function, monkeypatch):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(50, 7)).astype(np.float32), rng.normal(size=(40, 7)).astype(np.float32)
-    whole = similarities(a, b, "manhattan")
-    monkeypatch.setattr("pipeline.similarities._BLOCK_NUMBERS", 1000)
-    assert np.array_equal(similarities(a, b, "manhattan"), whole)
+    whole, pairs = similarities(a, b, function), pairwise_similarities(a[:40], b, function)
+    for numbers in (1, 50, 200):
+        monkeypatch.setattr("pipeline.similarities._BLOCK_NUMBERS", numbers)
+        np.testing.assert_allclose(similarities(a, b, function), whole, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(pairwise_similarities(a[:40], b, function), pairs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("shapes", [((2, 384), (60_000, 384)), ((60_000, 64), (3, 64))], ids=["few", "many"])
+def test_memory_beside_the_input_is_bounded(function, shapes):
+    a, b = (np.ones(shape, np.float64) for shape in shapes)
+    tracemalloc.start()
+    similarities(a, b, function)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 128 * 2**20
 
 
 VECTORS = np.array([[1, 2, 3], [0, 0, 0], [-4, 0.5, 2]], np.float32)
@@ -120,6 +137,13 @@ HALF = pa.FixedSizeListArray.from_arrays(pa.array(VECTORS.astype(np.float16).res
         pa.table({"embedding": FIXED})["embedding"],
         pa.array(VECTORS.tolist()),
         FIXED.to_numpy(zero_copy_only=False),
+        pa.table({"embedding": FIXED}),
+        pl.from_arrow(pa.table({"embedding": FIXED}))["embedding"],
+        pl.Series(VECTORS.tolist()),
+        pl.DataFrame({"embedding": VECTORS.tolist()}),
+        pl.DataFrame(VECTORS),
+        pd.Series(list(VECTORS)),
+        pd.DataFrame(VECTORS),
         torch.from_numpy(VECTORS),
         torch.from_numpy(VECTORS).to(torch.bfloat16).requires_grad_(),
         list(torch.from_numpy(VECTORS)),
@@ -140,11 +164,6 @@ def test_one_vector_is_one_row_and_none_are_no_rows():
     assert similarities(FIXED.slice(0, 0), VECTORS).shape == (0, 3)
 
 
-def test_codes_are_numbers_that_do_not_overflow():
-    codes = np.array([[127, 127], [-128, 100]], np.int8)
-    assert similarities(codes, codes, "dot").tolist() == [[32258, -3556], [-3556, 26384]]
-
-
 @pytest.mark.parametrize(
     ("a", "b", "function", "told"),
     [
@@ -155,6 +174,19 @@ def test_codes_are_numbers_that_do_not_overflow():
         (["a text"], VECTORS, "dot", "can't be compared"),
         ([], VECTORS, "dot", "vectors of 0 and of 3 numbers"),
         (pa.array([[1.0, 2.0, 3.0], None], pa.list_(pa.float32(), 3)), VECTORS, "dot", "1 of 2 vectors are null"),
+        (pl.Series([[1.0, 2.0, 3.0], None]), VECTORS, "dot", "1 of 2 vectors are null"),
+        (
+            pa.array([[1.0, None, 3.0]], pa.list_(pa.float32(), 3)),
+            VECTORS,
+            "dot",
+            "1 of 3 numbers in the vectors are null",
+        ),
+        (pa.array([[1.0, None, 3.0]]), VECTORS, "dot", "1 of 3 numbers in the vectors are null"),
+        (pl.Series([[1.0, None, 3.0]]), VECTORS, "dot", "1 of 3 numbers in the vectors are null"),
+        (pl.DataFrame({"a": [1.0], "b": [None]}), VECTORS, "dot", "1 of 1 numbers are null"),
+        (np.ones((2, 3), np.int8), VECTORS, "cosine", r"vectors of int8 .* numbers with pipeline\.vectors\(rows\)"),
+        (VECTORS, pa.array([[1, 2, 3]], pa.list_(pa.uint8(), 3)), "cosine", r"vectors of uint8 .* pipeline\.vectors"),
+        (VECTORS, [[1, 2, 3]], "cosine", "what are numbers already, give as floats"),
     ],
 )
 def test_what_can_not_be_compared_is_told(a, b, function, told):

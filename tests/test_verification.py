@@ -15,6 +15,7 @@ from pipeline.config import RunSpec
 from pipeline.embedder import embedder
 from pipeline.errors import InputError, StorageError
 from pipeline.published import Published, is_published, published
+from pipeline.quantize import PACKED, SCALAR
 from pipeline.table import part
 from pipeline.verification import TOLERANCES, sample, verify
 from tests import inline
@@ -200,13 +201,82 @@ def test_what_was_computed_in_less_precision_may_be_further_off(built, precision
     store(found, turned(exact, 1 - 0.9 * (1 - allowed)))
     assert verify(lower).passed
     assert not verify(found).passed
-    store(found, turned(exact, 1 - (1.1 if dtype == "float32" else 2000) * (1 - allowed)))
+    store(found, turned(exact, 1 - (1.1 if dtype == "float32" else 10) * (1 - allowed)))
     assert not verify(lower).passed
 
 
-def turned(vectors: np.ndarray, cosine: float) -> np.ndarray:
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_excuses_what_it_does_to_a_vector_and_no_more(built, precision, dtype):
+    found = built(table={"dtype": dtype})
+    lower = dataclasses.replace(found, encoder=dataclasses.replace(found.encoder, precision=precision))
+    allowed = 1 - TOLERANCES[precision].min_cosine
+    exact = embedder(found.encoder, "cpu").encode(pq.read_table(part_files(found)[0])["text"].to_pylist()).vectors
+    for seed in range(2):
+        for share in (0.3, 0.9):
+            store(found, turned(exact, 1 - share * allowed, seed))
+            result = verify(lower)
+            assert result.passed, str(result)
+        store(found, turned(exact, 0.98, seed))
+        result = verify(lower)
+        assert not result.passed
+        # 32 signs say little of a row; the sample as a whole has enough of them.
+        if dtype not in PACKED:
+            assert len(result.wrong) > 0.95 * COUNT
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_the_signs_of_a_row_of_many_dimensions_say_whether_it_is_right(precision):
+    vectors = np.random.default_rng(3).normal(size=(200, 384)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    likely = verification._likely_flips(vectors, cosine := TOLERANCES[precision].min_cosine)
+    # Where nothing has a direction of its own it is the angle's share of half a turn.
+    assert likely.mean() == pytest.approx(384 * np.arccos(cosine) / np.pi, rel=0.05)
+    for at, fine in ((1 - 0.9 * (1 - cosine), True), (0.98, False)):
+        flips = (np.sign(turned(vectors, at)) != np.sign(vectors)).sum(axis=1)
+        right = (flips <= verification._most_flips(likely)).mean()
+        assert right == 1 if fine else right < 0.05
+
+
+@pytest.mark.parametrize("dtype", SCALAR)
+def test_ranges_of_other_texts_are_a_fault_of_the_table(source, tiny_model, tmp_path, dtype):
+    """Built when the source had three rows, then grown: codes and ranges agree, and are worth little."""
+    rows = source.read_text().splitlines(keepends=True)
+    (tmp_path / "docs.jsonl").write_text("".join(rows[:3]))
+    spec = spec_of(tmp_path / "docs.jsonl", tiny_model, tmp_path / "table", table={"dtype": dtype})
+    inline.embed(spec)
+    assert verify(published(spec)).passed
+    (tmp_path / "docs.jsonl").write_text("".join(rows))
+    inline.embed(spec)
+    result = verify(published(spec))
+    assert (result.passed, result.wrong) == (False, ())
+    assert result.clipped > 0.1
+    assert f"FAILED: {result.clipped:.1%} of the numbers lie outside the table's ranges" in str(result)
+    assert json.loads(json.dumps(result.to_dict()))["faults"] == list(result.faults)
+    fresh = spec_of(source, tiny_model, tmp_path / "fresh", table={"dtype": dtype})
+    inline.embed(fresh)
+    assert verify(published(fresh)).clipped == 0
+
+
+@pytest.mark.parametrize("dtype", SCALAR)
+def test_a_mean_cosine_below_the_dtypes_is_a_fault_of_the_table(built, dtype):
+    found = built(table={"dtype": dtype})
+    assert verify(found).mean_cosine > 0.999
+    # So wide that a step is as long as a vector's number; the codes are made with them.
+    wide = dataclasses.replace(found.calibration, minimum=(-30.0,) * 32, maximum=(30.0,) * 32)
+    coarse = dataclasses.replace(found, calibration=wide)
+    exact = embedder(found.encoder, "cpu").encode(pq.read_table(part_files(found)[0])["text"].to_pylist()).vectors
+    store(coarse, exact)
+    result = verify(coarse)
+    assert (result.passed, result.wrong, result.clipped) == (False, (), 0)
+    assert result.faults == (f"the mean cosine is {result.mean_cosine:.4f}",)
+    assert result.mean_cosine < 0.99
+
+
+def turned(vectors: np.ndarray, cosine: float, seed: int = 0) -> np.ndarray:
     """Vectors of length 1 at this cosine with the given ones."""
-    away = np.random.default_rng(0).normal(size=vectors.shape)
+    away = np.random.default_rng(seed).normal(size=vectors.shape)
     away -= (away * vectors).sum(axis=1, keepdims=True) * vectors
     away /= np.linalg.norm(away, axis=1, keepdims=True)
     return (cosine * vectors + np.sqrt(1 - cosine**2) * away).astype(np.float32)
@@ -232,6 +302,7 @@ def ids_of(found: Published, num_rows: int, seed: int) -> list[str]:
 
 def test_a_sample_is_made_of_distinct_rows_by_the_seed_alone(built, monkeypatch):
     monkeypatch.setattr(part, "ROW_GROUP_BYTES", 4 * 32 * 7)  # seven rows to a row group
+    monkeypatch.setattr(verification, "_BATCH_ROWS", 3)
     found = built(table={"partition_by": ["topic"]})
     assert len(found.version.parts) == 3
     every = ids_of(found, 10_000, 0)
@@ -293,6 +364,11 @@ def test_a_table_without_texts_is_told(built):
 def test_a_sample_of_no_rows_is_told(built):
     with pytest.raises(InputError, match="number of rows is 0"):
         verify(built(), num_rows=0)
+
+
+def test_a_negative_seed_is_told(built):
+    with pytest.raises(InputError, match="the seed is -1"):
+        verify(built(), seed=-1)
 
 
 def test_a_table_of_no_rows_is_told(tiny_model, tmp_path):

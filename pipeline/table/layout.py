@@ -79,7 +79,7 @@ def staged_unit(path: str) -> str | None:
 
 
 def calibration(key: str) -> str:
-    """`key` is the digest of the vectors' spec without calibration: the same model and settings have the same one."""
+    """`key` says which configuration measured it before the table's first version, which names the file."""
     return f"meta/calibration/{key}/ranges.json"
 
 

@@ -29,6 +29,10 @@ class Effort:
     tokens_padded: int = 0
     """Tokens that the model computed for, padding included."""
     truncated: int = 0
+    coded: int = 0
+    """Numbers that became codes of a range: those of int8 and uint8 tables."""
+    clipped: int = 0
+    """Those of them that lie outside their range by more than a step."""
     read_s: float = 0.0
     tokenize_s: float = 0.0
     encode_s: float = 0.0

@@ -3,20 +3,29 @@
 import dataclasses
 import gzip
 import json
+import re
 from pathlib import Path
 
+import hypothesis
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from safetensors.torch import load_file, save_file
 
 from jobs import embed as job
 from jobs.command import main_of
+from pipeline import run, stages
 from pipeline.encoder import Encoder
 from pipeline.errors import GateFailed, RunError
+from pipeline.quantize import quantize
 from pipeline.storage import Folder
 from pipeline.table import layout, materialise, snapshot
-from tests.inline import embed, read_table, spec_of
+from tests.inline import embed, read_table, spec_of, vectors_of
+from tests.tiny import build_tiny_model
 
 
 @pytest.fixture
@@ -225,14 +234,70 @@ def test_a_table_path_that_cannot_be_written_ends_with_exit_2(corpus, tiny_model
         assert (code, str(table) in message) == (2, True), message
 
 
-def test_a_vector_that_overflows_float16_is_refused_at_the_gate(corpus, tiny_model, tmp_path, monkeypatch):
+CUT = {"max_tokens": 16, "overlap_tokens": 2, "border": "word"}
+
+
+@pytest.mark.parametrize("chunk", [None, {**CUT, "rows": "documents"}, {**CUT, "rows": "chunks"}])
+def test_a_row_that_overflows_float16_is_a_dead_letter_and_the_rest_is_published(tmp_path, chunk):
+    rows = [{"id": f"d{n}", "text": f"the market {n} " + "oil " * (n % 30)} for n in range(500)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = build_tiny_model(tmp_path / "model", normalize=False, dense=8, activation="Identity")
+    spec = spec_of(tmp_path / "a.jsonl", model, tmp_path / "float32", chunk=chunk)
+    embed(spec)
+    table = read_table(spec.table.path)
+    names = np.array(table["doc_id" if chunk and chunk["rows"] == "chunks" else "id"].to_pylist())
+    sizes = np.abs(vectors_of(table)).max(axis=1)
+    # Scale the vectors such that the largest number of all, and of no other document, is beyond the largest float16.
+    largest = names[sizes.argmax()]
+    others = sizes[names != largest].max()
+    assert sizes.max() > 1.001 * others
+    scale_dense(model, 65510 / np.sqrt(sizes.max() * others))
+    half = spec_of(tmp_path / "a.jsonl", model, tmp_path / "float16", chunk=chunk, table={"dtype": "float16"})
+    version = embed(half)
+    assert (version.counts.documents, version.counts.failed) == (499, 1)
+    found = read_table(half.table.path)
+    assert found.num_rows == (names != largest).sum()
+    assert np.isfinite(vectors_of(found)).all()
+    (letter,) = dead_letters_of(half)
+    assert (letter["id"], letter["stage"]) == (largest, "encode")
+    assert re.search(r"its vector does not fit into float16: a number of \d+\.?\d* is larger than 65504; set table.dtype "
+                     "to float32$", letter["error"])  # fmt: skip
+    assert run.prepare(half, writes=False).plan.changes_nothing
+
+
+def scale_dense(model: Path, factor: float) -> None:
+    path = model / "2_Dense" / "model.safetensors"
+    save_file({name: weight * float(factor) for name, weight in load_file(path).items()}, path)
+
+
+def dead_letters_of(spec) -> list[dict]:
+    found = [path for path in Path(spec.table.path).rglob("*.parquet") if "dead" in str(path)]
+    return [row for path in found for row in pq.read_table(path).to_pylist()]
+
+
+@hypothesis.given(
+    vectors=arrays(
+        np.float32, st.tuples(st.integers(0, 5), st.integers(1, 4)), elements=st.floats(width=32, allow_nan=True)
+    )
+)
+def test_what_float16_takes_passes_the_gate_and_the_rest_has_a_reason(vectors):
+    whole = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+    codes = quantize(vectors, "float16")
+    good = np.isfinite(codes).all(axis=1) & codes.any(axis=1)
+    reasons = stages._unfit(vectors, "float16")
+    assert sorted(reasons) == np.flatnonzero(whole & ~good).tolist()
+    assert all("does not fit into float16" in reason for reason in reasons.values())
+    assert stages._unfit(vectors, "float32") == {}
+
+
+def test_a_vector_that_is_not_finite_is_refused_at_the_gate(corpus, tiny_model, tmp_path, monkeypatch):
     encode = Encoder.encode
 
-    def huge(self, tokens, on_progress=None):
+    def infinite(self, tokens, on_progress=None):
         encoded = encode(self, tokens, on_progress)
-        return dataclasses.replace(encoded, vectors=encoded.vectors * 1e6)
+        return dataclasses.replace(encoded, vectors=encoded.vectors * np.float32(np.inf))
 
-    monkeypatch.setattr(Encoder, "encode", huge)
+    monkeypatch.setattr(Encoder, "encode", infinite)
     with pytest.raises(GateFailed, match="not finite"):
         embed(spec_of(corpus, tiny_model, tmp_path / "table", table={"dtype": "float16"}))
 

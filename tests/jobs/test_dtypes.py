@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,12 +16,13 @@ import pytest
 import pipeline
 from jobs import embed as job
 from jobs import search
-from pipeline import probes, run, stages
+from pipeline import run, stages
+from pipeline.config import RunSpec
 from pipeline.errors import GateFailed, InputError, RunError, SourceChanged
-from pipeline.quantize import PACKED, SCALAR
-from pipeline.storage import Folder
-from pipeline.table import calibration, layout, snapshot
+from pipeline.quantize import PACKED, SCALAR, outside
+from pipeline.table import calibration, snapshot
 from pipeline.table.part import QUANTISED
+from pipeline.table.record import Effort
 from tests import inline
 from tests.inline import read_table, spec_of, vectors_of
 from tests.tiny import build_tiny_model, load_oracle
@@ -206,7 +208,8 @@ def test_of_two_first_runs_the_faster_one_decides_for_both(corpus, tiny_model, t
     spec = table_spec(corpus, tiny_model, tmp_path / "table", "int8")
     slower = run.prepare(spec, writes=True)
     version = inline.embed(spec)
-    measured = calibration.Calibration(rows=7, minimum=(-1.0,) * 32, maximum=(1.0,) * 32)
+    texts = frozenset([b"a", b"b"])
+    measured = calibration.Measurement(texts=texts, units=frozenset(), minimum=(-1.0,) * 32, maximum=(1.0,) * 32)
     slower = run.calibrate_with(slower, inline.POOLS, lambda tasks, settings: measured)
     assert slower.vectors.fingerprint == version.fingerprint
     assert np.array_equal(slower.vectors.calibration.ranges, ranges_of(tmp_path / "table"))
@@ -273,12 +276,12 @@ def test_vectors_of_another_dtype_model_or_ranges_are_refused(corpus, tiny_model
     path = ranges_file(tmp_path / "table")
     content = path.read_text()
     path.unlink()
-    with pytest.raises(InputError, match=r"built with the value ranges in meta/calibration/.*gone: put it back"):
+    with pytest.raises(InputError, match=r"built with stand in .*/meta/calibration/.*gone: put it back"):
         run.prepare(spec, writes=True)
-    with pytest.raises(InputError, match="is gone"):
+    with pytest.raises(InputError, match="which is gone"):
         search.search(spec, "x", 1)
     path.write_text(content.replace('"rows": 120', '"rows": 121'))
-    with pytest.raises(InputError, match="calibration was"):
+    with pytest.raises(InputError, match=r"ranges\.json, which is another file now: put it back"):
         run.prepare(spec, writes=True)
     path.write_text(content)
     assert run.prepare(spec, writes=True).plan.changes_nothing
@@ -345,7 +348,7 @@ def test_rows_that_fail_and_rows_that_where_leaves_out_are_not_measured(tiny_mod
 
 
 def test_where_few_rows_pass_the_sample_goes_on(tiny_model, tmp_path):
-    """Of 200 files the first round takes 64; only the last one has rows that pass."""
+    """The first round takes few texts of each of 200 files; only the last one has rows that pass."""
     (tmp_path / "in").mkdir()
     for number in range(200):
         rows = [{"id": f"{number}-{n}", "text": f"the city {n}", "n": number} for n in range(20)]
@@ -354,15 +357,141 @@ def test_where_few_rows_pass_the_sample_goes_on(tiny_model, tmp_path):
         tmp_path / "in", tiny_model, tmp_path / "table", table={"dtype": "int8"}, source={"where": "n == 199"}
     )
     assert inline.embed(spec).counts.rows == 20
-    assert json.loads(ranges_file(tmp_path / "table").read_text())["rows"] == 16
+    assert json.loads(ranges_file(tmp_path / "table").read_text())["rows"] == 20
 
 
-@pytest.mark.parametrize("texts", [[], ["alone"]])
+def write_texts(path: Path, texts: list[str]) -> Path:
+    rows = [{"id": f"{n:05}", "text": text, "lang": "en"} for n, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def clipped_share(tiny_model: Path, source: Path, folder: Path, ranges: np.ndarray) -> float:
+    inline.embed(spec_of(source, tiny_model, folder / "float"))
+    return float(outside(vectors_of(read_table(folder / "float")), ranges).mean())
+
+
+def various(count: int) -> list[str]:
+    draw = np.random.default_rng(0)
+    words = " ".join(TOPICS).split()
+    return [f"{' '.join(draw.choice(words, draw.integers(3, 9)))} {n}" for n in range(count)]
+
+
+@pytest.mark.parametrize("same", [1100, 2900])
+def test_equal_texts_at_the_head_of_a_file_leave_the_ranges_of_the_others(tiny_model, tmp_path, same):
+    source = write_texts(tmp_path / "a.jsonl", ["n/a"] * same + various(3000 - same))
+    inline.embed(spec_of(source, tiny_model, tmp_path / "table", table={"dtype": "int8"}))
+    codes = vectors_of(read_table(tmp_path / "table"))
+    assert len(np.unique(codes, axis=0)) > 0.9 * (3000 - same)
+    assert clipped_share(tiny_model, source, tmp_path, ranges_of(tmp_path / "table")) < 0.002
+
+
+def test_a_sorted_file_is_measured_to_its_end(tiny_model, tmp_path):
+    korean = [" ".join(np.random.default_rng(n).choice(list("서울날씨가한국어중문"), 8)) for n in range(1400)]
+    source = write_texts(tmp_path / "a.jsonl", [*various(1100), *korean])
+    inline.embed(spec_of(source, tiny_model, tmp_path / "table", table={"dtype": "int8"}))
+    assert clipped_share(tiny_model, source, tmp_path, ranges_of(tmp_path / "table")) < 0.005
+
+
+@pytest.mark.parametrize("change", [{"text": "lang"}, {"limit": 2}, {"where": "id < '00003'"}])
+def test_ranges_of_an_attempt_with_another_source_are_not_taken(tiny_model, tmp_path, change):
+    source = write_texts(tmp_path / "a.jsonl", various(300))
+    if "text" in change:
+        rows = [{"id": f"{n}", "text": text, "lang": f"e{n % 3}"} for n, text in enumerate(various(300))]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(inline.Died):
+        inline.embed(
+            spec_of(source, tiny_model, tmp_path / "table", table={"dtype": "int8"}, source=change), stop_after=0
+        )
+    first = ranges_file(tmp_path / "table")
+    spec = spec_of(source, tiny_model, tmp_path / "table", table={"dtype": "int8"})
+    version = inline.embed(spec)
+    path = tmp_path / "table" / version.embeddings[0]["calibration"]["path"]
+    assert path != first
+    assert json.loads(path.read_text())["rows"] == 300
+    # From now on the version's own ranges count, whatever the source looks like and whatever else stands there.
+    narrowed = run.prepare(replace(spec, source=replace(spec.source, limit=100)), writes=True)
+    assert narrowed.vectors.fingerprint == version.fingerprint
+
+
+def test_a_file_that_arrives_after_a_crash_costs_nothing_that_was_done(corpus, tiny_model, tmp_path):
+    spec = table_spec(corpus, tiny_model, tmp_path / "table", "int8", limits={"unit_rows": 40})
+    with pytest.raises(inline.Died):
+        inline.embed(spec, stop_after=1)
+    before = ranges_file(tmp_path / "table").read_bytes()
+    write_rows(corpus / "z.jsonl.gz", [f"z{n}" for n in range(30)])
+    assert run.prepare(spec, writes=False).vectors.fingerprint is not None
+    version = inline.embed(spec)
+    assert ranges_file(tmp_path / "table").read_bytes() == before
+    assert (version.counts.rows, version.counts.encoded) == (150, 150)
+
+
+def damaged(source: Path, tiny_model: Path, table: Path) -> RunSpec:
+    """An attempt died and left ranges of two texts, for a source that has 400 now."""
+    spec = spec_of(source, tiny_model, table, table={"dtype": "int8"})
+    lines = source.read_text()
+    source.write_text("".join(lines.splitlines(keepends=True)[:2]))
+    with pytest.raises(inline.Died):
+        inline.embed(spec, stop_after=0)
+    source.write_text(lines)
+    return spec
+
+
+def test_a_first_version_with_many_clipped_numbers_is_not_published(tiny_model, tmp_path):
+    spec = damaged(write_texts(tmp_path / "a.jsonl", various(400)), tiny_model, tmp_path / "table")
+    with pytest.raises(
+        RunError, match=r"% of 12,800 numbers lie outside .*ranges\.json .*delete that file and run again"
+    ):
+        inline.embed(spec)
+    assert not snapshot.versions(run.prepare(spec, writes=False).table)
+    ranges_file(tmp_path / "table").unlink()
+    assert inline.embed(spec).counts.rows == 400
+
+
+def test_it_ends_as_soon_as_that_is_sure(tiny_model, tmp_path):
+    prepared = run.prepare(
+        spec_of(write_texts(tmp_path / "a.jsonl", various(9)), tiny_model, tmp_path / "t"), writes=False
+    )
+    half = Effort(coded=50_000, clipped=1_999)
+    run._check_clipped(prepared, half, done=0.5)
+    run._check_clipped(prepared, Effort(coded=9_999, clipped=9_999), done=1.0)
+    with pytest.raises(RunError, match=r"4\.0% of 50,000"):
+        run._check_clipped(prepared, half + Effort(clipped=2), done=0.5)
+    with pytest.raises(RunError, match=r"4\.0% of 50,000"):
+        run._check_clipped(prepared, half)
+    run._check_clipped(replace(prepared, parent=replace(prepared.parent, version=1)), half)
+
+
+def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp_path):
+    source = write_texts(tmp_path / "a.jsonl", TOPICS[:3])
+    spec = spec_of(source, tiny_model, tmp_path / "table", table={"dtype": "uint8"})
+    first = inline.embed(spec)
+    write_texts(source, [*TOPICS[:3], *various(400)])
+    prepared = run.prepare(spec, writes=True)
+    units, written = {unit.unit_id for unit in prepared.plan.added}, []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run.commit, "publish", lambda table, parent, work, *_: written.extend(work.done) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            inline.embed(spec)
+    assert {unit.unit_id for unit, _ in written} == units
+    effort = sum((item.effort for _, items in written for item in items), Effort())
+    second = inline.embed(spec)
+    assert second.fingerprint == first.fingerprint
+    share = clipped_share(tiny_model, source, tmp_path, ranges_of(tmp_path / "table"))
+    assert effort.clipped / effort.coded == pytest.approx(share, abs=1e-3)
+    encoded = replace(run.NOTHING_ENCODED, effort=effort)
+    (note,) = [line for line in run.summarise(prepared, second, encoded, {}).notes if "lie outside" in line]
+    assert note.startswith(f"{share:.1%} of the uint8 numbers of this run lie outside")
+    quiet = replace(encoded, effort=replace(effort, clipped=effort.coded // 1000))
+    assert "lie outside" not in str(run.summarise(prepared, second, quiet, {}))
+
+
+@pytest.mark.parametrize("texts", [[], ["alone"], ["alone"] * 50])
 def test_too_few_rows_end_the_run_with_what_to_do(tiny_model, tmp_path, texts):
     rows = [{"id": "bad", "text": None}, *({"id": text, "text": text} for text in texts)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", table={"dtype": "int8"})
-    with pytest.raises(RunError, match=f"{len(texts)} of the source's rows gave a vector.*set table.dtype to float32"):
+    with pytest.raises(RunError, match=f"{len(set(texts))} of the source's rows gave a vector.*table.dtype to float32"):
         inline.embed(spec)
     assert not (tmp_path / "table" / "meta" / "calibration").exists()
 
@@ -388,6 +517,9 @@ def test_ray_measures_the_same_ranges_and_gives_the_same_table(corpus, tiny_mode
     summary = job.embed(spec)
     assert (summary.counts.rows, summary.counts.failed) == (120, 0)
     assert summary.seconds["calibrate"] > 0
+    # The vectors that were measured left no probes of their own.
+    (probed,) = (there / "staging" / "probes").iterdir()
+    assert probed.stem == run.prepare(spec, writes=False).vectors.fingerprint
     assert np.allclose(ranges_of(there), ranges_of(here), atol=1e-6)
     apart = np.abs(vectors_of(read_table(there)).astype(int) - vectors_of(read_table(here)))
     assert apart.max() <= 1
@@ -399,12 +531,11 @@ def test_ray_measures_the_same_ranges_and_gives_the_same_table(corpus, tiny_mode
 
 @pytest.mark.slow
 def test_a_refusing_encoder_ends_the_calibration_on_ray(corpus, tiny_model, ray_address, tmp_path):
-    """The probes of an encoder of this model stand there, and they are others."""
-    spec = table_spec(corpus, tiny_model, tmp_path / "table", "int8", resources={"ray_address": ray_address})
-    key = run.prepare(spec, writes=False).vectors.key
-    strange = np.eye(len(probes.TEXTS), 32, dtype=np.float32)
-    Folder(spec.table.path).write(layout.probe_vectors(key), probes.to_json(strange))
-    with pytest.raises(RunError, match="no longer gives the vectors"):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    spec = table_spec(corpus, model, tmp_path / "table", "int8", resources={"ray_address": ray_address})
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(RunError, match="encoder: "):
         job.embed(spec)
     assert not (tmp_path / "table" / "meta").exists()
 

@@ -40,6 +40,13 @@ def test_a_query_finds_the_document_with_its_own_text(spec):
     assert (found[0]["id"], round(found[0]["score"], 4)) == ("d13", 1.0)
 
 
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_rows_can_not_be_asked_for(spec, top):
+    embed(spec)
+    with pytest.raises(InputError, match=f"--top is {top}; give how many rows to show, 1 or more"):
+        search.search(spec, "x", top)
+
+
 def test_a_table_without_a_version_is_an_error(spec):
     with pytest.raises(InputError, match="no published version"):
         search.search(spec, "x", 3)

@@ -110,6 +110,8 @@ def test_the_command_ends_with_2_for_what_it_can_not_do(published, tmp_path):
     assert "built with another model" in told
     code, told = run("--set", f"table.path={tmp_path / 'other'}")
     assert (code, "no published version" in told) == (2, True)
+    code, told = run("--seed", "-1")
+    assert (code, told.startswith("error: the seed is -1")) == (2, True)
     code, told = run("--sts", str(tmp_path / "nothing.tsv"))
     assert (code, "can't be read" in told) == (2, True)
 
@@ -128,6 +130,14 @@ def test_a_model_is_evaluated_without_a_table(config, prompted, tmp_path, capsys
     for mine, theirs in zip(found["scores"], expected, strict=True):
         for name, value in theirs.items():
             assert mine[name] == (pytest.approx(value, abs=1e-3) if isinstance(value, float) else value)
+    unreachable = [
+        "--set",
+        "table.path=s3://table",
+        "--set",
+        "table.storage_options={endpoint_url: 'http://127.0.0.1:9'}",
+    ]
+    code, found = answer(capsys, config, "--sts", pairs, *unreachable)
+    assert (code, found["table"], len(found["scores"])) == (0, None, 1)
     verify.main([str(config), "--sts", str(pairs)])
     assert "has no published version yet: only the model was evaluated" in capsys.readouterr().out
 

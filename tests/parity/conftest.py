@@ -1,5 +1,6 @@
 """Says at the end of a run how much was compared, and how far the vectors were apart at most."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ def one_thread() -> Iterator[None]:
     """Small models are slower on more, and the oracle would take all there are."""
     import torch
 
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -24,6 +24,7 @@ from tests.parity.comparison import (
     difference,
     largest_difference,
     oracle_vectors,
+    rows_of_prompt_only,
 )
 from tests.parity.figures import record
 from tests.parity.kept import kept_transformers
@@ -60,7 +61,8 @@ def prove_kept(shared: SharedTransformer, model_type: str, combinations: Sequenc
             tokens, prompt_length, types = tokenized[key]
             engine = TorchEngine(spec, "cpu", 1, 0 if spec.include_prompt else prompt_length, token_types=types)
             compose = COMPOSITIONS[number % len(COMPOSITIONS)]
-            expected = oracle_vectors(oracle, TEXTS, spec, combination.overrides)
+            alone = rows_of_prompt_only(tokens, prompt_length, spec)
+            expected = oracle_vectors(oracle, TEXTS, spec, combination.overrides, alone)
             worst = difference(compose(Encoder(engine, BUDGET_TOKENS["cpu"]), tokens), tokens, expected)
             record(worst, ("architecture", model_type), *combination.rows)
 
