@@ -13,6 +13,7 @@ import pytest
 from pipeline import config, identity, planning
 from pipeline.model.digest import folder_digest
 from pipeline.model.folder import encoder_spec
+from pipeline.run import _calibration_key
 from pipeline.unit import SourceFile, Span
 
 FILES = {
@@ -97,6 +98,12 @@ def test_the_output_of_a_run_and_its_units(folder):
     file = SourceFile(path="x/a.jsonl", size=100, version="100-1", format="jsonl")
     span = Span(file=file, kind="bytes", start=0, stop=100, rows=None)
     assert identity.unit_id([span], output, "f" * 32) == "a2afce1e507fc1a1e07dd7b00c07be9a"
+
+
+def test_the_place_of_the_ranges_of_a_table_without_a_version(folder):
+    spec = run_of(folder)
+    words = identity.vectors_spec(encoder_spec(spec.model).identity(), "int8", spec.chunk_identity)
+    assert _calibration_key(spec, words, "f" * 32) == "8dae4c5d10ae3a17f6d15d4611a5da2e"
 
 
 def test_the_identity_of_ids():
