@@ -55,6 +55,12 @@ def write_arrow(rows: pa.Table, path: Path) -> Path:
     return path.with_suffix(".arrow")
 
 
+def read_by_row_group(path: Path) -> pa.Table:
+    """pyarrow 26 can't read some nested dictionaries over several row groups at once."""
+    file = pq.ParquetFile(path)
+    return pa.concat_tables([file.read_row_group(number) for number in range(file.num_row_groups)])
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data(), rows=corpora(), unit_rows=st.integers(1, 30))
 def test_rows_in_are_rows_out_and_dead_letters(tiny_model, data, rows, unit_rows):
@@ -72,7 +78,7 @@ def test_rows_in_are_rows_out_and_dead_letters(tiny_model, data, rows, unit_rows
     try:
         path = write(rows, folder / "corpus")
         # What the file itself says: Parquet has no dictionaries of durations, nor of times with zones.
-        rows = pq.ParquetFile(path).read() if write is write_parquet else rows
+        rows = read_by_row_group(path) if write is write_parquet else rows
         spec = spec_of(
             path, tiny_model, folder / "table",
             source={"keep": keep, "on_null": on_null, "where": where},
