@@ -5,6 +5,10 @@ import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs" / "model-format.md"
+UPDATES = bool(os.environ.get("UPDATE_DOCS"))
+MARGIN = 2 if UPDATES else 1
+"""On what was measured, for a bound that is written: another machine rounds otherwise."""
+
 _BOUND = re.compile(r"(<=|>=) ([0-9.e-]+)")
 
 
@@ -20,7 +24,7 @@ class Block:
         written, closed, tail = rest.partition(self._end)
         assert found, f"{DOCS} has no line {self._begin!r}"
         assert closed, f"{DOCS} has no line {self._end!r}"
-        if os.environ.get("UPDATE_DOCS"):
+        if UPDATES:
             DOCS.write_text(head + self._begin + content + self._end + tail, encoding="utf-8")
             return
         assert _BOUND.sub(r"\1", written) == _BOUND.sub(r"\1", content)
