@@ -42,9 +42,12 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import probes, stages
+from pipeline.attempts import Attempts, Work, Worker
 from pipeline.config import ResourceSpec
+from pipeline.deadline import Deadline
 from pipeline.encoder import Encoder, build_encoder
 from pipeline.errors import ConfigError, InputError, PipelineError, RunError
+from pipeline.isolated import IsolatedEngine
 from pipeline.planning import Task
 from pipeline.stages import Settings
 from pipeline.storage import Folder
@@ -69,6 +72,11 @@ REWRITE_HERE_BYTES = 16 * 2**20
 POLL_S = 0.5
 CONNECT_S = 5.0
 CLAIM_EVERY_S = 0.02
+
+MOST_STRIKES = 5
+"""Workers that one piece of work may end before the run ends instead. Ray would start new ones for ever."""
+STALLED_TIMEOUTS = 8
+"""Nothing moves for so many unit_timeout_s: three rows of a slice that hang, one after the other, take seven."""
 
 CALIBRATION_ENCODERS = 4
 """For a thousand texts: more would take longer to start than they save."""
@@ -300,7 +308,8 @@ def run_units(
     fails. Closing the iterator ends the flow.
     """
     run = f"embedding-run-{uuid.uuid4().hex[:12]}"
-    monitor = _start_monitor(run, settings, unrecorded=pools.encoders * TASKS_PER_ENCODER + pools.writers)
+    unrecorded = pools.encoders * TASKS_PER_ENCODER + pools.writers
+    monitor = _start_monitor(run, settings, unrecorded, pools.encoders)
     try:
         with _polled(monitor, on_encoded):
             yield from _reports(_build_flow(tasks, run, pools, settings.limits.unit_timeout_s))
@@ -319,7 +328,7 @@ def measure(tasks: Sequence[Task], settings: Settings, pools: Pools) -> Measurem
     """
     run = f"embedding-calibration-{uuid.uuid4().hex[:12]}"
     pools = replace(pools, encoders=min(pools.encoders, CALIBRATION_ENCODERS, len(tasks)))
-    monitor = _start_monitor(run, settings)
+    monitor = _start_monitor(run, settings, unrecorded=sys.maxsize, encoders=pools.encoders)
     try:
         flow = _build_encoding(tasks, run, pools, settings.limits.unit_timeout_s, _read_sample, MeasureStage)
         return stages.measurement_of(flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
@@ -375,7 +384,7 @@ def _build_encoding(
     units = ray.data.from_items(items, override_num_blocks=len(items))
     # A block is what Ray hands from stage to stage: at this size every slice is one of its own.
     units.context.target_max_block_size = units.context.target_min_block_size = 1
-    units.context.execution_no_progress_timeout_s = timeout_s
+    units.context.execution_no_progress_timeout_s = STALLED_TIMEOUTS * timeout_s
     # Ray would read every worker's memory map once a second, and stop its page faults meanwhile.
     units.context.memory_usage_poll_interval_s = None
     return units.map_batches(
@@ -414,13 +423,16 @@ def _reports(flow: "ray.data.Dataset") -> Iterator[Report]:
 
 class Monitor:
     """The run's memory in the cluster: hands out the settings, gathers progress, keeps encoders from running ahead of
-    writers. Lives on the driver's node, uses no CPU."""
+    writers and counts what workers die of. Lives on the driver's node, uses no CPU."""
 
-    def __init__(self, unrecorded: int) -> None:
-        """`unrecorded`: slices that may be encoded, or be in work, without being recorded: what a crash can cost."""
+    def __init__(self, unrecorded: int, encoders: int) -> None:
+        """`unrecorded`: slices that may be encoded, or be in work, without being recorded: what a crash can cost;
+        `encoders`: how many start at a time."""
         self._settings: Settings | None = None
-        self._unrecorded = unrecorded
+        self._unrecorded, self._encoders = unrecorded, encoders
         self._claimed: set[SliceKey] = set()
+        self._attempts = Attempts()
+        self._starting: dict[str, str] = {}
         self._rows = self._tokens = 0
 
     def put_settings(self, settings: Settings) -> None:
@@ -429,16 +441,35 @@ class Monitor:
     def get_settings(self) -> Settings | None:
         return self._settings
 
-    def claim(self, key: SliceKey) -> bool:
-        """Whether an encoder may start the slice now. One that was claimed before, by an encoder that died, may."""
+    def starting(self, worker: Worker) -> int:
+        """An encoder begins to load its model; returns how many died before they were ready, as far as that is sure."""
+        self._starting[worker.name] = worker.node
+        alive = _alive_nodes()
+        return max(0, sum(node in alive for node in self._starting.values()) - self._encoders)
+
+    def ready(self, worker: Worker) -> None:
+        self._starting.pop(worker.name, None)
+
+    def claim(self, key: SliceKey, worker: Worker) -> int | None:
+        """The strikes against the slice, if an encoder may start it now; one that was claimed before, by an encoder that
+        died, may. None while too many slices are encoded and not recorded."""
         if key not in self._claimed and len(self._claimed) >= self._unrecorded:
-            return False
+            return None
         self._claimed.add(key)
-        return True
+        return self.begin(("encode", key), worker)
+
+    def begin(self, work: Work, worker: Worker) -> int:
+        """The strikes against the work."""
+        alive = _alive_nodes() if self._attempts.standing(work) else ()
+        return self._attempts.begin(work, worker, alive)
+
+    def end(self, work: Work) -> None:
+        self._attempts.end(work)
 
     def release(self, key: SliceKey) -> None:
         """The slice is recorded, or will never be."""
         self._claimed.discard(key)
+        self._attempts.end(("write", key))
 
     def add_progress(self, rows: int, tokens: int) -> None:
         self._rows += rows
@@ -451,71 +482,145 @@ class Monitor:
         return taken
 
 
-def _start_monitor(run: str, settings: Settings, unrecorded: int = 0) -> Any:
+def _alive_nodes() -> frozenset[str]:
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+def _start_monitor(run: str, settings: Settings, unrecorded: int = 0, encoders: int = 0) -> Any:
     here = _on_node(ray.get_runtime_context().get_node_id())
-    monitor = ray.remote(Monitor).options(name=run, num_cpus=0, scheduling_strategy=here).remote(unrecorded)
+    monitor = ray.remote(Monitor).options(name=run, num_cpus=0, scheduling_strategy=here).remote(unrecorded, encoders)
     # By a method, not the constructor: Ray keeps and shows what actors are made with.
     ray.get(monitor.put_settings.remote(settings))
     return monitor
 
 
+@functools.cache
+def _worker() -> Worker:
+    """This process."""
+    return Worker(uuid.uuid4().hex, ray.get_runtime_context().get_node_id())
+
+
 def _read_and_tokenize(batch: pa.Table, run: str) -> Iterator[pa.Table]:
-    for task in batch.column("task").to_pylist():
-        yield from stages.read_and_tokenize(pickle.loads(task), _settings(run), _tokenizer(run))
+    yield from _read(batch, run, stages.read_and_tokenize)
 
 
 def _read_sample(batch: pa.Table, run: str) -> Iterator[pa.Table]:
-    for task in batch.column("task").to_pylist():
-        yield from stages.read_sample(pickle.loads(task), _settings(run), _tokenizer(run))
+    yield from _read(batch, run, stages.read_sample)
+
+
+def _read(
+    batch: pa.Table, run: str, read: Callable[[Task, Settings, Tokenizer], Iterator[pa.Table]]
+) -> Iterator[pa.Table]:
+    monitor, settings = ray.get_actor(run), _settings(run)
+    for item in batch.column("task").to_pylist():
+        task: Task = pickle.loads(item)
+        work = ("read", task.unit.unit_id)
+        strikes = ray.get(monitor.begin.remote(work, _worker()))
+        if strikes >= MOST_STRIKES:
+            yield stages.refuse(
+                task.unit.unit_id, _fatal("read", strikes, [span.file.path for span in task.unit.spans])
+            )
+            continue
+        slices = read(task, settings, _tokenizer(run))
+        while True:
+            with Deadline(settings.limits.unit_timeout_s):  # not while the next stage takes its time
+                piece = next(slices, None)
+            if piece is None:
+                break
+            yield piece
+        monitor.end.remote(work)
 
 
 class EncodeStage:
     """An encoder actor: loads the model once, proves it on the probe texts, then encodes slices.
 
     What goes wrong while it starts is kept and given as the answer to every slice: an actor that raises here would be
-    started again for ever.
+    started again for ever. A slice that an actor died of is encoded in a process of its own.
     """
 
     def __init__(self, run: str) -> None:
         self._run, self._monitor = run, ray.get_actor(run)
-        self._name = uuid.uuid4().hex
         self._encoder: Encoder | None = None
         self._refused = ""
         try:
             self._settings = settings = _settings(run)
-            encoder = build_encoder(settings.encoder, settings.device, settings.encoder_threads)
-            self._prove(encoder)
+            died = ray.get(self._monitor.starting.remote(_worker()))
+            if died >= MOST_STRIKES:
+                raise RunError(
+                    f"{died} encoders died while they loaded the model: is there memory for it on every node?"
+                )
+            with Deadline(settings.limits.unit_timeout_s):
+                encoder = build_encoder(settings.encoder, settings.device, settings.encoder_threads)
+                self._prove(encoder)
             self._encoder = encoder
         except PipelineError as error:
             self._refused = str(error)
         except Exception as error:
             self._refused = f"{type(error).__name__}: {_first_line(error)}"
+        self._monitor.ready.remote(_worker())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self._encoder is None:
-            return stages.refuse(batch, self._refused)
+            return self._refuse(batch, f"encoder: {self._refused}")
+        key = _key(batch)
         # Ray holds encoders back by bytes in its object store, which are far from what is dear here: encoded rows.
-        while not ray.get(self._monitor.claim.remote(_key(batch))):
+        while (strikes := ray.get(self._monitor.claim.remote(key, _worker()))) is None:
             time.sleep(CLAIM_EVERY_S)
-        return stages.encode(batch, self._encoder, self._settings, self._name, self._on_progress)
+        if strikes >= MOST_STRIKES:
+            return self._refuse(batch, _fatal("encode", strikes, batch.column("paths")[0].as_py() or []))
+        timeout_s = self._settings.limits.unit_timeout_s
+        if strikes:
+            encoded = self._encode_apart(batch, self._encoder, timeout_s)
+        else:
+            with Deadline(timeout_s) as deadline:
+                encoded = self._encode(batch, self._encoder, deadline.renew)
+        self._monitor.end.remote(("encode", key))
+        return encoded
+
+    def _encode_apart(self, batch: pa.Table, encoder: Encoder, timeout_s: float) -> pa.Table:
+        """A suspect ends a child of this process, not this process, and of its rows only those that do so fail."""
+        settings = self._settings
+        with IsolatedEngine(settings.encoder, settings.device, settings.encoder_threads, timeout_s) as engine:
+            apart = Encoder(engine, encoder.budget_tokens, encoder.overhead_tokens)
+            return self._encode(batch, apart, lambda: None)
+
+    def _encode(self, batch: pa.Table, encoder: Encoder, on_batch: Callable[[], None]) -> pa.Table:
+        def on_progress(rows: int, tokens: int) -> None:
+            on_batch()
+            self._monitor.add_progress.remote(rows, tokens)
+
+        try:
+            return stages.encode(batch, encoder, self._settings, _worker().name, on_progress)
+        except RunError as error:
+            return self._refuse(batch, f"encoder: {error}")
+
+    def _refuse(self, batch: pa.Table, reason: str) -> pa.Table:
+        return stages.refuse(batch.column("unit_id")[0].as_py(), reason)
 
     def _prove(self, encoder: Encoder) -> None:
         prove(encoder, self._settings, _tokenizer(self._run))
-
-    def _on_progress(self, rows: int, tokens: int) -> None:
-        self._monitor.add_progress.remote(rows, tokens)
 
 
 class MeasureStage(EncodeStage):
     """The same actor where only the ranges of the vectors are wanted."""
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        if self._encoder is None:
-            return stages.measured(None, f"encoder: {self._refused}")
-        return stages.measure(batch, self._encoder, self._settings)
+    def _encode(self, batch: pa.Table, encoder: Encoder, on_batch: Callable[[], None]) -> pa.Table:
+        return stages.measure(batch, encoder, self._settings, on_batch)
+
+    def _refuse(self, batch: pa.Table, reason: str) -> pa.Table:
+        return stages.measured(None, reason)
 
     def _prove(self, encoder: Encoder) -> None:
         """Nothing to compare with: the fingerprint of the vectors is known only when their ranges are."""
+
+
+def _fatal(stage: str, strikes: int, paths: Sequence[str]) -> str:
+    """Why a run ends over a unit or slice that workers die of; a strike more isn't worth its time."""
+    files = ", ".join(repr(path) for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    return (
+        f"{strikes} workers died, or hung for limits.unit_timeout_s, as they were to {stage} rows of {files}: is there memory "
+        "for it? Ray's logs say more; nothing was published, finished work is kept"
+    )
 
 
 def prove(encoder: Encoder, settings: Settings, tokenizer: Tokenizer) -> None:
@@ -535,8 +640,13 @@ def prove(encoder: Encoder, settings: Settings, tokenizer: Tokenizer) -> None:
 
 
 def _write(batch: pa.Table, run: str) -> pa.Table:
-    report = stages.write(batch, _settings(run))
-    ray.get_actor(run).release.remote(_key(batch))
+    monitor, settings, key = ray.get_actor(run), _settings(run), _key(batch)
+    strikes = ray.get(monitor.begin.remote(("write", key), _worker()))
+    if strikes >= MOST_STRIKES:
+        batch = stages.refuse(key[0], _fatal("write", strikes, batch.column("paths")[0].as_py() or []))
+    with Deadline(settings.limits.unit_timeout_s):
+        report = stages.write(batch, settings)
+    monitor.release.remote(key)
     return report
 
 

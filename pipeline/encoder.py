@@ -1,7 +1,8 @@
 """Token ids in, one vector per row out, in the order of the rows; a row that can't be encoded is named with its reason.
 
-Equal rows are encoded once, batches are sorted by length under a token budget, a lack of memory halves the budget and a
-failing batch is halved down to the row. Takes token ids, never text; knows nothing of files, Ray or tables.
+Equal rows are encoded once, batches are sorted by length under a token budget, a lack of memory halves the budget, a
+failing batch is halved down to the row, and one that costs the engine its process is tried row by row. Takes token ids,
+never text; knows nothing of files, Ray or tables.
 """
 
 import itertools
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batching import padded_tokens, token_batches
-from pipeline.engines.base import Engine, OutOfMemory
+from pipeline.engines.base import Engine, EngineLost, OutOfMemory
 from pipeline.errors import RunError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.transformer import ARCHITECTURES
@@ -23,6 +24,9 @@ BUDGET_TOKENS = {"cpu": 1024, "cuda": 131072}
 """Padded tokens per batch. On the CPU larger batches leave the cache."""
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 4096}
 """A batch more costs about as much time as this many tokens more."""
+
+MOST_LOST, MOST_HUNG = 16, 3
+"""Rows of one call that may cost their engine its process, and of these, hang it: more are not the rows' fault."""
 
 Progress = Callable[[int, int], None]
 """Called after each batch with (rows settled, tokens encoded) since the last call; equal rows are settled together."""
@@ -68,6 +72,12 @@ class Encoder:
                     pending = [rest[rows] for rows in self._batches(work.lengths[rest])]
                     continue
                 tokens_done = work.fail(batch, f"out of memory with {work.lengths[batch[0]]} tokens: {error}")
+            except EngineLost as error:
+                alone = work.lost(batch, hung=error.hung)
+                if alone:  # not by halves: each would cost a process more
+                    pending += alone
+                    continue
+                tokens_done = work.fail(batch, f"the encoder's process {error}, with no other row in work")
             except RunError:  # the device is lost: no row is at fault
                 raise
             except Exception as error:
@@ -128,6 +138,8 @@ class _Work:
         self._starts = tokens.offsets[:-1][distinct.rows]
         self._vectors = vectors
         self._reasons: dict[int, str] = {}
+        self._lost_at: set[int] = set()
+        self._fatal = self._hanging = 0
         self._rows_encoded = 0
         self._tokens_encoded = 0
         self._padded_tokens = 0
@@ -153,6 +165,28 @@ class _Work:
         self._tokens_encoded += tokens
         self._padded_tokens += padded_tokens(self.lengths, batch)
         return tokens
+
+    def lost(self, batch: NDArray[np.int64], *, hung: bool) -> list[NDArray[np.int64]]:
+        """The batches of one row to try now that this batch cost the engine's process: none where it is one row that hung
+        it, or that ended it before. A process may also end by chance, but hardly twice at one row.
+
+        Raises RunError where too many rows do so.
+        """
+        if len(batch) > 1:
+            return np.split(batch[::-1], len(batch))
+        row = int(batch[0])
+        if row not in self._lost_at and not hung:
+            self._lost_at.add(row)
+            return [batch]
+        self._fatal += 1
+        self._hanging += hung
+        if self._fatal > MOST_LOST or self._hanging > MOST_HUNG:
+            raise RunError(
+                f"{self._fatal} rows of one slice end or hang the encoder's process ({self._hanging} hang it), each with no "
+                "other row in work: this is hardly the rows' fault; look at memory and device, or, if the encoder is just "
+                "slow, raise limits.unit_timeout_s"
+            )
+        return []
 
     def fail(self, batch: NDArray[np.int64], reason: str) -> int:
         """Give up on the one row of the batch."""

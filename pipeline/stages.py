@@ -149,7 +149,7 @@ def read_and_tokenize(task: Task, settings: Settings, tokenizer: Tokenizer) -> I
             yield _tokenize(piece, task.unit, settings, tokenizer, read_s)
             started = time.perf_counter()
     except SourceChanged as error:
-        yield _flow_row(unit_id=task.unit.unit_id, refused=f"{SOURCE_CHANGED}{error}")
+        yield refuse(task.unit.unit_id, f"{SOURCE_CHANGED}{error}")
 
 
 def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer, read_s: float) -> pa.Table:
@@ -397,7 +397,7 @@ def read_sample(task: Task, settings: Settings, tokenizer: Tokenizer) -> Iterato
     try:
         documents = _spread_texts(task, settings)
     except SourceChanged as error:
-        yield _flow_row(unit_id=task.unit.unit_id, refused=f"{SOURCE_CHANGED}{error}")
+        yield refuse(task.unit.unit_id, f"{SOURCE_CHANGED}{error}")
         return
     for start in range(0, documents.num_rows, SAMPLE_ROWS):
         some = documents.slice(start, SAMPLE_ROWS)
@@ -444,12 +444,14 @@ def _evenly(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.arange(few) * count // max(1, few)
 
 
-def measure(row: pa.Table, encoder: Encoder, settings: Settings) -> pa.Table:
-    """One MEASURED row: the ranges of the vectors of a FLOW row, as floats."""
+def measure(
+    row: pa.Table, encoder: Encoder, settings: Settings, on_batch: Callable[[], None] | None = None
+) -> pa.Table:
+    """One MEASURED row: the ranges of the vectors of a FLOW row, as floats. `on_batch` hears of every batch."""
     if row.column("refused")[0].is_valid:
         return measured(None, row.column("refused")[0].as_py())
     tokens = from_cell(row, "tokens")
-    _, vectors, _ = _vectors_of(tokens, encoder, settings, None)
+    _, vectors, _ = _vectors_of(tokens, encoder, settings, on_batch and (lambda rows, tokens: on_batch()))
     hashes = _token_hashes(tokens, settings)
     return measured(calibration.measure(vectors, hashes, row.column("unit_id")[0].as_py()))
 
@@ -488,9 +490,9 @@ def measurement_of(rows: Iterable[pa.Table]) -> Measurement:
     return total
 
 
-def refuse(row: pa.Table, reason: str) -> pa.Table:
-    """The FLOW row with the reason why nothing can be encoded."""
-    return _flow_row(unit_id=row.column("unit_id")[0].as_py(), refused=f"encoder: {reason}")
+def refuse(unit_id: str, reason: str) -> pa.Table:
+    """The FLOW row that ends a run with this reason."""
+    return _flow_row(unit_id=unit_id, refused=reason)
 
 
 def write(row: pa.Table, settings: Settings) -> pa.Table:

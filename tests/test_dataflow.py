@@ -7,6 +7,7 @@ import pytest
 
 from jobs.embed import embed as embed_on_ray
 from pipeline import dataflow, run
+from pipeline.attempts import Worker
 from pipeline.config import ResourceSpec
 from pipeline.dataflow import Cluster, ClusterWorkers, Monitor
 from pipeline.errors import ConfigError, RunError, StorageError
@@ -118,12 +119,26 @@ def test_a_workers_error_comes_out_of_rays_wrappings():
     assert isinstance(dataflow._translate(ValueError("x\ny")), RunError)
 
 
-def test_encoders_wait_for_writers_and_an_encoder_that_died_does_not_block_its_slice():
-    monitor = Monitor(unrecorded=2)
+def test_encoders_wait_for_writers_and_an_encoder_that_died_does_not_block_its_slice(monkeypatch):
+    monkeypatch.setattr(dataflow, "_alive_nodes", lambda: frozenset({"here"}))
+    monitor = Monitor(unrecorded=2, encoders=1)
     first, second, third = ("u", 0), ("u", 5), ("v", 0)
-    assert monitor.claim(first)
-    assert monitor.claim(second)
-    assert not monitor.claim(third)
-    assert monitor.claim(first)
+    one, two = Worker("one", "here"), Worker("two", "here")
+    assert monitor.claim(first, one) == 0
+    assert monitor.claim(second, two) == 0
+    assert monitor.claim(third, two) is None
+    assert monitor.claim(first, two) == 1
     monitor.release(second)
-    assert monitor.claim(third)
+    assert monitor.claim(third, two) == 0
+
+
+def test_encoders_that_die_before_they_are_ready_are_counted_beyond_those_that_start_together(monkeypatch):
+    alive = {"a", "b"}
+    monkeypatch.setattr(dataflow, "_alive_nodes", lambda: frozenset(alive))
+    monitor = Monitor(unrecorded=2, encoders=2)
+    assert [monitor.starting(Worker(name, "a")) for name in ("1", "2")] == [0, 0]
+    assert monitor.starting(Worker("3", "b")) == 1
+    monitor.ready(Worker("3", "b"))
+    assert monitor.starting(Worker("4", "b")) == 1
+    alive.remove("a")
+    assert monitor.starting(Worker("5", "b")) == 0

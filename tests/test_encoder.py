@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.config import ModelSpec
 from pipeline.encoder import Encoder, build_encoder
-from pipeline.engines.base import OutOfMemory
+from pipeline.engines.base import EngineLost, OutOfMemory
 from pipeline.errors import RunError
 from pipeline.model.folder import encoder_spec
 from pipeline.tokenizing import Tokenizer, TokenRows
@@ -168,3 +168,51 @@ def test_a_text_has_the_same_vector_alone_and_among_others(tmp_path):
     for number in range(0, 60, 7):
         alone = encoder.encode(tokenizer.tokenize([texts[number]])).vectors[0]
         np.testing.assert_allclose(together[number], alone, atol=1e-6)
+
+
+class FragileEngine(FakeEngine):
+    """Loses its process at some first tokens, at others when they are in work with one of the first, or by chance."""
+
+    def __init__(self, killers=(), hangers=(), together=(), chance=()):
+        super().__init__()
+        self.killers, self.hangers, self.together, self.chance = set(killers), set(hangers), set(together), set(chance)
+        self.lost = 0
+
+    def encode(self, ids, lengths):
+        first = set(ids[:, 0].tolist())
+        number = len(self.batches)
+        vectors = super().encode(ids, lengths)
+        kills = first & self.killers or number in self.chance or (self.together and self.together <= first)
+        if kills or first & self.hangers:
+            self.lost += 1
+            raise EngineLost("was ended by SIGSEGV" if kills else "gave no answer for 5 s", hung=not kills)
+        return vectors
+
+
+@pytest.mark.parametrize(
+    ("faults", "failed", "most_lost"),
+    [
+        ({"killers": [7]}, {6}, 3),
+        ({"hangers": [7]}, {6}, 2),
+        ({"killers": [1, 40], "hangers": [20]}, {0, 19, 39}, 8),
+        ({"together": [5, 6]}, set(), 1),
+        ({"chance": [0, 5, 30]}, set(), 3),
+    ],
+)
+def test_a_row_that_ends_its_process_fails_alone_and_chance_condemns_none(faults, failed, most_lost):
+    rows = [[number + 1, 1, 1] for number in range(40)]
+    engine = FragileEngine(**faults)
+    settled = []
+    encoded = Encoder(engine, 30, 1).encode(token_rows(*rows), lambda rows, tokens: settled.append(rows))
+    assert set(encoded.failed) == failed
+    good = sorted(set(range(40)) - failed)
+    assert np.array_equal(encoded.vectors[good], expected_vectors(rows)[good])
+    assert engine.lost <= most_lost
+    assert sum(settled) == 40
+
+
+@pytest.mark.parametrize("kind", ["killers", "hangers"])
+def test_a_process_that_is_lost_at_every_row_is_not_the_rows_fault(kind):
+    rows = [[number + 1] for number in range(40)]
+    with pytest.raises(RunError, match="hardly the rows' fault"):
+        Encoder(FragileEngine(**{kind: range(1, 41)}), 1000).encode(token_rows(*rows))

@@ -2,11 +2,15 @@
 
 `FAULT=package.module:function:n` kills the driver (the first process that sees the variable) and the calling process,
 both by SIGKILL, at the n-th call of the function in any one process, before its body runs; once per FAULT_FOLDER.
-Every call of `pipeline.stages:encode` is counted there too, in rows, whether or not a fault is set.
+`POISON=id:kind,id:kind` makes every batch with that token id raise, segfault, be killed (as for lack of memory), ask for
+most of the memory, or hang with Python's lock held, in whichever process has it. Every call of `pipeline.stages:encode` is
+counted there too, in rows, whether or not a fault is set.
 """
 
+import ctypes
 import importlib.abc
 import importlib.util
+import mmap
 import os
 import signal
 import sys
@@ -31,7 +35,9 @@ class Hook(importlib.abc.MetaPathFinder):
         def exec_module(module):
             execute(module)
             for function, wrap in self.wrappers:
-                setattr(module, function, wrap(getattr(module, function)))
+                *owner, name = function.split(".")
+                home = getattr(module, owner[0]) if owner else module
+                setattr(home, name, wrap(getattr(home, name)))
 
         spec.loader.exec_module = exec_module
         return spec
@@ -62,6 +68,38 @@ def first_to_fire():
     return True
 
 
+def raise_error():
+    raise ValueError("poison")
+
+
+def take_most_memory():
+    with open("/proc/meminfo") as file:
+        free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    mmap.mmap(-1, free * 9 // 10, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # asked for, not touched
+
+
+POISON = {
+    "raise": raise_error,
+    "segfault": lambda: ctypes.string_at(0),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "memory": take_most_memory,
+    "hang": lambda: ctypes.PyDLL(None).sleep(3600),
+}
+
+
+def poisoned(kinds):
+    def wrap(function):
+        def wrapped(self, ids, lengths):
+            for token, kind in kinds:
+                if (ids == int(token)).any():
+                    POISON[kind]()
+            return function(self, ids, lengths)
+
+        return wrapped
+
+    return wrap
+
+
 def counting(function):
     def wrapped(row, *args, **kwargs):
         result = function(row, *args, **kwargs)
@@ -78,5 +116,8 @@ if FOLDER:
     if os.environ.get("FAULT"):
         module, function, nth = os.environ["FAULT"].split(":")
         wrappers.setdefault(module, []).append((function, killing(int(nth))))
+    if os.environ.get("POISON"):
+        kinds = [item.split(":") for item in os.environ["POISON"].split(",")]
+        wrappers["pipeline.engines.torch"] = [("TorchEngine.encode", poisoned(kinds))]
     for module, chosen in wrappers.items():
         sys.meta_path.insert(0, Hook(module, chosen))
