@@ -18,7 +18,7 @@ from pipeline.model.folder import encoder_spec
 from pipeline.tokenizing import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-TEXTS = ["oil price", "the world", "가", "a team won", "new game"]
+TEXTS = ["oil price", "the world", "中", "a team won", "new game"]
 POISONED = 2
 REASONS = {
     "raise": "ValueError: poison",
