@@ -37,6 +37,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import ray
+import ray._private.worker as ray_worker
 import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -153,6 +154,7 @@ class Cluster:
         self._spec = spec
         self.started = False
         self.start_s = 0.0
+        self._print = ray_worker.print_to_stdstream
 
     def __enter__(self) -> "Cluster":
         return self
@@ -160,6 +162,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         if self.started:
             ray.shutdown()
+            ray_worker.print_to_stdstream = self._print
 
     def start(self) -> None:
         """Raises ConfigError if the address doesn't answer."""
@@ -175,6 +178,8 @@ class Cluster:
             raise ConfigError(
                 f"resources.ray_address {self._spec.ray_address!r} does not answer: {_first_line(error)}"
             ) from None
+        # Whatever log_to_driver says, Ray tells of workers that died on stdout, in the middle of what --json prints.
+        ray_worker.print_to_stdstream = lambda data, ignore_prefix: None
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         # It counts units; a unit gives as many slices as there are encoders, and more.
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)

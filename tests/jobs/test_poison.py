@@ -39,14 +39,21 @@ def test_one_poison_row_of_each_kind_costs_one_row_each(tiny_model, tmp_path):
         "limits": {"unit_rows": 100, "unit_timeout_s": TIMEOUT_S},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert embed(tmp_path).returncode == 3
+    done = embed(tmp_path)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["counts"]["failed_new"] == len(KINDS)
     letters = pa.concat_tables(
         pq.read_table(path) for path in (tmp_path / "table" / "meta" / "dead_letters" / "000001").glob("*.parquet")
     ).sort_by("id")
     assert letters["id"].to_pylist() == sorted(f"doc-{row}" for row in PLACES.values())
     assert set(letters["stage"].to_pylist()) == {"encode"}
     reasons = dict(zip(letters["id"].to_pylist(), letters["error"].to_pylist(), strict=True))
-    expected = ("ValueError: poison", "was ended by SIGSEGV", "was ended by SIGKILL", f"gave no answer for {TIMEOUT_S} s")
+    expected = (
+        "ValueError: poison",
+        "was ended by SIGSEGV",
+        "was ended by SIGKILL",
+        f"gave no answer for {TIMEOUT_S} s",
+    )
     for kind, reason in zip(KINDS, expected, strict=True):
         assert reason in reasons[f"doc-{PLACES[kind]}"], reasons
     rows = read_table(tmp_path / "table").sort_by("id")
