@@ -2,9 +2,10 @@
 
 `FAULT=package.module:function:n` kills the driver (the first process that sees the variable) and the calling process,
 both by SIGKILL, at the n-th call of the function in any one process, before its body runs; once per FAULT_FOLDER.
+`FATAL=package.module:function` kills every process that calls the function, each time.
 `POISON=id:kind,id:kind` makes every batch with that token id raise, segfault, be killed (as for lack of memory), ask for
-most of the memory, or hang with Python's lock held, in whichever process has it. Every call of `pipeline.stages:encode` is
-counted there too, in rows, whether or not a fault is set.
+most of the memory, or hang with Python's lock held, in whichever process has it.
+Every call of `pipeline.stages:encode` is counted, in rows, whether or not a fault is set.
 """
 
 import ctypes
@@ -58,6 +59,13 @@ def killing(nth):
         return wrapped
 
     return wrap
+
+
+def fatal(function):
+    def wrapped(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return wrapped
 
 
 def first_to_fire():
@@ -116,6 +124,9 @@ if FOLDER:
     if os.environ.get("FAULT"):
         module, function, nth = os.environ["FAULT"].split(":")
         wrappers.setdefault(module, []).append((function, killing(int(nth))))
+    if os.environ.get("FATAL"):
+        module, function = os.environ["FATAL"].split(":")
+        wrappers.setdefault(module, []).append((function, fatal))
     if os.environ.get("POISON"):
         kinds = [item.split(":") for item in os.environ["POISON"].split(",")]
         wrappers["pipeline.engines.torch"] = [("TorchEngine.encode", poisoned(kinds))]

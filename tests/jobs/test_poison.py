@@ -28,18 +28,8 @@ PLACES = {"raise": 150, "segfault": 420, "kill": 421, "hang": 1100}
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_poison_row_of_each_kind_costs_one_row_each(tiny_model, tmp_path):
-    texts = [f"document about {n % 1100}" for n in range(ROWS)]
-    for kind, row in PLACES.items():
-        texts[row] = f"a {POISON[kind]} text"
-    pq.write_table(pa.table({"id": [f"doc-{n}" for n in range(ROWS)], "text": texts}), tmp_path / "corpus.parquet")
-    config = {
-        "source": {"path": str(tmp_path / "corpus.parquet"), "id": "id", "text": "text"},
-        "model": {"path": str(tiny_model)},
-        "table": {"path": str(tmp_path / "table")},
-        "limits": {"unit_rows": 100, "unit_timeout_s": TIMEOUT_S},
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    done = embed(tmp_path)
+    write_corpus(tmp_path, tiny_model)
+    done = embed(tmp_path, POISON=poison(tiny_model))
     assert done.returncode == 3
     assert json.loads(done.stdout)["counts"]["failed_new"] == len(KINDS)
     letters = pa.concat_tables(
@@ -61,21 +51,54 @@ def test_one_poison_row_of_each_kind_costs_one_row_each(tiny_model, tmp_path):
     assert np.isfinite(np.stack(rows["embedding"].to_numpy())).all()
 
 
-def embed(folder: Path) -> subprocess.CompletedProcess[str]:
-    spec = encoder_spec(ModelSpec(path=yaml.safe_load((folder / "config.yaml").read_text())["model"]["path"]))
-    tokens = {kind: Tokenizer(spec, 1).tokenize([text]).ids[1] for kind, text in POISON.items()}
-    done = subprocess.run(
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("pipeline.dataflow:build_encoder", "5 encoders died while they loaded the model"),
+        (
+            "pipeline.stages:_tokenize",
+            "5 workers died, or hung for limits.unit_timeout_s, as they were to read rows of",
+        ),
+        ("pipeline.stages:create", "5 workers died, or hung for limits.unit_timeout_s, as they were to write rows of"),
+    ],
+)
+def test_work_that_ends_every_worker_ends_the_run_in_words(function, message, tiny_model, tmp_path):
+    write_corpus(tmp_path, tiny_model)
+    done = embed(tmp_path, FATAL=function)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def write_corpus(folder: Path, model: Path) -> None:
+    texts = [f"document about {n % 1100}" for n in range(ROWS)]
+    for kind, row in PLACES.items():
+        texts[row] = f"a {POISON[kind]} text"
+    pq.write_table(pa.table({"id": [f"doc-{n}" for n in range(ROWS)], "text": texts}), folder / "corpus.parquet")
+    config = {
+        "source": {"path": str(folder / "corpus.parquet"), "id": "id", "text": "text"},
+        "model": {"path": str(model)},
+        "table": {"path": str(folder / "table")},
+        "limits": {"unit_rows": 100, "unit_timeout_s": TIMEOUT_S},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def poison(model: Path) -> str:
+    """What the faults read: the token of each kind."""
+    tokenizer = Tokenizer(encoder_spec(ModelSpec(path=str(model))), 1)
+    return ",".join(f"{tokenizer.tokenize([text]).ids[1]}:{kind}" for kind, text in POISON.items())
+
+
+def embed(folder: Path, **faults: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)])
+    return subprocess.run(
         [sys.executable, "-m", "jobs.embed", str(folder / "config.yaml"), "--json"],
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)]),
-            "FAULT_FOLDER": str(folder),
-            "POISON": ",".join(f"{token}:{kind}" for kind, token in tokens.items()),
-        },
+        env=os.environ | {"PYTHONPATH": path, "FAULT_FOLDER": str(folder)} | faults,
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=560,
     )
-    print(done.stdout, done.stderr, json.dumps({"poison": {kind: int(token) for kind, token in tokens.items()}}))
-    return done
