@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-all parity check fix bench clean
+.PHONY: demo test test-all parity chaos check fix bench clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jobs.embed conf/demo.yaml
@@ -28,6 +28,13 @@ check: $(VENV)/.installed-dev
 fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Kill a run at N random moments of SEED and compare the tables; then rows that kill or hang their encoder.
+N    ?= 50
+SEED ?= 1
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.chaos --kills $(N) --seed $(SEED)
+	$(BIN)/pytest tests/jobs/test_poison.py
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.job

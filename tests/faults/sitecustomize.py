@@ -5,7 +5,9 @@ both by SIGKILL, at the n-th call of the function in any one process, before its
 `FATAL=package.module:function` kills every process that calls the function, each time.
 `POISON=id:kind,id:kind` makes every batch with that token id raise, segfault, be killed (as for lack of memory), ask for
 most of the memory, or hang with Python's lock held, in whichever process has it.
-Every call of `pipeline.stages:encode` is counted, in rows, whether or not a fault is set.
+`SLOW=package.module:function:seconds,..` makes calls of functions longer.
+Every call of `pipeline.stages:encode` is counted, in rows, whether or not a fault is set; with `COUNT_BATCHES` every batch
+in it, so that rows of a slice that was never finished count too.
 """
 
 import ctypes
@@ -15,6 +17,7 @@ import mmap
 import os
 import signal
 import sys
+import time
 
 FOLDER = os.environ.get("FAULT_FOLDER", "")
 COUNTED = ("pipeline.stages", "encode")
@@ -54,6 +57,17 @@ def killing(nth):
             if calls == nth and first_to_fire():
                 os.kill(int(os.environ["FAULT_DRIVER"]), signal.SIGKILL)
                 os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    return wrap
+
+
+def slowing(seconds):
+    def wrap(function):
+        def wrapped(*args, **kwargs):
+            time.sleep(seconds)
             return function(*args, **kwargs)
 
         return wrapped
@@ -109,13 +123,24 @@ def poisoned(kinds):
 
 
 def counting(function):
-    def wrapped(row, *args, **kwargs):
-        result = function(row, *args, **kwargs)
-        with open(f"{FOLDER}/encoded", "ab", buffering=0) as file:
-            file.write(f"{row.column('num_rows')[0].as_py() or 0}\n".encode())
+    def wrapped(row, encoder, settings, name, on_progress=None):
+        def progress(rows, tokens):
+            count(rows)
+            if on_progress is not None:
+                on_progress(rows, tokens)
+
+        if os.environ.get("COUNT_BATCHES"):
+            return function(row, encoder, settings, name, progress)
+        result = function(row, encoder, settings, name, on_progress)
+        count(row.column("num_rows")[0].as_py() or 0)
         return result
 
     return wrapped
+
+
+def count(rows):
+    with open(f"{FOLDER}/encoded", "ab", buffering=0) as file:
+        file.write(f"{rows}\n".encode())
 
 
 if FOLDER:
@@ -124,11 +149,14 @@ if FOLDER:
     if os.environ.get("FAULT"):
         module, function, nth = os.environ["FAULT"].split(":")
         wrappers.setdefault(module, []).append((function, killing(int(nth))))
+    for item in filter(None, os.environ.get("SLOW", "").split(",")):
+        module, function, seconds = item.split(":")
+        wrappers.setdefault(module, []).append((function, slowing(float(seconds))))
     if os.environ.get("FATAL"):
         module, function = os.environ["FATAL"].split(":")
         wrappers.setdefault(module, []).append((function, fatal))
     if os.environ.get("POISON"):
         kinds = [item.split(":") for item in os.environ["POISON"].split(",")]
-        wrappers["pipeline.engines.torch"] = [("TorchEngine.encode", poisoned(kinds))]
+        wrappers.setdefault("pipeline.engines.torch", []).append(("TorchEngine.encode", poisoned(kinds)))
     for module, chosen in wrappers.items():
         sys.meta_path.insert(0, Hook(module, chosen))
