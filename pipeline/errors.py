@@ -5,6 +5,7 @@
     │   └── ConfigError         a key, a value or a type in the configuration
     └── RunError              exit 1: nothing was published, finished work is kept
         ├── StorageError        the object store or the disk refused or failed
+        │   └── StorageUnavailable  it failed in a way that passes, but not in time
         ├── SourceChanged       a source file is no longer the one that was planned
         ├── CommitConflict      another run published first
         └── GateFailed          the result did not pass the checks that stand before the commit
@@ -36,6 +37,10 @@ class RunError(PipelineError):
 
 class StorageError(RunError):
     """Storage refused or failed: check address, credentials and permissions, then start again."""
+
+
+class StorageUnavailable(StorageError):
+    """Storage didn't answer, or asked to come back later, for longer than we wait: the same command goes on when it does."""
 
 
 class SourceChanged(RunError):

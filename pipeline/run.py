@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline import identity, planning, where
 from pipeline.chunking import check_room
 from pipeline.config import RunSpec
-from pipeline.errors import CommitConflict, InputError, RunError, SourceChanged, StorageError
+from pipeline.errors import CommitConflict, InputError, RunError, SourceChanged, StorageError, StorageUnavailable
 from pipeline.metrics import Progress, duration, per_second, size
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.planning import Plan, Task
@@ -124,6 +124,8 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
             described = _describe_vectors(spec, encoder, table, parent, output)
         plan = _plan(table, parent, surveyed, output, described.fingerprint, writes=writes)
         exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
+    except StorageUnavailable:
+        raise
     except StorageError as error:
         raise InputError(str(error)) from None
     return Prepared(
@@ -240,6 +242,8 @@ def _check_writable(table: Folder) -> bool:
         table.write(probe, b"")
         table.delete([probe])
         return table.creates_exclusively()
+    except StorageUnavailable:
+        raise
     except StorageError as error:
         raise InputError(f"table.path {table.url!r} can't be written: {error}") from None
 

@@ -37,10 +37,10 @@ class Az(Store):
         # It passes no such settings on; as they are, an endpoint that refuses is tried for a minute and a half.
         pipeline = filesystem.service_client._pipeline
         timeouts = pipeline._transport.connection_config
-        timeouts.timeout, timeouts.read_timeout = 5, 30 if patient else 10
+        timeouts.timeout, timeouts.read_timeout = 5, 20 if patient else 10
         for policy in pipeline._impl_policies:
             if isinstance(policy, ExponentialRetry):
-                policy.total_retries = 3 if patient else 0
+                policy.total_retries = 1 if patient else 0
                 policy.initial_backoff, policy.increment_base = 1, 2
         return filesystem
 

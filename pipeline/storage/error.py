@@ -1,6 +1,7 @@
 """What the stores' libraries raise becomes ours: one line that says what was tried, where and why; never a secret.
 
-What is wrong from the start (no such bucket, bad credentials) is an InputError, the rest a StorageError. The libraries
+What is wrong from the start (no such bucket, bad credentials) is an InputError, what passes by itself but didn't in time is
+StorageUnavailable, the rest a StorageError. The libraries
 are known by name only, so that none of them is loaded before it is used.
 """
 
@@ -11,7 +12,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.errors import InputError, PipelineError, SourceChanged, StorageError
+from pipeline.errors import InputError, PipelineError, SourceChanged, StorageError, StorageUnavailable
 from pipeline.storage.file import Options
 
 _FOREIGN = [
@@ -64,6 +65,48 @@ _WRONG_TYPES = {
 }
 _GONE_CODES = {"PreconditionFailed", "412", "InvalidRange", "416", "BlobNotFound", "ConditionNotMet"}
 _GONE_TYPES = {"FileExpired", "EntryNotFoundError", "RemoteEntryNotFoundError"}
+_PASSING_CODES = {
+    "408",
+    "429",
+    "500",
+    "502",
+    "503",
+    "504",
+    # S3
+    "ConditionalRequestConflict",
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    # Azure
+    "OperationTimedOut",
+    "ServerBusy",
+}
+_PASSING_TYPES = {
+    "ConnectionError",
+    "TimeoutError",
+    # botocore
+    "ConnectionClosedError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "ResponseParserError",
+    "ResponseStreamingError",
+    # aiohttp
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ServerDisconnectedError",
+    # Google
+    "ChecksumError",
+    "TransportError",
+    # Azure
+    "ServiceRequestError",
+    "ServiceResponseError",
+}
+"""Or what they are derived from."""
 _NOT_SECRET = {
     "account_host",
     "account_name",
@@ -130,10 +173,34 @@ def code(error: BaseException) -> str:
     return ""
 
 
+def passes(error: BaseException) -> bool:
+    """Whether the same call may well work a little later: the store is busy, or the way to it is broken."""
+    if not isinstance(error, foreign()) or _is_wrong(error):
+        return False
+    # A body that was cut off has a code of aiohttp's, 400, which is no word of the store's.
+    kinds = {kind.__name__ for source in _sources(error) for kind in type(source).__mro__}
+    return bool(_PASSING_TYPES & kinds) or code(error) in _PASSING_CODES
+
+
+def _is_wrong(error: BaseException) -> bool:
+    """From the start, and for ever."""
+    names = {type(source).__name__ for source in _sources(error)}
+    return isinstance(error, NoRoot) or code(error) in _WRONG_CODES or bool(names & _WRONG_TYPES)
+
+
+def _sources(error: BaseException) -> tuple[BaseException, ...]:
+    return (error, error.__cause__) if error.__cause__ is not None else (error,)
+
+
 def _translated(what: str, error: BaseException, options: Options) -> PipelineError:
-    names = {type(source).__name__ for source in (error, error.__cause__)}
-    wrong = isinstance(error, NoRoot) or code(error) in _WRONG_CODES or bool(names & _WRONG_TYPES)
-    return (InputError if wrong else StorageError)(f"{what}: {said(error, options)}")
+    if _is_wrong(error):
+        return InputError(f"{what}: {said(error, options)}")
+    if not passes(error):
+        return StorageError(f"{what}: {said(error, options)}")
+    return StorageUnavailable(
+        f"{what}: {said(error, options)}; this didn't pass while we tried again. Finished work is kept: check the address if "
+        "it never answered, and start the same command again when storage does"
+    )
 
 
 def said(error: BaseException, options: Options) -> str:

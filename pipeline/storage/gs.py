@@ -32,13 +32,13 @@ class Gs(Store):
 
         # It logs each error with its traceback before it raises it.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=30 if patient else 10)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=20 if patient else 10)
         # Checked against what the store says it holds: a body that was cut on its way must not pass for written.
         defaults = {"requests_timeout": timeout, "consistency": "md5"}
         fixed = {"use_listings_cache": False, "skip_instance_cache": True}
         filesystem = GCSFileSystem(**{**defaults, **options, **fixed})
         # Six attempts, half a minute, are part of the method as the class has it.
-        attempts = gcsfs.retry.retry_request(retries=4 if patient else 1)(GCSFileSystem._request.__wrapped__)
+        attempts = gcsfs.retry.retry_request(retries=2 if patient else 1)(GCSFileSystem._request.__wrapped__)
 
         async def request(*args: Any, **kwargs: Any) -> Any:
             try:

@@ -21,8 +21,8 @@ class S3(Store):
     def connect(self, address: Address, options: Options, patient: bool) -> Any:
         config: dict[str, Any] = {
             "connect_timeout": 5,
-            "read_timeout": 30 if patient else 10,
-            "retries": {"mode": "standard", "total_max_attempts": 4 if patient else 2},
+            "read_timeout": 20 if patient else 10,
+            "retries": {"mode": "standard", "total_max_attempts": 2},
             "max_pool_connections": 32,
         }
         if options.get("endpoint_url") or options.get("client_kwargs", {}).get("endpoint_url"):
@@ -35,7 +35,7 @@ class S3(Store):
         # A key of digits alone is a number in YAML.
         keys = {name: str(options[name]) for name in ("key", "secret", "token") if options.get(name) is not None}
         filesystem = fsspec.filesystem("s3", **{**defaults, **options, **keys, **fixed})
-        filesystem.retries = 4 if patient else 1
+        filesystem.retries = 1  # retry.py does
         filesystem.connect()
         return filesystem
 

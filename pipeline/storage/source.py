@@ -4,16 +4,17 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, StorageError, StorageUnavailable
 from pipeline.storage import disk
 from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_path
-from pipeline.storage.error import changed, reported, source_reported
+from pipeline.storage.error import changed, passes, reported, source_reported
 from pipeline.storage.file import FileInfo, Options, Pinned
 from pipeline.storage.opened import READAHEAD_BYTES, Opened
 from pipeline.storage.pattern import all_visible, matcher, split_pattern, visible_below_folder, visible_to
+from pipeline.storage.retry import IMPATIENCE_S, T, persistently
 from pipeline.storage.stores import connect
 
 
@@ -21,11 +22,17 @@ def list_pattern(pattern: str, options: Options) -> list[FileInfo]:
     """The files of a file, folder (recursive) or glob (`*`, `**`, `?`, `[..]`), sorted by path; at least one.
 
     Names that begin with "_" or "." are skipped below a folder and by wildcards that don't begin so themselves.
-    Raises InputError if there is nothing, if a name is no text, or if storage can't be reached or refuses.
+    Raises InputError if there is nothing, if a name is no text, or if storage refuses; StorageUnavailable if it can't be
+    reached.
     """
     try:
         with reported(f"can't list {pattern!r}", options):
-            found = _list_store(pattern, options) if is_remote(pattern) else disk.list_pattern(local_path(pattern))
+            if is_remote(pattern):
+                found = persistently(lambda: _list_store(pattern, options), passes, IMPATIENCE_S)
+            else:
+                found = disk.list_pattern(local_path(pattern))
+    except StorageUnavailable:
+        raise
     except StorageError as error:
         raise InputError(str(error)) from None
     if not found:
@@ -55,13 +62,14 @@ def open_pinned(file: Pinned, options: Options, readahead_bytes: int = READAHEAD
     with source_reported(file.path, options):
         if is_remote(file.path):
             address = address_of(file.path)
-            inner, found = connect(address, options).open(address.key, readahead_bytes)
+            inner, found = _persistently(lambda: connect(address, options).open(address.key, readahead_bytes))
         else:
             inner, found = disk.open_with_info(file.path)
     if (found.size, found.version) != (file.size, file.version):
         inner.close()
         raise changed(file.path)
-    return cast(BinaryIO, Opened(inner, functools.partial(source_reported, file.path, options)))
+    again = _persistently if is_remote(file.path) else _at_once
+    return cast(BinaryIO, Opened(inner, functools.partial(source_reported, file.path, options), again))
 
 
 def check_unchanged(file: Pinned, options: Options) -> None:
@@ -70,11 +78,20 @@ def check_unchanged(file: Pinned, options: Options) -> None:
     with source_reported(file.path, options):
         if is_remote(file.path):
             address = address_of(file.path)
-            found = connect(address, options).look_up(address.key)
+            found = _persistently(lambda: connect(address, options).look_up(address.key))
         else:
             found = disk.look_up(file.path)
     if found is None or (found.size, found.version) != (file.size, file.version):
         raise changed(file.path)
+
+
+def _persistently(attempt: Callable[[], T]) -> T:
+    return persistently(attempt, passes)
+
+
+def _at_once(attempt: Callable[[], T]) -> T:
+    """A disk's faults don't pass."""
+    return attempt()
 
 
 def _list_store(pattern: str, options: Options) -> list[FileInfo]:
