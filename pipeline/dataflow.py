@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import socket
 import sys
 import threading
@@ -42,7 +43,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import probes, stages
+from pipeline import errors, probes, stages
 from pipeline.attempts import Attempts, Work, Worker
 from pipeline.config import ResourceSpec
 from pipeline.deadline import Deadline
@@ -528,8 +529,12 @@ def _read(
             continue
         slices = read(task, settings, _tokenizer(run))
         while True:
-            with Deadline(settings.limits.unit_timeout_s):  # not while the next stage takes its time
-                piece = next(slices, None)
+            try:
+                with Deadline(settings.limits.unit_timeout_s):  # not while the next stage takes its time
+                    piece = next(slices, None)
+            except PipelineError as error:
+                piece = stages.refuse(task.unit.unit_id, str(error))
+                slices = iter(())
             if piece is None:
                 break
             yield piece
@@ -649,8 +654,11 @@ def _write(batch: pa.Table, run: str) -> pa.Table:
     strikes = ray.get(monitor.begin.remote(("write", key), _worker()))
     if strikes >= MOST_STRIKES:
         batch = stages.refuse(key[0], _fatal("write", strikes, batch.column("paths")[0].as_py() or []))
-    with Deadline(settings.limits.unit_timeout_s):
-        report = stages.write(batch, settings)
+    try:
+        with Deadline(settings.limits.unit_timeout_s):
+            report = stages.write(batch, settings)
+    except PipelineError as error:
+        report = stages.write(stages.refuse(key[0], str(error)), settings)
     monitor.release.remote(key)
     return report
 
@@ -764,6 +772,11 @@ def _translate(error: BaseException) -> PipelineError:
             return seen
         cause = getattr(seen, "cause", None)
         seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    # Ray Data wraps what a stage raises in an error whose cause is lost when it is pickled; its text has the traceback.
+    told = re.search(r"^(?:pipeline\.errors\.)(\w+): (.*)$", str(error), re.MULTILINE)
+    kind = getattr(errors, told[1], None) if told else None
+    if told and isinstance(kind, type) and issubclass(kind, PipelineError):
+        return kind(told[2])
     return RunError(f"a worker failed: {type(error).__name__}: {_last_line(error)}; Ray's logs have the details")
 
 

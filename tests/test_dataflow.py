@@ -10,7 +10,7 @@ from pipeline import dataflow, run
 from pipeline.attempts import Worker
 from pipeline.config import ResourceSpec
 from pipeline.dataflow import Cluster, ClusterWorkers, Monitor
-from pipeline.errors import ConfigError, RunError, StorageError
+from pipeline.errors import ConfigError, RunError, StorageError, StorageUnavailable
 from pipeline.storage import Folder
 from pipeline.table import snapshot
 from pipeline.table.commit import compare_here
@@ -117,6 +117,8 @@ def test_a_workers_error_comes_out_of_rays_wrappings():
 
     assert str(dataflow._translate(Wrapped())) == "the disk is full"
     assert isinstance(dataflow._translate(ValueError("x\ny")), RunError)
+    told = "Traceback ..\npipeline.errors.StorageUnavailable: can't write x\nFailed to apply UDF transform"
+    assert repr(dataflow._translate(RuntimeError(told))) == repr(StorageUnavailable("can't write x"))
 
 
 def test_encoders_wait_for_writers_and_an_encoder_that_died_does_not_block_its_slice(monkeypatch):

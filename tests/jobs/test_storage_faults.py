@@ -1,0 +1,140 @@
+"""A run through a store that fails: a few faults change nothing, a fault that stays ends the run in words and in time."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.storage import Folder
+from tests.inline import read_table, same_rows
+from tests.proxy import Proxy, fault_proxy
+from tests.servers import S3Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+ROWS, UNIT_ROWS = 1200, 100
+IN_FLIGHT = (2 * 2 + 1 + 1) * UNIT_ROWS
+"""Two encoders and a writer."""
+
+
+@pytest.fixture(params=["moto", "rclone"])
+def server(request) -> S3Server:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = [{"id": f"doc-{n}", "text": f"document about {n % 1100}", "label": n % 3} for n in range(ROWS)]
+    for index in range(6):
+        pq.write_table(pa.Table.from_pylist(rows[index::6]), folder / f"{index}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tiny_model, tmp_path_factory) -> pa.Table:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    started = start(folder, str(corpus), tiny_model, str(folder / "table"), {})
+    assert started.wait(120) == 0, said(folder)
+    return read_table(folder / "table")
+
+
+def test_five_of_a_hundred_requests_fail_and_the_table_is_the_same(server, corpus, tiny_model, undisturbed, tmp_path):
+    bucket = filled(server, corpus, "few")
+    with fault_proxy(server.storage_options["endpoint_url"], rate=0.05, seed=5) as proxy:
+        run = through(proxy, server, bucket, tiny_model, tmp_path)
+        assert run.wait(300) == 0, said(tmp_path)
+        print(
+            f"{server.name}: {sum(proxy.requests.values())} requests {dict(proxy.requests)}, faults {dict(proxy.faulty)}"
+        )
+        assert sum(proxy.faulty.values()) >= 3
+    same_rows(rows_in(server, bucket), undisturbed)
+    assert encoded(tmp_path) == ROWS
+
+
+@pytest.mark.parametrize("moment", ["from the start", "amid encoding", "at the commit"])
+def test_a_fault_that_stays_ends_the_run_in_time_and_it_goes_on_when_the_fault_is_gone(
+    moment, server, corpus, tiny_model, undisturbed, tmp_path
+):
+    bucket = filled(server, corpus, moment.replace(" ", "-"))
+    table = Folder(f"{bucket}/table", server.storage_options)
+    reached = {
+        "from the start": lambda: True,
+        "amid encoding": lambda: len(table.list("staging/records")) >= 2,
+        "at the commit": lambda: bool(table.list("staging/publications")),
+    }[moment]
+    with fault_proxy(
+        server.storage_options["endpoint_url"], seed=5, faults=("slowdown", "reset", "cut", "lost")
+    ) as proxy:
+        proxy.rate = 1.0 if moment == "from the start" else 0.0
+        run = through(proxy, server, bucket, tiny_model, tmp_path)
+        while not reached():
+            assert run.poll() is None, said(tmp_path)
+            time.sleep(0.01)
+        proxy.rate, began = 1.0, time.monotonic()
+        assert run.wait(180) == 1, said(tmp_path)
+        took = time.monotonic() - began
+        print(f"{server.name}, {moment}: exit 1 after {took:.0f} s, {sum(proxy.faulty.values())} faults")
+        assert took < 120
+        assert "start the same command again" in said(tmp_path)
+        assert "Traceback" not in said(tmp_path)
+        proxy.rate = 0.0
+        assert through(proxy, server, bucket, tiny_model, tmp_path).wait(300) == 0, said(tmp_path)
+    same_rows(rows_in(server, bucket), undisturbed)
+    assert encoded(tmp_path) - ROWS <= IN_FLIGHT
+
+
+def filled(server: S3Server, corpus: Path, name: str) -> str:
+    """A bucket with the corpus; returns its URL."""
+    bucket = server.make_bucket(f"outage-{name}")
+    for path in corpus.iterdir():
+        Folder(f"{bucket}/corpus", server.storage_options).write(path.name, path.read_bytes())
+    return bucket
+
+
+def through(proxy: Proxy, server: S3Server, bucket: str, model: Path, folder: Path) -> "subprocess.Popen[bytes]":
+    options = server.storage_options | {"endpoint_url": proxy.url}
+    return start(folder, f"{bucket}/corpus/*.parquet", model, f"{bucket}/table", options)
+
+
+def start(folder: Path, source: str, model: Path, table: str, options: dict) -> "subprocess.Popen[bytes]":
+    config = {
+        "source": {"path": source, "id": "id", "text": "text", "storage_options": options},
+        "model": {"path": str(model)},
+        "table": {"path": table, "partition_by": ["label"], "storage_options": options},
+        "resources": {"encoders": 2, "writers": 1},
+        "limits": {"unit_rows": UNIT_ROWS},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    path = os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)])
+    faults = {"FAULT_FOLDER": str(folder), "SLOW": "pipeline.engines.torch:TorchEngine.encode:0.1"}
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.embed", str(folder / "config.yaml"), "--json"],
+            env=os.environ | {"PYTHONPATH": path} | faults,
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def said(folder: Path) -> str:
+    return (folder / "log").read_text()
+
+
+def encoded(folder: Path) -> int:
+    return sum(map(int, (folder / "encoded").read_text().split()))
+
+
+def rows_in(server: S3Server, bucket: str) -> pa.Table:
+    filesystem = fsspec.filesystem("s3", **json.loads(json.dumps(server.storage_options)), skip_instance_cache=True)
+    return read_table(f"{bucket.removeprefix('s3://')}/table", filesystem)
