@@ -1,4 +1,4 @@
-"""The job that is disturbed: a corpus, a configuration, the command, and what its table holds.
+"""The job that is disturbed: a corpus, a configuration, the command, and what can be seen of it from outside.
 
 Runs `python -m jobs.embed` as a person would, with the faults folder on the path to slow it down and to count each encoded
 row, those of attempts that were killed among them.
@@ -17,6 +17,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import yaml
 
+from tests.chaos import processes
 from tests.conftest import DATA
 from tests.inline import read_table
 
@@ -26,7 +27,20 @@ ENCODERS, WRITERS, IN_FLIGHT = 2, 1, 2
 UNIT_ROWS = 100
 BOUND = (ENCODERS * IN_FLIGHT + WRITERS + 1) * UNIT_ROWS
 """Rows that a kill may cost: slices at the encoders, at the writer, and one between them."""
-SLOW = "pipeline.engines.torch:TorchEngine.encode:0.04,pipeline.stages:create:0.02,pipeline.stages:_tokenize:0.02"
+SLOWED_S = {
+    "pipeline.engines.torch:TorchEngine.encode": 0.04,
+    "pipeline.stages:_tokenize": 0.2,
+    "pipeline.stages:create": 0.1,
+    "pipeline.table.commit:_check_gate": 0.1,
+    "pipeline.table.commit:_write_changes": 0.1,
+    "pipeline.table.commit:_check_staged": 0.1,
+    "pipeline.table.commit:_create": 0.1,
+    "pipeline.table.materialise:_copy_all": 0.1,
+    "pipeline.table.materialise:_copy_lists": 0.1,
+    "pipeline.table.materialise:_remove_staged": 0.1,
+    "pipeline.table.materialise:_yield_to_later": 0.1,
+}
+"""Before each call: what takes microseconds with a small table is to be hit, too."""
 
 
 def write_corpus(folder: Path, num_rows: int) -> str:
@@ -44,13 +58,13 @@ def write_corpus(folder: Path, num_rows: int) -> str:
     folder.mkdir(parents=True)
     for index in range(FILES):
         pq.write_table(pa.Table.from_pylist(rows[index::FILES]), folder / f"{index}.parquet")
-    return path.name if path.exists() else "demo"
+    return "AG News" if path.exists() else "the demo's documents"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     folder: Path
-    """Of the configuration, the table and the counts."""
+    """Of the configuration, the table, the log and the counts."""
     corpus: Path
     model: str
     ray_address: str | None = None
@@ -59,11 +73,27 @@ class Job:
     def table(self) -> Path:
         return self.folder / "table"
 
-    def environment(self) -> dict[str, str]:
-        path = os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)])
-        return os.environ | {"PYTHONPATH": path, "FAULT_FOLDER": str(self.folder), "SLOW": SLOW, "COUNT_BATCHES": "1"}
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
 
-    def start(self) -> subprocess.Popen[bytes]:
+    @property
+    def log(self) -> Path:
+        """What all starts of the command printed."""
+        return self.folder / "log"
+
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)]),
+            "FAULT_FOLDER": str(self.folder),
+            "SLOW": ",".join(f"{function}:{seconds}" for function, seconds in SLOWED_S.items()),
+            "COUNT_BATCHES": "1",
+            "RAY_TMPDIR": str(self.folder.parent / "ray"),
+            "RAY_enable_metrics_collection": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def write_config(self) -> None:
         config = {
             "source": {"path": str(self.corpus), "id": "id", "text": "text", "keep": ["length"]},
             "model": {"path": self.model},
@@ -71,17 +101,41 @@ class Job:
             "resources": {"encoders": ENCODERS, "writers": WRITERS, "ray_address": self.ray_address},
             "limits": {"unit_rows": UNIT_ROWS},
         }
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
-        with (self.folder / "log").open("ab") as log:
-            command = [sys.executable, "-m", "jobs.embed", str(self.folder / "config.yaml"), "--json"]
+        self.config.write_text(yaml.safe_dump(config))
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        self.write_config()
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "jobs.embed", str(self.config), "--json"]
             return subprocess.Popen(command, env=self.environment(), cwd=ROOT, stdout=log, stderr=log)
 
     def encoded(self) -> int:
-        """Rows encoded so far, by all starts of the command."""
+        """Rows encoded so far, by all starts of the command, whether or not they were recorded: each batch when it is done."""
         try:
             return sum(int(line) for line in (self.folder / "encoded").read_text().split())
         except FileNotFoundError:
             return 0
+
+    def phase(self, num_rows: int) -> str:
+        """How far the run has come, for a corpus of so many rows."""
+        versions = self.table / "meta" / "versions"
+        if any(versions.glob("*.done")):
+            return "ending"
+        if any(versions.glob("*.json")):
+            return "materialising"
+        if (self.table / "staging" / "publications").exists():
+            return "committing"
+        encoded = self.encoded()
+        if encoded:
+            return "encoding" if encoded < num_rows else "recording"
+        # The folder of the table is made when the plan stands.
+        return "starting" if self.table.exists() else "planning"
+
+    def has_ray(self, pid: int) -> bool:
+        """Whether the run of that pid has started a Ray of its own, or may ask one that stands."""
+        return self.ray_address is not None or any(
+            "raylet/raylet" in found.title for found in processes.descendants(pid)
+        )
 
     def rows(self) -> pa.Table:
         """All that lies in data/, in order of ids, with the paths of source files for their numbers, which are a run's own."""

@@ -4,53 +4,69 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 TITLES = {
-    "encoder": ("ray::MapWorker(MapBatches(EncodeStage))",),
-    "worker": ("ray::MapBatches(_read_and_tokenize)", "ray::MapBatches(_write)"),
+    "encoder": "ray::MapWorker(MapBatches(EncodeStage))",
+    "tokenizer": "ray::MapBatches(_read_and_tokenize)",
+    "writer": "ray::MapBatches(_write)",
 }
 """What Ray calls a process while it has such work."""
 
 
-def descendants(root: int) -> list[int]:
-    """All processes below `root`, without itself."""
-    children: dict[int, list[int]] = {}
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    born: int
+    """Clock ticks since boot: a pid alone may be another process's by now."""
+
+    @property
+    def title(self) -> str:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return ""
+
+
+def process(pid: int) -> Process:
+    """Raises OSError if there is none."""
+    return Process(pid, _status(pid)[1])
+
+
+def descendants(*roots: int) -> list[Process]:
+    """All processes below the roots, without themselves."""
+    children: dict[int, list[Process]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                children.setdefault(parent, []).append(int(folder.name))
-    found, waiting = [], [root]
+                parent, born = _status(int(folder.name))
+                children.setdefault(parent, []).append(Process(int(folder.name), born))
+    found, waiting = [], list(roots)
     while waiting:
         below = children.get(waiting.pop(), [])
         found += below
-        waiting += below
+        waiting += [child.pid for child in below]
     return found
 
 
-def title(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    return ""
+def _status(pid: int) -> tuple[int, int]:
+    """The parent's pid and when the process was born."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[1]), int(fields[19])
 
 
-def resident_bytes(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
+def workers(kind: str, *roots: int) -> list[Process]:
+    """The processes below the roots that have work of this kind right now."""
+    return [found for found in descendants(*roots) if found.title.startswith(TITLES[kind])]
 
 
-def workers(root: int, kind: str) -> list[int]:
-    """The processes below `root` that have work of this kind right now."""
-    return [pid for pid in descendants(root) if title(pid).startswith(TITLES[kind])]
-
-
-def kill(pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def kill(victims: Iterable[Process]) -> None:
+    """SIGKILL to those that still live."""
+    for victim in victims:
+        with contextlib.suppress(OSError):
+            if process(victim.pid) == victim:
+                os.kill(victim.pid, signal.SIGKILL)
 
 
 def wait_for(condition: Callable[[], bool], ended: Callable[[], bool], every_s: float = 0.003) -> bool:
