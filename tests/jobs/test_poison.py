@@ -80,7 +80,7 @@ def test_among_7_600_news_the_real_model_loses_four_rows_and_memory_stays_flat(c
     for pid in {pid for _, pid, _, _ in memory}:
         seen = [(moment, title, size) for moment, owner, title, size in memory if owner == pid]
         work = next((title for _, title, _ in seen if title.startswith("ray::Map")), seen[0][1])
-        if pid != running.pid and not work.startswith("ray::Map") or seen[-1][0] - seen[0][0] < seconds / 2:
+        if (pid != running.pid and not work.startswith("ray::Map")) or seen[-1][0] - seen[0][0] < seconds / 2:
             continue
         thirds = [[size for moment, _, size in seen if third <= 3 * moment / seconds < third + 1] for third in range(3)]
         most = [max(sizes, default=0) / 2**20 for sizes in thirds]
