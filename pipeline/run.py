@@ -103,6 +103,7 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         _check_paths(spec)
         table = Folder(spec.table.path, spec.table.storage_options)
         parent = materialise.finish(table) if writes else snapshot.current(table)
+        _check_not_held(table, parent)
         files = list_sources(spec.source)
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
@@ -260,6 +261,14 @@ def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot, forms: C
     return pa.schema(
         [surveyed.field(name) if name in spec.source.schema else fixed.field(name) for name in fixed.names]
     )
+
+
+def _check_not_held(table: Folder, parent: Snapshot) -> None:
+    if snapshot.is_held(table, parent):
+        raise InputError(
+            f"table {table.url} was rolled back to the rows of version {parent.rows_of} and is held so: when what was wrong "
+            "is mended, let runs go on with `python -m jobs.status CONFIG.yaml --release`"
+        )
 
 
 def _check_partitions(spec: RunSpec, source: pa.Schema) -> None:

@@ -61,7 +61,9 @@ def _walk(root: str, visible: Visible, depth: int | None = None) -> Iterator[Fil
 
 def _stat_info(path: str, status: os.stat_result) -> FileInfo:
     version = f"{status.st_size}-{status.st_mtime_ns}"
-    return FileInfo(path=path, size=status.st_size, version=version, modified=status.st_mtime)
+    # A copy may keep the time of its original, and a link is as old as the file it shares: neither has been here so long.
+    modified = max(status.st_mtime, status.st_ctime)
+    return FileInfo(path=path, size=status.st_size, version=version, modified=modified)
 
 
 # --- reading

@@ -97,7 +97,7 @@ def publish(table: Folder, parent: Snapshot, work: Work, description: Descriptio
     parts = _assemble(table, parent, work, folder, nonce, workers)
     difference = _difference(parent, parts, workers)
     _check_gate(table, parts, difference, work, parent)
-    _write_changes(table, folder, parent, parts, difference)
+    write_changes(table, folder, parent, parts, difference)
     failed = _write_dead_letters(table, folder, parent, work)
     sources = _sources(parent, work)
     version = Snapshot(
@@ -122,8 +122,8 @@ def publish(table: Folder, parent: Snapshot, work: Work, description: Descriptio
         sources=sources,
     )
     snapshot.write_lists(table, folder, parts, sources)
-    _check_staged(table, parts)
-    _create(table, version)
+    check_staged(table, parts)
+    create(table, version)
     return version
 
 
@@ -234,9 +234,10 @@ def _rows_at(table: Folder, parts: Sequence[Part], positions: np.ndarray[Any, An
             yield pq.read_table(file, columns=compare.COLUMNS).take(pa.array(indexes))
 
 
-def _write_changes(
+def write_changes(
     table: Folder, folder: str, parent: Snapshot, parts: Sequence[Part], found: tuple[list[Part], Difference]
 ) -> None:
+    """The list of changes against the parent; `found` is the difference of the two, and the parts that it indexes."""
     all_parts, difference = found
     if parent.version == 0:
         upserts: Iterator[pa.Table] = (rows for part in parts for rows in _all_rows(table, part))
@@ -259,15 +260,20 @@ def _with_op(rows: pa.Table, op: str) -> pa.Table:
 
 def _write_dead_letters(table: Folder, folder: str, parent: Snapshot, work: Work) -> int:
     """All dead letters of the new version: those of kept units and the new ones. Returns how many there are."""
-    kept = {row["source"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept}
-    rows = itertools.chain(_kept_dead_letters(table, parent, kept), _new_dead_letters(table, work))
+    numbers = pa.array([row["source"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept], pa.int32())
+    kept = (rows.filter(pc.is_in(rows.column(schema.SOURCE), numbers)) for rows in dead_letters(table, parent.version))
+    return write_dead_letters(table, folder, itertools.chain(kept, _new_dead_letters(table, work)))
+
+
+def dead_letters(table: Folder, version: int) -> Iterator[pa.Table]:
+    """Those of a version, a file at a time."""
+    for info in table.list(layout.dead_letters(version)):
+        yield pq.read_table(io.BytesIO(table.read(info.path) or b""))
+
+
+def write_dead_letters(table: Folder, folder: str, rows: Iterable[pa.Table]) -> int:
+    """Into a publication; returns how many there are."""
     return _write_rolling(table, f"{folder}dead_letters/", rows, schema.DEAD_LETTERS)
-
-
-def _kept_dead_letters(table: Folder, parent: Snapshot, kept: set[int]) -> Iterator[pa.Table]:
-    for info in table.list(layout.dead_letters(parent.version)):
-        rows = pq.read_table(io.BytesIO(table.read(info.path) or b""))
-        yield rows.filter(pc.is_in(rows.column(schema.SOURCE), pa.array(sorted(kept), pa.int32())))
 
 
 def _new_dead_letters(table: Folder, work: Work) -> Iterator[pa.Table]:
@@ -330,7 +336,7 @@ def _count(
     )
 
 
-def _check_staged(table: Folder, parts: Sequence[Part]) -> None:
+def check_staged(table: Folder, parts: Sequence[Part]) -> None:
     """Every staged part that the snapshot will name is there with its size."""
     sizes = {info.path: info.size for info in table.list(layout.STAGING)}
     for part in parts:
@@ -341,7 +347,8 @@ def _check_staged(table: Folder, parts: Sequence[Part]) -> None:
             )
 
 
-def _create(table: Folder, version: Snapshot) -> None:
+def create(table: Folder, version: Snapshot) -> None:
+    """The commit. Raises CommitConflict if there is such a version already."""
     path, content = layout.snapshot(version.version), version.to_json()
     standing = table.create_once(path, content)
     # Read back: a store that ignores create-only writes tells every racer that it won.

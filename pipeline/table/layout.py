@@ -13,6 +13,7 @@ VERSIONS = "meta/versions/"
 STAGING = "staging/"
 RECORDS = "staging/records/"
 STAGED_PARTS = "staging/parts/"
+PUBLICATIONS = "staging/publications/"
 DATA = "data/"
 TRASH = "meta/trash/"
 
@@ -27,6 +28,11 @@ def snapshot(version: int) -> str:
 
 def done(version: int) -> str:
     return f"{VERSIONS}{version:06d}.done"
+
+
+def released(version: int) -> str:
+    """Its presence ends the hold that a rolled back version puts on its table."""
+    return f"{VERSIONS}{version:06d}.released"
 
 
 def version_of(path: str) -> int | None:
@@ -55,9 +61,14 @@ def trash(version: int) -> str:
     return f"{TRASH}{version:06d}/"
 
 
+def trashed(path: str) -> str:
+    """The path in data/ that a file in the trash had."""
+    return path.removeprefix(TRASH).partition("/")[2]
+
+
 def publication(nonce: str) -> str:
     """The lists and merged parts of one attempt to commit, until they are materialised."""
-    return f"{STAGING}publications/{nonce}/"
+    return f"{PUBLICATIONS}{nonce}/"
 
 
 def record(unit_id: str, first_row: int) -> str:

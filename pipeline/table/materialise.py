@@ -7,6 +7,7 @@ parts stand in `data/` before superseded ones leave it, so that a row is never m
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from pipeline.errors import StorageError
 from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
 from pipeline.table.part import Part, materialised, parts_to_table
@@ -27,7 +28,7 @@ def materialise(table: Folder, version: Snapshot) -> None:
     """Ends with `<n>.done`; a process that was overtaken by a later version removes what it put in the later one's way."""
     parent = snapshot.read(table, version.parent)
     superseded = _superseded(parent, version)
-    _copy_all(table, [(part.staged, part.path) for part in version.parts if part.staged])
+    _copy_all(table, [(part.staged, part.path) for part in version.parts if part.staged], version)
     _copy_all(table, [(part.path, layout.trash(version.version) + part.path) for part in superseded])
     table.delete(part.path for part in superseded)
     _copy_lists(table, version)
@@ -41,13 +42,21 @@ def _superseded(parent: Snapshot, version: Snapshot) -> list[Part]:
     return [part for part in parent.parts if part.path not in live]
 
 
-def _copy_all(table: Folder, pairs: Iterable[tuple[str, str]]) -> None:
-    """Copies what is not there yet; a source that is gone was moved on by an earlier attempt."""
+def _copy_all(table: Folder, pairs: Iterable[tuple[str, str]], needed_by: Snapshot | None = None) -> None:
+    """Copies what is not there yet; a source may be gone, because an earlier attempt moved it on.
+
+    Raises StorageError if the version `needed_by` lacks both files, and is the current one: a later one moves them on too.
+    """
 
     def copy(pair: tuple[str, str]) -> None:
         source, target = pair
-        size = table.size(source)
-        if size is not None and table.size(target) != size:
+        size, present = table.size(source), table.size(target)
+        if size is None and present is None and needed_by and needed_by.version == max(snapshot.versions(table)):
+            raise StorageError(
+                f"table {table.url}: neither {source} nor {target} is there; the table was damaged by hand, or by a second "
+                "publisher on a store that doesn't keep two apart: roll back with `python -m jobs.status --rollback`"
+            )
+        if size is not None and present != size:
             table.copy(source, target)
 
     _in_parallel(copy, pairs)
@@ -62,7 +71,7 @@ def _copy_lists(table: Folder, version: Snapshot) -> None:
     for name, target in (("changes/", layout.changes(number)), ("dead_letters/", layout.dead_letters(number))):
         prefix = folder + name
         pairs += [(info.path, target + info.path.removeprefix(prefix)) for info in table.list(prefix)]
-    _copy_all(table, pairs)
+    _copy_all(table, pairs, version)
 
 
 def _remove_staged(table: Folder, version: Snapshot) -> None:

@@ -35,7 +35,7 @@ def _places(table: Folder) -> dict[str, str]:
     """Path in data/ -> where that file is now; where a part lies in several places, all copies are equal."""
     found = {}
     for info in table.list(layout.TRASH):
-        found[info.path.removeprefix(layout.TRASH).partition("/")[2]] = info.path
+        found[layout.trashed(info.path)] = info.path
     for prefix in (layout.STAGING, layout.DATA):
         found |= {info.path: info.path for info in table.list(prefix)}
     return found

@@ -114,6 +114,8 @@ class Snapshot:
     gate: Mapping[str, Any]
     timings: Mapping[str, float]
     parent: int
+    rows_of: int | None = None
+    """The version whose rows these are, where this one rolled the table back: it holds the table until it is released."""
     format: int = layout.FORMAT
     min_reader: int = layout.FORMAT
     parts: tuple[Part, ...] = field(default=(), repr=False)
@@ -162,10 +164,23 @@ def versions(table: Folder) -> list[int]:
     return sorted(version for version in found if version is not None)
 
 
+def is_held(table: Folder, version: Snapshot) -> bool:
+    """The version rolled the table back, and nobody has released it since: runs must not publish."""
+    return version.rows_of is not None and table.size(layout.released(version.version)) is None
+
+
 def read(table: Folder, version: int) -> Snapshot:
     """Raises InputError for a version that isn't there or that a newer program wrote."""
     if version == 0:
         return empty()
+    alone = read_alone(table, version)
+    parts = _read_list(table, layout.parts_list(version), f"{alone.publication}parts.parquet")
+    sources = _read_list(table, layout.sources_list(version), f"{alone.publication}sources.parquet")
+    return dataclasses.replace(alone, parts=tuple(table_to_parts(parts)), sources=sources.cast(SOURCES))
+
+
+def read_alone(table: Folder, version: int) -> Snapshot:
+    """The same without its lists: parts and sources are empty."""
     content = table.read(layout.snapshot(version))
     if content is None:
         raise InputError(f"table {table.url} has no version {version}; it has {versions(table)}")
@@ -182,10 +197,7 @@ def read(table: Folder, version: int) -> Snapshot:
     )
     raw["embeddings"] = tuple(raw["embeddings"])
     raw["probes"] = tuple(tuple(vector) for vector in raw["probes"])
-    folder = raw["publication"]
-    parts = _read_list(table, layout.parts_list(version), f"{folder}parts.parquet")
-    sources = _read_list(table, layout.sources_list(version), f"{folder}sources.parquet")
-    return Snapshot(**raw, parts=tuple(table_to_parts(parts)), sources=sources.cast(SOURCES))
+    return Snapshot(**raw)
 
 
 def write_lists(table: Folder, folder: str, parts: Sequence[Part], sources: pa.Table) -> None:

@@ -34,6 +34,13 @@ def process(pid: int) -> Process:
     return Process(pid, _status(pid)[1])
 
 
+def resident_bytes(pid: int) -> int:
+    """Of a process's memory; 0 when it is gone."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def descendants(*roots: int) -> list[Process]:
     """All processes below the roots, without themselves."""
     children: dict[int, list[Process]] = {}

@@ -19,7 +19,7 @@ MOMENTS = {
     "reading": "pipeline.stages:_tokenize:4",
     "encoding": "pipeline.stages:encode:4",
     "between the parts and the record": "pipeline.stages:create:4",
-    "before the commit": "pipeline.table.commit:_create:1",
+    "before the commit": "pipeline.table.commit:create:1",
     "after the commit, before materialising": "pipeline.table.materialise:materialise:1",
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
 }

@@ -68,10 +68,10 @@ def test_among_7_600_news_the_real_model_loses_four_rows_and_memory_stays_flat(c
     titles: dict[int, str] = {}
     while running.poll() is None:
         if 0 < encoded(tmp_path) < 7000:
-            for pid in [running.pid, *processes.descendants(running.pid)]:
-                memory.setdefault(pid, []).append(processes.resident_bytes(pid))
-                title = processes.title(pid)
-                titles[pid] = title if title.startswith("ray::Map") else titles.get(pid, title)
+            for one in [processes.process(running.pid), *processes.descendants(running.pid)]:
+                memory.setdefault(one.pid, []).append(processes.resident_bytes(one.pid))
+                title = one.title
+                titles[one.pid] = title if title.startswith("ray::Map") else titles.get(one.pid, title)
         time.sleep(1)
     assert running.returncode == 3, said(tmp_path)
     summary = json.loads((tmp_path / "out").read_text())

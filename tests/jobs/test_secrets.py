@@ -90,7 +90,7 @@ def test_no_log_record_manifest_or_state_of_ray_holds_a_secret(outcome, moto, ti
             titles: set[str] = set()
             captured = b""
             while run.poll() is None:
-                titles |= {processes.title(pid) for pid in processes.descendants(os.getpid())}
+                titles |= {one.title for one in processes.descendants(os.getpid())}
                 if not captured and (tmp_path / "encoded").exists():
                     command = [sys.executable, "-c", CAPTURE, cluster.address]
                     captured = subprocess.run(command, capture_output=True, env=environment, check=True).stdout

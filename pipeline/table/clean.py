@@ -1,0 +1,96 @@
+"""What no kept version needs goes, once it is old: orphans, old trash, abandoned staging.
+
+Kept are the current version and the one before it: both can be read, and the table rolled back. Snapshots and the lists in
+`meta/` always stay. Age is told by the store's clock.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import CommitConflict
+from pipeline.storage import Folder
+from pipeline.storage.file import TEMPORARY, FileInfo
+from pipeline.table import layout, materialise, snapshot
+
+DAY_S = 86_400.0
+OLD_DAYS = 7.0
+AT_WORK_S = DAY_S
+"""Something younger in staging means that a run may be under way, or about to go on: its finished work is not touched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Litter:
+    """Files that may go, by what they are."""
+
+    orphans: tuple[FileInfo, ...] = ()
+    """In data/ though no version names them, and unfinished files anywhere: left by processes that died."""
+    trash: tuple[FileInfo, ...] = ()
+    """Superseded parts that no kept version holds."""
+    staging: tuple[FileInfo, ...] = ()
+    """Work of runs that never published."""
+
+    @property
+    def files(self) -> tuple[FileInfo, ...]:
+        return (*self.orphans, *self.trash, *self.staging)
+
+
+def clean(table: Folder, older_than_days: float = OLD_DAYS, *, dry_run: bool = False) -> Litter:
+    """Delete what is older and not needed; returns it. Finishes what a publisher left undone first.
+
+    Raises CommitConflict, and deletes nothing, if another run published meanwhile.
+    """
+    current = snapshot.current(table) if dry_run else materialise.finish(table)
+    now = _now(table) if not dry_run else None
+    # Listed before the version is read again: whatever a later version needs is then either not listed, or named by it.
+    listed = table.list(temporary=True)
+    if max(snapshot.versions(table), default=0) != current.version:
+        raise CommitConflict(f"another run published {table.url} meanwhile: nothing was deleted, start again")
+    now = now if now is not None else max((info.modified for info in listed), default=0.0)
+    before = snapshot.read(table, current.version - 1) if current.version > 1 else snapshot.empty()
+    litter = _litter(listed, current, before, now - older_than_days * DAY_S, now - AT_WORK_S)
+    if not dry_run:
+        # A record whose parts are gone is invalid, parts without a record are orphans: either is safe to stop at.
+        table.delete(info.path for info in litter.files)
+    return litter
+
+
+def _litter(
+    listed: Sequence[FileInfo],
+    current: snapshot.Snapshot,
+    before: snapshot.Snapshot,
+    old_before: float,
+    at_work_after: float,
+) -> Litter:
+    live = {part.path for part in current.parts}
+    kept = live | {part.path for part in before.parts}
+    staged = [info for info in listed if _is_work(info.path)]
+    at_work = any(info.modified > at_work_after for info in staged)
+    orphans, trash, staging = [], [], []
+    for info in listed:
+        if info.modified >= old_before:
+            continue
+        if info.path.rpartition("/")[2].startswith(TEMPORARY) or (
+            info.path.startswith(layout.DATA) and info.path not in live
+        ):
+            orphans.append(info)
+        elif info.path.startswith(layout.TRASH) and layout.trashed(info.path) not in kept:
+            trash.append(info)
+        elif info.path.startswith(layout.STAGING) and not (at_work and _is_work(info.path)):
+            staging.append(info)
+    return Litter(orphans=tuple(orphans), trash=tuple(trash), staging=tuple(staging))
+
+
+def _is_work(path: str) -> bool:
+    """What a run can go on from, or is about to publish."""
+    return path.startswith((layout.RECORDS, layout.STAGED_PARTS, layout.PUBLICATIONS))
+
+
+def _now(table: Folder) -> float:
+    """Unix seconds, by the clock of the table's store."""
+    probe = f"{layout.STAGING}clock-{secrets.token_hex(6)}"
+    table.write(probe, b"")
+    try:
+        return next(info.modified for info in table.list(layout.STAGING) if info.path == probe)
+    finally:
+        table.delete([probe])
