@@ -172,15 +172,20 @@ def _amended(parent: Snapshot, gone: _Gone) -> pa.Table:
 
 
 def _erase_elsewhere(table: Folder, current: Snapshot, wanted: "_Wanted", own: str | None) -> int:
-    """Every file below the table that has ids, but the live parts, the list of changes `own`, and what a publisher may be
-    about to commit; returns how many held some.
+    """Every file below the table that has ids, but the live parts, the list of changes `own`, and what a publisher may yet
+    commit; returns how many held some.
 
     Lists of rows are written anew without them. Superseded parts and staged work are deleted: versions that held them can't
     be read or brought back any more, and a run encodes that work again.
     """
     live = {part.path for part in current.parts}
     erased = 0
-    for info in table.list():
+    listed = table.list()
+    committed = next((info.modified for info in listed if info.path == layout.snapshot(current.version)), 0.0)
+    for info in listed:
+        # What was written before this version was there can't become the next one any more.
+        if info.path.startswith(layout.PUBLICATIONS) and (_is_list(info.path) or info.modified >= committed):
+            continue
         if info.path in live or (own is not None and info.path.startswith(own)):
             continue
         if not info.path.startswith(_HOLDERS) or info.path.endswith(".json") or not _holds(table, info.path, wanted):
@@ -201,7 +206,11 @@ def _erase_elsewhere(table: Folder, current: Snapshot, wanted: "_Wanted", own: s
 
 
 _LISTS = ("meta/changes/", "meta/dead_letters/")
-_HOLDERS = (layout.DATA, layout.TRASH, layout.STAGED_PARTS, *_LISTS)
+_HOLDERS = (layout.DATA, layout.TRASH, layout.STAGED_PARTS, layout.PUBLICATIONS, *_LISTS)
+
+
+def _is_list(path: str) -> bool:
+    return path.endswith(("/parts.parquet", "/sources.parquet"))
 
 
 def _holds(table: Folder, path: str, wanted: "_Wanted") -> bool:
