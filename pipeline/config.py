@@ -271,13 +271,34 @@ class RunSpec:
             )
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which YAML would quietly take the last, and aliases: a few lines of them stand for
+    billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read: write the value out", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = "a key comes twice in one section"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     """Read a run's YAML file, apply `section.key=value` overrides, fill `${VAR}` from the environment.
 
     Raises ConfigError for anything that is not a complete, well-typed description of a run.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"configuration file {str(path)!r} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -289,6 +310,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it can't be parsed"
         where = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"configuration file {str(path)!r} is not valid YAML{where}: {problem}") from None
+    except ValueError:
+        # Of a number or a date; the value may be a secret.
+        raise ConfigError(f"configuration file {str(path)!r} holds a number or a date that can't be") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"configuration file {str(path)!r} holds no sections; expected source:, model: and table:")
     for override in overrides:

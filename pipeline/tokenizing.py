@@ -306,8 +306,15 @@ def framing_tokens(spec: EncoderSpec) -> int | None:
 def _read(path: Path) -> Any:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # The library raises nothing more special.
+    except BaseException as error:  # The library raises nothing more special.
+        _reraise_unless_of_tokenizer(error)
         raise InputError(f"{str(path)!r} is no tokenizer that can be read: {error}") from None
+
+
+def _reraise_unless_of_tokenizer(error: BaseException) -> None:
+    """A panic of Rust is a BaseException, as an interrupt by the user is."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def _load_static(spec: EncoderSpec) -> Any:
@@ -326,7 +333,8 @@ def _load(spec: EncoderSpec) -> Any:
         with quiet_transformers():
             # False, not left out: transformers would ask the person at the keyboard.
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
+    except BaseException as error:
+        _reraise_unless_of_tokenizer(error)
         raise InputError(f"the tokenizer in {folder!r} doesn't load: {type(error).__name__}: {error}") from None
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {folder!r} is not a fast one: save the model with a tokenizer.json")

@@ -152,6 +152,25 @@ def test_odd_files_are_configuration_errors(tmp_path, text):
         config.load(tmp_path / "run.yaml")
 
 
+BOMB = "a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [{'*a, ' * 9}]\n" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "line 2: aliases"),
+        ("limits: {unit_rows: 5}\nlimits: {unit_rows: 6}\n", "line 2: a key comes twice"),
+        ("limits: {unit_rows: 5, unit_rows: 6}\n", "line 1: a key comes twice"),
+        ("limits: {unit_rows: " + "9" * 5000 + "}\n", "number"),
+        ("limits: {unit_rows: 2026-99-99}\n", "date"),
+    ],
+)
+def test_what_yaml_reads_too_kindly_is_refused(tmp_path, text, said):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        config.load(tmp_path / "run.yaml")
+
+
 @pytest.mark.parametrize(("section", "key"), [("source", "path"), ("model", "path"), ("table", "path")])
 def test_no_path_holds_a_nul(section, key):
     with pytest.raises(ConfigError, match="NUL"):
