@@ -26,6 +26,7 @@ KINDS = ("raise", "segfault", "kill", "hang")
 POISON = dict(zip(KINDS, "中文子大", strict=True))
 """A token each that no other row has."""
 ROWS, TIMEOUT_S = 1200, 20
+WARM_UP_S = 30
 PLACES = {"raise": 150, "segfault": 420, "kill": 421, "hang": 1100}
 
 
@@ -54,38 +55,49 @@ def test_one_poison_row_of_each_kind_costs_one_row_each(tiny_model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_among_7_600_news_the_real_model_loses_four_rows_and_memory_stays_flat(corpora, tmp_path):
-    """While rows are encoded, each process needs in the second half of its life no more than in the first, but for a tenth."""
-    with gzip.open(corpora / "ag_news_test.jsonl.gz", "rt", encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
-    assert len(texts) == 7600
+def test_among_7_600_news_the_real_model_loses_four_rows(corpora, tmp_path):
+    texts = ag_news(corpora)
     places = {"raise": 500, "segfault": 2500, "kill": 4500, "hang": 6500}
     for kind, row in places.items():
         texts[row] = f"{POISON[kind]} {texts[row]}"
     write_corpus(tmp_path, MINILM, texts, {"unit_timeout_s": 40})
-    running = start(tmp_path, POISON=poison(MINILM))
-    memory: dict[int, list[int]] = {}
+    assert start(tmp_path, POISON=poison(MINILM)).wait(850) == 3, said(tmp_path)
+    counts = json.loads((tmp_path / "out").read_text())["counts"]
+    assert (counts["failed"], counts["rows"]) == (len(KINDS), 7600 - len(KINDS))
+    assert set(letters(tmp_path)["id"].to_pylist()) == {f"doc-{row}" for row in places.values()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_memory_of_driver_and_workers_is_flat(corpora, tmp_path):
+    """After half a minute, in which models load and allocators grow, no process needs a tenth more than by then."""
+    write_corpus(tmp_path, MINILM, ag_news(corpora), {"unit_rows": 2048})
+    running = start(tmp_path)
+    memory: dict[int, list[float]] = {}
     titles: dict[int, str] = {}
     while running.poll() is None:
         if 0 < encoded(tmp_path) < 7000:
             for one in [processes.process(running.pid), *processes.descendants(running.pid)]:
-                memory.setdefault(one.pid, []).append(processes.resident_bytes(one.pid))
+                memory.setdefault(one.pid, []).append(processes.resident_bytes(one.pid) / 2**20)
                 title = one.title
                 titles[one.pid] = title if title.startswith("ray::Map") else titles.get(one.pid, title)
         time.sleep(1)
-    assert running.returncode == 3, said(tmp_path)
-    summary = json.loads((tmp_path / "out").read_text())
-    assert summary["counts"]["failed"] == len(KINDS)
-    assert summary["counts"]["rows"] == 7600 - len(KINDS)
-    assert set(letters(tmp_path)["id"].to_pylist()) == {f"doc-{row}" for row in places.values()}
-    print(f"{summary['seconds']['total']:.0f} s, {summary['docs_per_s']:.0f} docs/s")
+    assert running.returncode == 0, said(tmp_path)
+    compared = 0
     for pid, sizes in memory.items():
-        if len(sizes) >= 30 and (pid == running.pid or titles[pid].startswith("ray::")):
-            first, second = max(sizes[: len(sizes) // 2]) / 2**20, max(sizes[len(sizes) // 2 :]) / 2**20
-            print(
-                f"{titles[pid][:50]:50} {len(sizes):4} s, most MiB in its first half {first:5.0f}, second {second:5.0f}"
-            )
-            assert second <= 1.1 * first, titles[pid]
+        if len(sizes) >= WARM_UP_S + 10 and (pid == running.pid or titles[pid].startswith("ray::Map")):
+            first, later = max(sizes[:WARM_UP_S]), max(sizes[WARM_UP_S:])
+            print(f"{titles[pid][:50]:50} {len(sizes):4} s, most MiB at first {first:5.0f}, later {later:5.0f}")
+            assert later <= 1.1 * first, titles[pid]
+            compared += 1
+    assert compared >= 3
+
+
+def ag_news(corpora: Path) -> list[str]:
+    with gzip.open(corpora / "ag_news_test.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
+    assert len(texts) == 7600
+    return texts
 
 
 @pytest.mark.slow
