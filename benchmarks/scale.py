@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="*", default=[10_000, 30_000, 100_000])
     parser.add_argument("--units", type=int, nargs="*", default=[250, 500, 1000])
     parser.add_argument("--format", choices=["jsonl", "parquet"], default="jsonl")
+    parser.add_argument(
+        "--disk", action="store_true", help="source files on the disk: this server lists a folder per page"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -45,7 +48,8 @@ def main() -> None:
             options = server.storage_options | {"endpoint_url": proxy.url}
             model = str(build_tiny_model(root / "model"))
             for count in arguments.files:
-                plan(count, arguments.format, options, model, proxy)
+                place = str(root / "store" / f"files-{count}") if arguments.disk else f"s3://files-{count}"
+                plan(count, place, arguments.format, options, model, proxy)
             for count in arguments.units:
                 publish(count, options, proxy)
 
@@ -60,10 +64,11 @@ def write_files(folder: Path, count: int, form: str) -> None:
             pq.write_table(pa.table({"id": [f"doc-{number}"], "text": [f"text {number}"]}), path)
 
 
-def plan(count: int, form: str, options: dict[str, Any], model: str, proxy: Proxy) -> None:
+def plan(count: int, place: str, form: str, options: dict[str, Any], model: str, proxy: Proxy) -> None:
+    source_options = options if place.startswith("s3://") else {}
     spec = from_mapping(
         {
-            "source": {"path": f"s3://files-{count}/*.{form}", "id": "id", "text": "text", "storage_options": options},
+            "source": {"path": f"{place}/*.{form}", "id": "id", "text": "text", "storage_options": source_options},
             "model": {"path": model},
             "table": {"path": f"s3://tables/files-{count}", "storage_options": options},
         }
