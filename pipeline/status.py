@@ -110,7 +110,7 @@ def status(table: Folder) -> Status:
     live = {place for part in current.parts for place in (part.path, part.staged)}
     in_data = [info for info in listed if info.path.startswith(layout.DATA)]
     trash = [info for info in listed if info.path.startswith(layout.TRASH)]
-    stages, errors = _failures(table, current.version)
+    stages, errors = _failures(table, current)
     return Status(
         table=table.url,
         versions=tuple(_version(table, number, layout.done(number) in done) for number in numbers),
@@ -161,10 +161,10 @@ def _folders(paths: Iterable[str]) -> set[str]:
     return {path.removeprefix(layout.PUBLICATIONS).partition("/")[0] for path in paths}
 
 
-def _failures(table: Folder, version: int) -> tuple[dict[str, int], tuple[tuple[str, int], ...]]:
+def _failures(table: Folder, version: snapshot.Snapshot) -> tuple[dict[str, int], tuple[tuple[str, int], ...]]:
     stages: Counter[str] = Counter()
     errors: Counter[str] = Counter()
-    for rows in commit.dead_letters(table, version):
+    for rows in commit.dead_letters_wherever(table, version):
         stages.update(rows.column("stage").to_pylist())
         errors.update(rows.column("error").to_pylist())
     return dict(stages.most_common()), tuple((error[:120], count) for error, count in errors.most_common(MOST_ERRORS))

@@ -271,6 +271,14 @@ def dead_letters(table: Folder, version: int) -> Iterator[pa.Table]:
         yield pq.read_table(io.BytesIO(table.read(info.path) or b""))
 
 
+def dead_letters_wherever(table: Folder, version: Snapshot) -> Iterator[pa.Table]:
+    """Those of a version that may not be materialised: each file from beside the snapshot, or else from its publication."""
+    folders = (f"{version.publication}dead_letters/", layout.dead_letters(version.version))
+    places = {info.path.removeprefix(folder): info.path for folder in folders for info in table.list(folder)}
+    for path in places.values():
+        yield pq.read_table(io.BytesIO(table.read(path) or b""))
+
+
 def write_dead_letters(table: Folder, folder: str, rows: Iterable[pa.Table]) -> int:
     """Into a publication; returns how many there are."""
     return _write_rolling(table, f"{folder}dead_letters/", rows, schema.DEAD_LETTERS)
