@@ -68,7 +68,7 @@ def _litter(
     at_work = any(info.modified > at_work_after for info in staged)
     orphans, trash, staging = [], [], []
     for info in listed:
-        if info.modified >= old_before:
+        if info.modified > old_before:
             continue
         if info.path.rpartition("/")[2].startswith(TEMPORARY) or (
             info.path.startswith(layout.DATA) and info.path not in live
