@@ -115,6 +115,8 @@ def survive(point: KillPoint, job: Job, calm: Calm) -> Outcome:
             print(f"{own.log.read_text()[-4000:]}", flush=True)
         if outcome.phase or outcome.faults:
             return outcome
+        # By the clock of an undisturbed run that something else held up, every moment comes too late.
+        calm = replace(calm, seconds=calm.seconds / 2)
     return replace(outcome, faults=(f"was not hit in {MOST_TRIES} runs",))
 
 

@@ -31,7 +31,7 @@ def line(outcome: Outcome) -> str:
     starts = f"{outcome.starts} start{'s' * (outcome.starts > 1)}"
     return (
         f"{outcome.point}  in {outcome.phase or 'no phase':13}  {starts:8}  {outcome.twice:3} of {BOUND} rows twice  "
-        f"{'equal' if not outcome.faults else 'NOT EQUAL: ' + '; '.join(outcome.faults)}  {outcome.seconds:.0f} s"
+        f"{'equal' if not outcome.faults else 'FAILED: ' + '; '.join(outcome.faults)}  {outcome.seconds:.0f} s"
     )
 
 
@@ -59,7 +59,8 @@ def _by_kind(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     for kind in KINDS:
         for outcome in sorted(outcomes, key=lambda outcome: (outcome.point.clustered, outcome.phase)):
             if outcome.point.kind == kind:
-                where = f" of a cluster's job, {outcome.phase}" if outcome.point.clustered else f", {outcome.phase}"
+                phase = outcome.phase or "not hit"
+                where = f" of a cluster's job, {phase}" if outcome.point.clustered else f", {phase}"
                 found.setdefault(names[kind] + (where if kind == "driver" else ""), []).append(outcome)
     if outcomes:
         found["all"] = list(outcomes)

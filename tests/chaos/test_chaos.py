@@ -172,6 +172,25 @@ def test_a_run_that_ended_before_was_not_hit(tmp_path, sound):
         assert chaos.hit(replace(POINT, moment="committing"), job, run, chaos.Calm(sound[1], 1.0), None) == ""
 
 
+def test_a_moment_by_the_clock_comes_earlier_until_it_is_hit_and_one_that_never_is_fails(tmp_path, sound, monkeypatch):
+    """The clock is that of the undisturbed run, which something else may have held up."""
+    asked: list[float] = []
+
+    def strike(point: KillPoint, job: Job, calm: chaos.Calm) -> Outcome:
+        asked.append(calm.seconds)
+        phase = "encoding" if calm.seconds < reached_below else ""
+        return Outcome(point=point, phase=phase, starts=1, twice=0, difference=0.0, faults=(), seconds=1.0)
+
+    monkeypatch.setattr(chaos, "strike", strike)
+    late, reached_below = replace(POINT, moment="any time"), 20.0
+    assert chaos.survive(late, replace(sound[0], folder=tmp_path), chaos.Calm(sound[1], 56.0)).faults == ()
+    assert asked == [56.0, 28.0, 14.0]
+    reached_below, late = 0.0, replace(late, number=1)
+    missed = chaos.survive(late, replace(sound[0], folder=tmp_path), chaos.Calm(sound[1], 56.0))
+    assert missed.faults == ("was not hit in 3 runs",)
+    assert "| driver, not hit | 1 | 0 |" in report.table([missed])
+
+
 def test_a_process_that_has_the_pid_of_a_dead_one_is_spared(sleeper):
     own = processes.process(sleeper.pid)
     processes.kill([Process(own.pid, own.born - 1)])
@@ -194,4 +213,4 @@ def test_results_take_the_place_of_older_ones(tmp_path):
     assert f"| driver, starting | 2 | 1 | 16, 16 | {BOUND} | 2 | 0 |" in text
     with pytest.raises(ValueError, match="has no place for results"):
         report.rewrite(Path(__file__).parents[2] / "LICENSE", "conditions", [outcome])
-    assert "NOT EQUAL: 1 rows have another text" in report.line(bad)
+    assert "FAILED: 1 rows have another text" in report.line(bad)
