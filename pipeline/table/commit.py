@@ -4,7 +4,6 @@ Everything before it lies in staging under a name of this attempt and can be thr
 materialise.py's. Who runs rewrites and comparisons (this process or a cluster) is given by the caller.
 """
 
-import io
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -231,7 +230,7 @@ def _rows_at(table: Folder, parts: Sequence[Part], positions: np.ndarray[Any, An
     for number in np.unique(positions[:, 0]).tolist():
         indexes = np.sort(positions[positions[:, 0] == number, 1])
         with table.open(parts[number].location) as file:
-            yield pq.read_table(file, columns=compare.COLUMNS).take(pa.array(indexes))
+            yield pq.read_table(file, columns=compare.COLUMNS, use_threads=False).take(pa.array(indexes))
 
 
 def write_changes(
@@ -268,7 +267,7 @@ def _write_dead_letters(table: Folder, folder: str, parent: Snapshot, work: Work
 def dead_letters(table: Folder, version: int) -> Iterator[pa.Table]:
     """Those of a version, a file at a time."""
     for info in table.list(layout.dead_letters(version)):
-        yield pq.read_table(io.BytesIO(table.read(info.path) or b""))
+        yield snapshot.read_parquet(table.read(info.path))
 
 
 def dead_letters_wherever(table: Folder, version: Snapshot) -> Iterator[pa.Table]:
@@ -276,7 +275,7 @@ def dead_letters_wherever(table: Folder, version: Snapshot) -> Iterator[pa.Table
     folders = (f"{version.publication}dead_letters/", layout.dead_letters(version.version))
     places = {info.path.removeprefix(folder): info.path for folder in folders for info in table.list(folder)}
     for path in places.values():
-        yield pq.read_table(io.BytesIO(table.read(path) or b""))
+        yield snapshot.read_parquet(table.read(path))
 
 
 def write_dead_letters(table: Folder, folder: str, rows: Iterable[pa.Table]) -> int:
@@ -288,7 +287,7 @@ def _new_dead_letters(table: Folder, work: Work) -> Iterator[pa.Table]:
     for unit, records in work.done:
         for record in records:
             if record.dead_letters:
-                rows = pq.read_table(io.BytesIO(table.read(record.dead_letters[0]) or b""))
+                rows = snapshot.read_parquet(table.read(record.dead_letters[0]))
                 yield rewrite.renumbered(rows, _renumbering(unit, record))
 
 

@@ -6,7 +6,6 @@ that stays in its source comes back when its unit is planned anew.
 """
 
 import datetime
-import io
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -132,7 +131,7 @@ def _without(
 ) -> Part | None:
     """The part without the rows, staged; None where it has no others."""
     with table.open(part.path) as file:
-        rows = pq.read_table(file)
+        rows = pq.read_table(file, use_threads=False)
     found = wanted.among(rows)
     leaving, staying = rows.filter(found), rows.filter(pc.invert(found))
     gone.rows.update(leaving.column(schema.SOURCE).to_pylist())
@@ -194,7 +193,7 @@ def _erase_elsewhere(table: Folder, current: Snapshot, wanted: "_Wanted", own: s
             continue  # a part of the version that was published meanwhile
         erased += 1
         if info.path.startswith(_LISTS):
-            rows = pq.read_table(io.BytesIO(table.read(info.path) or b""))
+            rows = snapshot.read_parquet(table.read(info.path))
             table.write(info.path, snapshot.to_parquet(rows.filter(pc.invert(wanted.among(rows)))))
             continue
         unit = layout.staged_unit(info.path)

@@ -242,4 +242,13 @@ def _read_list(table: Folder, path: str, staged: str) -> pa.Table:
     content = table.read(path) or table.read(staged)
     if content is None:
         raise StorageError(f"table {table.url}: neither {path} nor {staged} is there; the table was damaged by hand")
-    return pq.read_table(io.BytesIO(content))
+    return read_parquet(content)
+
+
+def read_parquet(content: bytes | None) -> pa.Table:
+    """A list of the table, as it was read from storage.
+
+    In this thread: a thread of Arrow's pool that still holds Python's bytes when the interpreter ends aborts the process,
+    or hangs it (apache/arrow#33975, #50482).
+    """
+    return pq.read_table(io.BytesIO(content or b""), use_threads=False)
