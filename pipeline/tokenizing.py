@@ -4,6 +4,7 @@ Uses the Rust tokenizer behind transformers' AutoTokenizer; prompt, truncation a
 no model weights, no batches and no files but the tokenizer's own.
 """
 
+import contextlib
 import copy
 import itertools
 import json
@@ -139,9 +140,13 @@ class Tokenizer:
             self._special_ids = frozenset(tokenizer.all_special_ids)
             self.gives_token_types = "token_type_ids" in tokenizer.model_input_names
             self._side = tokenizer.truncation_side
+        with _refused(f"the tokenizer in {str(spec.transformer_folder)!r} doesn't work"):
+            self._try_out(spec.max_seq_length, is_static=spec.is_static)
+
+    def _try_out(self, length: int | None, *, is_static: bool) -> None:
+        """Find out how it frames and cuts."""
         self._prefix, self._suffix = _special_frame(self._backend) if self._adds_special_tokens else ([], [])
         frame = len(self._prefix) + len(self._suffix)
-        length = spec.max_seq_length
         if length is not None and length <= frame:
             raise InputError(
                 f"max_seq_length is {length}, which leaves no room for text beside the special tokens: "
@@ -149,7 +154,7 @@ class Tokenizer:
             )
         self._room = None if length is None else length - frame
         """Tokens of a text that are kept; None is all."""
-        self._framed_here = self._backend.truncation is None if spec.is_static else self._agrees_with_library()
+        self._framed_here = self._backend.truncation is None if is_static else self._agrees_with_library()
         self._whole = self._backend
         """The same tokenizer, that never truncates."""
         if not self._framed_here:
@@ -300,21 +305,27 @@ def framing_tokens(spec: EncoderSpec) -> int | None:
     backend = _read(path)
     backend.no_padding()
     backend.no_truncation()
-    return len(backend.encode(spec.prompt, add_special_tokens=not spec.is_static).ids)
+    with _refused(f"{str(path)!r} is no tokenizer that works"):
+        return len(backend.encode(spec.prompt, add_special_tokens=not spec.is_static).ids)
 
 
 def _read(path: Path) -> Any:
-    try:
+    with _refused(f"{str(path)!r} is no tokenizer that can be read"):
         return tokenizers.Tokenizer.from_file(str(path))
-    except BaseException as error:  # The library raises nothing more special.
-        _reraise_unless_of_tokenizer(error)
-        raise InputError(f"{str(path)!r} is no tokenizer that can be read: {error}") from None
 
 
-def _reraise_unless_of_tokenizer(error: BaseException) -> None:
-    """A panic of Rust is a BaseException, as an interrupt by the user is."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """InputError for whatever the library raises, which has no types of its own, and panics of Rust among it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        # A panic is no Exception, as an interrupt by the user isn't.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{what}: {type(error).__name__}: {error}") from None
 
 
 def _load_static(spec: EncoderSpec) -> Any:
@@ -329,13 +340,9 @@ def _load(spec: EncoderSpec) -> Any:
     from transformers import AutoTokenizer
 
     folder = str(spec.transformer_folder)
-    try:
-        with quiet_transformers():
-            # False, not left out: transformers would ask the person at the keyboard.
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except BaseException as error:
-        _reraise_unless_of_tokenizer(error)
-        raise InputError(f"the tokenizer in {folder!r} doesn't load: {type(error).__name__}: {error}") from None
+    with _refused(f"the tokenizer in {folder!r} doesn't load"), quiet_transformers():
+        # False, not left out: transformers would ask the person at the keyboard.
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {folder!r} is not a fast one: save the model with a tokenizer.json")
     backend = tokenizer.backend_tokenizer

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline import tokenizing
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
-from pipeline.tokenizing import Tokenizer, TokenRows, _cuts, arrow_to_tokens, tokens_to_arrow
+from pipeline.tokenizing import Tokenizer, TokenRows, _cuts, arrow_to_tokens, framing_tokens, tokens_to_arrow
 from tests.architectures import build_static
 from tests.tiny import build_tiny_model, load_oracle
 
@@ -170,6 +171,25 @@ def test_a_slice_of_an_arrow_column_holds_its_own_rows_only():
 def test_loading_is_quiet(folder, capfd):
     tokenizer_of(folder).tokenize(["hello"])
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_tokenizer_that_fails_when_it_is_tried_out_is_refused(tmp_path):
+    """Its file is read without a word; the first text asks for the token that its vocabulary lacks."""
+    folder = build_tiny_model(tmp_path / "model")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    del content["model"]["vocab"]["[UNK]"]
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[UNK]"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    for name in ("special_tokens_map.json", "vocab.txt"):
+        (folder / name).unlink()
+    spec = encoder_spec(ModelSpec(path=str(folder)))
+    with pytest.raises(InputError, match="doesn't work"):
+        Tokenizer(spec, 1)
+    with pytest.raises(InputError, match="no tokenizer that works"):
+        framing_tokens(replace(spec, prompt="€ "))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
