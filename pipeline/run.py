@@ -3,7 +3,6 @@
 `prepare` finds all that is wrong before any work and loads neither torch nor Ray; the rest drives the cluster.
 """
 
-import datetime
 import json
 import math
 import time
@@ -575,7 +574,7 @@ def _description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> 
     ranges = vectors.calibration and {"path": vectors.ranges_path, "digest": vectors.calibration.digest}
     return commit.Description(
         run=run,
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        time=snapshot.utc_now(),
         fingerprint=vectors.fingerprint,
         fingerprint_of=vectors.words,
         output=prepared.output,

@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.metrics import duration, size
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
-from pipeline.table import commit, layout, snapshot
+from pipeline.table import commit, layout, rows, snapshot
 
 MOST_ERRORS = 5
 SHOWN_VERSIONS = 20
@@ -164,9 +164,9 @@ def _folders(paths: Iterable[str]) -> set[str]:
 def _failures(table: Folder, version: snapshot.Snapshot) -> tuple[dict[str, int], tuple[tuple[str, int], ...]]:
     stages: Counter[str] = Counter()
     errors: Counter[str] = Counter()
-    for rows in commit.dead_letters_wherever(table, version):
-        stages.update(rows.column("stage").to_pylist())
-        errors.update(rows.column("error").to_pylist())
+    for letters in commit.dead_letters(table, version):
+        stages.update(letters.column("stage").to_pylist())
+        errors.update(letters.column("error").to_pylist())
     return dict(stages.most_common()), tuple((error[:120], count) for error, count in errors.most_common(MOST_ERRORS))
 
 
@@ -176,10 +176,9 @@ def files(table: Folder, number: int) -> list[dict[str, Any]]:
     Raises InputError for a version that isn't there.
     """
     version = snapshot.read(table, number)
-    listed = {info.path for prefix in (layout.DATA, layout.STAGING) for info in table.list(prefix)}
-    trash = {layout.trashed(info.path): info.path for info in table.list(layout.TRASH)}
+    places = rows.places(table)
     return [
         {"path": part.path, "rows": part.rows, "bytes": part.size}
-        | {"place": next((place for place in (part.path, part.staged) if place in listed), trash.get(part.path))}
+        | {"place": places.get(part.path) or places.get(part.staged or "")}
         for part in version.parts
     ]

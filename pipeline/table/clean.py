@@ -41,12 +41,11 @@ def clean(table: Folder, older_than_days: float = OLD_DAYS, *, dry_run: bool = F
     Raises CommitConflict, and deletes nothing, if another run published meanwhile.
     """
     current = snapshot.current(table) if dry_run else materialise.finish(table)
-    now = _now(table) if not dry_run else None
     # Listed before the version is read again: whatever a later version needs is then either not listed, or named by it.
     listed = table.list(temporary=True)
+    now = max((info.modified for info in listed), default=0.0) if dry_run else _now(table)
     if max(snapshot.versions(table), default=0) != current.version:
         raise CommitConflict(f"another run published {table.url} meanwhile: nothing was deleted, start again")
-    now = now if now is not None else max((info.modified for info in listed), default=0.0)
     before = snapshot.read(table, current.version - 1) if current.version > 1 else snapshot.empty()
     litter = _litter(listed, current, before, now - older_than_days * DAY_S, now - AT_WORK_S)
     if not dry_run:

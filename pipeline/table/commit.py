@@ -120,10 +120,18 @@ def publish(table: Folder, parent: Snapshot, work: Work, description: Descriptio
         parts=tuple(parts),
         sources=sources,
     )
-    snapshot.write_lists(table, folder, parts, sources)
-    check_staged(table, parts)
-    create(table, version)
+    commit(table, version)
     return version
+
+
+def commit(table: Folder, version: Snapshot) -> None:
+    """Its lists, a look at its staged parts, and the write that makes it the current version.
+
+    Raises GateFailed where a part is missing, CommitConflict where there is such a version already.
+    """
+    snapshot.write_lists(table, version.publication, version.parts, version.sources)
+    check_staged(table, version.parts)
+    create(table, version)
 
 
 def _assemble(table: Folder, parent: Snapshot, work: Work, folder: str, nonce: str, workers: Workers) -> list[Part]:
@@ -260,18 +268,12 @@ def _with_op(rows: pa.Table, op: str) -> pa.Table:
 def _write_dead_letters(table: Folder, folder: str, parent: Snapshot, work: Work) -> int:
     """All dead letters of the new version: those of kept units and the new ones. Returns how many there are."""
     numbers = pa.array([row["source"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept], pa.int32())
-    kept = (rows.filter(pc.is_in(rows.column(schema.SOURCE), numbers)) for rows in dead_letters(table, parent.version))
+    kept = (rows.filter(pc.is_in(rows.column(schema.SOURCE), numbers)) for rows in dead_letters(table, parent))
     return write_dead_letters(table, folder, itertools.chain(kept, _new_dead_letters(table, work)))
 
 
-def dead_letters(table: Folder, version: int) -> Iterator[pa.Table]:
-    """Those of a version, a file at a time."""
-    for info in table.list(layout.dead_letters(version)):
-        yield snapshot.read_parquet(table.read(info.path))
-
-
-def dead_letters_wherever(table: Folder, version: Snapshot) -> Iterator[pa.Table]:
-    """Those of a version that may not be materialised: each file from beside the snapshot, or else from its publication."""
+def dead_letters(table: Folder, version: Snapshot) -> Iterator[pa.Table]:
+    """Those of a version, a file at a time: from beside the snapshot, or from its publication while it isn't materialised."""
     folders = (f"{version.publication}dead_letters/", layout.dead_letters(version.version))
     places = {info.path.removeprefix(folder): info.path for folder in folders for info in table.list(folder)}
     for path in places.values():

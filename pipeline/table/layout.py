@@ -14,6 +14,8 @@ STAGING = "staging/"
 RECORDS = "staging/records/"
 STAGED_PARTS = "staging/parts/"
 PUBLICATIONS = "staging/publications/"
+CHANGES = "meta/changes/"
+DEAD_LETTERS = "meta/dead_letters/"
 DATA = "data/"
 TRASH = "meta/trash/"
 
@@ -50,11 +52,11 @@ def sources_list(version: int) -> str:
 
 
 def changes(version: int) -> str:
-    return f"meta/changes/{version:06d}/"
+    return f"{CHANGES}{version:06d}/"
 
 
 def dead_letters(version: int) -> str:
-    return f"meta/dead_letters/{version:06d}/"
+    return f"{DEAD_LETTERS}{version:06d}/"
 
 
 def trash(version: int) -> str:

@@ -54,7 +54,7 @@ def _copy_all(table: Folder, pairs: Iterable[tuple[str, str]], needed_by: Snapsh
         if size is None and present is None and needed_by and needed_by.version == max(snapshot.versions(table)):
             raise StorageError(
                 f"table {table.url}: neither {source} nor {target} is there; the table was damaged by hand, or by a second "
-                "publisher on a store that doesn't keep two apart: roll back with `python -m jobs.status --rollback`"
+                "publisher on a store that doesn't keep two apart: bring one of the two back from a copy"
             )
         if size is not None and present != size:
             table.copy(source, target)

@@ -5,7 +5,6 @@ names them as deleted, for those who follow it, until they are purged once more.
 that stays in its source comes back when its unit is planned anew.
 """
 
-import datetime
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -60,7 +59,7 @@ def _publish_without(table: Folder, parent: Snapshot, wanted: "_Wanted") -> tupl
     nonce = uuid.uuid4().hex[:12]
     folder = layout.publication(nonce)
     held = [part for part in parent.parts if _holds(table, part.path, wanted)]
-    letters = [(rows, wanted.among(rows)) for rows in commit.dead_letters(table, parent.version)]
+    letters = [(rows, wanted.among(rows)) for rows in commit.dead_letters(table, parent)]
     num_letters = sum(pc.sum(found).as_py() or 0 for _, found in letters)
     if not held and not num_letters:
         return parent, 0, 0
@@ -85,7 +84,9 @@ def _publish_without(table: Folder, parent: Snapshot, wanted: "_Wanted") -> tupl
         parent=parent.version,
         publication=folder,
         run="purge",
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        time=snapshot.utc_now(),
+        # A hold goes on, one that was ended stays so.
+        rows_of=parent.rows_of if snapshot.is_held(table, parent) else None,
         counts=Counts(
             rows=parent.counts.rows - tally.rows,
             documents=parent.counts.documents - tally.documents,
@@ -100,9 +101,7 @@ def _publish_without(table: Folder, parent: Snapshot, wanted: "_Wanted") -> tupl
         parts=tuple(parts),
         sources=_amended(parent, gone),
     )
-    snapshot.write_lists(table, folder, parts, version.sources)
-    commit.check_staged(table, parts)
-    commit.create(table, version)
+    commit.commit(table, version)
     materialise.materialise(table, version)
     return version, tally.rows, num_letters
 
@@ -204,7 +203,7 @@ def _erase_elsewhere(table: Folder, current: Snapshot, wanted: "_Wanted", own: s
     return erased
 
 
-_LISTS = ("meta/changes/", "meta/dead_letters/")
+_LISTS = (layout.CHANGES, layout.DEAD_LETTERS)
 _HOLDERS = (layout.DATA, layout.TRASH, layout.STAGED_PARTS, layout.PUBLICATIONS, *_LISTS)
 
 

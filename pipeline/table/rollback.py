@@ -4,13 +4,12 @@ The new version holds its table: a scheduled run would bring back at once what w
 sources or who asks.
 """
 
-import datetime
 import uuid
 from dataclasses import replace
 
 from pipeline.errors import InputError
 from pipeline.storage import Folder
-from pipeline.table import commit, layout, materialise, snapshot
+from pipeline.table import commit, layout, materialise, rows, snapshot
 from pipeline.table.compare import NEW, OLD
 from pipeline.table.part import Part
 from pipeline.table.snapshot import Counts, Snapshot
@@ -39,7 +38,7 @@ def roll_back(table: Folder, number: int) -> Snapshot:
     difference = commit.compare_here(table, sides)
     # Against version 0 every row counts as new; rows that were never compared are in both versions.
     commit.write_changes(table, folder, parent, parts, ([part for part, _ in sides], difference))
-    commit.write_dead_letters(table, folder, commit.dead_letters(table, number))
+    commit.write_dead_letters(table, folder, commit.dead_letters(table, wanted))
     untouched = sum(part.rows for part in parts if part.path in live)
     version = replace(
         wanted,
@@ -47,7 +46,7 @@ def roll_back(table: Folder, number: int) -> Snapshot:
         parent=parent.version,
         publication=folder,
         run=f"roll back to version {number}",
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        time=snapshot.utc_now(),
         rows_of=number,
         counts=Counts(
             rows=wanted.counts.rows,
@@ -63,9 +62,7 @@ def roll_back(table: Folder, number: int) -> Snapshot:
         timings={},
         parts=tuple(parts),
     )
-    snapshot.write_lists(table, folder, parts, version.sources)
-    commit.check_staged(table, parts)
-    commit.create(table, version)
+    commit.commit(table, version)
     materialise.materialise(table, version)
     return version
 
@@ -73,7 +70,7 @@ def roll_back(table: Folder, number: int) -> Snapshot:
 def _restored(table: Folder, parent: Snapshot, wanted: Snapshot, folder: str, nonce: str) -> list[Part]:
     """The wanted parts: those that still are live as they are, the others copied out of the trash under new names."""
     live = {part.path for part in parent.parts}
-    places = {layout.trashed(info.path): info.path for info in table.list(layout.TRASH)}
+    places = rows.places(table)
     gone = [part.path for part in wanted.parts if part.path not in live and part.path not in places]
     if gone:
         raise InputError(

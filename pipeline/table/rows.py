@@ -22,17 +22,17 @@ def dataset(table: Folder, version: Snapshot) -> pads.Dataset:
     Raises InputError if files of an old version were cleaned away.
     """
     filesystem, root = table.arrow_filesystem()
-    places = _places(table)
+    where = places(table)
     form = pads.ParquetFileFormat()
     fragments = [
-        form.make_fragment(f"{root}/{_place(part, places, table, version)}", filesystem, _partition(part))
+        form.make_fragment(f"{root}/{_place(part, where, table, version)}", filesystem, _partition(part))
         for part in version.parts
     ]
     return pads.FileSystemDataset(fragments, _schema(version), form, filesystem)
 
 
-def _places(table: Folder) -> dict[str, str]:
-    """Path in data/ -> where that file is now; where a part lies in several places, all copies are equal."""
+def places(table: Folder) -> dict[str, str]:
+    """Path in data/ or staging -> where that file is now; where a part lies in several places, all copies are equal."""
     found = {}
     for info in table.list(layout.TRASH):
         found[layout.trashed(info.path)] = info.path

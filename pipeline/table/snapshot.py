@@ -4,6 +4,7 @@ Reads and writes these three; how a new state comes about stands in commit.py.
 """
 
 import dataclasses
+import datetime
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -162,6 +163,11 @@ def versions(table: Folder) -> list[int]:
     """All committed versions, oldest first."""
     found = (layout.version_of(info.path) for info in table.list(layout.VERSIONS))
     return sorted(version for version in found if version is not None)
+
+
+def utc_now() -> str:
+    """As `Snapshot.time` has it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def is_held(table: Folder, version: Snapshot) -> bool:
