@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
@@ -14,10 +14,10 @@ import pyarrow.fs as pafs
 from pipeline.errors import InputError
 from pipeline.storage.address import address_of, is_remote, local_path, store_of
 from pipeline.storage.disk import Disk
-from pipeline.storage.error import foreign, passes, reported
+from pipeline.storage.error import foreign, reported
 from pipeline.storage.file import TEMPORARY, FileInfo, Options
 from pipeline.storage.opened import READAHEAD_BYTES, Opened
-from pipeline.storage.retry import T, persistently
+from pipeline.storage.retry import patiently
 from pipeline.storage.store import Store
 from pipeline.storage.stores import connect
 
@@ -50,19 +50,19 @@ class Folder:
         Unfinished files that a crash left behind are listed only with `temporary`.
         """
         with self._reported("can't list", prefix):
-            found = self._persistently(lambda: list(self._place.files(prefix.strip("/"))))
+            found = patiently(self.url, lambda: list(self._place.files(prefix.strip("/"))))
         listed = [file for file in found if temporary or not file.path.rpartition("/")[2].startswith(TEMPORARY)]
         return sorted(listed, key=lambda file: file.path)
 
     def read(self, path: str) -> bytes | None:
         """The whole file; None if there is none."""
         with self._reported("can't read", path):
-            return self._persistently(lambda: self._place.read(path))
+            return patiently(self.url, lambda: self._place.read(path))
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         """Write or replace the file: durable on return, and whole or not there at all."""
         with self._reported("can't write", path):
-            self._persistently(lambda: self._place.write(path, data))
+            patiently(self.url, lambda: self._place.write(path, data))
 
     def create_once(self, path: str, data: bytes) -> bytes | None:
         """Create the file if there is none: None if these bytes now stand there, else the bytes that do.
@@ -71,35 +71,35 @@ class Folder:
         a store says `creates_exclusively`.
         """
         with self._reported("can't create", path):
-            return self._persistently(lambda: self._place.create_once(path, bytes(data)))
+            return patiently(self.url, lambda: self._place.create_once(path, bytes(data)))
 
     def creates_exclusively(self) -> bool:
         """Whether of several `create_once` at the same moment exactly one wins; tries it out on a store."""
         with self._reported("can't create a file in", "staging"):
-            return self._persistently(lambda: self._place.creates_exclusively())
+            return patiently(self.url, lambda: self._place.creates_exclusively())
 
     def copy(self, source: str, target: str) -> None:
         """Copy a file within the folder, replacing the target: durable and whole; a store copies by itself."""
         with self._reported("can't copy", source):
-            self._persistently(lambda: self._place.copy(source, target))
+            patiently(self.url, lambda: self._place.copy(source, target))
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files, missing ones are fine; on a disk also the folders that this leaves empty."""
         with self._reported("can't delete from", ""):
             named = list(paths)
-            self._persistently(lambda: self._place.delete(named))
+            patiently(self.url, lambda: self._place.delete(named))
 
     def size(self, path: str) -> int | None:
         """Bytes of the file; None if there is none."""
         with self._reported("can't look up", path):
-            return self._persistently(lambda: self._place.size(path))
+            return patiently(self.url, lambda: self._place.size(path))
 
     def open(self, path: str) -> BinaryIO:
         """The file for reading, seekable."""
         reported = functools.partial(self._reported, "can't read", path)
         with reported():
-            opened = self._persistently(lambda: self._place.open(path))
-            return cast(BinaryIO, Opened(opened, reported, self._persistently))
+            opened = patiently(self.url, lambda: self._place.open(path))
+            return cast(BinaryIO, Opened(opened, reported, functools.partial(patiently, self.url)))
 
     def arrow_filesystem(self) -> tuple[pafs.FileSystem, str]:
         """For Arrow's own readers: a filesystem, and this folder's path on it. Their errors are not translated."""
@@ -115,10 +115,6 @@ class Folder:
             return Disk(self.url)
         address = address_of(self.url)
         return _Below(connect(address, self.options), address.key)
-
-    def _persistently(self, attempt: Callable[[], T]) -> T:
-        """A disk's faults don't pass."""
-        return attempt() if self.is_local else persistently(attempt, passes)
 
     def _reported(self, what: str, path: str) -> contextlib.AbstractContextManager[None]:
         return reported(f"{what} {'/'.join(filter(None, [self.url, path]))}", self.options)

@@ -10,17 +10,17 @@ READAHEAD_BYTES = 4 * 2**20
 
 
 class Opened(io.RawIOBase):
-    """Reads through `inner`, each time within `reported()` and by way of `persistently`; closes it at the end."""
+    """Reads through `inner`, each time within `reported()` and by way of `patiently`; closes it at the end."""
 
     def __init__(
         self,
         inner: BinaryIO,
         reported: Callable[[], contextlib.AbstractContextManager[None]],
-        persistently: Callable[[Callable[[], bytes]], bytes],
+        patiently: Callable[[Callable[[], bytes]], bytes],
     ) -> None:
         self._inner = inner
         self._reported = reported
-        self._persistently = persistently
+        self._patiently = patiently
 
     def readable(self) -> bool:
         return True
@@ -31,7 +31,7 @@ class Opened(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         with self._reported():
             # A read that fails leaves the position where it was.
-            return self._persistently(lambda: self._inner.read(-1 if size is None else size))
+            return self._patiently(lambda: self._inner.read(-1 if size is None else size))
 
     def readinto(self, buffer: Any, /) -> int:
         data = self.read(len(buffer))

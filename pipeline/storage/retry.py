@@ -1,4 +1,5 @@
-"""One way of meeting faults that pass: try again, later and later, for a while. Knows no store and no file.
+"""One way of meeting faults that pass: try again, later and later, for a while. Knows no store and no
+file, only that a disk's faults don't pass.
 
 What a store's library tries again by itself is kept short, so that this is what decides. Everything tried here may be done
 twice: reads, lists, whole writes, deletes; `create_once` tells its own bytes from others'.
@@ -9,6 +10,9 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from pipeline.storage.address import is_remote
+from pipeline.storage.error import passes
+
 T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
@@ -16,6 +20,11 @@ PATIENCE_S = 45.0
 """From the first fault to giving up; the attempt that is under way may take half a minute more."""
 IMPATIENCE_S = 10.0
 """The same at the first contact: the address may be wrong."""
+
+
+def patiently(url: str, attempt: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+    """What `attempt` returns, which works on the file or folder at `url`: `persistently` in a store, at once on a disk."""
+    return persistently(attempt, passes, patience_s) if is_remote(url) else attempt()
 
 
 def persistently(

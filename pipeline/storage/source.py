@@ -4,17 +4,17 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from pipeline.errors import InputError, StorageError, StorageUnavailable
 from pipeline.storage import disk
 from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_path
-from pipeline.storage.error import changed, passes, reported, source_reported
+from pipeline.storage.error import changed, reported, source_reported
 from pipeline.storage.file import FileInfo, Options, Pinned
 from pipeline.storage.opened import READAHEAD_BYTES, Opened
 from pipeline.storage.pattern import all_visible, matcher, split_pattern, visible_below_folder, visible_to
-from pipeline.storage.retry import IMPATIENCE_S, T, persistently
+from pipeline.storage.retry import IMPATIENCE_S, patiently
 from pipeline.storage.stores import connect
 
 
@@ -28,7 +28,7 @@ def list_pattern(pattern: str, options: Options) -> list[FileInfo]:
     try:
         with reported(f"can't list {pattern!r}", options):
             if is_remote(pattern):
-                found = persistently(lambda: _list_store(pattern, options), passes, IMPATIENCE_S)
+                found = patiently(pattern, lambda: _list_store(pattern, options), IMPATIENCE_S)
             else:
                 found = disk.list_pattern(local_path(pattern))
     except StorageUnavailable:
@@ -62,14 +62,14 @@ def open_pinned(file: Pinned, options: Options, readahead_bytes: int = READAHEAD
     with source_reported(file.path, options):
         if is_remote(file.path):
             address = address_of(file.path)
-            inner, found = _persistently(lambda: connect(address, options).open(address.key, readahead_bytes))
+            inner, found = patiently(file.path, lambda: connect(address, options).open(address.key, readahead_bytes))
         else:
             inner, found = disk.open_with_info(file.path)
     if (found.size, found.version) != (file.size, file.version):
         inner.close()
         raise changed(file.path)
-    again = _persistently if is_remote(file.path) else _at_once
-    return cast(BinaryIO, Opened(inner, functools.partial(source_reported, file.path, options), again))
+    reported = functools.partial(source_reported, file.path, options)
+    return cast(BinaryIO, Opened(inner, reported, functools.partial(patiently, file.path)))
 
 
 def check_unchanged(file: Pinned, options: Options) -> None:
@@ -78,20 +78,11 @@ def check_unchanged(file: Pinned, options: Options) -> None:
     with source_reported(file.path, options):
         if is_remote(file.path):
             address = address_of(file.path)
-            found = _persistently(lambda: connect(address, options).look_up(address.key))
+            found = patiently(file.path, lambda: connect(address, options).look_up(address.key))
         else:
             found = disk.look_up(file.path)
     if found is None or (found.size, found.version) != (file.size, file.version):
         raise changed(file.path)
-
-
-def _persistently(attempt: Callable[[], T]) -> T:
-    return persistently(attempt, passes)
-
-
-def _at_once(attempt: Callable[[], T]) -> T:
-    """A disk's faults don't pass."""
-    return attempt()
 
 
 def _list_store(pattern: str, options: Options) -> list[FileInfo]:
