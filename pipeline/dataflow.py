@@ -773,7 +773,7 @@ def _translate(error: BaseException) -> PipelineError:
         cause = getattr(seen, "cause", None)
         seen = cause if isinstance(cause, BaseException) else seen.__cause__
     # Ray Data wraps what a stage raises in an error whose cause is lost when it is pickled; its text has the traceback.
-    told = re.search(r"^(?:pipeline\.errors\.)(\w+): (.*)$", str(error), re.MULTILINE)
+    told = re.search(r"^pipeline\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
     kind = getattr(errors, told[1], None) if told else None
     if told and isinstance(kind, type) and issubclass(kind, PipelineError):
         return kind(told[2])

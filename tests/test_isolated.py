@@ -16,8 +16,8 @@ from pipeline.encoder import Encoder, build_encoder
 from pipeline.isolated import IsolatedEngine
 from pipeline.model.folder import encoder_spec
 from pipeline.tokenizing import Tokenizer
+from tests.faulty import ROOT, environment
 
-ROOT = Path(__file__).parents[1]
 TEXTS = ["oil price", "the world", "中", "a team won", "new game"]
 POISONED = 2
 REASONS = {
@@ -54,18 +54,22 @@ def test_a_poison_row_fails_and_all_others_have_their_vectors(spec, kind, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_child_ends_with_its_parent(spec):
-    """Even by SIGKILL: an encoder that Ray ends must leave nothing behind on its GPU."""
+@pytest.mark.parametrize("at_work", [False, True])
+def test_the_child_ends_with_its_parent(at_work, spec, tmp_path):
+    """Even by SIGKILL, and in the middle of a batch: an encoder that Ray ends must leave nothing behind on its GPU."""
     program = (
-        "import pickle, sys, time; from pipeline.isolated import IsolatedEngine; spec = pickle.load(sys.stdin.buffer)\n"
-        "engine = IsolatedEngine(spec, 'cpu', 1, 60); engine._child = engine._started()\n"
-        "print(engine._child._process.pid, flush=True); time.sleep(60)"
+        "import pickle, sys, time, numpy; from pipeline.isolated import IsolatedEngine\n"
+        "engine = IsolatedEngine(pickle.load(sys.stdin.buffer), 'cpu', 1, 60); engine._child = engine._started()\n"
+        "print(engine._child._process.pid, flush=True)\n"
+        f"time.sleep(60) if not {at_work} else engine.encode(numpy.ones((1, 3), 'int32'), numpy.array([3], 'int32'))"
     )
+    slow = environment(tmp_path, SLOW="pipeline.engines.torch:TorchEngine.encode:60")
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen(command, cwd=ROOT, env=slow, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         parent.stdin.write(pickle.dumps(spec))
         parent.stdin.close()
         child = int(parent.stdout.readline())
+        time.sleep(1)  # it is in the batch then
         assert is_running(child)
         parent.send_signal(signal.SIGKILL)
         parent.wait()

@@ -6,9 +6,7 @@ row, those of attempts that were killed among them.
 
 import gzip
 import json
-import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import yaml
 
+from tests import faulty
 from tests.chaos import processes
 from tests.conftest import DATA
 from tests.inline import read_table
@@ -83,9 +82,7 @@ class Job:
         return self.folder / "log"
 
     def environment(self) -> dict[str, str]:
-        return os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)]),
-            "FAULT_FOLDER": str(self.folder),
+        return faulty.environment(self.folder) | {
             "SLOW": ",".join(f"{function}:{seconds}" for function, seconds in SLOWED_S.items()),
             "COUNT_BATCHES": "1",
             "RAY_TMPDIR": str(self.folder.parent / "ray"),
@@ -106,15 +103,12 @@ class Job:
     def start(self) -> "subprocess.Popen[bytes]":
         self.write_config()
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "jobs.embed", str(self.config), "--json"]
+            command = faulty.command(self.folder)
             return subprocess.Popen(command, env=self.environment(), cwd=ROOT, stdout=log, stderr=log)
 
     def encoded(self) -> int:
         """Rows encoded so far, by all starts of the command, whether or not they were recorded: each batch when it is done."""
-        try:
-            return sum(int(line) for line in (self.folder / "encoded").read_text().split())
-        except FileNotFoundError:
-            return 0
+        return faulty.encoded(self.folder)
 
     def phase(self, num_rows: int) -> str:
         """How far the run has come, for a corpus of so many rows."""

