@@ -26,10 +26,12 @@ from pipeline.arrays import (
     struct_children,
 )
 from pipeline.config import SourceSpec
+from pipeline.schema import NULL_PARTITION
 from pipeline.unit import SourceFile
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_FIRST_DAY, _LAST_DAY = ((day - datetime.date(1970, 1, 1)).days for day in (datetime.date.min, datetime.date.max))
 _SIGNED = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
 _FLOATS = (pa.float16(), pa.float32(), pa.float64())
@@ -445,6 +447,23 @@ def partition_values(file: SourceFile, schema: pa.Schema) -> dict[str, pa.Scalar
     named = {item.name: item.type for item in schema}
     found = {name: partition_value(value, named[name]) for name, value in file.partition if name in named}
     return {name: pa.scalar(None, named[name]) if value is None else value for name, value in found.items()}
+
+
+def folder_misfits(values: pa.ChunkedArray) -> dict[int, str]:
+    """Why a row can't lie in a folder named for its value, by index. Null has a folder; a text that says what that one says
+    would be read as null, escaped or not: readers unescape before they compare."""
+    if pa.types.is_date32(values.type):
+        days = values.cast(pa.int32())
+        bad, reason = (
+            pc.or_(pc.less(days, _FIRST_DAY), pc.greater(days, _LAST_DAY)),
+            "is a date outside the years 1 to 9999",
+        )
+    elif pa.types.is_string(values.type):
+        bad, reason = pc.equal(values, NULL_PARTITION), f"is {NULL_PARTITION!r}, the name that means null"
+    else:
+        return {}
+    found = np.flatnonzero(pc.fill_null(bad, False).to_numpy(zero_copy_only=False))
+    return dict.fromkeys(found.tolist(), f"{reason}: no folder of the table can be named so")
 
 
 def _is_date(value: str) -> bool:

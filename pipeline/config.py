@@ -18,9 +18,13 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.schema import RESERVED
+from pipeline.schema import is_reserved
 
 Auto = Literal["auto"]
+
+_FOLDER_KEY = re.compile(r"""(?![_.])[^\0-\x1f\x7f-\x9f\u2028\u2029/\\=%?*:;&#"<>|\[\]{}^`]+""")
+"""Of a `key=value` folder: it stands there as it is, since of all readers only pyarrow unescapes it. What begins with "_" or
+"." is hidden from pyarrow and Spark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +120,11 @@ class SourceSpec:
                     f"source.schema.{name} is {kind!r}; expected the name of an Arrow type, such as int64"
                 )
         for name in self.keep:
-            if name in RESERVED:
-                raise ConfigError(f"source.keep names {name!r}, a column that the table writes itself: leave it out")
+            if is_reserved(name):
+                raise ConfigError(
+                    f"source.keep names {name!r}, a column that the table writes itself (upper and lower case are one): "
+                    "leave it out"
+                )
         if len(set(self.keep)) < len(self.keep):
             raise ConfigError(f"source.keep names a column twice: {list(self.keep)}")
 
@@ -193,9 +200,20 @@ class TableSpec:
             )
         if not self.embedding_column:
             raise ConfigError("table.embedding_column is empty: name the column of the vectors")
-        for name in (*self.partition_by, self.embedding_column):
-            if name in RESERVED:
-                raise ConfigError(f"table names a column {name!r} that the table writes itself: choose another")
+        named = [("partition_by", name) for name in self.partition_by] + [("embedding_column", self.embedding_column)]
+        for key, name in named:
+            if is_reserved(name):
+                raise ConfigError(
+                    f"table.{key} names {name!r}, a column that the table writes itself (upper and lower case are one): "
+                    "choose another"
+                )
+        for name in self.partition_by:
+            if not _FOLDER_KEY.fullmatch(name):
+                raise ConfigError(
+                    f"table.partition_by names {name!r}, which can't begin the name of a folder that all readers read alike: "
+                    "rename the column in the source; its name may begin with neither _ nor ., and hold no control "
+                    'characters and none of / \\ = % ? * : ; & # " < > | [ ] { } ^ `'
+                )
         if len(set(self.partition_by)) < len(self.partition_by):
             raise ConfigError(f"table.partition_by names a column twice: {list(self.partition_by)}")
         if self.embedding_column in self.partition_by:
@@ -269,6 +287,14 @@ class RunSpec:
             raise ConfigError(
                 f"table.embedding_column {self.table.embedding_column!r} is also in source.keep: rename one of them"
             )
+        alike: dict[str, str] = {}
+        for name in (*self.carried, self.table.embedding_column):
+            other = alike.setdefault(name.lower(), name)
+            if other != name:
+                raise ConfigError(
+                    f"the table would have the columns {other!r} and {name!r}, which many readers (DuckDB, Spark) take for "
+                    "one, since they differ only in upper and lower case: rename one of them, or leave it out"
+                )
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import where
-from pipeline.columns import Block, RestLost, column_names, join_ids, row_bytes, to_ids
+from pipeline.columns import Block, RestLost, column_names, folder_misfits, join_ids, row_bytes, to_ids
 from pipeline.config import LimitSpec, SourceSpec
 from pipeline.formats import registry
 from pipeline.schema import DEAD_LETTERS, ID, POSITION, SOURCE, TEXT
@@ -86,11 +86,13 @@ def read_slices(
     slice_rows: int,
     done: Intervals,
     slice_bytes: int = SLICE_BYTES,
+    partition_by: Sequence[str] = (),
 ) -> Iterator[Slice]:
     """Slices of at most `slice_rows` rows and `slice_bytes`, of the rows that no interval [first, stop) of `done` holds.
 
     The last one says that it is the last; where nothing else is left to say, it is empty. `schema` is the survey's,
-    `keep` names kept and partition columns. Raises SourceChanged and StorageError.
+    `keep` names kept and partition columns, `partition_by` those of them that name folders. Raises SourceChanged and
+    StorageError.
     """
     wanted = _wanted(schema, spec, keep)
     pending = _Pending(0)
@@ -104,13 +106,13 @@ def read_slices(
                 head, rest = rest.split(fitting)
                 pending.add(head)
             else:
-                yield _slice(unit, pending, wanted, spec, keep, last=False)
+                yield _slice(unit, pending, wanted, spec, keep, partition_by, last=False)
                 pending = _Pending(pending.stop_row)
         if pending.stop_row < stop_row:  # rows that an earlier run recorded
             if pending.num_rows:
-                yield _slice(unit, pending, wanted, spec, keep, last=False)
+                yield _slice(unit, pending, wanted, spec, keep, partition_by, last=False)
             pending = _Pending(stop_row)
-    yield _slice(unit, pending, wanted, spec, keep, last=True)
+    yield _slice(unit, pending, wanted, spec, keep, partition_by, last=True)
 
 
 class _Pending:
@@ -273,10 +275,17 @@ def _gaps(done: Intervals, start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def _slice(
-    unit: Unit, pending: _Pending, wanted: pa.Schema, spec: SourceSpec, keep: Sequence[str], *, last: bool
+    unit: Unit,
+    pending: _Pending,
+    wanted: pa.Schema,
+    spec: SourceSpec,
+    keep: Sequence[str],
+    partition_by: Sequence[str],
+    *,
+    last: bool,
 ) -> Slice:
     blocks = [(piece, piece.block) for piece in pending.pieces if piece.block is not None]
-    sorted_out = [_sort_out(piece, block, spec, keep) for piece, block in blocks]
+    sorted_out = [_sort_out(piece, block, spec, keep, partition_by) for piece, block in blocks]
     nothing = _documents_schema(wanted, keep).empty_table()
     documents = pa.concat_tables([nothing, *(documents for documents, _ in sorted_out)])
     dead_letters = pa.concat_tables([DEAD_LETTERS.empty_table(), *(letters for _, letters in sorted_out)])
@@ -305,7 +314,9 @@ def _documents_schema(wanted: pa.Schema, keep: Sequence[str]) -> pa.Schema:
     )
 
 
-def _sort_out(piece: _Piece, block: Block, spec: SourceSpec, keep: Sequence[str]) -> tuple[pa.Table, pa.Table]:
+def _sort_out(
+    piece: _Piece, block: Block, spec: SourceSpec, keep: Sequence[str], partition_by: Sequence[str]
+) -> tuple[pa.Table, pa.Table]:
     """(documents, dead letters): every row of the block is in one of them, unless its text is null and may be."""
     columns, rows = block.columns, block.rows
     ids = _ids(block, piece.span.file.name, spec)
@@ -316,6 +327,9 @@ def _sort_out(piece: _Piece, block: Block, spec: SourceSpec, keep: Sequence[str]
         errors.setdefault(row, f"the id (column {_quoted(spec.id_columns)}) is null")
     for row in np.flatnonzero(texts.is_null()).tolist():
         errors.setdefault(row, f"the text (column {_quoted(spec.text_columns)}) is null")
+    for name in partition_by:
+        for row, reason in folder_misfits(columns.column(name)).items():
+            errors.setdefault(row, f"the partition column {name!r} {reason}")
     sources = pa.repeat(pa.scalar(piece.source, pa.int32()), rows)
     schema = _documents_schema(columns.schema, keep)
     carried = [columns.column(name) for name in keep]

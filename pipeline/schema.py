@@ -46,9 +46,15 @@ CHUNK: tuple[pa.Field, ...] = (
 )
 """The columns before the embedding in a table of chunks; the id of a chunk is `<doc_id>#<chunk_index>`."""
 
-_WRITTEN = [ID, TEXT, *(field.name for field in (*CHUNK, *LINEAGE))]
-RESERVED = frozenset([*_WRITTEN, POSITION, TOKENS])
-"""Names that a kept or partition column can't have."""
+_WRITTEN = frozenset([ID, TEXT, *(field.name for field in (*CHUNK, *LINEAGE))])
+_RESERVED = _WRITTEN | {POSITION, TOKENS}
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a kept, partition or embedding column can't have this name. Many readers don't tell the cases of letters
+    apart: to DuckDB a folder `ID=x` is the column `id` of the rows in it."""
+    return name in _RESERVED or name.lower() in _WRITTEN
+
 
 DEAD_LETTERS = pa.schema(
     [

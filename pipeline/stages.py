@@ -141,6 +141,7 @@ def read_and_tokenize(task: Task, settings: Settings, tokenizer: Tokenizer) -> I
         settings.slice_rows,
         task.done,
         settings.slice_bytes,
+        settings.table.partition_by,
     )
     started = time.perf_counter()
     try:

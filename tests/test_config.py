@@ -55,7 +55,7 @@ def test_a_minimal_configuration_has_the_documented_defaults():
         (given("table", path="s3://"), "table.path is 's3://'"),
         (given("table", partition_by=["a", "a"]), "table.partition_by names a column twice"),
         (given("source", storage_options="AKIASECRET"), "source.storage_options is str; expected a section"),
-        (given("table", partition_by=["id"]), "a column 'id' that the table writes itself"),
+        (given("table", partition_by=["id"]), "names 'id', a column that the table writes itself"),
         (given("resources", encoders=0), "resources.encoders is 0"),
         (given("resources", encoders=True), "resources.encoders is True; expected a whole number or auto"),
         (given("resources", gpus_per_encoder=-1), "resources.gpus_per_encoder is -1"),

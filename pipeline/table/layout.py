@@ -105,8 +105,8 @@ def data_part(partition: Partition, version: int, index: int, nonce: str) -> str
 
 
 def partition_folder(partition: Partition) -> str:
-    """`key=value/` for each column, escaped as Hive does; "" without partition columns."""
-    return "".join(f"{_escape(name)}={partition_text(value)}/" for name, value in partition)
+    """`key=value/` for each column, the value escaped as Hive does; "" without partition columns."""
+    return "".join(f"{name}={partition_text(value)}/" for name, value in partition)
 
 
 def partition_text(value: PartitionValue) -> str:
