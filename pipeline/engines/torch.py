@@ -5,6 +5,7 @@ memory from a lost device and from bad rows.
 """
 
 import inspect
+import pickle
 from typing import Any
 
 import numpy as np
@@ -102,8 +103,14 @@ def load_transformer(spec: EncoderSpec) -> Any:
                 ignore_mismatched_sizes=True,  # they are in the report, and refused below with a better word
                 **({"add_pooling_layer": False} if no_pooler else {}),
             )
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"the weights in {folder!r} are damaged or hold more than tensors, which could run code: save the model again "
+            "with safetensors"
+        ) from None
     except Exception as error:
-        raise InputError(f"the model in {folder!r} doesn't load: {type(error).__name__}: {error}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the model in {folder!r} doesn't load: {type(error).__name__}: {reason}") from None
     # A pooler's output is never read, and some classes have one that can't be left out.
     absent = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     absent += [str(key) for key in report["mismatched_keys"]]

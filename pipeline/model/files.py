@@ -5,7 +5,7 @@ Knows nothing of what the keys mean.
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from pipeline.errors import InputError
@@ -34,6 +34,8 @@ def _read_json(path: Path, missing: Any) -> Any:
         raise InputError(f"{at(path)} is missing: the model folder is not complete, copy it again") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{at(path)} can't be read as JSON ({error}): the model folder is damaged") from None
+    except RecursionError:
+        raise InputError(f"{at(path)} can't be read as JSON (nested too deeply): the model folder is damaged") from None
 
 
 _REQUIRED = object()
@@ -56,6 +58,12 @@ def refuse_unknown_keys(config: Mapping[str, Any], known: set[str], where: Path,
     if unknown:
         of = f" in {inside!r}" if inside else ""
         raise InputError(f"{at(where)}: key {unknown[0]!r}{of} is not known to this version; known are {listed(known)}")
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path that a model's file names, with either kind of slash, leads to no place outside its folder."""
+    named = PureWindowsPath(path)
+    return not (named.anchor or ".." in named.parts or "\0" in path)
 
 
 def at(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.model import saved_modules as read
-from pipeline.model.files import at, get, listed, read_list, read_object, refuse_unknown_keys
+from pipeline.model.files import at, get, listed, read_list, read_object, refuse_unknown_keys, stays_inside
 from pipeline.model.requirements import check_requirements
 from pipeline.model.saved_modules import PostModule, StaticEmbedding, TokenModule
 from pipeline.model.transformer import Transformer, read_transformer
@@ -140,8 +140,7 @@ def _module_entry(folder: Path, entry: Any) -> tuple[str, str]:
     refuse_unknown_keys(entry, {"idx", "name", "path", "type", "kwargs"}, where)
     if entry.get("kwargs"):
         raise InputError(f"{at(where)}: module {entry['type']!r} takes kwargs {entry['kwargs']!r}: not supported")
-    path = PureWindowsPath(entry["path"])  # reads both kinds of slash
-    if path.anchor or ".." in path.parts or "\0" in entry["path"]:
+    if not stays_inside(entry["path"]):
         raise InputError(f"{at(where)}: path {entry['path']!r} leaves the model folder; expected a folder inside it")
     name = entry["type"].rpartition(".")[2]
     if not entry["type"].startswith(_CLASS_HOMES) or name not in _CLASSES:
@@ -149,7 +148,7 @@ def _module_entry(folder: Path, entry: Any) -> tuple[str, str]:
             f"{at(where)}: module {entry['type']!r} is not supported: {_reason(entry['type'], name)}; use a model made of "
             f"{listed(_CLASSES)}"
         )
-    return name, path.as_posix() if entry["path"] else ""
+    return name, PureWindowsPath(entry["path"]).as_posix() if entry["path"] else ""
 
 
 class _Chain:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.model.files import at, get, listed, read_object, refuse_unknown_keys
+from pipeline.model.files import at, get, listed, read_object, refuse_unknown_keys, stays_inside
+from pipeline.model.pickled import check_pickle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +221,7 @@ def read_transformer(root: Path, path: str, *, settings_file: bool = True) -> Tr
     for what, files in (("weights", _WEIGHTS), ("tokenizer", _VOCABULARIES)):
         if not any((folder / name).is_file() for name in files):
             raise InputError(f"model folder {str(folder)!r} holds no {what}; expected one of {listed(files)}")
+    _check_weights(folder)
     _refuse_tokenizer(folder, chat_template=settings_file)
     cap, limit = _positions(config, architecture, where)
     settings = _read_settings(folder) if settings_file else {}
@@ -273,6 +275,21 @@ def _refuse_architecture(model_type: str, config: Mapping[str, Any], where: Path
         )
 
 
+def _check_weights(folder: Path) -> None:
+    """Of the file that transformers takes, and its shards: none lies outside the folder, where no digest would see it change,
+    and none is a pickle that does more than make tensors."""
+    name = next(name for name in _WEIGHTS if (folder / name).is_file())
+    where, shards = folder / name, [name]
+    if name.endswith(".json"):
+        shards = sorted(set(map(str, get(read_object(where), "weight_map", dict, where).values())))
+        for shard in shards:
+            if not stays_inside(shard):
+                raise InputError(f"{at(where)}: shard {shard!r} leaves the model folder; expected a file inside it")
+    for shard in shards:
+        if name.startswith("pytorch_model"):
+            check_pickle(folder / shard)
+
+
 def _refuse_tokenizer(folder: Path, *, chat_template: bool) -> None:
     """`chat_template`: False where one would change what the model reads: in a folder that is not saved as an encoder."""
     where = folder / "tokenizer_config.json"
@@ -301,15 +318,15 @@ def _positions(config: Mapping[str, Any], architecture: Architecture, where: Pat
 
 def _rotary_limit(config: Mapping[str, Any], positions: int, where: Path) -> int | None:
     """Rotary positions whose frequencies depend on the longest text of a batch are the same up to this length only."""
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    given = (get(config, key, dict, where, default={}) for key in ("rope_parameters", "rope_scaling"))
+    settings: Mapping[str, Any] = next(filter(None, given), {})
     blocks = [
         settings,
         *(value for value in settings.values() if isinstance(value, dict)),
     ]  # one for each kind of layer
     for block in blocks:
         if (block.get("rope_type") or block.get("type")) in ("dynamic", "longrope"):
-            given = {**config, **block}
-            return int(get(given, "original_max_position_embeddings", int, where, default=positions))
+            return int(get({**config, **block}, "original_max_position_embeddings", int, where, default=positions))
     return None
 
 

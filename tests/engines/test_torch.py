@@ -125,9 +125,9 @@ def test_dense_weights_that_run_code_are_refused(tmp_path):
             return (print, ("executed",))
 
     folder = build_tiny_model(tmp_path, dense=8)
+    spec = encoder_spec(ModelSpec(path=str(folder)))
     (folder / "2_Dense/model.safetensors").unlink()
     torch.save({"linear.weight": Evil()}, folder / "2_Dense/pytorch_model.bin")
-    spec = encoder_spec(ModelSpec(path=str(folder)))
     with pytest.raises(InputError, match="2_Dense"):
         TorchEngine(spec, "cpu", 1)
 

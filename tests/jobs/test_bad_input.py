@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -80,6 +82,26 @@ def test_a_folder_that_is_no_model_ends_with_exit_2(corpus, tmp_path, capsys):
     for path in [str(corpus), str(tmp_path / "nothing"), "package:no_such_package/model", "org/some-model"]:
         code, message = outcome(tmp_path, capsys, raw_of(corpus, path, tmp_path / "table"))
         assert (code, path in message) == (2, True), message
+
+
+class RunsCode:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def test_weights_that_would_run_code_end_with_exit_2_and_run_none(corpus, tmp_path, capsys):
+    model = build_tiny_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save(weights | {"more": RunsCode(tmp_path / "marker")}, model / "pytorch_model.bin")
+    code, message = outcome(tmp_path, capsys, raw_of(corpus, model, tmp_path / "table"))
+    assert (code, "would call 'posix.mkdir'" in message, len(message.splitlines())) == (2, True, 1), message
+    assert not (tmp_path / "marker").exists()
 
 
 def test_a_table_inside_its_source_ends_with_exit_2(corpus, tiny_model, tmp_path, capsys):

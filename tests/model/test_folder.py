@@ -1,14 +1,23 @@
 """A model folder is described exactly, in either style of key, and refused by name where it holds what isn't known."""
 
+import collections
+import contextlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from pipeline.config import ModelSpec
+from pipeline.engines.torch import TorchEngine
 from pipeline.errors import InputError
 from pipeline.model import digest
 from pipeline.model.digest import folder_digest, vector_files
@@ -467,3 +476,130 @@ def test_a_cache_that_cannot_be_written_is_no_error(folder, tmp_path, monkeypatc
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert folder_digest(folder) == first
+
+
+# --- what would reach beyond the folder, or run --------------------------------------------------------------------------
+
+
+class RunsCode:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def with_pickles(folder, **more):
+    """The weights of all modules as torch.save writes them, and `more` in each file."""
+    for weights in folder.rglob("model.safetensors"):
+        torch.save({**load_file(weights), **more}, weights.with_name("pytorch_model.bin"))
+        weights.unlink()
+
+
+def legacy(value, path):
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def zipped_with_protocol_4(value, path):
+    torch.save(value, path, pickle_protocol=4)
+
+
+@pytest.mark.parametrize("place", ["", "2_Dense"])
+@pytest.mark.parametrize(
+    "save", [torch.save, legacy, zipped_with_protocol_4, lambda value, path: path.write_bytes(pickle.dumps(value))]
+)
+def test_weights_that_would_run_code_are_refused_while_planning_and_never_run(folder, place, save, tmp_path):
+    with_pickles(folder)
+    spec = spec_of(folder)
+    path = folder / place / "pytorch_model.bin"
+    save({**torch.load(path, weights_only=True), "more": RunsCode(tmp_path / "marker")}, path)
+    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+        spec_of(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is astonished at the pickle's protocol
+        with pytest.raises(InputError, match="hold more than tensors") as caught:
+            TorchEngine(spec, "cpu", 1)  # and where planning didn't see it
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_damaged_pickle_is_refused_while_planning(folder):
+    with_pickles(folder)
+    path = folder / "pytorch_model.bin"
+    whole = path.read_bytes()
+    for content in (b"", b"PK\x03\x04", b"garbage", whole[: len(whole) // 2], b"\x80\x02}q\0" * 9):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+            spec_of(folder)
+
+
+@pytest.mark.parametrize("save", [torch.save, legacy])
+def test_pickles_of_tensors_are_fine(folder, save):
+    with_pickles(folder)
+    for path in folder.rglob("pytorch_model.bin"):
+        weights = torch.load(path, weights_only=True)
+        save(collections.OrderedDict((name, torch.nn.Parameter(value)) for name, value in weights.items()), path)
+    TorchEngine(spec_of(folder), "cpu", 1)
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "C:\\x", "a/../../b", "\0"])
+def test_a_shard_outside_the_folder_is_refused(folder, kind, shard):
+    (folder / "model.safetensors").unlink()
+    (folder / f"{kind}.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(InputError, match="leaves the model folder"):
+        spec_of(folder)
+
+
+def test_a_link_out_of_the_folder_counts_with_what_it_leads_to(folder, tmp_path):
+    """As in the Hub's own cache: files are links to where their content lies."""
+    (folder / "2_Dense").rename(tmp_path / "elsewhere")
+    (folder / "2_Dense").symlink_to(tmp_path / "elsewhere")
+    before = spec_of(folder).identity()
+    (tmp_path / "elsewhere/config.json").write_text((tmp_path / "elsewhere/config.json").read_text() + " ")
+    assert spec_of(folder).identity() != before
+    (folder / "2_Dense").unlink()
+    (folder / "2_Dense").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="2_Dense"):
+        spec_of(folder)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2**70)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["", "../x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FILES = ["modules.json", "config.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+         "tokenizer_config.json", "1_Pooling/config.json", "2_Dense/config.json"]  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), name=st.sampled_from(FILES), value=JSON)
+def test_whatever_stands_in_its_files_a_model_is_described_or_refused(tiny_folder, data, name, value):
+    path = tiny_folder / name
+    whole = path.read_text()
+    content = json.loads(whole)
+    inside = content[data.draw(st.integers(0, len(content) - 1))] if isinstance(content, list) else content
+    keys = ["rope_parameters", "rope_scaling", "requirements", "prompts", "word_weights", "dtype", "tokenizer_args"]
+    if name == "config.json":
+        inside["model_type"] = data.draw(st.sampled_from(["bert", "roberta", "modernbert", "deberta", "gte"]))
+    inside[data.draw(st.sampled_from([*inside, *keys]))] = value
+    text = data.draw(st.sampled_from([json.dumps(content), json.dumps(value), whole[: len(whole) // 2], "[" * 10**5]))
+    try:
+        path.write_text(text)
+        with contextlib.suppress(InputError):
+            json.dumps(spec_of(tiny_folder).identity())
+    finally:
+        path.write_text(whole)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    return build_tiny_model(tmp_path_factory.mktemp("hostile") / "model", dense=8)

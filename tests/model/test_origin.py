@@ -10,8 +10,10 @@ import sys
 import fsspec
 import pytest
 import s3fs
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError, StorageError
@@ -384,6 +386,7 @@ def test_a_model_on_the_hub_is_the_local_one_and_is_downloaded_once(hub, folder,
 
 def test_pickled_weights_are_fetched_where_there_are_no_others(hub, folder, tmp_path):
     for name in WEIGHTS:
+        torch.save(load_file(folder / name), (folder / name).with_name("pytorch_model.bin"))
         (folder / name).unlink()
     hub.repository("org/old").commit(folder)
     files = hub.run(describe("org/old"), tmp_path / "home")["files"]
