@@ -297,15 +297,19 @@ class RunSpec:
                 )
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that comes twice, of which YAML would quietly take the last, and aliases: a few lines of them stand for
-    billions of values."""
+MOST_VALUES = 10_000
+"""Of a configuration, each alias counted as what it stands for."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read: write the value out", mark)
-        return super().compose_node(parent, index)
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which YAML would quietly take the last, and aliases that make a few lines stand
+    for billions of values."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        if _values(node, {}) > MOST_VALUES:
+            problem = f"its aliases (*name) make more than {MOST_VALUES:,} values of it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -316,6 +320,26 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values the node stands for; infinity for one that stands in itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        known[id(node)] = 1 + sum(_values(child, known) for child in children)
+    return known[id(node)]
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which nothing stands in two places: an override of one of them mustn't change the other."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
@@ -341,6 +365,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
         raise ConfigError(f"configuration file {str(path)!r} holds a number or a date that can't be") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"configuration file {str(path)!r} holds no sections; expected source:, model: and table:")
+    raw = _unshared(raw)
     for override in overrides:
         _apply_override(raw, override)
     return from_mapping(raw)

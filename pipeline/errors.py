@@ -6,6 +6,7 @@
     └── RunError              exit 1: nothing was published, finished work is kept
         ├── StorageError        the object store or the disk refused or failed
         │   └── StorageUnavailable  it failed in a way that passes, but not in time
+        │       └── StorageUnreachable  nobody answered at all
         ├── SourceChanged       a source file is no longer the one that was planned
         ├── CommitConflict      another run published first
         └── GateFailed          the result did not pass the checks that stand before the commit
@@ -41,6 +42,10 @@ class StorageError(RunError):
 
 class StorageUnavailable(StorageError):
     """Storage didn't answer, or asked to come back later, for longer than we wait: the same command goes on when it does."""
+
+
+class StorageUnreachable(StorageUnavailable):
+    """Nobody answered at the address; before any work that is a wrong address: `before_work` says so."""
 
 
 class SourceChanged(RunError):

@@ -23,7 +23,7 @@ from pipeline.planning import Plan, Task
 from pipeline.quantize import SCALAR
 from pipeline.reading import SLICE_BYTES, first_spans
 from pipeline.source import Survey, check_folders, list_sources, survey
-from pipeline.storage import Folder, contains, is_shared
+from pipeline.storage import Folder, before_work, contains, is_shared
 from pipeline.table import calibration, commit, layout, materialise, record, snapshot
 from pipeline.table.calibration import Calibration, Measurement
 from pipeline.table.part import part_schema, vector_bytes
@@ -97,7 +97,7 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
     Raises InputError for anything wrong with configuration, model, sources or table.
     """
     started = time.perf_counter()
-    try:
+    with before_work():
         encoder = encoder_spec(spec.model)
         _check_paths(spec)
         table = Folder(spec.table.path, spec.table.storage_options)
@@ -124,10 +124,6 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
             described = _describe_vectors(spec, encoder, table, parent, output)
         plan = _plan(table, parent, surveyed, output, described.fingerprint, writes=writes)
         exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
-    except StorageUnavailable:
-        raise
-    except StorageError as error:
-        raise InputError(str(error)) from None
     return Prepared(
         spec=spec,
         encoder=encoder,

@@ -152,13 +152,14 @@ def test_odd_files_are_configuration_errors(tmp_path, text):
         config.load(tmp_path / "run.yaml")
 
 
-BOMB = "a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [{'*a, ' * 9}]\n" for n in range(9))
+BOMB = "b0: &b0 [x, x]\n" + "".join(f"b{n}: &b{n} [{', '.join([f'*b{n - 1}'] * 9)}]\n" for n in range(1, 12))
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (BOMB, "line 2: aliases"),
+        (BOMB, "aliases .* more than 10,000 values"),
+        ("limits: &x {unit_rows: *x}\n", "aliases .* more than 10,000 values"),
         ("limits: {unit_rows: 5}\nlimits: {unit_rows: 6}\n", "line 2: a key comes twice"),
         ("limits: {unit_rows: 5, unit_rows: 6}\n", "line 1: a key comes twice"),
         ("limits: {unit_rows: " + "9" * 5000 + "}\n", "number"),
@@ -169,6 +170,17 @@ def test_what_yaml_reads_too_kindly_is_refused(tmp_path, text, said):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError, match=said):
         config.load(tmp_path / "run.yaml")
+
+
+def test_what_stands_twice_may_be_an_alias(tmp_path):
+    raw = given("source", storage_options={"key": "k", "endpoint_url": "http://localhost"})
+    raw["table"]["storage_options"] = raw["source"]["storage_options"]
+    text = yaml.safe_dump(raw)
+    assert "*id001" in text
+    (tmp_path / "run.yaml").write_text(text)
+    spec = config.load(tmp_path / "run.yaml", ["table.storage_options.key=another"])
+    assert spec.source.storage_options == raw["source"]["storage_options"]
+    assert spec.table.storage_options == raw["source"]["storage_options"] | {"key": "another"}
 
 
 @pytest.mark.parametrize(("section", "key"), [("source", "path"), ("model", "path"), ("table", "path")])

@@ -14,7 +14,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import InputError, PipelineError, SourceChanged, StorageError, StorageUnavailable
+from pipeline.errors import InputError, PipelineError, SourceChanged, StorageError
 from pipeline.storage import (
     FileInfo,
     Folder,
@@ -436,11 +436,11 @@ def test_what_goes_wrong_below_a_parser_comes_through_as_ours(corpus: Folder) ->
 # --- errors
 
 
-def fails_clearly(call: Any, *words: str, within_s: float = 25) -> PipelineError:
+def fails_clearly(call: Any, *words: str) -> PipelineError:
     started = time.monotonic()
     with pytest.raises(PipelineError) as caught:
         call()
-    assert time.monotonic() - started < within_s
+    assert time.monotonic() - started < 25
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
@@ -480,20 +480,13 @@ def test_missing_credentials_are_an_input_error(moto: S3Server, monkeypatch: pyt
     assert isinstance(fails_clearly(lambda: list_pattern("s3://bucket/x", options), "credentials"), InputError)
 
 
-def test_an_endpoint_that_refuses_is_told_soon_when_it_is_first_met() -> None:
+def test_an_unreachable_endpoint_is_an_input_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but not listening: refuses
         options = {"key": "k", "secret": "hush-hush", "endpoint_url": f"http://127.0.0.1:{taken.getsockname()[1]}"}
         error = fails_clearly(lambda: list_pattern("s3://bucket/x", options), "Could not connect", "127.0.0.1")
-        assert isinstance(error, StorageUnavailable)
-
-
-@pytest.mark.slow
-def test_a_table_waits_longer_for_its_store() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        options = {"key": "k", "secret": "hush-hush", "endpoint_url": f"http://127.0.0.1:{taken.getsockname()[1]}"}
-        assert isinstance(fails_clearly(Folder("s3://bucket/t", options).list, within_s=70), StorageUnavailable)
+        assert isinstance(error, InputError)
+        assert isinstance(fails_clearly(Folder("s3://bucket/t", options).list), StorageError)
 
 
 @pytest.mark.slow
@@ -502,8 +495,7 @@ def test_a_mute_endpoint_is_given_up_soon() -> None:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         options = {"key": "k", "secret": "hush-hush", "endpoint_url": f"http://127.0.0.1:{mute.getsockname()[1]}"}
-        error = fails_clearly(lambda: list_pattern("s3://bucket/x", options), "imeout", within_s=70)
-        assert isinstance(error, StorageUnavailable)
+        assert isinstance(fails_clearly(lambda: list_pattern("s3://bucket/x", options), "imeout"), InputError)
 
 
 @pytest.mark.parametrize("options", [{"endpoint_url": "hush-hush"}, {"no_such_option": 1}, {"config_kwargs": {"x": 1}}])

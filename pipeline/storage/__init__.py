@@ -10,6 +10,7 @@ whole or not at all. This is the one home of fsspec; it knows paths, bytes and v
 """
 
 from pipeline.storage.address import checks_itself, contains, is_remote, is_shared, local_path, same_place, store_of
+from pipeline.storage.error import before_work
 from pipeline.storage.file import FileInfo, Options, Pinned
 from pipeline.storage.folder import Folder
 from pipeline.storage.source import check_unchanged, list_pattern, open_pinned, pinned
@@ -19,6 +20,7 @@ __all__ = [
     "Folder",
     "Options",
     "Pinned",
+    "before_work",
     "check_unchanged",
     "checks_itself",
     "contains",

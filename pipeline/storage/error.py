@@ -1,8 +1,8 @@
 """What the stores' libraries raise becomes ours: one line that says what was tried, where and why; never a secret.
 
 What is wrong from the start (no such bucket, bad credentials) is an InputError, what passes by itself but didn't in time is
-StorageUnavailable, the rest a StorageError. The libraries
-are known by name only, so that none of them is loaded before it is used.
+StorageUnavailable, the rest a StorageError. The libraries are known by name only, so that none of them is loaded before it is
+used.
 """
 
 import contextlib
@@ -12,7 +12,14 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.errors import InputError, PipelineError, SourceChanged, StorageError, StorageUnavailable
+from pipeline.errors import (
+    InputError,
+    PipelineError,
+    SourceChanged,
+    StorageError,
+    StorageUnavailable,
+    StorageUnreachable,
+)
 from pipeline.storage.file import Options
 
 _FOREIGN = [
@@ -107,6 +114,20 @@ _PASSING_TYPES = {
     "ServiceResponseError",
 }
 """Or what they are derived from."""
+_UNREACHABLE_TYPES = {
+    "ConnectionRefusedError",
+    "TimeoutError",
+    "gaierror",
+    # botocore
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    # aiohttp
+    "ClientConnectorError",
+    # Azure
+    "ServiceRequestError",
+    "ServiceResponseTimeoutError",
+}
+"""Nobody answered: refused, unknown, or mute."""
 _NOT_SECRET = {
     "account_host",
     "account_name",
@@ -147,6 +168,17 @@ def source_reported(path: str, options: Options) -> Iterator[None]:
         raise _translated(f"can't read {path}", error, options) from None
 
 
+@contextlib.contextmanager
+def before_work() -> Iterator[None]:
+    """What storage refuses now is wrong in the configuration: InputError; a store that answers, but is busy, is not."""
+    try:
+        yield
+    except StorageError as error:
+        if isinstance(error, StorageUnavailable) and not isinstance(error, StorageUnreachable):
+            raise
+        raise InputError(str(error)) from None
+
+
 def changed(path: str) -> SourceChanged:
     return SourceChanged(f"source file {path!r} changed since it was planned: start again to plan it anew")
 
@@ -178,8 +210,16 @@ def passes(error: BaseException) -> bool:
     if not isinstance(error, foreign()) or _is_wrong(error):
         return False
     # A body that was cut off has a code of aiohttp's, 400, which is no word of the store's.
-    kinds = {kind.__name__ for source in _sources(error) for kind in type(source).__mro__}
-    return bool(_PASSING_TYPES & kinds) or code(error) in _PASSING_CODES
+    return bool(_PASSING_TYPES & _kinds(error)) or code(error) in _PASSING_CODES
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Of an error that passes: whether no answer came at all."""
+    return bool(_UNREACHABLE_TYPES & _kinds(error)) and not code(error)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for source in _sources(error) for kind in type(source).__mro__}
 
 
 def _is_wrong(error: BaseException) -> bool:
@@ -189,7 +229,9 @@ def _is_wrong(error: BaseException) -> bool:
 
 
 def _sources(error: BaseException) -> tuple[BaseException, ...]:
-    return (error, error.__cause__) if error.__cause__ is not None else (error,)
+    # botocore keeps the cause in `kwargs`: its EndpointConnectionError stands for a refusal and for a reset.
+    causes = (error.__cause__, getattr(error, "kwargs", {}).get("error"))
+    return (error, *(cause for cause in causes if isinstance(cause, BaseException)))
 
 
 def _translated(what: str, error: BaseException, options: Options) -> PipelineError:
@@ -197,7 +239,8 @@ def _translated(what: str, error: BaseException, options: Options) -> PipelineEr
         return InputError(f"{what}: {said(error, options)}")
     if not passes(error):
         return StorageError(f"{what}: {said(error, options)}")
-    return StorageUnavailable(
+    kind = StorageUnreachable if is_unreachable(error) else StorageUnavailable
+    return kind(
         f"{what}: {said(error, options)}; this didn't pass while we tried again. Finished work is kept: check the address if "
         "it never answered, and start the same command again when storage does"
     )

@@ -50,19 +50,19 @@ class Folder:
         Unfinished files that a crash left behind are listed only with `temporary`.
         """
         with self._reported("can't list", prefix):
-            found = patiently(self.url, lambda: list(self._place.files(prefix.strip("/"))))
+            found = patiently(self.url, self.options, lambda: list(self._place.files(prefix.strip("/"))))
         listed = [file for file in found if temporary or not file.path.rpartition("/")[2].startswith(TEMPORARY)]
         return sorted(listed, key=lambda file: file.path)
 
     def read(self, path: str) -> bytes | None:
         """The whole file; None if there is none."""
         with self._reported("can't read", path):
-            return patiently(self.url, lambda: self._place.read(path))
+            return patiently(self.url, self.options, lambda: self._place.read(path))
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         """Write or replace the file: durable on return, and whole or not there at all."""
         with self._reported("can't write", path):
-            patiently(self.url, lambda: self._place.write(path, data))
+            patiently(self.url, self.options, lambda: self._place.write(path, data))
 
     def create_once(self, path: str, data: bytes) -> bytes | None:
         """Create the file if there is none: None if these bytes now stand there, else the bytes that do.
@@ -71,35 +71,35 @@ class Folder:
         a store says `creates_exclusively`.
         """
         with self._reported("can't create", path):
-            return patiently(self.url, lambda: self._place.create_once(path, bytes(data)))
+            return patiently(self.url, self.options, lambda: self._place.create_once(path, bytes(data)))
 
     def creates_exclusively(self) -> bool:
         """Whether of several `create_once` at the same moment exactly one wins; tries it out on a store."""
         with self._reported("can't create a file in", "staging"):
-            return patiently(self.url, lambda: self._place.creates_exclusively())
+            return patiently(self.url, self.options, lambda: self._place.creates_exclusively())
 
     def copy(self, source: str, target: str) -> None:
         """Copy a file within the folder, replacing the target: durable and whole; a store copies by itself."""
         with self._reported("can't copy", source):
-            patiently(self.url, lambda: self._place.copy(source, target))
+            patiently(self.url, self.options, lambda: self._place.copy(source, target))
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete files, missing ones are fine; on a disk also the folders that this leaves empty."""
         with self._reported("can't delete from", ""):
             named = list(paths)
-            patiently(self.url, lambda: self._place.delete(named))
+            patiently(self.url, self.options, lambda: self._place.delete(named))
 
     def size(self, path: str) -> int | None:
         """Bytes of the file; None if there is none."""
         with self._reported("can't look up", path):
-            return patiently(self.url, lambda: self._place.size(path))
+            return patiently(self.url, self.options, lambda: self._place.size(path))
 
     def open(self, path: str) -> BinaryIO:
         """The file for reading, seekable."""
         reported = functools.partial(self._reported, "can't read", path)
         with reported():
-            opened = patiently(self.url, lambda: self._place.open(path))
-            return cast(BinaryIO, Opened(opened, reported, functools.partial(patiently, self.url)))
+            opened = patiently(self.url, self.options, lambda: self._place.open(path))
+            return cast(BinaryIO, Opened(opened, reported, functools.partial(patiently, self.url, self.options)))
 
     def arrow_filesystem(self) -> tuple[pafs.FileSystem, str]:
         """For Arrow's own readers: a filesystem, and this folder's path on it. Their errors are not translated."""

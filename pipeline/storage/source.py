@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from pipeline.errors import InputError, StorageError, StorageUnavailable
+from pipeline.errors import InputError
 from pipeline.storage import disk
 from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_path
-from pipeline.storage.error import changed, reported, source_reported
+from pipeline.storage.error import before_work, changed, reported, source_reported
 from pipeline.storage.file import FileInfo, Options, Pinned
 from pipeline.storage.opened import READAHEAD_BYTES, Opened
 from pipeline.storage.pattern import all_visible, matcher, split_pattern, visible_below_folder, visible_to
@@ -22,19 +22,14 @@ def list_pattern(pattern: str, options: Options) -> list[FileInfo]:
     """The files of a file, folder (recursive) or glob (`*`, `**`, `?`, `[..]`), sorted by path; at least one.
 
     Names that begin with "_" or "." are skipped below a folder and by wildcards that don't begin so themselves.
-    Raises InputError if there is nothing, if a name is no text, or if storage refuses; StorageUnavailable if it can't be
-    reached.
+    Raises InputError if there is nothing, if a name is no text, or if storage refuses or never answers; StorageUnavailable
+    if it answers, but asks to come back later.
     """
-    try:
-        with reported(f"can't list {pattern!r}", options):
-            if is_remote(pattern):
-                found = patiently(pattern, lambda: _list_store(pattern, options), IMPATIENCE_S)
-            else:
-                found = disk.list_pattern(local_path(pattern))
-    except StorageUnavailable:
-        raise
-    except StorageError as error:
-        raise InputError(str(error)) from None
+    with before_work(), reported(f"can't list {pattern!r}", options):
+        if is_remote(pattern):
+            found = patiently(pattern, options, lambda: _list_store(pattern, options), IMPATIENCE_S)
+        else:
+            found = disk.list_pattern(local_path(pattern))
     if not found:
         raise InputError(f"no file matches {pattern!r}: give a file, a folder or a pattern such as data/*.parquet")
     for file in found:
@@ -62,14 +57,16 @@ def open_pinned(file: Pinned, options: Options, readahead_bytes: int = READAHEAD
     with source_reported(file.path, options):
         if is_remote(file.path):
             address = address_of(file.path)
-            inner, found = patiently(file.path, lambda: connect(address, options).open(address.key, readahead_bytes))
+            inner, found = patiently(
+                file.path, options, lambda: connect(address, options).open(address.key, readahead_bytes)
+            )
         else:
             inner, found = disk.open_with_info(file.path)
     if (found.size, found.version) != (file.size, file.version):
         inner.close()
         raise changed(file.path)
     reported = functools.partial(source_reported, file.path, options)
-    return cast(BinaryIO, Opened(inner, reported, functools.partial(patiently, file.path)))
+    return cast(BinaryIO, Opened(inner, reported, functools.partial(patiently, file.path, options)))
 
 
 def check_unchanged(file: Pinned, options: Options) -> None:
@@ -78,7 +75,7 @@ def check_unchanged(file: Pinned, options: Options) -> None:
     with source_reported(file.path, options):
         if is_remote(file.path):
             address = address_of(file.path)
-            found = patiently(file.path, lambda: connect(address, options).look_up(address.key))
+            found = patiently(file.path, options, lambda: connect(address, options).look_up(address.key))
         else:
             found = disk.look_up(file.path)
     if found is None or (found.size, found.version) != (file.size, file.version):
