@@ -1,6 +1,8 @@
 """Rolling back, cleaning and purging, stopped before each of their changes to the store and done again."""
 
+import gzip
 import io
+import json
 import os
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pytest
 from pipeline.errors import CommitConflict, InputError
 from pipeline.storage import Folder
 from pipeline.table import clean, layout, materialise, purge, rollback, rows, snapshot
+from tests.inline import embed, read_table, spec_of
 from tests.table.test_publish import (
     Crash,
     Crashing,
@@ -188,6 +191,26 @@ def test_a_purged_row_is_nowhere_wherever_the_purge_is_stopped(tmp_path):
         sum(tally.source_rows for tally in version.tallies().values())
         == sum(tally.source_rows for tally in snapshot.read(table, number).tallies().values()) + 1
     )
+
+
+def test_a_run_leaves_what_was_purged_alone_until_its_file_changes(tiny_model, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    write_lines(source / "a.jsonl", ["a1", "a2"])
+    write_lines(source / "b.jsonl.gz", ["b1", "b2"])  # a unit of its own: small files of one kind share one
+    spec = spec_of(source, tiny_model, tmp_path / "table", limits={"unit_rows": 2})
+    embed(spec)
+    table = Folder(str(tmp_path / "table"), {})
+    assert purge.purge(table, ["a1", "b1"]).rows == 2
+    assert embed(spec).version == 2  # nothing to do
+    write_lines(source / "b.jsonl.gz", ["b1", "b2", "b3"])
+    assert embed(spec).version == 3
+    assert read_table(table.url)["id"].to_pylist() == ["a2", "b1", "b2", "b3"]
+
+
+def write_lines(path, ids):
+    lines = "".join(json.dumps({"id": name, "text": f"text of {name}"}) + "\n" for name in ids).encode()
+    path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
 
 
 def test_a_purge_neither_ends_a_hold_nor_takes_one_up_again(tmp_path):
