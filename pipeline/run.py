@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline import identity, planning, where
 from pipeline.chunking import check_room
 from pipeline.config import RunSpec
-from pipeline.errors import CommitConflict, InputError, RunError, SourceChanged, StorageError, StorageUnavailable
+from pipeline.errors import InputError, RunError, SourceChanged, StorageError, StorageUnavailable
 from pipeline.metrics import Progress, duration, per_second, size
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.planning import Plan, Task
@@ -524,8 +524,7 @@ def publish(
     started = time.perf_counter()
     table = prepared.table
     plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in prepared.plan.added]))
-    if max(snapshot.versions(table), default=0) != prepared.parent.version:
-        raise CommitConflict(f"another run published {table.url} meanwhile; what was encoded is kept: start again")
+    commit.check_current(table, prepared.parent, prepared.vectors.fingerprint)
     if plan.tasks:
         raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
     work = commit.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)

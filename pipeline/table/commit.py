@@ -4,9 +4,11 @@ Everything before it lies in staging under a name of this attempt and can be thr
 materialise.py's. Who runs rewrites and comparisons (this process or a cluster) is given by the caller.
 """
 
+import contextlib
 import itertools
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.errors import CommitConflict, GateFailed
 from pipeline.storage import Folder
+from pipeline.storage.file import FileInfo
 from pipeline.table import compare, layout, rewrite, snapshot
 from pipeline.table.compare import KEPT, NEW, OLD, Difference
 from pipeline.table.part import Part
@@ -29,6 +32,8 @@ from pipeline.unit import Unit
 ROLLING_BYTES = 64 * 2**20
 """Bytes in memory of a file of changes or dead letters."""
 KEYS_PER_READ = 65_536
+SETTLE_S = 3.0
+"""How long a racer's write may be under way to a store that doesn't keep two apart."""
 MAX_NAME_BYTES, MAX_KEY_BYTES = 255, 1000
 """Of a folder's name on common disks, and of a whole key in S3."""
 
@@ -91,6 +96,13 @@ def publish(table: Folder, parent: Snapshot, work: Work, description: Descriptio
 
     Raises GateFailed (nothing was published), CommitConflict (another run published first; the records stay).
     """
+    with conflict_if_overtaken(table, parent, description.fingerprint):
+        version = _next_version(table, parent, work, description, workers)
+        commit(table, version, frozenset(unit.unit_id for unit, _ in work.done))
+    return version
+
+
+def _next_version(table: Folder, parent: Snapshot, work: Work, description: Description, workers: Workers) -> Snapshot:
     nonce = uuid.uuid4().hex[:12]
     folder = layout.publication(nonce)
     parts = _assemble(table, parent, work, folder, nonce, workers)
@@ -99,7 +111,7 @@ def publish(table: Folder, parent: Snapshot, work: Work, description: Descriptio
     write_changes(table, folder, parent, parts, difference)
     failed = _write_dead_letters(table, folder, parent, work)
     sources = _sources(parent, work)
-    version = Snapshot(
+    return Snapshot(
         version=parent.version + 1,
         parent=parent.version,
         publication=folder,
@@ -120,18 +132,45 @@ def publish(table: Folder, parent: Snapshot, work: Work, description: Descriptio
         parts=tuple(parts),
         sources=sources,
     )
-    commit(table, version)
-    return version
 
 
-def commit(table: Folder, version: Snapshot) -> None:
-    """Its lists, a look at its staged parts, and the write that makes it the current version.
+def commit(table: Folder, version: Snapshot, done: Set[str] = frozenset()) -> None:
+    """Its lists, a look at its staged parts, and the write that makes it the current version; what is staged of the units
+    `done` goes when it is materialised.
 
     Raises GateFailed where a part is missing, CommitConflict where there is such a version already.
     """
-    snapshot.write_lists(table, version.publication, version.parts, version.sources)
-    check_staged(table, version.parts)
+    staged = table.list(layout.STAGING)
+    check_staged(staged, version.parts)
+    consumed = [info for info in staged if layout.staged_unit(info.path) in done]
+    snapshot.write_lists(table, version.publication, version.parts, version.sources, consumed)
     create(table, version)
+
+
+@contextlib.contextmanager
+def conflict_if_overtaken(table: Folder, parent: Snapshot, fingerprint: str) -> Iterator[None]:
+    """Whatever goes wrong is a CommitConflict where another run published after `parent`: it may have moved any file."""
+    try:
+        yield
+    except Exception:
+        check_current(table, parent, fingerprint)
+        raise
+
+
+def check_current(table: Folder, parent: Snapshot, fingerprint: str) -> None:
+    """Raises CommitConflict if a version was published after `parent`; `fingerprint` is of the vectors that come too late."""
+    if max(snapshot.versions(table), default=0) != parent.version:
+        raise _overtaken(table, parent.version + 1, fingerprint)
+
+
+def _overtaken(table: Folder, number: int, fingerprint: str) -> CommitConflict:
+    first = f"another run published version {number} of {table.url} first"
+    if snapshot.read_alone(table, number).fingerprint == fingerprint:
+        return CommitConflict(f"{first}; what was encoded is kept: start again")
+    return CommitConflict(
+        f"{first}, with another model or other model settings: vectors of two models don't compare; start again with another "
+        "table.path, or with the settings of that version"
+    )
 
 
 def _assemble(table: Folder, parent: Snapshot, work: Work, folder: str, nonce: str, workers: Workers) -> list[Part]:
@@ -274,10 +313,11 @@ def _write_dead_letters(table: Folder, folder: str, parent: Snapshot, work: Work
 
 def dead_letters(table: Folder, version: Snapshot) -> Iterator[pa.Table]:
     """Those of a version, a file at a time: from beside the snapshot, or from its publication while it isn't materialised."""
-    folders = (f"{version.publication}dead_letters/", layout.dead_letters(version.version))
-    places = {info.path.removeprefix(folder): info.path for folder in folders for info in table.list(folder)}
-    for path in places.values():
-        yield snapshot.read_parquet(table.read(path))
+    staged, beside = f"{version.publication}dead_letters/", layout.dead_letters(version.version)
+    places = {info.path.removeprefix(folder): info.path for folder in (staged, beside) for info in table.list(folder)}
+    for name, path in places.items():
+        # Another process may have brought it beside the snapshot since it was listed.
+        yield snapshot.read_parquet(table.read(path) or table.read(beside + name))
 
 
 def write_dead_letters(table: Folder, folder: str, rows: Iterable[pa.Table]) -> int:
@@ -345,9 +385,9 @@ def _count(
     )
 
 
-def check_staged(table: Folder, parts: Sequence[Part]) -> None:
+def check_staged(staged: Sequence[FileInfo], parts: Sequence[Part]) -> None:
     """Every staged part that the snapshot will name is there with its size."""
-    sizes = {info.path: info.size for info in table.list(layout.STAGING)}
+    sizes = {info.path: info.size for info in staged}
     for part in parts:
         if part.staged and sizes.get(part.staged) != part.size:
             raise GateFailed(
@@ -359,9 +399,10 @@ def check_staged(table: Folder, parts: Sequence[Part]) -> None:
 def create(table: Folder, version: Snapshot) -> None:
     """The commit. Raises CommitConflict if there is such a version already."""
     path, content = layout.snapshot(version.version), version.to_json()
+    exclusive = table.creates_exclusively()
     standing = table.create_once(path, content)
-    # Read back: a store that ignores create-only writes tells every racer that it won.
+    if standing is None and not exclusive:
+        # The store tells every racer that it won: the one whose bytes stand has, once all writes have arrived.
+        time.sleep(SETTLE_S)
     if standing is not None or table.read(path) != content:
-        raise CommitConflict(
-            f"another run published version {version.version} of {table.url} first; what was encoded is kept: start again"
-        )
+        raise _overtaken(table, version.version, version.fingerprint)

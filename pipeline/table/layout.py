@@ -73,6 +73,11 @@ def publication(nonce: str) -> str:
     return f"{PUBLICATIONS}{nonce}/"
 
 
+def consumed(publication: str) -> str:
+    """The list of staged files that a publication's version was made of."""
+    return f"{publication}consumed.parquet"
+
+
 def record(unit_id: str, first_row: int) -> str:
     return f"{RECORDS}{unit_id}/{first_row:012d}.json"
 
@@ -102,6 +107,12 @@ def probe_vectors(fingerprint: str) -> str:
 
 def data_part(partition: Partition, version: int, index: int, nonce: str) -> str:
     return f"{DATA}{partition_folder(partition)}part-{version:06d}-{index:05d}-{nonce}.parquet"
+
+
+def version_of_part(path: str) -> int | None:
+    """The version that brought a part into data/, or None for a file that isn't named as one."""
+    match = re.fullmatch(re.escape(DATA) + r"(?:.*/)?part-(\d{6,})-\d{5,}-[0-9a-f]+\.parquet", path)
+    return int(match[1]) if match else None
 
 
 def partition_folder(partition: Partition) -> str:

@@ -6,11 +6,12 @@ parts stand in `data/` before superseded ones leave it, so that a row is never m
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from pipeline.errors import StorageError
 from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
-from pipeline.table.part import Part, materialised, parts_to_table
+from pipeline.table.part import materialised, parts_to_table
 from pipeline.table.snapshot import Snapshot, to_parquet
 
 COPIERS = 16
@@ -20,30 +21,50 @@ def finish(table: Folder) -> Snapshot:
     """The current snapshot, after everything that its publisher left undone is done."""
     current = snapshot.current(table)
     if current.version and table.size(layout.done(current.version)) is None:
-        materialise(table, current)
+        return materialise(table, current)
+    # A process that was stopped amid an earlier version may have gone on, and died.
+    _remove_dead(table, current)
     return current
 
 
-def materialise(table: Folder, version: Snapshot) -> None:
-    """Ends with `<n>.done`; a process that was overtaken by a later version removes what it put in the later one's way."""
-    parent = snapshot.read(table, version.parent)
-    superseded = _superseded(parent, version)
-    _copy_all(table, [(part.staged, part.path) for part in version.parts if part.staged], version)
-    _copy_all(table, [(part.path, layout.trash(version.version) + part.path) for part in superseded])
-    table.delete(part.path for part in superseded)
-    _copy_lists(table, version)
-    table.write(layout.done(version.version), b"")
-    _remove_staged(table, version)
-    _yield_to_later(table, version)
+def materialise(table: Folder, version: Snapshot) -> Snapshot:
+    """Ends with `<n>.done`, and goes on to the latest version, which is returned: a process that was stopped and overtaken
+    would leave in `data/` what it copied there too late."""
+    while True:
+        parent = snapshot.read(table, version.parent)
+        _copy_all(table, [(part.staged, part.path) for part in version.parts if part.staged], version)
+        superseded = _superseded(parent, version)
+        _copy_all(table, [(path, layout.trash(version.version) + path) for path in superseded])
+        table.delete(superseded)
+        _copy_lists(table, version)
+        _remove_dead(table, version)
+        _remove_staged(table, version)
+        table.write(layout.done(version.version), b"")
+        latest = max(snapshot.versions(table))
+        if latest == version.version:
+            return replace(version, parts=tuple(map(materialised, version.parts)))
+        version = snapshot.read(table, latest)
 
 
-def _superseded(parent: Snapshot, version: Snapshot) -> list[Part]:
+def _superseded(parent: Snapshot, version: Snapshot) -> list[str]:
     live = {part.path for part in version.parts}
-    return [part for part in parent.parts if part.path not in live]
+    return [part.path for part in parent.parts if part.path not in live]
+
+
+def _remove_dead(table: Folder, version: Snapshot) -> None:
+    """What a process that was overtaken left in `data/`: parts of this version's number or a lower one that it doesn't name.
+    No later one will: names are never used twice."""
+    live = {part.path for part in version.parts}
+    numbers = {info.path: layout.version_of_part(info.path) for info in table.list(layout.DATA)}
+    dead = {path: n for path, n in numbers.items() if n is not None and n <= version.version and path not in live}
+    # What a version named went to the trash when it was superseded; if it was purged from there, it must not come back.
+    trashed = {part.path for n in set(dead.values()) for part in snapshot.read(table, n).parts}
+    _copy_all(table, [(path, layout.trash(version.version) + path) for path in dead if path not in trashed])
+    table.delete(dead)
 
 
 def _copy_all(table: Folder, pairs: Iterable[tuple[str, str]], needed_by: Snapshot | None = None) -> None:
-    """Copies what is not there yet; a source may be gone, because an earlier attempt moved it on.
+    """Copies what is not there yet; a source may be gone, at any moment, because another process moved it on.
 
     Raises StorageError if the version `needed_by` lacks both files, and is the current one: a later one moves them on too.
     """
@@ -51,13 +72,19 @@ def _copy_all(table: Folder, pairs: Iterable[tuple[str, str]], needed_by: Snapsh
     def copy(pair: tuple[str, str]) -> None:
         source, target = pair
         size, present = table.size(source), table.size(target)
+        if size is not None and present != size:
+            try:
+                table.copy(source, target)
+                return
+            except StorageError:
+                if table.size(source) is not None:
+                    raise
+            size, present = None, table.size(target)
         if size is None and present is None and needed_by and needed_by.version == max(snapshot.versions(table)):
             raise StorageError(
                 f"table {table.url}: neither {source} nor {target} is there; the table was damaged by hand, or by a second "
                 "publisher on a store that doesn't keep two apart: bring one of the two back from a copy"
             )
-        if size is not None and present != size:
-            table.copy(source, target)
 
     _in_parallel(copy, pairs)
 
@@ -75,23 +102,16 @@ def _copy_lists(table: Folder, version: Snapshot) -> None:
 
 
 def _remove_staged(table: Folder, version: Snapshot) -> None:
-    """Only what this version published: its publication, and all that was staged for its live units."""
-    live = version.live_units()
-    published = [
-        info.path
-        for info in table.list(layout.STAGING)
-        if info.path.startswith(version.publication) or layout.staged_unit(info.path) in live
-    ]
-    # Records last: a record whose parts are gone is invalid and gets deleted, parts without a record are orphans.
-    table.delete(path for path in published if not path.startswith(layout.RECORDS))
-    table.delete(path for path in published if path.startswith(layout.RECORDS))
-
-
-def _yield_to_later(table: Folder, version: Snapshot) -> None:
-    latest = snapshot.current(table)
-    if latest.version != version.version:
-        live = {part.path for part in latest.parts}
-        table.delete(part.path for part in version.parts if part.path not in live)
+    """Only what this version's publisher found staged, and its publication: not what a later run staged meanwhile."""
+    consumed = snapshot.consumed(table, version)
+    listed = table.list(layout.STAGING)
+    staged = [info.path for info in listed if (info.path, info.version) in consumed]
+    publication = [info.path for info in listed if info.path.startswith(version.publication)]
+    # Records after parts: a record whose parts are gone is invalid and gets deleted, parts without a record are orphans.
+    table.delete(path for path in staged if not path.startswith(layout.RECORDS))
+    table.delete(path for path in staged if path.startswith(layout.RECORDS))
+    # Last, as it lists what was to go.
+    table.delete(publication)
 
 
 def _in_parallel(work: Callable[[tuple[str, str]], None], pairs: Iterable[tuple[str, str]]) -> None:

@@ -43,7 +43,10 @@ def purge(table: Folder, ids: Sequence[str]) -> Purged:
     parent = materialise.finish(table)
     chunked = bool(parent.version) and schema.DOC_ID in snapshot.hex_to_schema(parent.schema).names
     wanted = _Wanted(ids=pa.array(sorted(set(ids)), pa.string()), chunked=chunked)
-    version, rows, letters = _publish_without(table, parent, wanted)
+    with commit.conflict_if_overtaken(table, parent, parent.fingerprint):
+        version, rows, letters = _publish_without(table, parent, wanted)
+    if version.version != parent.version:
+        materialise.materialise(table, version)
     own = layout.changes(version.version) if version.version != parent.version else None
     files = _erase_elsewhere(table, version, wanted, own)
     if not rows and not letters and not files:
@@ -102,7 +105,6 @@ def _publish_without(table: Folder, parent: Snapshot, wanted: "_Wanted") -> tupl
         sources=_amended(parent, gone),
     )
     commit.commit(table, version)
-    materialise.materialise(table, version)
     return version, tally.rows, num_letters
 
 
@@ -208,7 +210,7 @@ _HOLDERS = (layout.DATA, layout.TRASH, layout.STAGED_PARTS, layout.PUBLICATIONS,
 
 
 def _is_list(path: str) -> bool:
-    return path.endswith(("/parts.parquet", "/sources.parquet"))
+    return path.endswith(("/parts.parquet", "/sources.parquet", "/consumed.parquet"))
 
 
 def _holds(table: Folder, path: str, wanted: "_Wanted") -> bool:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import CommitConflict
+from pipeline.errors import GateFailed
 from pipeline.schema import SOURCE
 from pipeline.storage import Folder
 from pipeline.table.layout import Partition
@@ -98,7 +98,7 @@ def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
 def _read(table: Folder, part: Part) -> pa.Table:
     content = table.read(part.location)
     if content is None:
-        raise CommitConflict(f"{part.location} of {table.url} is gone: another run published meanwhile; start again")
+        raise GateFailed(f"{part.location} of {table.url} is gone: nothing was published; start again")
     return pq.ParquetFile(io.BytesIO(content)).read()
 
 

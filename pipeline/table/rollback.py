@@ -22,6 +22,13 @@ def roll_back(table: Folder, number: int) -> Snapshot:
     CommitConflict if another run published first.
     """
     parent = materialise.finish(table)
+    with commit.conflict_if_overtaken(table, parent, parent.fingerprint):
+        version = _publish_rows_of(table, parent, number)
+    materialise.materialise(table, version)
+    return version
+
+
+def _publish_rows_of(table: Folder, parent: Snapshot, number: int) -> Snapshot:
     if number == parent.version:
         raise InputError(f"version {number} is the current one of {table.url}: there is nothing to roll back")
     if number not in snapshot.versions(table):
@@ -63,7 +70,6 @@ def roll_back(table: Folder, number: int) -> Snapshot:
         parts=tuple(parts),
     )
     commit.commit(table, version)
-    materialise.materialise(table, version)
     return version
 
 

@@ -33,12 +33,9 @@ def dataset(table: Folder, version: Snapshot) -> pads.Dataset:
 
 def places(table: Folder) -> dict[str, str]:
     """Path in data/ or staging -> where that file is now; where a part lies in several places, all copies are equal."""
-    found = {}
-    for info in table.list(layout.TRASH):
-        found[layout.trashed(info.path)] = info.path
-    for prefix in (layout.STAGING, layout.DATA):
-        found |= {info.path: info.path for info in table.list(prefix)}
-    return found
+    # Listed in the order in which files move: one that moves meanwhile is seen twice, not missed.
+    here = {info.path: info.path for prefix in (layout.STAGING, layout.DATA) for info in table.list(prefix)}
+    return {layout.trashed(info.path): info.path for info in table.list(layout.TRASH)} | here
 
 
 def _place(part: Part, places: dict[str, str], table: Folder, version: Snapshot) -> str:

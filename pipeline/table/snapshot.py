@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Folder
+from pipeline.storage.file import FileInfo
 from pipeline.table import layout
 from pipeline.table.part import Part, parts_to_table, table_to_parts
 from pipeline.unit import Unit
@@ -38,6 +39,9 @@ SOURCES = pa.schema(
 )
 """One row per span of a source file; `source` is the number that the table's rows carry. The last four count the whole
 unit's rows in the table, and its source rows: in the table, among the dead letters, and left out."""
+
+CONSUMED = pa.schema([pa.field("path", pa.string(), nullable=False), pa.field("version", pa.string(), nullable=False)])
+"""Staged files, and which version of each: a later run may stage another under the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,10 +210,21 @@ def read_alone(table: Folder, version: int) -> Snapshot:
     return Snapshot(**raw)
 
 
-def write_lists(table: Folder, folder: str, parts: Sequence[Part], sources: pa.Table) -> None:
+def write_lists(
+    table: Folder, folder: str, parts: Sequence[Part], sources: pa.Table, consumed: Sequence[FileInfo] = ()
+) -> None:
     """Put the lists where the snapshot will name them, before it is created."""
     table.write(f"{folder}parts.parquet", to_parquet(parts_to_table(parts)))
     table.write(f"{folder}sources.parquet", to_parquet(sources))
+    files = [{"path": info.path, "version": info.version} for info in consumed]
+    table.write(layout.consumed(folder), to_parquet(pa.Table.from_pylist(files, CONSUMED)))
+
+
+def consumed(table: Folder, version: Snapshot) -> Collection[tuple[str, str]]:
+    """Path and version of each staged file that the snapshot's publisher used; none once they are removed."""
+    content = table.read(layout.consumed(version.publication))
+    rows = read_parquet(content).to_pylist() if content is not None else []
+    return {(row["path"], row["version"]) for row in rows}
 
 
 def span_rows(unit: Unit, tally: Tally) -> list[dict[str, Any]]:
@@ -244,8 +259,9 @@ def to_parquet(table: pa.Table) -> pa.Buffer:
 
 
 def _read_list(table: Folder, path: str, staged: str) -> pa.Table:
-    """From beside the snapshot, or from staging while the version is not yet materialised."""
-    content = table.read(path) or table.read(staged)
+    """From beside the snapshot, or from staging while the version is not yet materialised: another process may bring it
+    from there to here between the two looks, hence a third."""
+    content = table.read(path) or table.read(staged) or table.read(path)
     if content is None:
         raise StorageError(f"table {table.url}: neither {path} nor {staged} is there; the table was damaged by hand")
     return read_parquet(content)

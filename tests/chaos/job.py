@@ -37,7 +37,7 @@ SLOWED_S = {
     "pipeline.table.materialise:_copy_all": 0.1,
     "pipeline.table.materialise:_copy_lists": 0.1,
     "pipeline.table.materialise:_remove_staged": 0.1,
-    "pipeline.table.materialise:_yield_to_later": 0.1,
+    "pipeline.table.materialise:_remove_dead": 0.1,
 }
 """Before each call: what takes microseconds with a small table is to be hit, too."""
 

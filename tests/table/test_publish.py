@@ -41,7 +41,9 @@ def make_unit(name: str, number: int) -> Unit:
     return Unit(unit_id=identity.digest(name), spans=(span,), sources=(number,))
 
 
-def stage(table: Folder, unit: Unit, ids: list[str], failed: int = 0, number: int | None = None) -> Record:
+def stage(
+    table: Folder, unit: Unit, ids: list[str], failed: int = 0, number: int | None = None, attempt: str = "x"
+) -> Record:
     """A recorded unit with a row per id; the partition is the id's last character."""
     number = unit.sources[0] if number is None else number
     texts = pa.array([f"text of {name} in {unit.unit_id}" for name in ids], pa.large_string())
@@ -62,7 +64,7 @@ def stage(table: Folder, unit: Unit, ids: list[str], failed: int = 0, number: in
     ).append_column("day", pa.array([name[-1] for name in ids], pa.string()))
     parts = []
     for index, (partition, group) in enumerate(split_by_partition(rows, ["day"])):
-        path = layout.staged_part(unit.unit_id, 0, "x", index)
+        path = layout.staged_part(unit.unit_id, 0, attempt, index)
         content = encode_part(group, "embedding")
         table.write(path, content)
         parts.append(
@@ -80,7 +82,7 @@ def stage(table: Folder, unit: Unit, ids: list[str], failed: int = 0, number: in
     if failed:
         letters = [{"source": number, "path": "/src", "stage": "read", "error": f"bad {n}"} for n in range(failed)]
         content = snapshot.to_parquet(pa.Table.from_pylist(letters, schema.DEAD_LETTERS))
-        staged_letters = (layout.staged_dead_letters(unit.unit_id, 0, "x"), content.size)
+        staged_letters = (layout.staged_dead_letters(unit.unit_id, 0, attempt), content.size)
         table.write(staged_letters[0], content)
     made = Record(
         unit_id=unit.unit_id, first_row=0, num_rows=len(ids) + failed, documents=len(ids), failed=failed,
@@ -282,6 +284,7 @@ def test_a_publisher_that_dies_before_any_one_of_its_changes_is_finished_by_the_
         live = desired[1] if snapshot.versions(table)[-1] == 2 else desired[0]
         materialise.finish(table)
         assert rows_in_folder(table) == expected_rows(live), f"after {deaths} changes"
+        assert live is desired[0] or table.list(layout.STAGING) == [], f"after {deaths} changes"
         publish(table, desired[1])
         assert rows_in_folder(table) == expected_rows(desired[1]), f"after {deaths} changes"
         assert not [info.path for info in table.list(layout.RECORDS)]

@@ -114,7 +114,8 @@ def test_cleaning_keeps_two_versions_whole_and_takes_what_is_old(tmp_path):
     (tmp_path / "data" / ".tmp-unfinished").write_bytes(b"")
     assert clean.clean(table).files == ()  # nothing is a week old
     pending = {info.path for info in clean.clean(table, 0, dry_run=True).files}
-    assert "data/day=x/part-000003-99999-dead.parquet" in pending
+    # What no version names leaves data/ at once, and goes for good when it is old.
+    assert "meta/trash/000003/data/day=x/part-000003-99999-dead.parquet" in pending
     until_done(tmp_path, lambda place: clean.clean(place, 0))
     assert [content(table, number) for number in (2, 3)] == kept
     assert {info.path for info in table.list("data")} == {part.path for part in snapshot.current(table).parts}

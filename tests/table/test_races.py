@@ -1,0 +1,249 @@
+"""Two at once: whatever one process did before it was stopped and the other overtook it, each version is one and whole."""
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import planning
+from pipeline.errors import CommitConflict, InputError, RunError
+from pipeline.storage import Folder
+from pipeline.table import commit, layout, materialise, record, rows, snapshot
+from pipeline.table.snapshot import Snapshot
+from tests.table.test_publish import Here, describe, make_unit, stage
+from tests.table.turns import ENDLESS, Process, take_turns
+
+Desired = Mapping[str, list[str]]
+FIRST: Desired = {"a": ["1x", "2y"], "b": ["3x"]}
+OURS: Desired = {"b": ["3x"], "c": ["4x", "5y"], "d": ["6z"]}
+THEIRS: Desired = {"a": ["1x", "2y"], "c": ["4x", "5y"], "e": ["7z"]}
+LATER: Desired = {"d": ["6z"], "f": ["8x"]}
+IDS = {name: ids for desired in (FIRST, OURS, THEIRS, LATER) for name, ids in desired.items()}
+MODEL = "m"
+
+
+@pytest.fixture(autouse=True)
+def one_thread_each(monkeypatch):
+    """So that an operation's number means the same each time; and nobody pulls the plug here."""
+    monkeypatch.setattr(materialise, "COPIERS", 1)
+    monkeypatch.setattr(record, "READERS", 1)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def units(desired: Desired, model: str = MODEL) -> dict[str, str]:
+    """The name of each unit; another model's are others."""
+    return {make_unit(f"{model}-{name}", 0).unit_id: name for name in desired}
+
+
+def embed(table: Folder, desired: Desired, model: str = MODEL) -> Snapshot:
+    """One run, in the order of run.prepare, encode and publish."""
+    parent = materialise.finish(table)
+    if parent.version and parent.fingerprint != model:
+        raise InputError("another model")
+    names = units(desired, model)
+    planned = {unit: make_unit(f"{model}-{name}", 0).spans for unit, name in names.items()}
+    records = record.read_all(table, planned.keys() - parent.live_units())
+    plan = planning.make_plan(planned, parent, records)
+    if plan.changes_nothing:
+        return parent
+    for task in plan.tasks:
+        stage(table, task.unit, IDS[names[task.unit.unit_id]], attempt=uuid.uuid4().hex)
+    plan = planning.with_records(plan, record.read_all(table, [unit.unit_id for unit in plan.added]))
+    commit.check_current(table, parent, model)
+    if plan.tasks:
+        raise RunError("no complete record: start again")
+    work = commit.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
+    described = dataclasses.replace(describe(), fingerprint=model)
+    version = commit.publish(table, parent, work, described, Here(table))
+    materialise.materialise(table, version)
+    return version
+
+
+def run(desired: Desired, model: str = MODEL) -> Process:
+    return lambda table: embed(table, desired, model)
+
+
+def in_order(*processes: Process) -> Process:
+    return lambda table: [process(table) for process in processes]
+
+
+def commit_only(table: Folder, desired: Desired) -> None:
+    """A publisher that died right after its commit."""
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(materialise, "materialise", lambda *_: None)
+        embed(table, desired)
+
+
+def check_whole(table: Folder, models: tuple[str, ...] = (MODEL,)) -> None:
+    """What must hold after a command that finishes: one version a number, data/ is the current one, others can be read."""
+    current = materialise.finish(table)
+    numbers = snapshot.versions(table)
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert [info.path for info in table.list("data")] == sorted(part.path for part in current.parts)
+    for number in numbers:
+        check_rows(table, snapshot.read(table, number), models)
+
+
+def check_rows(table: Folder, version: Snapshot, models: tuple[str, ...]) -> None:
+    """Exactly those of its units; their texts say of which unit, and so of which model, they are."""
+    names = {unit: name for model in models for unit, name in units(IDS, model).items()}
+    expected = sorted((name, f"text of {name} in {unit}") for unit in version.live_units() for name in IDS[names[unit]])
+    where = rows.places(table)
+    found = [
+        pair
+        for part in version.parts
+        for pair in zip(
+            *pq.read_table(table.open(rows._place(part, where, table, version)), columns=["id", "text"])
+            .to_pydict()
+            .values(),
+            strict=True,
+        )
+    ]
+    assert sorted(found) == expected
+    assert len({model for model in models if version.live_units() & units(IDS, model).keys()}) <= 1
+
+
+def check_kept(table: Folder, desired: Desired, model: str = MODEL) -> None:
+    """What a loser encoded and nobody ever published is still there."""
+    published = {unit for number in snapshot.versions(table) for unit in snapshot.read(table, number).live_units()}
+    left = units(desired, model).keys() - published
+    records = record.read_all(table, left, writes=False)
+    assert all(record.is_complete(records.get(unit, ())) for unit in left)
+
+
+def at_every_operation(tmp_path: Path, prepare: Callable[[Folder], object], stopped: Process, other: Process):
+    """Stop one before its first operation, its second, .. until the other has ended; yields what came of it."""
+    for operations in range(1000):
+        table = Folder(str(tmp_path / str(operations)))
+        prepare(table)
+        ended, taken = take_turns(
+            table, {"stopped": stopped, "other": other}, [("stopped", operations), ("other", ENDLESS)]
+        )
+        yield table, ended["stopped"], ended["other"]
+        if taken["stopped"] <= operations:
+            assert operations > 2
+            return
+
+
+def first(table: Folder) -> None:
+    embed(table, FIRST)
+
+
+def unfinished(table: Folder) -> None:
+    embed(table, FIRST)
+    commit_only(table, OURS)
+
+
+@pytest.mark.parametrize(
+    "theirs", [pytest.param(THEIRS, id="others"), pytest.param(OURS, id="the same", marks=pytest.mark.slow)]
+)
+def test_of_two_publishers_one_wins_and_the_other_says_what_to_do(theirs, tmp_path):
+    conflicts = 0
+    for table, stopped, other in at_every_operation(tmp_path, first, run(OURS), run(theirs)):
+        assert isinstance(other, Snapshot), other
+        check_whole(table)
+        if not isinstance(stopped, Snapshot):
+            conflicts += 1
+            assert isinstance(stopped, CommitConflict), repr(stopped)
+            assert str(stopped).startswith(f"another run published version 2 of {table.url} first")
+            assert str(stopped).endswith("start again")
+            assert snapshot.versions(table) == [1, 2]
+            check_kept(table, OURS)
+            embed(table, OURS)
+            check_whole(table)
+        assert snapshot.current(table).live_units() == units(OURS).keys() or stopped.version < other.version
+    assert conflicts > 10
+
+
+@pytest.mark.slow
+def test_a_publisher_that_two_versions_overtook_leaves_them_as_they_are(tmp_path):
+    published = in_order(run(THEIRS), run(LATER))
+    for table, stopped, other in at_every_operation(tmp_path, first, run(OURS), published):
+        assert not isinstance(other, Exception), repr(other)
+        check_whole(table)
+        if isinstance(stopped, Snapshot):
+            check_rows(table, snapshot.read(table, stopped.version), (MODEL,))
+        else:
+            assert isinstance(stopped, CommitConflict), repr(stopped)
+            check_kept(table, OURS)
+            assert snapshot.current(table).live_units() == units(LATER).keys()
+
+
+def test_a_late_materialiser_leaves_what_a_later_run_staged(tmp_path):
+    def dropped_and_staged_anew(table: Folder) -> None:
+        in_order(materialise.finish, run(THEIRS))(table)
+        stage(table, make_unit(f"{MODEL}-d", 7), IDS["d"], attempt="later")
+
+    lost = 0
+    for table, stopped, other in at_every_operation(tmp_path, unfinished, materialise.finish, dropped_and_staged_anew):
+        assert isinstance(stopped, Snapshot), repr(stopped)
+        assert other is None, repr(other)
+        (unit,) = units({"d": []})
+        assert [info for info in table.list(f"{layout.STAGED_PARTS}{unit}") if "later" in info.path]
+        lost += not record.read_all(table, [unit], writes=False)
+        embed(table, LATER)
+        check_whole(table)
+    # Stopped between its look at staging and the removal, it takes the new record for the old one: encoded once more.
+    assert lost <= 8
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        pytest.param((THEIRS, LATER), id="two versions"),
+        pytest.param((), id="none", marks=pytest.mark.slow),
+        pytest.param((THEIRS,), id="one", marks=pytest.mark.slow),
+        pytest.param((FIRST, OURS), id="back and forth", marks=pytest.mark.slow),
+    ],
+)
+def test_a_materialiser_that_goes_on_late_brings_nothing_back(versions, tmp_path):
+    published = in_order(materialise.finish, *map(run, versions))
+    for table, stopped, other in at_every_operation(tmp_path, unfinished, materialise.finish, published):
+        assert isinstance(stopped, Snapshot), repr(stopped)
+        assert not isinstance(other, Exception), repr(other)
+        assert snapshot.current(table).version == 2 + len(versions)
+        # Before anything else is called: the late one itself leaves no trace.
+        assert table.list(layout.STAGING) == []
+        assert [info.path for info in table.list("data")] == sorted(part.path for part in snapshot.current(table).parts)
+        check_whole(table)
+
+
+def test_a_run_with_another_model_is_refused_or_told_to_use_another_table(tmp_path):
+    conflicts = 0
+    for table, stopped, other in at_every_operation(tmp_path, lambda _: None, run(FIRST), run(THEIRS, "other")):
+        check_whole(table, (MODEL, "other"))
+        if isinstance(stopped, CommitConflict):
+            conflicts += 1
+            assert "first, with another model" in str(stopped)
+            assert "another table.path" in str(stopped)
+            check_kept(table, FIRST)
+            assert snapshot.current(table).fingerprint == "other"
+        else:
+            assert isinstance(stopped, Snapshot | InputError), repr(stopped)
+            assert isinstance(other, Snapshot) != isinstance(stopped, Snapshot)
+        with pytest.raises(InputError, match="another model"):
+            embed(table, FIRST, "other" if snapshot.current(table).fingerprint == MODEL else MODEL)
+    assert conflicts > 10
+
+
+def test_a_zombie_that_writes_after_its_slice_was_recorded_changes_nothing(tmp_path):
+    (unit,) = (make_unit(f"{MODEL}-c", 7),)
+
+    def zombie(table: Folder) -> None:
+        stage(table, unit, IDS["c"], attempt="zombie")
+
+    for table, stopped, other in at_every_operation(tmp_path, first, zombie, run(OURS)):
+        assert (stopped, type(other)) == (None, Snapshot)
+        assert snapshot.versions(table) == [1, 2]
+        current = materialise.finish(table)
+        check_rows(table, current, (MODEL,))
+        assert [info.path for info in table.list("data")] == sorted(part.path for part in current.parts)
+        # Its unit leaves the table and comes back: what the zombie left is used whole, or not at all.
+        embed(table, FIRST)
+        embed(table, OURS)
+        check_whole(table)
