@@ -22,6 +22,7 @@ from pipeline.schema import is_reserved
 
 Auto = Literal["auto"]
 
+_INTEGER_BITS = 63
 _FOLDER_KEY = re.compile(r"""(?![_.])[^\0-\x1f\x7f-\x9f\u2028\u2029/\\=%?*:;&#"<>|\[\]{}^`]+""")
 """Of a `key=value` folder: it stands there as it is, since of all readers only pyarrow unescapes it. What begins with "_" or
 "." is hidden from pyarrow and Spark."""
@@ -117,7 +118,7 @@ class SourceSpec:
         for name, kind in self.schema.items():
             if not isinstance(kind, str):
                 raise ConfigError(
-                    f"source.schema.{name} is {kind!r}; expected the name of an Arrow type, such as int64"
+                    f"{_dotted('source.schema', name)} is {_told(kind)}; expected the name of an Arrow type, such as int64"
                 )
         for name in self.keep:
             if is_reserved(name):
@@ -347,34 +348,42 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
 
     Raises ConfigError for anything that is not a complete, well-typed description of a run.
     """
+    what = f"configuration file {str(path)!r}"
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"configuration file {str(path)!r} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {str(path)!r} can't be read: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"configuration file {str(path)!r} is nested too deeply") from None
-    except yaml.YAMLError as error:
-        # Only the place and the problem: the line itself may hold a secret.
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it can't be parsed"
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"configuration file {str(path)!r} is not valid YAML{where}: {problem}") from None
-    except ValueError:
-        # Of a number or a date; the value may be a secret.
-        raise ConfigError(f"configuration file {str(path)!r} holds a number or a date that can't be") from None
+        raise ConfigError(f"{what} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{what} can't be read: {error}") from None
+    raw = _parse(text, what)
     if not isinstance(raw, dict):
-        raise ConfigError(f"configuration file {str(path)!r} holds no sections; expected source:, model: and table:")
-    raw = _unshared(raw)
+        raise ConfigError(f"{what} holds no sections; expected source:, model: and table:")
     for override in overrides:
         _apply_override(raw, override)
     return from_mapping(raw)
 
 
+def _parse(text: str, what: str) -> Any:
+    """The values of a YAML text. ConfigError says of `what` where and why it is none, and shows nothing of it: it may hold a
+    secret."""
+    try:
+        return _unshared(yaml.load(text, _Loader))
+    except RecursionError:
+        raise ConfigError(f"{what} is nested too deeply") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it can't be parsed"
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{what} is not valid YAML{where}: {' '.join(problem.split())[:200]}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):  # what PyYAML lets out
+        raise ConfigError(
+            f"{what} holds a number or a date that can't be, or a value that is not what its tag says"
+        ) from None
+
+
 def from_mapping(raw: Mapping[str, Any]) -> RunSpec:
     """The same for a mapping that is already in memory."""
     try:
-        return cast(RunSpec, _build(RunSpec, _fill_environment(dict(raw), ""), ""))
+        return cast(RunSpec, _build(RunSpec, _fill_environment(dict(raw), "") if isinstance(raw, Mapping) else raw, ""))
     except RecursionError:
         raise ConfigError("the configuration is nested too deeply, or in itself") from None
 
@@ -388,19 +397,19 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     for name in path[:-1]:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {key.strip()}: {name!r} is not a section")
-    try:
-        node[path[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "it can't be parsed"
-        raise ConfigError(f"--set {key.strip()}: the value is not valid YAML: {problem}") from None
+            raise ConfigError(f"--set {key.strip()!r}: {name!r} is not a section")
+    node[path[-1]] = _parse(text, f"--set {key.strip()!r}: the value")
 
 
 def _fill_environment(value: Any, where: str) -> Any:
     if isinstance(value, dict):
-        return {key: _fill_environment(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+        return {key: _fill_environment(item, _dotted(where, key)) for key, item in value.items()}
     if isinstance(value, list):
         return [_fill_environment(item, where) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_fill_environment(item, where) for item in value)
+    if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+        raise ConfigError(f"{where} is a whole number of more than {_INTEGER_BITS} bits: give a smaller one")
     if not isinstance(value, str):
         return value
 
@@ -409,7 +418,14 @@ def _fill_environment(value: Any, where: str) -> Any:
             raise ConfigError(f"{where} uses ${{{match[1]}}}, but the environment has no variable {match[1]}: set it")
         return os.environ[match[1]]
 
-    return re.sub(r"\$\{(\w+)\}", variable, value)
+    filled = re.sub(r"\$\{(\w+)\}", variable, value)
+    try:
+        filled.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{where} holds half of a surrogate pair, or bytes that are not UTF-8: no text has that"
+        ) from None
+    return filled
 
 
 def _build(spec: type, raw: Any, where: str) -> Any:
@@ -432,7 +448,8 @@ def _build(spec: type, raw: Any, where: str) -> Any:
 
 
 def _dotted(where: str, key: object) -> str:
-    return f"{where}.{key}" if where else str(key)
+    name = str(key) if str(key).isprintable() else repr(key)
+    return f"{where}.{name}" if where else name
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -1,9 +1,12 @@
 """A configuration is complete and well typed, or the message says what is wrong with which key."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline import config
 from pipeline.errors import ConfigError
@@ -12,7 +15,7 @@ MINIMAL = {"source": {"path": "a", "text": "body"}, "model": {"path": "m"}, "tab
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def given(section: str, **keys: object) -> dict[str, object]:
+def with_keys(section: str, **keys: object) -> dict[str, object]:
     return MINIMAL | {section: MINIMAL.get(section, {}) | keys}
 
 
@@ -29,38 +32,38 @@ def test_a_minimal_configuration_has_the_documented_defaults():
     [
         ({}, "source is missing"),
         ({"source": {"path": "a", "text": "b"}, "model": {"path": "m"}}, "table is missing"),
-        (given("source", text=""), "source.text is empty"),
+        (with_keys("source", text=""), "source.text is empty"),
         ({**MINIMAL, "sorce": {}}, "unknown key 'sorce'; did you mean 'source'"),
-        (given("source", colum="x"), "unknown key 'source.colum'"),
-        (given("table", embeding_column="x"), "did you mean 'embedding_column'"),
-        (given("source", path=7), "source.path is 7; expected a string or a list of strings"),
-        (given("source", keep="title"), "source.keep is 'title'; expected a list of strings"),
-        (given("source", keep=["embedding"]), "table.embedding_column 'embedding' is also in source.keep"),
-        (given("source", keep=["source"]), "a column that the table writes itself"),
-        (given("source", keep=["a", "a"]), "names a column twice"),
-        (given("source", where=["x > 1"]), "source.where is a list; expected a string or null"),
-        (given("source", limit=0), "source.limit is 0; give a whole number of at least 1"),
-        (given("source", id=[]), "source.id is empty"),
-        (given("source", schema={"a": 1}), "source.schema.a is 1; expected the name of an Arrow type"),
-        (given("source", on_null="drop"), "source.on_null is 'drop'; expected dead_letter | skip"),
-        (given("source", csv={"delimiter": "::"}), "source.csv.delimiter is '::'; give one character"),
-        (given("source", csv={"quote": ",", "delimiter": ","}), "are both ','"),
-        (given("source", csv={"columns": ["a", "a"]}), "source.csv.columns names a column twice"),
-        (given("source", dataset={"splitt": "x"}), "unknown key 'source.dataset.splitt'; did you mean 'split'"),
-        (given("source", format="orc"), "source.format is 'orc'; expected auto | parquet | jsonl | csv"),
-        (given("model", max_seq_length=0), "model.max_seq_length is 0"),
-        (given("model", prompt="a", prompt_name="b"), "both given"),
-        (given("model", normalize="yes"), "model.normalize is 'yes'; expected true or false or null"),
-        (given("model", precision="int8"), "model.precision is 'int8'; expected float32 | float16 | bfloat16"),
-        (given("table", path="s3://"), "table.path is 's3://'"),
-        (given("table", partition_by=["a", "a"]), "table.partition_by names a column twice"),
-        (given("source", storage_options="AKIASECRET"), "source.storage_options is str; expected a section"),
-        (given("table", partition_by=["id"]), "names 'id', a column that the table writes itself"),
-        (given("resources", encoders=0), "resources.encoders is 0"),
-        (given("resources", encoders=True), "resources.encoders is True; expected a whole number or auto"),
-        (given("resources", gpus_per_encoder=-1), "resources.gpus_per_encoder is -1"),
-        (given("limits", unit_rows=0), "limits.unit_rows is 0"),
-        (given("limits", max_failed_rows="many"), "limits.max_failed_rows is 'many'; expected a number"),
+        (with_keys("source", colum="x"), "unknown key 'source.colum'"),
+        (with_keys("table", embeding_column="x"), "did you mean 'embedding_column'"),
+        (with_keys("source", path=7), "source.path is 7; expected a string or a list of strings"),
+        (with_keys("source", keep="title"), "source.keep is 'title'; expected a list of strings"),
+        (with_keys("source", keep=["embedding"]), "table.embedding_column 'embedding' is also in source.keep"),
+        (with_keys("source", keep=["source"]), "a column that the table writes itself"),
+        (with_keys("source", keep=["a", "a"]), "names a column twice"),
+        (with_keys("source", where=["x > 1"]), "source.where is a list; expected a string or null"),
+        (with_keys("source", limit=0), "source.limit is 0; give a whole number of at least 1"),
+        (with_keys("source", id=[]), "source.id is empty"),
+        (with_keys("source", schema={"a": 1}), "source.schema.a is 1; expected the name of an Arrow type"),
+        (with_keys("source", on_null="drop"), "source.on_null is 'drop'; expected dead_letter | skip"),
+        (with_keys("source", csv={"delimiter": "::"}), "source.csv.delimiter is '::'; give one character"),
+        (with_keys("source", csv={"quote": ",", "delimiter": ","}), "are both ','"),
+        (with_keys("source", csv={"columns": ["a", "a"]}), "source.csv.columns names a column twice"),
+        (with_keys("source", dataset={"splitt": "x"}), "unknown key 'source.dataset.splitt'; did you mean 'split'"),
+        (with_keys("source", format="orc"), "source.format is 'orc'; expected auto | parquet | jsonl | csv"),
+        (with_keys("model", max_seq_length=0), "model.max_seq_length is 0"),
+        (with_keys("model", prompt="a", prompt_name="b"), "both given"),
+        (with_keys("model", normalize="yes"), "model.normalize is 'yes'; expected true or false or null"),
+        (with_keys("model", precision="int8"), "model.precision is 'int8'; expected float32 | float16 | bfloat16"),
+        (with_keys("table", path="s3://"), "table.path is 's3://'"),
+        (with_keys("table", partition_by=["a", "a"]), "table.partition_by names a column twice"),
+        (with_keys("source", storage_options="AKIASECRET"), "source.storage_options is str; expected a section"),
+        (with_keys("table", partition_by=["id"]), "names 'id', a column that the table writes itself"),
+        (with_keys("resources", encoders=0), "resources.encoders is 0"),
+        (with_keys("resources", encoders=True), "resources.encoders is True; expected a whole number or auto"),
+        (with_keys("resources", gpus_per_encoder=-1), "resources.gpus_per_encoder is -1"),
+        (with_keys("limits", unit_rows=0), "limits.unit_rows is 0"),
+        (with_keys("limits", max_failed_rows="many"), "limits.max_failed_rows is 'many'; expected a number"),
         ({**MINIMAL, "chunk": {}}, "chunk.max_tokens is missing"),
         ({**MINIMAL, "chunk": {"max_tokens": 8, "overlap_tokens": 8}}, "chunk.overlap_tokens is 8; give 0 or more"),
         ({**MINIMAL, "chunk": 256}, "chunk is 256; expected a section with keys or null"),
@@ -80,7 +83,7 @@ def test_what_is_wrong_is_named(raw, said):
 
 def test_overrides_and_environment_fill_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET_KEY", "s3cr3t")
-    raw = given("source", storage_options={"key": "${SECRET_KEY}"})
+    raw = with_keys("source", storage_options={"key": "${SECRET_KEY}"})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
     spec = config.load(tmp_path / "run.yaml", ["limits.unit_rows=64", "table.path=elsewhere", "source.keep=[title]"])
     assert spec.source.storage_options == {"key": "s3cr3t"}
@@ -90,13 +93,13 @@ def test_overrides_and_environment_fill_a_file(tmp_path, monkeypatch):
 def test_a_secret_is_not_in_what_a_spec_prints(monkeypatch):
     monkeypatch.setenv("SECRET_KEY", "s3cr3t")
     options = {"key": "${SECRET_KEY}"}
-    raw = given("source", storage_options=options) | {"table": {"path": "t", "storage_options": options}}
+    raw = with_keys("source", storage_options=options) | {"table": {"path": "t", "storage_options": options}}
     assert "s3cr3t" not in repr(config.from_mapping(raw))
 
 
 def test_a_variable_that_is_not_set_is_named():
     with pytest.raises(ConfigError, match=r"table.path uses \$\{NO_SUCH_VARIABLE_HERE\}"):
-        config.from_mapping(given("table", path="${NO_SUCH_VARIABLE_HERE}"))
+        config.from_mapping(with_keys("table", path="${NO_SUCH_VARIABLE_HERE}"))
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "{", "a: !!python/object:os.system {}\n", ""])
@@ -126,8 +129,8 @@ def test_what_can_hold_a_secret_is_not_shown():
     told = []
     for raw in (
         {**MINIMAL, "source": [{"storage_options": {"secret": "s3cr3t"}}]},
-        given("source", path={"storage_options": {"secret": "s3cr3t"}}),
-        given("source", keep=[{"secret": "s3cr3t"}]),
+        with_keys("source", path={"storage_options": {"secret": "s3cr3t"}}),
+        with_keys("source", keep=[{"secret": "s3cr3t"}]),
     ):
         with pytest.raises(ConfigError) as caught:
             config.from_mapping(raw)
@@ -136,7 +139,7 @@ def test_what_can_hold_a_secret_is_not_shown():
 
 
 def test_overrides_that_can_t_be_show_no_value(tmp_path):
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(given("source", storage_options={"key": "k"})))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(with_keys("source", storage_options={"key": "k"})))
     for override in ("source.storage_options.key.x=s3cr3t", "=s3cr3t"):
         with pytest.raises(ConfigError) as caught:
             config.load(tmp_path / "run.yaml", [override])
@@ -173,7 +176,7 @@ def test_what_yaml_reads_too_kindly_is_refused(tmp_path, text, said):
 
 
 def test_what_stands_twice_may_be_an_alias(tmp_path):
-    raw = given("source", storage_options={"key": "k", "endpoint_url": "http://localhost"})
+    raw = with_keys("source", storage_options={"key": "k", "endpoint_url": "http://localhost"})
     raw["table"]["storage_options"] = raw["source"]["storage_options"]
     text = yaml.safe_dump(raw)
     assert "*id001" in text
@@ -186,4 +189,116 @@ def test_what_stands_twice_may_be_an_alias(tmp_path):
 @pytest.mark.parametrize(("section", "key"), [("source", "path"), ("model", "path"), ("table", "path")])
 def test_no_path_holds_a_nul(section, key):
     with pytest.raises(ConfigError, match="NUL"):
-        config.from_mapping(given(section, **{key: "a\0b"}))
+        config.from_mapping(with_keys(section, **{key: "a\0b"}))
+
+
+# --- hostile texts and values ------------------------------------------------------------------------------------------
+
+APPLY = "!!python/object/apply:os.mkdir [{}]"
+BAD_VALUES = {
+    "[": "not valid YAML",
+    "{[a]: b}": "not valid YAML",
+    "!own x": "could not determine a constructor",
+    "=": "could not determine a constructor",
+    "!a%0Ab x": "not valid YAML",
+    "&a [*a]": "aliases",
+    "&a {b: *a}": "aliases",
+    "{a: 1, a: 2}": "a key comes twice",
+    "[" * 5000: "nested too deeply",
+    "9" * 5000: "a number",
+    "0x" + "f" * 5000: "more than 63 bits",
+    "9223372036854775808": "more than 63 bits",
+    "2026-99-99": "a date",
+    "!!int x": "a number",
+    "!!timestamp x": "its tag",
+    "!!bool x": "its tag",
+    "!!set [x]": "its tag",
+    '"\\ud800"': "half of a surrogate pair",
+    "\0": "can't be parsed",
+}
+
+
+@pytest.mark.parametrize("text", BAD_VALUES, ids=lambda text: text[:12])
+@pytest.mark.parametrize("key", ["source.text", "limits.unit_rows", "source.storage_options.key"])
+def test_a_value_that_can_t_be_is_refused_in_words_in_a_file_and_in_an_override(tmp_path, key, text):
+    said = BAD_VALUES[text]
+    section, *middle, name = key.split(".")
+    inner = f"{{{name}: {text}}}"
+    for above in middle:
+        inner = f"{{{above}: {inner}}}"
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(MINIMAL))
+    (tmp_path / "bad.yaml").write_text(f"{section}: {inner}\n")
+    for name, overrides in (("run.yaml", [f"{key}={text}"]), ("bad.yaml", [])):
+        with pytest.raises(ConfigError, match=said) as caught:
+            config.load(tmp_path / name, overrides)
+        assert len(str(caught.value).splitlines()) == 1
+        assert len(str(caught.value)) < 500
+
+
+def test_a_tag_that_would_run_code_is_refused_and_runs_none(tmp_path):
+    tag = APPLY.format(tmp_path / "marker")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(MINIMAL))
+    (tmp_path / "bad.yaml").write_text(f"source: {tag}\n")
+    for name, overrides in (("run.yaml", [f"source.text={tag}"]), ("bad.yaml", [])):
+        with pytest.raises(ConfigError, match="could not determine a constructor"):
+            config.load(tmp_path / name, overrides)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_number_that_no_float_holds_is_refused():
+    for number in (10**400, -(10**400), 10**19):
+        with pytest.raises(ConfigError, match="more than 63 bits"):
+            config.from_mapping(with_keys("limits", unit_timeout_s=number))
+
+
+YAML_TEXTS = st.text(max_size=40) | st.text("{}[]:,-?!&*|>'\"%@` \n#~=<ab0.x", max_size=40)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**500), 2**500)
+    | st.floats()
+    | st.text(st.characters(), max_size=6)
+    | st.sampled_from(["", "a", "id", "ID", "float32", "${NO_SUCH_VARIABLE_HERE}", "\ud800"])
+    | st.dates()
+    | st.binary(max_size=3)
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | SCALARS, inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = [f"{section.name}.{key}" for section in dataclasses.fields(config.RunSpec) for key in [
+    "path", "text", "id", "keep", "schema", "where", "limit", "csv", "dataset", "storage_options", "format", "max_tokens",
+    "partition_by", "embedding_column", "dtype", "encoders", "gpus_per_encoder", "max_failed_rows", "unit_timeout_s", "x",
+]]  # fmt: skip
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=YAML_TEXTS, key=st.sampled_from(KEYS))
+def test_any_text_is_a_configuration_or_an_error_in_words(tmp_path, text, key):
+    section, name = key.split(".")
+    for content in (text, f"{section}: {{{name}: {text}}}"):
+        (tmp_path / "run.yaml").write_text(content, encoding="utf-8", errors="surrogatepass")
+        in_words(lambda: config.load(tmp_path / "run.yaml"))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(MINIMAL))
+    in_words(lambda: config.load(tmp_path / "run.yaml", [f"{key}={text}"]))
+    in_words(lambda: config.load(tmp_path / "run.yaml", [text]))
+
+
+@settings(deadline=None)
+@given(raw=VALUES, key=st.sampled_from(KEYS), value=VALUES)
+def test_any_values_are_a_configuration_or_an_error_in_words(raw, key, value):
+    section, name = key.split(".")
+    in_words(lambda: config.from_mapping(raw))
+    in_words(lambda: config.from_mapping(with_keys(section, **{name: value})))
+    in_words(lambda: config.from_mapping(MINIMAL | {section: value}))
+
+
+def in_words(load) -> None:
+    try:
+        assert isinstance(load(), config.RunSpec)
+    except ConfigError as error:
+        message = str(error)
+        assert len(message.splitlines()) == 1
+        message.encode()
