@@ -5,6 +5,7 @@ and refuses another one. What is in the folder is not known here.
 """
 
 import importlib.util
+import os
 import platform
 import re
 from collections.abc import Callable, Mapping
@@ -131,7 +132,7 @@ def _hub_name(path: str) -> str | None:
                 "goes into model.revision"
             )
         return name
-    if path.startswith(_PACKAGE) or not hub.NAME.fullmatch(path) or Path(path).exists():
+    if path.startswith(_PACKAGE) or not hub.NAME.fullmatch(path) or os.path.exists(path):
         return None
     return path
 
@@ -185,10 +186,11 @@ def _checked(folder: Path, digest: str, remedy: str) -> Path:
 
 
 def _local_folder(path: str) -> Path:
-    folder = Path(path.removeprefix("file://")).expanduser()
-    if path and folder.is_dir():
-        return folder.resolve()
-    if path and folder.exists():
+    # os.path says no, where pathlib raises: to names that are too long, and homes of nobody.
+    folder = os.path.expanduser(path.removeprefix("file://"))
+    if path and os.path.isdir(folder):
+        return Path(folder).resolve()
+    if path and os.path.exists(folder):
         raise InputError(f"model.path {path!r} is a file; give the folder that holds modules.json")
     raise InputError(
         f"model.path {path!r} does not exist; give a local folder, package:<python package>/<folder>, an object store's "
@@ -210,6 +212,6 @@ def _package_folder(path: str) -> Path:
         folder = (root / inside).resolve()
         if not folder.is_relative_to(root):
             raise InputError(f"model.path {path!r} leaves the package; expected a folder inside {package!r}")
-        if folder.is_dir():
+        if os.path.isdir(folder):
             return folder
     raise InputError(f"model.path {path!r}: package {package!r} has no folder {inside!r}; check the name")

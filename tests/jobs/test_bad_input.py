@@ -1,6 +1,7 @@
 """What a person can get wrong: one clear message and exit 2 before any work, or a dead letter and the rest embedded."""
 
 import dataclasses
+import functools
 import gzip
 import json
 import os
@@ -20,9 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from jobs import embed as job
 from jobs.command import main_of
-from pipeline import run, stages
+from pipeline import config, run, stages
 from pipeline.encoder import Encoder
-from pipeline.errors import GateFailed, RunError
+from pipeline.errors import GateFailed, PipelineError, RunError
 from pipeline.quantize import quantize
 from pipeline.storage import Folder
 from pipeline.table import layout, materialise, snapshot
@@ -338,3 +339,36 @@ def test_a_commit_that_was_not_materialised_is_finished_by_the_next_command(corp
     assert embed(spec).version == 1
     assert read_table(tmp_path / "table").num_rows == 2
     assert snapshot.versions(Folder(spec.table.path)) == [1]
+
+
+KEYS = ["source.path", "source.text", "source.id", "source.keep", "source.where", "source.schema", "source.format",
+        "source.csv.delimiter", "model.path", "model.prompt_name", "table.path", "table.partition_by",
+        "table.embedding_column"]  # fmt: skip
+ODD = ["", "/", ".", "..", "*", "[", "**", "~", "~nobody/x", "\0", "a\nb", "package:", "package:..", "memory://", "file://",
+       "x://y", "://", "dataset:", "x" * 300, "x/" * 3000, "\ufeff", "e\u0301", "%s", "{0}", "list<", "n >",
+       "n > 'x'"]  # fmt: skip
+
+
+@hypothesis.settings(
+    max_examples=60, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(
+    key=st.sampled_from(KEYS), text=st.sampled_from(ODD) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+)
+def test_any_text_in_any_key_is_planned_or_refused_in_words(corpus, tiny_model, tmp_path, monkeypatch, key, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    raw = raw_of(corpus, tiny_model, tmp_path / "table", keep=["n"], csv={})
+    *sections, name = key.split(".")
+    place = functools.reduce(dict.__getitem__, sections, raw)
+    place[name] = {"n": text} if name == "schema" else [text] if name in ("keep", "partition_by") else text
+    told = refusal(lambda: run.prepare(config.from_mapping(raw), writes=False))
+    assert told is None or (told.exit_code == 2 and len(str(told).splitlines()) == 1), told
+
+
+def refusal(call) -> PipelineError | None:
+    try:
+        call()
+    except PipelineError as error:
+        return error
+    return None
