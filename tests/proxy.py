@@ -19,7 +19,9 @@ from collections.abc import Iterator
 
 FAULTS = ("slowdown", "reset", "slow", "cut", "lost")
 """503 SlowDown; the connection reset before, or after, the store did as it was told; a second's wait; half an answer."""
-SLOW_S = 1.0
+HANG = "hang"
+"""No answer, and the connection stays open: longer than any client waits."""
+SLOW_S, HANG_S = 1.0, 90.0
 _SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
@@ -67,6 +69,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "slowdown":
             self._answer(503, {"Content-Type": "application/xml"}, _SLOW_DOWN)
         elif fault == "reset":
+            self._reset()
+        elif fault == HANG:
+            time.sleep(HANG_S)
             self._reset()
         else:
             if fault == "slow":

@@ -15,7 +15,7 @@ from pipeline.storage import Folder
 from tests import faulty
 from tests.faulty import encoded, said
 from tests.inline import read_table, same_rows
-from tests.proxy import Proxy, fault_proxy
+from tests.proxy import HANG, Proxy, fault_proxy
 from tests.servers import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -64,16 +64,23 @@ def test_five_of_a_hundred_requests_fail_and_the_table_is_the_same(server, corpu
 def test_a_fault_that_stays_ends_the_run_in_time_and_it_goes_on_when_the_fault_is_gone(
     moment, server, corpus, tiny_model, undisturbed, tmp_path
 ):
-    bucket = filled(server, corpus, moment.replace(" ", "-"))
+    run_into_outage(("slowdown", "reset", "cut", "lost"), moment, server, corpus, tiny_model, undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["amid encoding", "at the commit"])
+def test_so_does_a_store_that_goes_mute(moment, moto, corpus, tiny_model, undisturbed, tmp_path):
+    run_into_outage((HANG,), moment, moto, corpus, tiny_model, undisturbed, tmp_path)
+
+
+def run_into_outage(faults, moment, server, corpus, tiny_model, undisturbed, tmp_path) -> None:
+    bucket = filled(server, corpus, f"{moment.replace(' ', '-')}-{faults[0]}")
     table = Folder(f"{bucket}/table", server.storage_options)
     reached = {
         "from the start": lambda: True,
         "amid encoding": lambda: len(table.list("staging/records")) >= 2,
         "at the commit": lambda: bool(table.list("staging/publications")),
     }[moment]
-    with fault_proxy(
-        server.storage_options["endpoint_url"], seed=5, faults=("slowdown", "reset", "cut", "lost")
-    ) as proxy:
+    with fault_proxy(server.storage_options["endpoint_url"], seed=5, faults=faults) as proxy:
         proxy.rate = 1.0 if moment == "from the start" else 0.0
         run = through(proxy, server, bucket, tiny_model, tmp_path)
         while not reached():
@@ -82,7 +89,7 @@ def test_a_fault_that_stays_ends_the_run_in_time_and_it_goes_on_when_the_fault_i
         proxy.rate, began = 1.0, time.monotonic()
         assert run.wait(180) == 1, said(tmp_path)
         took = time.monotonic() - began
-        print(f"{server.name}, {moment}: exit 1 after {took:.0f} s, {sum(proxy.faulty.values())} faults")
+        print(f"{server.name}, {moment}, {faults[0]}: exit 1 after {took:.0f} s, {sum(proxy.faulty.values())} faults")
         assert took < 120
         assert "start the same command again" in said(tmp_path)
         assert "Traceback" not in said(tmp_path)
