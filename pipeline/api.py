@@ -32,10 +32,11 @@ Spec = RunSpec | Mapping[str, Any] | str | Path
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
 
 
-def embed(spec: Spec) -> "Summary":
+def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
     """Make the table equal to its sources: embed what is new, drop what is gone, publish a version. Says what was done.
 
-    Killed at any moment, the same call goes on. Raises PipelineError.
+    With `retry_failed` the table's dead letters are tried again, too; else a row is when its file changes. Killed at any
+    moment, the same call goes on. Raises PipelineError.
     """
     from pipeline import run
     from pipeline.errors import SourceChanged
@@ -43,7 +44,7 @@ def embed(spec: Spec) -> "Summary":
     started = time.perf_counter()
     given = _spec(spec)
     run.check_shared(given)
-    prepared = run.prepare(given, writes=True)
+    prepared = run.prepare(given, writes=True, retry_failed=retry_failed)
     if prepared.plan.changes_nothing:
         return run.nothing_to_do(prepared)
     # In a notebook Ray and its bars, which stay off, would ask for ipywidgets as soon as they are imported.
@@ -57,7 +58,7 @@ def embed(spec: Spec) -> "Summary":
             encoded = _encode(prepared, cluster)
         except SourceChanged:
             # A file was replaced under our hands: plan what stands there now, once.
-            prepared = run.prepare(given, writes=True)
+            prepared = run.prepare(given, writes=True, retry_failed=retry_failed)
             if prepared.plan.changes_nothing:
                 return run.nothing_to_do(prepared)
             prepared = run.calibrate(prepared, cluster)
@@ -77,11 +78,11 @@ def _encode(prepared: "Prepared", cluster: "Cluster") -> "Encoded":
         return run.encode(prepared, cluster, progress)
 
 
-def plan(spec: Spec) -> "PlanSummary":
+def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
     """What `embed` would do now; writes nothing."""
     from pipeline import run
 
-    return run.summarise_plan(run.prepare(_spec(spec), writes=False))
+    return run.summarise_plan(run.prepare(_spec(spec), writes=False, retry_failed=retry_failed))
 
 
 def read(

@@ -47,6 +47,11 @@ def unit_id(spans: Sequence[Span], output: str, fingerprint: str) -> str:
     return digest({"kind": "rows", "spans": pieces, "output": output, "fingerprint": fingerprint})
 
 
+def retry_id(unit: str, rows: Sequence[tuple[int, int]]) -> str:
+    """Of the rows of a live unit that are tried again, each by the number of its source and its position, sorted."""
+    return digest({"kind": "texts", "unit": unit, "rows": [list(row) for row in rows]})
+
+
 def _given(value: int | None) -> list[int]:
     return [] if value is None else [value]
 

@@ -1,21 +1,23 @@
 """Desired units minus existing ones: what a run has to encode, what it keeps, what it drops. Pure: opens nothing.
 
-Comes in: what the source holds (a survey), the current snapshot, the records in staging. Goes out: a `Plan`.
+Comes in: what the source holds (a survey), the current snapshot, the records in staging, and the dead letters that are to be
+tried again. Goes out: a `Plan`.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline import identity, where
+from pipeline import identity, schema, where
 from pipeline.config import RunSpec
 from pipeline.table import record
 from pipeline.table.layout import FORMAT
 from pipeline.table.record import Record
 from pipeline.table.snapshot import Snapshot
-from pipeline.unit import Span, Unit
+from pipeline.unit import NO_PLACE, Span, Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +36,26 @@ class Plan:
     """Live units that are planned again: they stay as they are."""
     dropped: frozenset[str]
     """Live units that the source no longer has in this form."""
+    retried: Mapping[str, Unit] = field(default_factory=dict)
+    """Kept units whose dead letters are tried again, each with the unit of these rows alone."""
     records: Mapping[str, Sequence[Record]]
-    """Valid records of added units."""
+    """Valid records of added units, and of those that try rows again."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What is left to do."""
         return tuple(
             Task(unit=unit, done=record.intervals(self.records.get(unit.unit_id, ())))
-            for unit in self.added
+            for unit in (*self.added, *self.retried.values())
             if not record.is_complete(self.records.get(unit.unit_id, ()))
         )
 
     @property
     def changes_nothing(self) -> bool:
-        return not self.added and not self.dropped
+        return not self.added and not self.dropped and not self.retried
 
 
-def output_spec(spec: RunSpec, schema: pa.Schema, forms: Collection[str]) -> dict[str, Any]:
+def output_spec(spec: RunSpec, source: pa.Schema, forms: Collection[str]) -> dict[str, Any]:
     """All that shapes the table's files: roles, order and types of columns, rules, partitioning, format version.
 
     `forms` are the formats of the source files: options of other formats shape nothing.
@@ -67,7 +71,7 @@ def output_spec(spec: RunSpec, schema: pa.Schema, forms: Collection[str]) -> dic
         "where": where.normal(spec.source.where),
         # A quoted record that is too long ends after its first line, so the limit says how rows are counted.
         "csv": asdict(spec.source.csv) | {"max_row_bytes": spec.limits.max_row_bytes} if delimited else None,
-        "schema": {field.name: str(field.type) for field in schema},
+        "schema": {column.name: str(column.type) for column in source},
         "partition_by": spec.table.partition_by,
         "embedding_column": spec.table.embedding_column,
         "keep_text": spec.table.keep_text,
@@ -81,7 +85,10 @@ def unit_ids(groups: Iterable[tuple[Span, ...]], output: str, fingerprint: str) 
 
 
 def make_plan(
-    planned: Mapping[str, tuple[Span, ...]], parent: Snapshot, records: Mapping[str, Sequence[Record]]
+    planned: Mapping[str, tuple[Span, ...]],
+    parent: Snapshot,
+    records: Mapping[str, Sequence[Record]],
+    retried: Mapping[str, Unit] | None = None,
 ) -> Plan:
     """Compare the planned units with the live ones; number the spans of those to add."""
     live = parent.units()
@@ -93,8 +100,30 @@ def make_plan(
         added=tuple(Unit(unit_id=unit, spans=spans, sources=numbers[unit]) for unit, spans in added.items()),
         kept=frozenset(live) & planned.keys(),
         dropped=frozenset(live) - planned.keys(),
+        retried=retried or {},
         records=records,
     )
+
+
+def retries(planned: Mapping[str, tuple[Span, ...]], parent: Snapshot, letters: Iterable[pa.Table]) -> dict[str, Unit]:
+    """For each live unit that is planned again and has some of the dead letters, the unit of these rows alone."""
+    numbers = parent.units()
+    unit_of = {number: unit for unit in numbers if unit in planned for number in numbers[unit]}
+    rows: dict[str, list[tuple[int, int]]] = {}
+    for table in letters:
+        positions = pc.fill_null(table.column(schema.POSITION), NO_PLACE).to_pylist()
+        for source, position in zip(table.column(schema.SOURCE).to_pylist(), positions, strict=True):
+            if source in unit_of:
+                rows.setdefault(unit_of[source], []).append((source, position))
+    return {
+        unit: Unit(
+            unit_id=identity.retry_id(unit, sorted(found)),
+            spans=planned[unit],
+            sources=numbers[unit],
+            only=tuple(sorted(found)),
+        )
+        for unit, found in rows.items()
+    }
 
 
 def _number(

@@ -19,7 +19,7 @@ from pipeline.config import LimitSpec, SourceSpec
 from pipeline.formats import registry
 from pipeline.schema import DEAD_LETTERS, ID, POSITION, SOURCE, TEXT
 from pipeline.storage import check_unchanged, checks_itself, pinned
-from pipeline.unit import Slice, Span, Unit
+from pipeline.unit import NO_PLACE, Slice, Span, Unit
 
 SLICE_BYTES = 64 * 2**20
 """Of text and kept columns."""
@@ -195,20 +195,27 @@ def _pieces(
     """The rows to do, and each time how many rows of the unit have gone by."""
     row = 0
     for span, source in zip(unit.spans, unit.sources, strict=True):
+        only = _only(unit, source)
         for block in _blocks(span, wanted, spec, limits, _needed(done, row)):
             stop = row + block.rows
             for start, end in _gaps(done, row, stop):
                 part = block.slice(start - row, end - row) if block.columns is not None else None
-                yield _piece(part, start, end - start, span, source, spec, limits), end
+                yield _piece(part, start, end - start, span, source, spec, only), end
             row = stop
             yield None, row
 
 
 def _piece(
-    block: Block | None, first_row: int, num_rows: int, span: Span, source: int, spec: SourceSpec, limits: LimitSpec
+    block: Block | None,
+    first_row: int,
+    num_rows: int,
+    span: Span,
+    source: int,
+    spec: SourceSpec,
+    only: pa.Array | None,
 ) -> _Piece:
     """`block` is None where `where` rules out all the rows unseen."""
-    places = _let_through(block, spec) if block is not None else np.zeros(0, np.int64)
+    places = _let_through(block, spec, only) if block is not None else np.zeros(0, np.int64)
     if block is not None and len(places) < block.rows:
         block = _taken(block, places) if len(places) else None
     sizes = row_bytes(block.columns) if block is not None else np.zeros(0, np.int64)
@@ -227,14 +234,24 @@ def _taken(block: Block, places: _Numbers) -> Block:
     )
 
 
-def _let_through(block: Block, spec: SourceSpec) -> _Numbers:
-    """The rows for which `where` holds, and bad ones: nobody knows whether it would hold for them."""
+def _only(unit: Unit, source: int) -> pa.Array | None:
+    """The positions in a source that the unit is about; None for all."""
+    if unit.only is None:
+        return None
+    return pa.array([position for number, position in unit.only if number == source], pa.int64())
+
+
+def _let_through(block: Block, spec: SourceSpec, only: pa.Array | None = None) -> _Numbers:
+    """The rows for which `where` holds, and bad ones: nobody knows whether it would hold for them. Of these those at the
+    positions `only`."""
     if block.excluded:
         return np.zeros(0, np.int64)
-    if spec.where is None:
-        return np.arange(block.rows)
-    passing = where.matches(block.columns, spec.where)
-    passing[list(block.errors)] = True
+    passing = np.ones(block.rows, bool)
+    if spec.where is not None:
+        passing = where.matches(block.columns, spec.where)
+        passing[list(block.errors)] = True
+    if only is not None:
+        passing &= pc.is_in(pc.fill_null(block.positions, NO_PLACE), only).to_numpy(zero_copy_only=False)
     return np.flatnonzero(passing)
 
 

@@ -91,8 +91,9 @@ class Prepared:
         return None if None in rows else sum(count for count in rows if count is not None) - done
 
 
-def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
-    """Check everything and plan. With `writes` a commit that was not materialised is finished first.
+def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False) -> Prepared:
+    """Check everything and plan. With `writes` a commit that was not materialised is finished first; with `retry_failed`
+    the dead letters of the current version are planned too.
 
     Raises InputError for anything wrong with configuration, model, sources or table.
     """
@@ -122,7 +123,7 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
         output = identity.digest(output_spec)
         if described.needs_calibration:
             described = _describe_vectors(spec, encoder, table, parent, output)
-        plan = _plan(table, parent, surveyed, output, described.fingerprint, writes=writes)
+        plan = _plan(table, parent, surveyed, output, described.fingerprint, writes=writes, retry_failed=retry_failed)
         exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
     return Prepared(
         spec=spec,
@@ -141,10 +142,20 @@ def prepare(spec: RunSpec, *, writes: bool) -> Prepared:
     )
 
 
-def _plan(table: Folder, parent: Snapshot, surveyed: Survey, output: str, fingerprint: str, *, writes: bool) -> Plan:
+def _plan(
+    table: Folder,
+    parent: Snapshot,
+    surveyed: Survey,
+    output: str,
+    fingerprint: str,
+    *,
+    writes: bool,
+    retry_failed: bool = False,
+) -> Plan:
     planned = planning.unit_ids(surveyed.spans, output, fingerprint)
-    records = record.read_all(table, planned.keys() - parent.live_units(), writes=writes)
-    return planning.make_plan(planned, parent, records)
+    retried = planning.retries(planned, parent, commit.dead_letters(table, parent)) if retry_failed else {}
+    wanted = (planned.keys() - parent.live_units()) | {unit.unit_id for unit in retried.values()}
+    return planning.make_plan(planned, parent, record.read_all(table, wanted, writes=writes), retried)
 
 
 def _describe_vectors(
@@ -515,7 +526,8 @@ def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
 def publish(
     prepared: Prepared, cluster: "Cluster", run: str, timings: Mapping[str, float]
 ) -> tuple[Snapshot, dict[str, float]]:
-    """Commit the version and bring the folder into its state; returns it with the seconds that both took.
+    """Commit the version and bring the folder into its state; returns it with the seconds that both took. Where all that was
+    to do was to try dead letters again, and none has a vector now, there is nothing to commit: the parent is returned.
 
     Raises RunError when slices are missing, too many rows failed or the gate refuses; CommitConflict when overtaken.
     """
@@ -523,21 +535,35 @@ def publish(
 
     started = time.perf_counter()
     table = prepared.table
-    plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in prepared.plan.added]))
+    units = [*prepared.plan.added, *prepared.plan.retried.values()]
+    plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in units]))
     commit.check_current(table, prepared.parent, prepared.vectors.fingerprint)
     if plan.tasks:
         raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
-    work = commit.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
+    retried = _recovered(prepared.parent, plan)
+    done = [(unit, plan.records[unit.unit_id]) for unit in plan.added]
+    work = commit.Work(done=done, kept=plan.kept, retried=retried)
+    # What gave nothing would be taken for done the next time.
+    record.forget(table, [again.unit_id for unit, again in plan.retried.items() if unit not in retried])
+    if not plan.added and not plan.dropped and not retried:
+        return prepared.parent, {}
     tally = work.tally(prepared.parent)
     _check_failed(prepared, tally.failed + _lost_rows(prepared.parent, plan), tally.documents + tally.failed)
     workers = ClusterWorkers(
         cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
     )
-    _check_clipped(prepared, sum((item.effort for _, items in work.done for item in items), Effort()))
+    _check_clipped(prepared, sum((item.effort for item in work.records), Effort()))
     version = commit.publish(table, prepared.parent, work, _description(prepared, run, timings), workers)
     committed = time.perf_counter()
     materialise.materialise(table, version)
     return version, {"commit": committed - started, "materialise": time.perf_counter() - committed}
+
+
+def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record]]:
+    """The records of those units that have a vector for some of their dead letters now."""
+    before = parent.tallies()
+    found = {unit: plan.records[again.unit_id] for unit, again in plan.retried.items()}
+    return {unit: items for unit, items in found.items() if commit.gives_rows(before[unit], commit.tally_of(items))}
 
 
 def _lost_rows(parent: Snapshot, plan: Plan) -> int:
@@ -607,6 +633,10 @@ class Summary:
     tokens_per_s: float
     seconds: Mapping[str, float]
     output_bytes: int
+    retried: int
+    """Dead letters that were tried again."""
+    recovered: int
+    """Those of them that have a vector now."""
     notes: tuple[str, ...]
 
     @property
@@ -619,7 +649,8 @@ class Summary:
     def __str__(self) -> str:
         counts = self.counts
         if not self.published:
-            lines = [f"nothing to do: {self.table} is at version {self.version} with {counts.rows:,} rows"]
+            done = "nothing changed" if self.retried else "nothing to do"
+            lines = [f"{done}: {self.table} is at version {self.version} with {counts.rows:,} rows", *self._retried()]
         else:
             seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
             lines = [
@@ -629,6 +660,7 @@ class Summary:
                 *self._documents(),
                 f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them new)"
                 + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
+                *self._retried(),
                 f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
                 f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
                 f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
@@ -640,6 +672,11 @@ class Summary:
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """How IPython and notebooks show it."""
         printer.text(str(self))
+
+    def _retried(self) -> list[str]:
+        if not self.retried:
+            return []
+        return [f"  retried    {self.retried:,} that had failed: {self.recovered:,} have a vector now"]
 
     def _documents(self) -> list[str]:
         """What the rows don't say by themselves."""
@@ -672,6 +709,8 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
             "this object store ignores create-only writes: two runs that publish at the same moment are not kept apart, so "
             "let the scheduler see to one run at a time"
         )
+    again = prepared.plan.retried
+    before, now = prepared.parent.tallies(), version.tallies()
     return Summary(
         table=prepared.table.url,
         version=version.version,
@@ -683,6 +722,8 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
         tokens_per_s=encoded.effort.tokens / encoded.seconds if encoded.seconds else 0.0,
         seconds=timings,
         output_bytes=sum(part.size for part in version.parts),
+        retried=sum(len(unit.only or ()) for unit in again.values()),
+        recovered=sum(before[unit].failed - now[unit].failed for unit in again),
         notes=tuple(notes),
     )
 
@@ -710,6 +751,8 @@ class PlanSummary:
     """Encoded by an earlier run that didn't publish."""
     units_reused: int
     units_dropped: int
+    rows_to_retry: int
+    """Dead letters that are tried again."""
     dim: int
     fingerprint: str | None
     """None before the table's value ranges are measured."""
@@ -727,6 +770,7 @@ class PlanSummary:
                 f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
                 f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
                 f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
+                *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
                 *self._calibration(),
                 f"  planned in {duration(self.plan_s)}",
                 "  changes pending" if self.changes_pending else "  nothing to do",
@@ -745,7 +789,8 @@ class PlanSummary:
 
 def summarise_plan(prepared: Prepared) -> PlanSummary:
     plan = prepared.plan
-    tasks = plan.tasks
+    added = {unit.unit_id for unit in plan.added}
+    tasks = [task for task in plan.tasks if task.unit.unit_id in added]
     return PlanSummary(
         table=prepared.table.url,
         version=prepared.parent.version,
@@ -758,6 +803,7 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         units_recorded=len(plan.added) - len(tasks),
         units_reused=len(plan.kept),
         units_dropped=len(plan.dropped),
+        rows_to_retry=sum(len(unit.only or ()) for unit in plan.retried.values()),
         dim=prepared.encoder.dim,
         fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
         plan_s=round(prepared.plan_s, 3),

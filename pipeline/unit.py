@@ -47,6 +47,10 @@ class Span:
     """Only the first so many of its rows, whatever `where` makes of them; None is all."""
 
 
+NO_PLACE = -1
+"""The position of a row that has none, where rows are named by theirs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unit:
     """The grain of planning, resume and reuse. Its rows are counted 0, 1, 2, .. through its spans in order."""
@@ -55,6 +59,8 @@ class Unit:
     spans: tuple[Span, ...]
     sources: tuple[int, ...]
     """The number of each span in the version's list of sources; one per span."""
+    only: tuple[tuple[int, int], ...] | None = None
+    """Where rows are tried again: (source, position) of each, sorted. The others count as left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,16 @@ def environment(folder: Path, **faults: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "FAULT_FOLDER": str(folder)} | faults
 
 
-def command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "jobs.embed", str(folder / "config.yaml"), "--json"]
+def command(folder: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.embed", str(folder / "config.yaml"), "--json", *flags]
 
 
-def start(folder: Path, **faults: str) -> "subprocess.Popen[bytes]":
+def start(folder: Path, *flags: str, **faults: str) -> "subprocess.Popen[bytes]":
     """Starts of the same folder add to its log; its result is the last one's."""
     with (folder / "out").open("wb") as out, (folder / "log").open("ab") as log:
-        return subprocess.Popen(command(folder), env=environment(folder, **faults), cwd=ROOT, stdout=out, stderr=log)
+        return subprocess.Popen(
+            command(folder, *flags), env=environment(folder, **faults), cwd=ROOT, stdout=out, stderr=log
+        )
 
 
 def said(folder: Path) -> str:

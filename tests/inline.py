@@ -40,9 +40,16 @@ def spec_of(source: str | Path, model: str | Path, table: str | Path, /, **secti
     return config.from_mapping(raw)
 
 
-def embed(spec: RunSpec, *, encoders: int = 1, shuffle: int | None = None, stop_after: int | None = None) -> Snapshot:
+def embed(
+    spec: RunSpec,
+    *,
+    encoders: int = 1,
+    shuffle: int | None = None,
+    stop_after: int | None = None,
+    retry_failed: bool = False,
+) -> Snapshot:
     """Publish what a run would. `shuffle` seeds another order of the units; `stop_after` slices it dies, unpublished."""
-    prepared = run.prepare(spec, writes=True)
+    prepared = run.prepare(spec, writes=True, retry_failed=retry_failed)
     if prepared.plan.changes_nothing:
         return prepared.parent
     pools = replace(POOLS, encoders=encoders)

@@ -72,7 +72,8 @@ def test_rows_in_are_rows_out_and_dead_letters(tiny_model, data, rows, unit_rows
     assume(is_valid(rows))
     folder = Path(tempfile.mkdtemp())
     try:
-        write_parquet(rows, folder / "trial")
+        # Some types can't be stored, and of lists of size 0 with nulls pyarrow 26 can't read what it stored.
+        read_by_row_group(write_parquet(rows, folder / "trial"))
     except (pa.ArrowException, OSError):
         write = write_arrow
     try:

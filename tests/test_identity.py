@@ -44,6 +44,12 @@ def test_golden_unit_id_and_fingerprint():
     )
 
 
+def test_golden_retry_id():
+    rows = [(0, 5), (1, 0)]
+    assert identity.retry_id("9cc3", rows) == "b52ceab74ed6017e4bfc8f56f8bf4796"
+    assert len({identity.retry_id(unit, found) for unit in ("a", "b") for found in (rows, rows[:1], [(0, 6)])}) == 6
+
+
 def test_golden_fingerprint_of_an_int8_table():
     ranges = Calibration(rows=3, minimum=(-1.0, 0.0, -(2**-149)), maximum=(np.float32(0.1).item(), 0.0, 3.0e38))
     assert ranges.digest == "847813025c6b3a3021756bb457e67fbc"

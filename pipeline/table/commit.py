@@ -9,7 +9,7 @@ import itertools
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,11 +56,40 @@ class Work:
     """Units that are new to the table, each with a complete chain of records."""
     kept: frozenset[str]
     """Live units that stay."""
+    retried: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    """Of the kept units those with new rows for some dead letters: the complete chain of records of trying these again."""
+
+    @property
+    def records(self) -> list[Record]:
+        return [
+            record for records in (*(records for _, records in self.done), *self.retried.values()) for record in records
+        ]
+
+    def kept_tallies(self, parent: Snapshot) -> dict[str, Tally]:
+        """Of each kept unit, as it is now."""
+        kept = {unit: tally for unit, tally in parent.tallies().items() if unit in self.kept}
+        return kept | {unit: retried(kept[unit], tally_of(records)) for unit, records in self.retried.items()}
 
     def tally(self, parent: Snapshot) -> Tally:
         """Of all units together."""
-        kept = [tally for unit, tally in parent.tallies().items() if unit in self.kept]
-        return sum((tally_of(records) for _, records in self.done), sum(kept, Tally()))
+        return sum((tally_of(records) for _, records in self.done), sum(self.kept_tallies(parent).values(), Tally()))
+
+
+def retried(before: Tally, again: Tally) -> Tally:
+    """Of a unit whose failed rows were tried `again`, in which its other rows count as left out."""
+    return Tally(
+        rows=before.rows + again.rows,
+        documents=before.documents + again.documents,
+        failed=again.failed,
+        skipped=before.skipped,
+    )
+
+
+def gives_rows(before: Tally, again: Tally) -> bool:
+    """Whether trying a unit's failed rows again gave some, and met each of its rows: a file that was broken may be read
+    further than before, and then holds rows that nobody tried."""
+    failed_rows = again.documents + again.failed
+    return again.documents > 0 and failed_rows == before.failed and again.source_rows == before.source_rows
 
 
 def tally_of(records: Sequence[Record]) -> Tally:
@@ -98,7 +127,7 @@ def publish(table: Folder, parent: Snapshot, work: Work, description: Descriptio
     """
     with conflict_if_overtaken(table, parent, description.fingerprint):
         version = _next_version(table, parent, work, description, workers)
-        commit(table, version, frozenset(unit.unit_id for unit, _ in work.done))
+        commit(table, version, frozenset(record.unit_id for record in work.records))
     return version
 
 
@@ -179,6 +208,12 @@ def _assemble(table: Folder, parent: Snapshot, work: Work, folder: str, nonce: s
     staged = [
         (part, _renumbering(unit, record)) for unit, records in work.done for record in records for part in record.parts
     ]
+    staged += [
+        (replace(part, units=(unit,)), {})
+        for unit, records in work.retried.items()
+        for record in records
+        for part in record.parts
+    ]
     as_is, jobs = rewrite.choose(staged, parent.parts, dropped, folder)
     fresh = as_is + workers.rewrite(jobs) if jobs else as_is
     named = [
@@ -254,7 +289,7 @@ def _check_gate(
             f"{len(difference.duplicates)} rows share their id with another row, for example {shown}: nothing was "
             "published; make source.id unique, or set source.id: null to number rows by file and position"
         )
-    bad = sum(record.bad_vectors for _, records in work.done for record in records)
+    bad = sum(record.bad_vectors for record in work.records)
     if bad:
         raise GateFailed(f"{bad} vectors are not finite or are zero: nothing was published; check the model's weights")
     expected, actual = work.tally(parent).rows, sum(part.rows for part in parts)
@@ -306,7 +341,8 @@ def _with_op(rows: pa.Table, op: str) -> pa.Table:
 
 def _write_dead_letters(table: Folder, folder: str, parent: Snapshot, work: Work) -> int:
     """All dead letters of the new version: those of kept units and the new ones. Returns how many there are."""
-    numbers = pa.array([row["source"] for row in parent.sources.to_pylist() if row["unit_id"] in work.kept], pa.int32())
+    untouched = work.kept - work.retried.keys()
+    numbers = pa.array([row["source"] for row in parent.sources.to_pylist() if row["unit_id"] in untouched], pa.int32())
     kept = (rows.filter(pc.is_in(rows.column(schema.SOURCE), numbers)) for rows in dead_letters(table, parent))
     return write_dead_letters(table, folder, itertools.chain(kept, _new_dead_letters(table, work)))
 
@@ -329,8 +365,15 @@ def _new_dead_letters(table: Folder, work: Work) -> Iterator[pa.Table]:
     for unit, records in work.done:
         for record in records:
             if record.dead_letters:
-                rows = snapshot.read_parquet(table.read(record.dead_letters[0]))
-                yield rewrite.renumbered(rows, _renumbering(unit, record))
+                yield rewrite.renumbered(_staged_letters(table, record), _renumbering(unit, record))
+    for records in work.retried.values():
+        for record in records:
+            if record.dead_letters:
+                yield _staged_letters(table, record)
+
+
+def _staged_letters(table: Folder, record: Record) -> pa.Table:
+    return snapshot.read_parquet(table.read(record.dead_letters[0]) if record.dead_letters else None)
 
 
 def _write_rolling(table: Folder, folder: str, batches: Iterable[pa.Table], columns: pa.Schema) -> int:
@@ -357,6 +400,8 @@ def _write_file(table: Folder, folder: str, number: int, batches: Sequence[pa.Ta
 def _sources(parent: Snapshot, work: Work) -> pa.Table:
     """Spans of all live units, by number."""
     kept = parent.sources.filter(pc.is_in(parent.sources.column("unit_id"), pa.array(sorted(work.kept), pa.string())))
+    if work.retried:
+        kept = snapshot.with_tallies(kept, work.kept_tallies(parent))
     rows = [row for unit, records in work.done for row in snapshot.span_rows(unit, tally_of(records))]
     added = pa.Table.from_pylist(rows, snapshot.SOURCES)
     return pa.concat_tables([kept, added]).sort_by([(schema.SOURCE, "ascending")])
@@ -366,8 +411,7 @@ def _count(
     parts: Sequence[Part], found: tuple[list[Part], Difference], work: Work, parent: Snapshot, failed: int
 ) -> Counts:
     _, difference = found
-    records = [record for _, chosen in work.done for record in chosen]
-    tally = work.tally(parent)
+    records, tally = work.records, work.tally(parent)
     return Counts(
         rows=sum(part.rows for part in parts),
         documents=tally.documents,
@@ -378,7 +422,7 @@ def _count(
         reused=tally.rows - sum(record.rows for record in records),
         encoded=sum(record.effort.rows_encoded for record in records),
         failed=failed,
-        failed_new=sum(record.failed for record in records),
+        failed_new=sum(record.failed for _, found in work.done for record in found),
         skipped=tally.skipped,
         tokens=sum(record.effort.tokens for record in records),
         truncated=sum(record.effort.truncated for record in records),

@@ -159,16 +159,17 @@ def _without(
 
 def _amended(parent: Snapshot, gone: _Gone) -> pa.Table:
     """The list of sources with the counts of units as they are now: what was purged is left out, as if filtered."""
-    left = gone.by_unit(parent)
-    rows = parent.sources.to_pylist()
-    for row in rows:
-        tally = left.get(row["unit_id"])
-        if tally is not None:
-            row["unit_rows"] -= tally.rows
-            row["unit_documents"] -= tally.documents
-            row["unit_failed"] -= tally.failed
-            row["unit_skipped"] += tally.documents + tally.failed
-    return pa.Table.from_pylist(rows, snapshot.SOURCES)
+    before = parent.tallies()
+    left = {
+        unit: Tally(
+            rows=before[unit].rows - tally.rows,
+            documents=before[unit].documents - tally.documents,
+            failed=before[unit].failed - tally.failed,
+            skipped=before[unit].skipped + tally.documents + tally.failed,
+        )
+        for unit, tally in gone.by_unit(parent).items()
+    }
+    return snapshot.with_tallies(parent.sources, left)
 
 
 def _erase_elsewhere(table: Folder, current: Snapshot, wanted: "_Wanted", own: str | None) -> int:

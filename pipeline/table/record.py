@@ -149,6 +149,15 @@ def read_all(table: Folder, units: Iterable[str], *, writes: bool = True) -> dic
     return {unit: chain(records) for unit, records in found.items()}
 
 
+def forget(table: Folder, units: Iterable[str]) -> None:
+    """Delete what was staged for these units."""
+    gone = set(units)
+    staged = [info.path for info in table.list(layout.STAGING) if layout.staged_unit(info.path) in gone] if gone else []
+    # Records last: one whose parts are gone is invalid, parts without a record are orphans.
+    table.delete(path for path in staged if not path.startswith(layout.RECORDS))
+    table.delete(path for path in staged if path.startswith(layout.RECORDS))
+
+
 def chain(records: Sequence[Record]) -> list[Record]:
     """The records that count: in order, each beginning at or after the end of the one before. Overlaps come from attempts
     that were cut at other slice sizes; the one that begins first wins."""

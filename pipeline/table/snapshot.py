@@ -244,6 +244,16 @@ def span_rows(unit: Unit, tally: Tally) -> list[dict[str, Any]]:
     ]
 
 
+def with_tallies(sources: pa.Table, tallies: Mapping[str, Tally]) -> pa.Table:
+    """The list of sources, with the counts of these units."""
+    rows = sources.to_pylist()
+    for row in rows:
+        if row["unit_id"] in tallies:
+            counts = dataclasses.asdict(tallies[row["unit_id"]])
+            row |= {f"unit_{name}": count for name, count in counts.items()}
+    return pa.Table.from_pylist(rows, SOURCES)
+
+
 def schema_to_hex(schema: pa.Schema) -> str:
     return str(schema.serialize().to_pybytes().hex())
 

