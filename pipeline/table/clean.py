@@ -88,8 +88,11 @@ def _is_work(path: str) -> bool:
 def _now(table: Folder) -> float:
     """Unix seconds, by the clock of the table's store."""
     probe = f"{layout.STAGING}clock-{secrets.token_hex(6)}"
-    table.write(probe, b"")
     try:
-        return next(info.modified for info in table.list(layout.STAGING) if info.path == probe)
+        while True:  # another cleaning may take it for litter
+            table.write(probe, b"")
+            for info in table.list(layout.STAGING):
+                if info.path == probe:
+                    return info.modified
     finally:
         table.delete([probe])

@@ -24,7 +24,7 @@ def finish(table: Folder) -> Snapshot:
         return materialise(table, current)
     # A process that was stopped amid an earlier version may have gone on, and died.
     _remove_dead(table, current)
-    return current
+    return _in_data(current)
 
 
 def materialise(table: Folder, version: Snapshot) -> Snapshot:
@@ -42,8 +42,13 @@ def materialise(table: Folder, version: Snapshot) -> Snapshot:
         table.write(layout.done(version.version), b"")
         latest = max(snapshot.versions(table))
         if latest == version.version:
-            return replace(version, parts=tuple(map(materialised, version.parts)))
+            return _in_data(version)
         version = snapshot.read(table, latest)
+
+
+def _in_data(version: Snapshot) -> Snapshot:
+    """It was read while its parts lay in staging."""
+    return replace(version, parts=tuple(map(materialised, version.parts)))
 
 
 def _superseded(parent: Snapshot, version: Snapshot) -> list[str]:

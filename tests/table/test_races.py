@@ -1,5 +1,6 @@
 """Two at once: whatever one process did before it was stopped and the other overtook it, each version is one and whole."""
 
+import contextlib
 import dataclasses
 import os
 import uuid
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline import planning
 from pipeline.errors import CommitConflict, InputError, RunError
 from pipeline.storage import Folder
-from pipeline.table import commit, layout, materialise, record, rows, snapshot
+from pipeline.table import clean, commit, layout, materialise, purge, record, rollback, rows, snapshot
 from pipeline.table.snapshot import Snapshot
 from tests.table.test_publish import Here, describe, make_unit, stage
 from tests.table.turns import ENDLESS, Process, take_turns
@@ -79,13 +82,13 @@ def commit_only(table: Folder, desired: Desired) -> None:
         embed(table, desired)
 
 
-def check_whole(table: Folder, models: tuple[str, ...] = (MODEL,)) -> None:
+def check_whole(table: Folder, models: tuple[str, ...] = (MODEL,), kept: int = 100) -> None:
     """What must hold after a command that finishes: one version a number, data/ is the current one, others can be read."""
     current = materialise.finish(table)
     numbers = snapshot.versions(table)
     assert numbers == list(range(1, len(numbers) + 1))
     assert [info.path for info in table.list("data")] == sorted(part.path for part in current.parts)
-    for number in numbers:
+    for number in numbers[-kept:]:
         check_rows(table, snapshot.read(table, number), models)
 
 
@@ -247,3 +250,87 @@ def test_a_zombie_that_writes_after_its_slice_was_recorded_changes_nothing(tmp_p
         embed(table, FIRST)
         embed(table, OURS)
         check_whole(table)
+
+
+def two_versions(table: Folder) -> None:
+    embed(table, FIRST)
+    embed(table, THEIRS)
+
+
+def roll_back(table: Folder) -> Snapshot:
+    return rollback.roll_back(table, 1)
+
+
+def clean_all(table: Folder) -> clean.Litter:
+    return clean.clean(table, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stopped", "other"),
+    [
+        pytest.param(roll_back, run(OURS), id="a rollback by a run"),
+        pytest.param(run(OURS), roll_back, id="a run by a rollback"),
+        pytest.param(clean_all, in_order(run(OURS), run(LATER)), id="cleaning by two runs"),
+        pytest.param(run(OURS), clean_all, id="a run by cleaning"),
+        pytest.param(clean_all, clean_all, id="cleaning by cleaning"),
+    ],
+)
+def test_what_mends_a_table_and_a_run_stop_each_other(stopped, other, tmp_path):
+    for table, late, overtaking in at_every_operation(tmp_path, two_versions, stopped, other):
+        assert not isinstance(late, Exception) or isinstance(late, CommitConflict), repr(late)
+        assert not isinstance(overtaking, Exception), repr(overtaking)
+        check_whole(table, kept=2)
+
+
+@pytest.mark.slow
+def test_a_purge_that_a_run_overtakes_says_so_and_can_be_given_again(tmp_path):
+    conflicts = 0
+    for table, late, overtaking in at_every_operation(
+        tmp_path, two_versions, lambda table: purge.purge(table, ["4x"]), run(LATER)
+    ):
+        assert isinstance(overtaking, Snapshot), repr(overtaking)
+        conflicts += isinstance(late, CommitConflict)
+        assert isinstance(late, CommitConflict | purge.Purged), repr(late)
+        if isinstance(late, CommitConflict):
+            purge.purge(table, ["4x"])
+        current = materialise.finish(table)
+        check_rows(table, current, (MODEL,))
+        assert [info.path for info in table.list("data")] == sorted(part.path for part in current.parts)
+        with contextlib.suppress(InputError):  # the list of changes of the purge itself may name it
+            purge.purge(table, ["4x"])
+        with pytest.raises(InputError, match="holds none"):
+            purge.purge(table, ["4x"])
+    assert conflicts > 5
+
+
+PROCESSES = {
+    "ours": run(OURS),
+    "theirs": run(THEIRS),
+    "later": run(LATER),
+    "back": run(FIRST),
+    "finish": materialise.finish,
+    "two": in_order(run(THEIRS), run(LATER)),
+    "rollback": roll_back,
+}
+
+
+@pytest.mark.slow
+@given(
+    st.lists(st.sampled_from(sorted(PROCESSES)), min_size=2, max_size=3, unique=True),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 25)), max_size=12),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_turns_of_two_or_three_leave_whole_versions(tmp_path_factory, names, turns, dead):
+    table = Folder(str(tmp_path_factory.mktemp("table")))
+    two_versions(table)
+    if dead:
+        commit_only(table, OURS)
+    schedule = [(names[who % len(names)], operations) for who, operations in turns]
+    ended, _ = take_turns(table, {name: PROCESSES[name] for name in names}, schedule)
+    for name, result in ended.items():
+        assert not isinstance(result, Exception) or isinstance(result, CommitConflict), f"{name}: {result!r}"
+    check_whole(table)
+    embed(table, LATER)
+    check_whole(table)
