@@ -73,6 +73,7 @@ def check_folder(server, faults, rate, monkeypatch):
             assert folder.create_once(f"once/{number}", b"mine") is None
             assert folder.create_once(f"once/{number}", b"another's") == b"mine"
             assert folder.create_once(f"once/{number}", b"mine") is None
+            assert folder.creates_exclusively() is server.exclusive_creates
             folder.copy(f"a/{number}", f"b/{number}")
             assert folder.size(f"b/{number}") == 1000 + number
             assert folder.read(f"b/{number}") == b"x" * (1000 + number)

@@ -169,6 +169,23 @@ def test_the_store_is_tried_for_exclusive_creates(folder: Folder, request: pytes
     assert folder.list() == []
 
 
+def test_a_fault_during_the_trial_says_nothing_of_the_store(
+    rclone: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(f"s3://bucket/{tmp_path.name}", rclone.storage_options)
+    create, faults = s3.S3.create, iter([TimeoutError])
+
+    def fails_once(self: Any, path: str, data: bytes) -> None:
+        if data == b"second":
+            for fault in faults:
+                raise fault
+        create(self, path, data)
+
+    monkeypatch.setattr(s3.S3, "create", fails_once)
+    assert not folder.creates_exclusively()
+    assert folder.list() == []
+
+
 def test_an_unclear_answer_is_cleared_by_reading_back(
     moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

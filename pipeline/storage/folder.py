@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 from pipeline.errors import InputError
 from pipeline.storage.address import address_of, is_remote, local_path, store_of
 from pipeline.storage.disk import Disk
-from pipeline.storage.error import foreign, reported
+from pipeline.storage.error import foreign, passes, reported
 from pipeline.storage.file import TEMPORARY, FileInfo, Options
 from pipeline.storage.opened import READAHEAD_BYTES, Opened
 from pipeline.storage.retry import patiently
@@ -74,7 +74,7 @@ class Folder:
             return patiently(self.url, self.options, lambda: self._place.create_once(path, bytes(data)))
 
     def creates_exclusively(self) -> bool:
-        """Whether of several `create_once` at the same moment exactly one wins; tries it out on a store."""
+        """Whether one of several `create_once` at the same moment wins; False of a store only if, tried, it overwrote."""
         with self._reported("can't create a file in", "staging"):
             return patiently(self.url, self.options, lambda: self._place.creates_exclusively())
 
@@ -158,10 +158,13 @@ class _Below:
     def creates_exclusively(self) -> bool:
         path = self._path(f"staging/probe-{secrets.token_hex(8)}")
         try:
-            self._store.create(path, b"first")
-            with contextlib.suppress(OSError):
+            self._store.write(path, b"first")
+            try:
                 self._store.create(path, b"second")
-            return self._store.read(path) == b"first"
+            except foreign() as error:
+                if passes(error):  # it says nothing of the store
+                    raise
+            return self._store.read(path) != b"second"
         finally:
             self._store.delete([path])
 

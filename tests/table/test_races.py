@@ -3,8 +3,11 @@
 import contextlib
 import dataclasses
 import os
+import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,11 +17,12 @@ from hypothesis import strategies as st
 
 from pipeline import planning
 from pipeline.errors import CommitConflict, InputError, RunError
-from pipeline.storage import Folder
+from pipeline.storage import Folder, s3
 from pipeline.table import clean, commit, layout, materialise, purge, record, rollback, rows, snapshot
 from pipeline.table.snapshot import Snapshot
+from tests.servers import S3Server
 from tests.table.test_publish import Here, describe, make_unit, stage
-from tests.table.turns import ENDLESS, Process, take_turns
+from tests.table.turns import ENDLESS, TIMEOUT_S, Process, take_turns
 
 Desired = Mapping[str, list[str]]
 FIRST: Desired = {"a": ["1x", "2y"], "b": ["3x"]}
@@ -321,7 +325,7 @@ PROCESSES = {
     st.lists(st.tuples(st.integers(0, 2), st.integers(1, 25)), max_size=12),
     st.booleans(),
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_turns_of_two_or_three_leave_whole_versions(tmp_path_factory, names, turns, dead):
     table = Folder(str(tmp_path_factory.mktemp("table")))
     two_versions(table)
@@ -334,3 +338,56 @@ def test_any_turns_of_two_or_three_leave_whole_versions(tmp_path_factory, names,
     check_whole(table)
     embed(table, LATER)
     check_whole(table)
+
+
+@pytest.fixture(params=["moto", "rclone"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    """The second ignores create-only writes."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.slow
+def test_of_two_publishers_in_the_same_instant_on_a_store_one_wins(server, monkeypatch):
+    table = Folder(f"{server.make_bucket('instant')}/table", server.storage_options)
+    embed(table, FIRST)
+    assert table.creates_exclusively() is server.exclusive_creates
+    both, create, order = threading.Barrier(2), s3.S3.create, iter([0.0, 0.5])
+
+    def create_together(store: s3.S3, key: str, data: bytes) -> None:
+        """Both have looked and found nothing; the one's write takes longer."""
+        if layout.VERSIONS in key:
+            both.wait(TIMEOUT_S)
+            time.sleep(next(order))
+        create(store, key, data)
+
+    monkeypatch.setattr(s3.S3, "create", create_together)
+    monkeypatch.setattr(commit, "SETTLE_S", 1.5)
+    with ThreadPoolExecutor(2) as pool:
+        ours, theirs = pool.submit(embed, table, OURS), pool.submit(embed, table, THEIRS)
+        errors = [run.exception() for run in (ours, theirs)]
+    monkeypatch.setattr(s3.S3, "create", create)
+    (lost,) = (error for error in errors if error is not None)
+    assert isinstance(lost, CommitConflict), repr(lost)
+    winner, loser = (THEIRS, OURS) if errors[0] else (OURS, THEIRS)
+    assert snapshot.current(table).live_units() == units(winner).keys()
+    check_whole(table)
+    check_kept(table, loser)
+    embed(table, loser)
+    check_whole(table)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_on_a_store_too_the_one_that_goes_on_late_leaves_whole_versions(server, monkeypatch):
+    monkeypatch.setattr(commit, "SETTLE_S", 0.1)  # nothing is under way meanwhile
+    bucket = server.make_bucket("late")
+    for moment in (20, 35, 45, 55, 65, 80):
+        table = Folder(f"{bucket}/{moment}", server.storage_options)
+        embed(table, FIRST)
+        processes = {"stopped": run(OURS), "other": in_order(run(THEIRS), run(LATER))}
+        ended, _ = take_turns(table, processes, [("stopped", moment), ("other", ENDLESS)])
+        late = ended["stopped"]
+        assert isinstance(late, Snapshot | CommitConflict), repr(late)
+        assert not isinstance(ended["other"], Exception), repr(ended["other"])
+        check_whole(table)
+        check_kept(table, OURS)
