@@ -687,3 +687,31 @@ def test_a_csv_file_that_is_one_open_quote_is_not_held(tmp_path: Path) -> None:
         for _ in range(8):
             file.write(b"1,text\n" * 2**17)
     assert peak_mib(READ_ALL, str(tmp_path), str(8 * 2**17 + 1)) < 100
+
+
+@pytest.mark.slow
+def test_a_file_that_is_one_plain_line_is_read_once_and_not_held(tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.write(b'{"text": "first"}\n{"text": "')
+        for _ in range(128):
+            file.write(b"x" * 2**20)
+        file.write(b'"}\n{"text": "last"}\n')
+    program = READ_ALL.replace("max_row_bytes=2**20", "")
+    assert peak_mib(program, str(tmp_path), "3") < 100
+
+
+@pytest.mark.slow
+def test_a_parquet_file_of_a_hundred_thousand_row_groups_is_read_exactly(tmp_path: Path) -> None:
+    count = 100_000
+    schema = pa.schema([("id", pa.string()), ("text", pa.string())])
+    with pq.ParquetWriter(tmp_path / "a.parquet", schema) as writer:
+        for row in range(count):
+            writer.write_table(pa.table([[f"{row}"], [f"text {row % 50}"]], schema=schema))
+    program = READ_ALL.replace('text="text"', 'text="text", id="id"').replace(
+        "        rows += each.num_rows\n",
+        "        assert each.documents['id'].to_pylist() == [f'{row}' for row in range(rows, rows + each.num_rows)]\n"
+        "        assert each.documents['position'].to_pylist() == [*range(rows, rows + each.num_rows)]\n"
+        "        rows += each.num_rows\n",
+    )
+    assert "position" in program
+    assert peak_mib(program, str(tmp_path), str(count)) < 600

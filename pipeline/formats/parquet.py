@@ -81,9 +81,9 @@ def blocks(
         return
     start, stop = (0, len(counts)) if span.kind == "file" else (span.start, span.stop)
     possible = _possible(opened, parquet.schema_arrow, schema, constants, spec.where)
-    first = 0
+    first, before = 0, sum(counts[:start])
     for index in range(start, stop):
-        rows, position = counts[index], sum(counts[:index])
+        rows, position = counts[index], before + first
         if not needed(first, rows):
             yield skipped_block(rows)
         elif possible is not None and index not in possible:

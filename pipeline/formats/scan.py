@@ -61,6 +61,8 @@ def lines(read: Read, start: int, stop: int | None, max_bytes: int) -> Iterator[
                 return
             inside, parts, held, too_long, begin = True, [], 0, False, end + 1
         held += len(chunk) - begin
+        if not inside and stop is not None and position + held >= stop:
+            return  # the next line begins behind it, however far the end of this one is
         too_long = too_long or held > max_bytes
         if too_long or not inside:
             parts = []

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.formats.compression import CHUNK_BYTES
 from pipeline.formats.scan import lines
 
 
@@ -35,3 +36,10 @@ def test_byte_ranges_cover_every_line_once(content: bytes, edges: list[int], chu
     if position == len(content) + 1 and not expected[-1][1] and not expected[-1][2]:
         expected.pop()  # what follows the last line feed is no line
     assert [(line.position, line.raw, line.error is not None) for line in whole] == expected
+
+
+def test_a_span_inside_one_long_line_is_not_read_beyond_its_end() -> None:
+    opened = io.BytesIO(b"first\n" + b"x" * 50 * CHUNK_BYTES + b"\nlast\n")
+    opened.seek(10 * CHUNK_BYTES - 1)
+    assert list(lines(opened.read, 10 * CHUNK_BYTES, 20 * CHUNK_BYTES, 100)) == []
+    assert opened.tell() <= 21 * CHUNK_BYTES
