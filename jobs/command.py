@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, one_line
 
 INTERRUPTED = 130
 
@@ -47,7 +47,7 @@ def main_of(main: Callable[[], int]) -> int:
     try:
         return main()
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: finished work is kept, the same command goes on from here", file=sys.stderr)

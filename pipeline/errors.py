@@ -15,6 +15,17 @@ Messages name the value given, what was expected and what to do. Errors take one
 on their way from a worker.
 """
 
+import re
+
+_NO_LETTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(message: str, most: int = 2000) -> str:
+    """The message as a terminal and a table can show it: names that files gave may hold line ends, control characters, halves
+    of surrogate pairs, and be very long."""
+    escaped = _NO_LETTERS.sub(lambda match: repr(match[0])[1:-1], message)
+    return escaped if len(escaped) <= most else f"{escaped[: most - 2]}.."
+
 
 class PipelineError(Exception):
     """Base of all errors that are meant for the user's eyes; anything else is a bug."""

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pipeline import where
 from pipeline.columns import Block, RestLost, column_names, folder_misfits, join_ids, row_bytes, to_ids
 from pipeline.config import LimitSpec, SourceSpec
+from pipeline.errors import one_line
 from pipeline.formats import registry
 from pipeline.schema import DEAD_LETTERS, ID, POSITION, SOURCE, TEXT
 from pipeline.storage import check_unchanged, checks_itself, pinned
@@ -361,7 +362,7 @@ def _sort_out(
             pa.repeat(piece.span.file.path, len(bad)),
             block.positions.take(bad),
             pa.repeat("read", len(bad)),
-            pa.array([errors[row] for row in bad.to_pylist()], pa.string()),
+            pa.array([one_line(errors[row]) for row in bad.to_pylist()], pa.string()),
             texts.take(bad),
         ],
         schema=DEAD_LETTERS,

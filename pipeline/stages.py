@@ -21,7 +21,7 @@ from pipeline.chunking import chunk, failed_texts, mean_vectors
 from pipeline.columns import row_bytes
 from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
 from pipeline.encoder import Encoded, Encoder
-from pipeline.errors import RunError, SourceChanged
+from pipeline.errors import RunError, SourceChanged, one_line
 from pipeline.model.folder import EncoderSpec
 from pipeline.planning import Task
 from pipeline.quantize import Codes, outside, quantize
@@ -626,7 +626,7 @@ def _write_dead_letters(
 def letters(documents: pa.Table, failed: Mapping[int, str], stage: str, paths: Mapping[int, str]) -> pa.Table:
     """DEAD_LETTERS for some documents of a table."""
     rows = documents.select([schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT]).take(sorted(failed)).to_pylist()
-    reasons = (failed[index] for index in sorted(failed))
+    reasons = (one_line(failed[index]) for index in sorted(failed))
     return pa.Table.from_pylist(
         [
             row | {"path": paths[row[schema.SOURCE]], "stage": stage, "error": reason}

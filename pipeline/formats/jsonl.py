@@ -115,10 +115,10 @@ def _type_of(value: Any, name: str, depth: int = 0) -> pa.DataType:
             item = join_types(name, item, _type_of(each, name, depth + 1))
         return pa.list_(item)
     if isinstance(value, dict):
-        # An object without keys is no struct that a file could hold; others of the column may show its keys.
-        return (
-            pa.struct([(key, _type_of(each, name, depth + 1)) for key, each in value.items()]) if value else pa.null()
-        )
+        # An object without keys is no struct that a file could hold; others of the column may show its keys. One with a key
+        # that is no text will be a bad row.
+        fields = [(key, _type_of(each, name, depth + 1)) for key, each in value.items() if _is_valid(key)]
+        return pa.struct(fields) if fields else pa.null()
     return {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}[type(value)]
 
 
@@ -292,12 +292,19 @@ def _decimal(value: Any, kind: pa.DataType) -> Any:
 
 def _string(value: Any, kind: pa.DataType) -> str:
     text = str(_a(str, value, kind))
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise Misfit("is not valid UTF-8: a \\u escape is half of a surrogate pair") from None
+    if not _is_valid(text):
+        raise Misfit("is not valid UTF-8: a \\u escape is half of a surrogate pair")
     return text
+
+
+def _is_valid(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _integer(value: Any, kind: pa.DataType) -> int:

@@ -6,6 +6,7 @@ used.
 """
 
 import contextlib
+import errno
 import re
 import sys
 import urllib.parse
@@ -243,7 +244,9 @@ def _translated(what: str, error: BaseException, options: Options) -> PipelineEr
     if _is_wrong(error):
         return InputError(f"{what}: {said(error, options)}")
     if not passes(error):
-        return StorageError(f"{what}: {said(error, options)}")
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "; make room there and start the same command again: finished work is kept" if full else ""
+        return StorageError(f"{what}: {said(error, options)}{remedy}")
     kind = StorageUnreachable if is_unreachable(error) else StorageUnavailable
     return kind(
         f"{what}: {said(error, options)}; this didn't pass while we tried again. Finished work is kept: check the address if "

@@ -79,6 +79,13 @@ def test_a_source_that_is_not_as_described_ends_with_exit_2(source, said, corpus
     assert not (tmp_path / "table").exists()
 
 
+def test_names_with_line_ends_make_no_message_of_several_lines(corpus, tiny_model, tmp_path, capsys):
+    rows = [{"id": "a", "text": "x", "n": {"\r\n\x1b[2J": 1}}, {"id": "b", "text": "x", "n": "y"}]
+    (corpus / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, message = outcome(tmp_path, capsys, raw_of(corpus / "b.jsonl", tiny_model, tmp_path / "table", keep=["n"]))
+    assert (code, len(message.splitlines()), "\x1b" in message) == (2, 1, False), message
+
+
 def test_a_folder_that_is_no_model_ends_with_exit_2(corpus, tmp_path, capsys):
     for path in [str(corpus), str(tmp_path / "nothing"), "package:no_such_package/model", "org/some-model"]:
         code, message = outcome(tmp_path, capsys, raw_of(corpus, path, tmp_path / "table"))
