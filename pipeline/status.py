@@ -6,6 +6,7 @@ Comes in: a table's folder. Goes out: a Status, for a person (`str`) and for mac
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.metrics import duration, size
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
 from pipeline.table import commit, layout, rows, snapshot
+from pipeline.table.record import READERS
 
 MOST_ERRORS = 5
 SHOWN_VERSIONS = 20
@@ -58,6 +60,7 @@ class Status:
     live_files: int
     live_bytes: int
     orphan_files: int
+    orphan_bytes: int
     """In data/, though no version names them, or not yet."""
     trash_files: int
     trash_bytes: int
@@ -84,8 +87,8 @@ class Status:
             lines.append(f"  failed     {stages}")
             lines += [f"             {count:,} x {error}" for error, count in self.failed_most]
         lines.append(
-            f"  files      {self.live_files:,} live with {size(self.live_bytes)}, {self.orphan_files:,} orphans, "
-            f"{self.trash_files:,} in the trash with {size(self.trash_bytes)}"
+            f"  files      {self.live_files:,} live with {size(self.live_bytes)}, {self.orphan_files:,} orphans "
+            f"with {size(self.orphan_bytes)}, {self.trash_files:,} in the trash with {size(self.trash_bytes)}"
         )
         return "\n".join(lines)
 
@@ -110,17 +113,21 @@ def status(table: Folder) -> Status:
     live = {place for part in current.parts for place in (part.path, part.staged)}
     in_data = [info for info in listed if info.path.startswith(layout.DATA)]
     trash = [info for info in listed if info.path.startswith(layout.TRASH)]
+    orphans = [info for info in in_data if info.path not in live]
     stages, errors = _failures(table, current)
+    with ThreadPoolExecutor(READERS) as pool:
+        versions = tuple(pool.map(lambda number: _version(table, number, layout.done(number) in done), numbers))
     return Status(
         table=table.url,
-        versions=tuple(_version(table, number, layout.done(number) in done) for number in numbers),
+        versions=versions,
         held=snapshot.is_held(table, current),
         staged=staged,
         failed_by_stage=stages,
         failed_most=errors,
         live_files=len(current.parts),
         live_bytes=sum(part.size for part in current.parts),
-        orphan_files=sum(info.path not in live for info in in_data),
+        orphan_files=len(orphans),
+        orphan_bytes=sum(info.size for info in orphans),
         trash_files=len(trash),
         trash_bytes=sum(info.size for info in trash),
     )

@@ -60,6 +60,7 @@ def test_staged_work_the_trash_and_orphans_are_counted(tmp_path):
     table.write("data/day=x/part-000002-99999-dead.parquet", b"orphan")
     table.write(f"{layout.publication('dead')}merged/000000.parquet", b"123")
     found = status(read_only(tmp_path))
+    assert found.orphan_bytes == len(b"orphan")
     assert (found.orphan_files, found.staged.records, found.staged.units, found.staged.publications) == (1, 1, 1, 1)
     staged = [info for info in table.list(layout.STAGING) if "probe" not in info.path]
     assert (found.staged.files, found.staged.bytes) == (len(staged), sum(info.size for info in staged))
