@@ -6,8 +6,10 @@ Credentials are checked by rclone and Azurite. Azurite is an npm package: `azuri
 
 import base64
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -120,9 +122,9 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _running(command: list[str], port: int, **environment: str) -> Iterator[None]:
-    """The command as a child process that is ended on the way out, whatever happens in between."""
+    """The command as a child process that is ended on the way out, whatever happens in between, and with this process."""
     mute = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env={**os.environ, **environment}, **mute)
+    process = subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=_end_with_parent, **mute)
     try:
         _wait_until_listening(process, port)
         yield
@@ -133,6 +135,12 @@ def _running(command: list[str], port: int, **environment: str) -> Iterator[None
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _end_with_parent() -> None:
+    """Tests that are killed leave no servers behind; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
