@@ -7,13 +7,14 @@ Compares with every row, in this process: a look at the result, not a search ser
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from jobs.command import main_of, parser
 from pipeline.config import RunSpec, load
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.published import published
 from pipeline.schema import ID
 from pipeline.search import SCORE, nearest
@@ -41,9 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = [ID, SCORE, *(name for name in spec.source.keep if name not in spec.table.partition_by)]
     found = search(spec, arguments.query, arguments.top)
     rows = found.select([name for name in columns if name in found.column_names]).to_pylist()
-    lines = [f"{row.pop(SCORE):.3f}  {'  '.join(str(value) for value in row.values())}" for row in map(dict, rows)]
-    arguments.show({"query": arguments.query, "rows": rows}, "\n".join([f'nearest to "{arguments.query}"', *lines]))
+    lines = [f'nearest to "{arguments.query}"', *map(_line, rows)]
+    arguments.show({"query": arguments.query, "rows": rows}, "\n".join(lines))
     return 0
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    values = [one_line(str(value), 200) for name, value in row.items() if name != SCORE]
+    return f"{row[SCORE]:.3f}  {'  '.join(values)}"
 
 
 if __name__ == "__main__":

@@ -132,8 +132,16 @@ def hive_partition(path: str) -> tuple[tuple[str, str | None], ...]:
     for folder in path.split("/")[:-1]:
         key, equals, value = folder.partition("=")
         if key and equals:
-            pairs[unquote(key)] = None if value == NULL_PARTITION else unquote(value)
+            pairs[_unescaped(key)] = None if value == NULL_PARTITION else _unescaped(value)
     return tuple(pairs.items())
+
+
+def _unescaped(text: str) -> str:
+    """As it is where the escaped bytes are no UTF-8: two folders must not come to one value."""
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text
 
 
 # --- survey

@@ -127,6 +127,7 @@ def test_a_data_set_stands_for_its_files(tmp_path: Path) -> None:
 def test_hive_folders() -> None:
     assert hive_partition("s3://b/a=1/x/b%3Dc=%C3%A9/=/f=1.parquet") == (("a", "1"), ("b=c", "é"))
     assert hive_partition("/a=1/a=2/f") == (("a", "2"),)
+    assert hive_partition("/a=%FF/b=%FE%41/f") == (("a", "%FF"), ("b", "%FE%41"))
 
 
 # --- types

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline import config
+from pipeline.columns import partition_value
 from pipeline.errors import ConfigError, InputError
 from pipeline.schema import NULL_PARTITION
+from pipeline.source import hive_partition
 from pipeline.table import layout
 from tests.inline import embed, spec_of
 
@@ -160,6 +162,16 @@ def test_a_date_that_no_folder_can_name_is_a_dead_letter(tiny_model, tmp_path):
     assert [(letter["id"], "years 1 to 9999" in letter["error"]) for letter in letters] == [("b", True), ("d", True)]
     rows = pipeline.read(tmp_path / "table").to_table().sort_by("id")
     assert [str(day) for day in rows["day"].to_pylist()] == ["2022-01-08", "None"]
+
+
+@given(value=TEXTS | st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.dates())
+def test_what_a_folder_says_is_read_back_as_the_value(value):
+    path = layout.data_part((("cat", value),), 1, 0, "nonce")
+    assert path.count("/") == 2
+    assert path.isascii()
+    ((name, text),) = hive_partition(path)
+    kind = pa.string() if value is None else pa.scalar(value).type
+    assert (name, partition_value(text, kind)) == ("cat", pa.scalar(value, kind))
 
 
 # --- ids ---------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from jobs import search
+from pipeline import config
 from pipeline.errors import InputError
 from pipeline.search import nearest
 from pipeline.storage import Folder
@@ -38,6 +40,22 @@ def test_a_query_finds_the_document_with_its_own_text(spec):
     found = search.search(spec, "document 13 about cats", 3).to_pylist()
     assert len(found) == 3
     assert (found[0]["id"], round(found[0]["score"], 4)) == ("d13", 1.0)
+
+
+def test_what_a_row_holds_moves_no_cursor(tiny_model, tmp_path, capsys):
+    row = {"id": "\x1b[2J\nd", "text": "a text", "title": "x\r" + "y" * 10_000}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    raw = {
+        "source": {"path": str(tmp_path / "a.jsonl"), "id": "id", "text": "text", "keep": ["title"]},
+        "model": {"path": str(tiny_model)},
+        "table": {"path": str(tmp_path / "table")},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    embed(config.from_mapping(raw))
+    assert search.main([str(tmp_path / "run.yaml"), "a text"]) == 0
+    _, second = capsys.readouterr().out.splitlines()
+    assert second.startswith(r"1.000  \x1b[2J\nd  x\ryyy")
+    assert len(second) < 300
 
 
 @pytest.mark.parametrize("top", [0, -1])
