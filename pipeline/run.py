@@ -706,8 +706,8 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
         )
     if not prepared.exclusive:
         notes.append(
-            "this object store ignores create-only writes: two runs that publish at the same moment are not kept apart, so "
-            "let the scheduler see to one run at a time"
+            f"this object store ignores create-only writes: two runs that publish at once are told apart unless a write takes "
+            f"longer than {commit.SETTLE_S:g} s, so let the scheduler see to one run at a time"
         )
     again = prepared.plan.retried
     before, now = prepared.parent.tallies(), version.tallies()
