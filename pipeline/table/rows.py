@@ -23,12 +23,12 @@ def dataset(table: Folder, version: Snapshot) -> pads.Dataset:
     """
     filesystem, root = table.arrow_filesystem()
     where = places(table)
-    form = pads.ParquetFileFormat()
+    form, schema = pads.ParquetFileFormat(), _schema(version)
     fragments = [
-        form.make_fragment(f"{root}/{_place(part, where, table, version)}", filesystem, _partition(part))
+        form.make_fragment(f"{root}/{_place(part, where, table, version)}", filesystem, _partition(part, schema))
         for part in version.parts
     ]
-    return pads.FileSystemDataset(fragments, _schema(version), form, filesystem)
+    return pads.FileSystemDataset(fragments, schema, form, filesystem)
 
 
 def places(table: Folder) -> dict[str, str]:
@@ -47,9 +47,9 @@ def _place(part: Part, places: dict[str, str], table: Folder, version: Snapshot)
     )
 
 
-def _partition(part: Part) -> pads.Expression | None:
+def _partition(part: Part, schema: pa.Schema) -> pads.Expression | None:
     values = [
-        pads.field(name).is_null() if value is None else pads.field(name) == pa.scalar(value)
+        pads.field(name).is_null() if value is None else pads.field(name) == pa.scalar(value, schema.field(name).type)
         for name, value in part.partition
     ]
     return functools.reduce(operator.and_, values) if values else None

@@ -1,6 +1,7 @@
 """Values, ids and names that look like paths, markers or other columns come back exactly, or are refused in words."""
 
 import contextlib
+import datetime
 import json
 import shutil
 import tempfile
@@ -162,6 +163,22 @@ def test_a_date_that_no_folder_can_name_is_a_dead_letter(tiny_model, tmp_path):
     assert [(letter["id"], "years 1 to 9999" in letter["error"]) for letter in letters] == [("b", True), ("d", True)]
     rows = pipeline.read(tmp_path / "table").to_table().sort_by("id")
     assert [str(day) for day in rows["day"].to_pylist()] == ["2022-01-08", "None"]
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint64(), pa.bool_(), pa.date32()], ids=str)
+def test_the_smallest_and_the_largest_value_of_a_type_can_name_a_folder(tiny_model, tmp_path, kind):
+    limits = {pa.bool_(): [False, True], pa.date32(): [datetime.date.min, datetime.date.max]}
+    lowest = 0 if kind == pa.uint64() else -(2 ** (kind.bit_width - 1))
+    values = [*limits.get(kind, [lowest, lowest + 2**kind.bit_width - 1]), None]
+    rows = {"id": ["a", "b", "c"], "text": ["t"] * 3, "cat": pa.array(values, kind)}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    embed(spec_of(tmp_path / "a.parquet", tiny_model, tmp_path / "table", table={"partition_by": ["cat"]}))
+    found = with_pipeline(tmp_path / "table" / "data", "cat").sort_by("id")
+    assert found["cat"].type == kind
+    assert found["cat"].to_pylist() == values
+    partitioning = pads.partitioning(pa.schema([("cat", kind)]), flavor="hive")
+    found = pads.dataset(tmp_path / "table" / "data", format="parquet", partitioning=partitioning).to_table()
+    assert found.sort_by("id")["cat"].to_pylist() == values
 
 
 @given(value=TEXTS | st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.dates())
