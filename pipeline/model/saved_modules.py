@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.model.files import at, get, listed, read_object, refuse_unknown_keys
-from pipeline.model.pickled import check_pickle
+from pipeline.model.weights import check_weights
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """In the order in which saves of 5.3 and older concatenate them."""
@@ -279,7 +279,7 @@ def _static_dim(folder: Path) -> int:
 
 
 def _check_weights(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
+    present = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if not present:
         raise InputError(f"{at(folder)} holds no weights; expected model.safetensors or pytorch_model.bin")
-    if not (folder / "model.safetensors").is_file():
-        check_pickle(folder / "pytorch_model.bin")
+    check_weights(folder / present[0])

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.model.files import at, get, listed, read_object, refuse_unknown_keys, stays_inside
-from pipeline.model.pickled import check_pickle
+from pipeline.model.weights import check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +277,7 @@ def _refuse_architecture(model_type: str, config: Mapping[str, Any], where: Path
 
 def _check_weights(folder: Path) -> None:
     """Of the file that transformers takes, and its shards: none lies outside the folder, where no digest would see it change,
-    and none is a pickle that does more than make tensors."""
+    and all can be loaded."""
     name = next(name for name in _WEIGHTS if (folder / name).is_file())
     where, shards = folder / name, [name]
     if name.endswith(".json"):
@@ -286,8 +286,7 @@ def _check_weights(folder: Path) -> None:
             if not stays_inside(shard):
                 raise InputError(f"{at(where)}: shard {shard!r} leaves the model folder; expected a file inside it")
     for shard in shards:
-        if name.startswith("pytorch_model"):
-            check_pickle(folder / shard)
+        check_weights(folder / shard)
 
 
 def _refuse_tokenizer(folder: Path, *, chat_template: bool) -> None:

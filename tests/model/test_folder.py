@@ -525,6 +525,17 @@ def test_weights_that_would_run_code_are_refused_while_planning_and_never_run(fo
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.parametrize("place", ["", "2_Dense"])
+def test_damaged_weights_are_refused_while_planning(folder, place):
+    path = folder / place / "model.safetensors"
+    whole = path.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    for content in (b"", pointer, whole[:-1], whole + b"x", b"\xff" * 8 + whole[8:]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"model\.safetensors' can't be read"):
+            spec_of(folder)
+
+
 def test_a_damaged_pickle_is_refused_while_planning(folder):
     with_pickles(folder)
     path = folder / "pytorch_model.bin"

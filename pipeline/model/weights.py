@@ -1,8 +1,8 @@
-"""Weights that torch.save wrote: refused while planning where they would do more than make tensors, told from the steps of
-the pickle, which are read and never run.
+"""Files of weights: refused while planning where they are damaged, or would do more than make tensors. Headers are read,
+and the steps of pickles, which are never run.
 
-torch refuses them itself when it loads them (`weights_only`), and that is what keeps their code from running; but only in a
-worker, after planning. Knows no torch.
+torch refuses such pickles itself when it loads them (`weights_only`), and that is what keeps their code from running; but
+only in a worker, after planning. Knows no torch.
 """
 
 import pickletools
@@ -19,24 +19,40 @@ _HOMES = frozenset(["torch", "collections", "_codecs"])
 _BUILTINS = frozenset(f"{home} {name}" for home in ("builtins", "__builtin__") for name in ("bytearray", "set"))
 _NAMED_OTHERWISE = frozenset(["STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"])
 """Steps that name a class or a function as torch.save never does, and torch.load with `weights_only` never reads."""
+_DAMAGES = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 _LEGACY_PICKLES = 5
 """Saves before torch 1.6: so many pickles stand before the numbers."""
 
 
-def check_pickle(path: Path) -> None:
-    """Raises InputError where the file is no pickle of tensors alone."""
+def check_weights(path: Path) -> None:
+    """Raises InputError where the file holds no tensors, or not tensors alone."""
     try:
-        calls = next((name for name in _names(path) if not _is_harmless(name)), None)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        calls = None
+        if path.suffix == ".safetensors":
+            _check_header(path)
+        else:
+            calls = next((name for name in _names(path) if not _is_harmless(name)), None)
+    except _DAMAGES as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"{at(path)} can't be read: {' '.join(str(error).split())[:200]}; copy it again, or save the model again with "
-            "safetensors"
+            f"{at(path)} can't be read ({reason}): it is damaged, or was not copied whole; copy it again"
         ) from None
     if calls is not None:
         raise InputError(
             f"{at(path)} would call {calls.replace(' ', '.')[:80]!r} when it is loaded; expected tensors alone, so it is not: "
             "save the model with safetensors, from a source that you trust"
         )
+
+
+def _check_header(path: Path) -> None:
+    """The header says how long the file is."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(error) from None
 
 
 def _is_harmless(name: str) -> bool:
