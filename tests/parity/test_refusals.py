@@ -77,7 +77,7 @@ def with_module(name: str, home: str, **config: Any) -> Damage:
         modules.insert(1 if home == "tokens" else len(modules), entry)
         (folder / MODULES).write_text(json.dumps(modules))
         change(folder / f"9_{name}" / "config.json", **config)
-        (folder / f"9_{name}" / "model.safetensors").touch()
+        save_file({"any": torch.zeros(1)}, folder / f"9_{name}" / "model.safetensors")
 
     return add
 
