@@ -38,6 +38,8 @@ class Proxy(http.server.ThreadingHTTPServer):
         self.faults = faults
         self.requests: Counter[str] = Counter()
         self.faulty: Counter[str] = Counter()
+        self.upstream_s = 0.0
+        """Seconds that the store took for its answers, summed over requests."""
         self._chance = random.Random(seed)
         self._lock = threading.Lock()
 
@@ -54,6 +56,10 @@ class Proxy(http.server.ThreadingHTTPServer):
             chosen = self._chance.choice(self.faults)
             self.faulty[chosen] += 1
             return chosen
+
+    def answered(self, seconds: float) -> None:
+        with self._lock:
+            self.upstream_s += seconds
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that leave in the middle are none of our business."""
@@ -76,7 +82,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             if fault == "slow":
                 time.sleep(SLOW_S)
+            started = time.perf_counter()
             status, headers, answer = self._forward(body)
+            self.server.answered(time.perf_counter() - started)
             if fault == "lost":
                 self._reset()
             elif fault == "cut":
