@@ -223,7 +223,7 @@ def _to_dictionary(values: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def _cast_leaf(values: pa.Array, kind: pa.DataType) -> pa.Array:
     given = values.type
-    if _is_text(given):
+    if is_text(given):
         return _from_text(values, kind)
     if pa.types.is_timestamp(given) and pa.types.is_timestamp(kind) and (given.tz is None) != (kind.tz is None):
         raise pa.ArrowInvalid("a local time has no place in a time zone")
@@ -233,7 +233,7 @@ def _cast_leaf(values: pa.Array, kind: pa.DataType) -> pa.Array:
     return cast
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +22,13 @@ from pipeline.arrays import (
     compact,
     decode,
     is_list,
+    is_text,
     list_parts,
     map_children,
     struct_children,
 )
 from pipeline.config import SourceSpec
-from pipeline.schema import NULL_PARTITION
+from pipeline.schema import MAX_FOLDER_BYTES, NULL_PARTITION, UNESCAPED
 from pipeline.unit import SourceFile
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
@@ -449,8 +451,8 @@ def partition_values(file: SourceFile, schema: pa.Schema) -> dict[str, pa.Scalar
     return {name: pa.scalar(None, named[name]) if value is None else value for name, value in found.items()}
 
 
-def folder_misfits(values: pa.ChunkedArray) -> dict[int, str]:
-    """Why a row can't lie in a folder named for its value, by index. Null has a folder; a text that says what that one says
+def folder_misfits(name: str, values: pa.ChunkedArray) -> dict[int, str]:
+    """Why a row can't lie in the folder `name=value`, by index. Null has a folder; a text that says what that one says
     would be read as null, escaped or not: readers unescape before they compare."""
     if pa.types.is_date32(values.type):
         days = values.cast(pa.int32())
@@ -458,12 +460,22 @@ def folder_misfits(values: pa.ChunkedArray) -> dict[int, str]:
             pc.or_(pc.less(days, _FIRST_DAY), pc.greater(days, _LAST_DAY)),
             "is a date outside the years 1 to 9999",
         )
-    elif pa.types.is_string(values.type):
+    elif is_text(values.type):
         bad, reason = pc.equal(values, NULL_PARTITION), f"is {NULL_PARTITION!r}, the name that means null"
     else:
         return {}
     found = np.flatnonzero(pc.fill_null(bad, False).to_numpy(zero_copy_only=False))
-    return dict.fromkeys(found.tolist(), f"{reason}: no folder of the table can be named so")
+    reasons = dict.fromkeys(found.tolist(), reason) | _too_long(name, values)
+    return {row: f"{why}: no folder of the table can be named so" for row, why in reasons.items()}
+
+
+def _too_long(name: str, values: pa.ChunkedArray) -> dict[int, str]:
+    """Of texts; a byte that is escaped becomes three."""
+    room = MAX_FOLDER_BYTES - len(f"{name}=".encode())
+    if not is_text(values.type) or (pc.max(pc.binary_length(values)).as_py() or 0) * 3 <= room:
+        return {}
+    sizes = [len(quote(value or "", safe=UNESCAPED)) for value in values.to_pylist()]
+    return {row: f"takes {size} bytes, at most {room} are left" for row, size in enumerate(sizes) if size > room}
 
 
 def _is_date(value: str) -> bool:

@@ -346,7 +346,7 @@ def _sort_out(
     for row in np.flatnonzero(texts.is_null()).tolist():
         errors.setdefault(row, f"the text (column {_quoted(spec.text_columns)}) is null")
     for name in partition_by:
-        for row, reason in folder_misfits(columns.column(name)).items():
+        for row, reason in folder_misfits(name, columns.column(name)).items():
             errors.setdefault(row, f"the partition column {name!r} {reason}")
     sources = pa.repeat(pa.scalar(piece.source, pa.int32()), rows)
     schema = _documents_schema(columns.schema, keep)

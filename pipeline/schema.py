@@ -28,6 +28,10 @@ CHUNK_END = "chunk_end"
 """Characters, not bytes: text[chunk_start:chunk_end] of the document's text is the chunk."""
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Stands for null in the name of a partition's folder, as Hive has it."""
+UNESCAPED = " !$'()+,-.@_~"
+"""What stands as it is in the name of a partition's folder, beside letters and digits."""
+MAX_FOLDER_BYTES = 255
+"""Of a folder's name, on common disks."""
 
 LINEAGE: tuple[pa.Field, ...] = (
     pa.field(CONTENT_HASH, pa.binary(16), nullable=False),

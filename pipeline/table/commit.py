@@ -34,8 +34,8 @@ ROLLING_BYTES = 64 * 2**20
 KEYS_PER_READ = 65_536
 SETTLE_S = 3.0
 """How long a racer's write may be under way to a store that doesn't keep two apart."""
-MAX_NAME_BYTES, MAX_KEY_BYTES = 255, 1000
-"""Of a folder's name on common disks, and of a whole key in S3."""
+MAX_KEY_BYTES = 1000
+"""Of a whole key in S3, with room to spare."""
 
 
 class Workers(Protocol):
@@ -233,10 +233,10 @@ def _check_names(table: Folder, parts: Sequence[Part]) -> None:
     """Before the commit: a name that storage refuses could never be materialised."""
     for part in parts:
         name = max(part.path.split("/"), key=lambda piece: len(piece.encode()))
-        if len(name.encode()) > MAX_NAME_BYTES or len(table.url) + len(part.path.encode()) > MAX_KEY_BYTES:
+        if len(name.encode()) > schema.MAX_FOLDER_BYTES or len(table.url) + len(part.path.encode()) > MAX_KEY_BYTES:
             raise GateFailed(
-                f"the partition folder {name[:80]!r}.. is longer than storage allows ({MAX_NAME_BYTES} bytes a folder, "
-                f"{MAX_KEY_BYTES} in all): nothing was published; partition by a column with shorter values"
+                f"the path with the partition folder {name[:80]!r}.. is longer than storage allows "
+                f"({schema.MAX_FOLDER_BYTES} bytes a folder, {MAX_KEY_BYTES} in all): nothing was published; partition by a column with shorter values"
             )
 
 

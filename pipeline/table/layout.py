@@ -4,7 +4,7 @@ import datetime
 import re
 import urllib.parse
 
-from pipeline.schema import NULL_PARTITION
+from pipeline.schema import NULL_PARTITION, UNESCAPED
 
 FORMAT = 1
 """Raised when a reader of the old format would misread the new one."""
@@ -129,4 +129,4 @@ def partition_text(value: PartitionValue) -> str:
 
 
 def _escape(text: str) -> str:
-    return urllib.parse.quote(text, safe=" !$'()+,-.@_~")
+    return urllib.parse.quote(text, safe=UNESCAPED)

@@ -249,11 +249,12 @@ def test_a_file_that_breaks_does_not_quietly_delete_its_rows(tiny_model, tmp_pat
     assert read_table(tmp_path / "table").num_rows == 100
 
 
-def test_a_partition_value_too_long_for_a_folder_is_refused_before_the_commit(corpus, tiny_model, tmp_path):
-    table = pa.table({"id": ["a"], "text": ["one"], "cat": ["한" * 90]})
+def test_partition_values_too_long_for_a_key_are_refused_before_the_commit(corpus, tiny_model, tmp_path):
+    names = list("abcd")
+    table = pa.table({"id": ["a"], "text": ["one"]} | {name: ["x" * 250] for name in names})
     pq.write_table(table, corpus / "a.parquet")
     with pytest.raises(GateFailed, match="longer than storage allows"):
-        embed(spec_of(corpus, tiny_model, tmp_path / "table", table={"partition_by": ["cat"]}))
+        embed(spec_of(corpus, tiny_model, tmp_path / "table", table={"partition_by": names}))
     assert snapshot.versions(Folder(str(tmp_path / "table"))) == []
 
 

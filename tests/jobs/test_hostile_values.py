@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.schema import NULL_PARTITION
 from pipeline.source import hive_partition
 from pipeline.table import layout
-from tests.inline import embed, spec_of
+from tests.inline import embed, read_table, spec_of
 
 PATHS = [
     "../x",
@@ -152,6 +152,17 @@ def test_ids_and_partition_values_of_any_characters_come_back_or_are_dead_letter
             assert dict(zip(found["id"].to_pylist(), found["cat"].to_pylist(), strict=True)) == good, name
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_value_too_long_for_a_folder_is_a_dead_letter(tiny_model, tmp_path, kind):
+    """`cat=` leaves 251 bytes; a letter of Korean takes nine, escaped."""
+    values = ["x" * 251, "x" * 252, "한" * 27, "한" * 28, NULL_PARTITION]
+    rows = pa.table({"id": list("abcde"), "text": ["t"] * 5, "cat": pa.array(values, kind)})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    limits, table = {"max_failed_rows": 10}, {"partition_by": ["cat"]}
+    embed(spec_of(tmp_path / "a.parquet", tiny_model, tmp_path / "table", table=table, limits=limits))
+    assert read_table(tmp_path / "table")["id"].to_pylist() == ["a", "c"]
 
 
 def test_a_date_that_no_folder_can_name_is_a_dead_letter(tiny_model, tmp_path):
