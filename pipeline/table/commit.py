@@ -236,7 +236,8 @@ def _check_names(table: Folder, parts: Sequence[Part]) -> None:
         if len(name.encode()) > schema.MAX_FOLDER_BYTES or len(table.url) + len(part.path.encode()) > MAX_KEY_BYTES:
             raise GateFailed(
                 f"the path with the partition folder {name[:80]!r}.. is longer than storage allows "
-                f"({schema.MAX_FOLDER_BYTES} bytes a folder, {MAX_KEY_BYTES} in all): nothing was published; partition by a column with shorter values"
+                f"({schema.MAX_FOLDER_BYTES} bytes a folder, {MAX_KEY_BYTES} in all): nothing was published; partition by a "
+                "column with shorter values"
             )
 
 
