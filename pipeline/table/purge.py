@@ -44,11 +44,13 @@ def purge(table: Folder, ids: Sequence[str]) -> Purged:
     chunked = bool(parent.version) and schema.DOC_ID in snapshot.hex_to_schema(parent.schema).names
     wanted = _Wanted(ids=pa.array(sorted(set(ids)), pa.string()), chunked=chunked)
     with commit.conflict_if_overtaken(table, parent, parent.fingerprint):
-        version, rows, letters = _publish_without(table, parent, wanted)
+        staged = _forget_staged(table, wanted)
+        version, rows, letters = _publish_without(table, parent, wanted, bool(staged))
     if version.version != parent.version:
         materialise.materialise(table, version)
     own = layout.changes(version.version) if version.version != parent.version else None
-    files = _erase_elsewhere(table, version, wanted, own)
+    table.delete(staged)
+    files = len(staged) + _erase_elsewhere(table, version, wanted, own)
     if not rows and not letters and not files:
         raise InputError(
             f"table {table.url} holds none of the {len(wanted.ids)} ids, the first is {ids[0]!r}: give them as the id "
@@ -57,14 +59,24 @@ def purge(table: Folder, ids: Sequence[str]) -> Purged:
     return Purged(version=version.version, rows=rows, dead_letters=letters, files=files)
 
 
-def _publish_without(table: Folder, parent: Snapshot, wanted: "_Wanted") -> tuple[Snapshot, int, int]:
-    """(the version without the rows, how many left it, how many of its dead letters); `parent` where it has none."""
+def _forget_staged(table: Folder, wanted: "_Wanted") -> list[str]:
+    """Staged files with the ids. They go when another version is there: until then, a run that read their records may publish
+    them. Later runs don't, as the records go now; a record whose parts are gone would be invalid anyway."""
+    found = [info.path for info in table.list(layout.STAGED_PARTS) if _holds(table, info.path, wanted)]
+    units = {layout.staged_unit(path) for path in found}
+    table.delete(info.path for info in table.list(layout.RECORDS) if layout.staged_unit(info.path) in units)
+    return found
+
+
+def _publish_without(table: Folder, parent: Snapshot, wanted: "_Wanted", anyway: bool) -> tuple[Snapshot, int, int]:
+    """(the version without the rows, how many left it, how many of its dead letters); `parent` where it has none of them,
+    unless a version is wanted anyway."""
     nonce = uuid.uuid4().hex[:12]
     folder = layout.publication(nonce)
     held = [part for part in parent.parts if _holds(table, part.path, wanted)]
     letters = [(rows, wanted.among(rows)) for rows in commit.dead_letters(table, parent)]
     num_letters = sum(pc.sum(found).as_py() or 0 for _, found in letters)
-    if not held and not num_letters:
+    if not held and not num_letters and not (anyway and parent.version):
         return parent, 0, 0
     gone = _Gone()
     smaller = [
@@ -174,10 +186,10 @@ def _amended(parent: Snapshot, gone: _Gone) -> pa.Table:
 
 def _erase_elsewhere(table: Folder, current: Snapshot, wanted: "_Wanted", own: str | None) -> int:
     """Every file below the table that has ids, but the live parts, the list of changes `own`, and what a publisher may yet
-    commit; returns how many held some.
+    commit, staged work among it; returns how many held some.
 
-    Lists of rows are written anew without them. Superseded parts and staged work are deleted: versions that held them can't
-    be read or brought back any more, and a run encodes that work again.
+    Lists of rows are written anew without them. Superseded parts are deleted: versions that held them can't be read or brought
+    back any more.
     """
     live = {part.path for part in current.parts}
     erased = 0
@@ -198,16 +210,12 @@ def _erase_elsewhere(table: Folder, current: Snapshot, wanted: "_Wanted", own: s
             rows = snapshot.read_parquet(table.read(info.path))
             table.write(info.path, snapshot.to_parquet(rows.filter(pc.invert(wanted.among(rows)))))
             continue
-        unit = layout.staged_unit(info.path)
-        if unit is not None:
-            # Before its part: a record whose parts are gone is invalid.
-            table.delete(record.path for record in table.list(f"{layout.RECORDS}{unit}"))
         table.delete([info.path])
     return erased
 
 
 _LISTS = (layout.CHANGES, layout.DEAD_LETTERS)
-_HOLDERS = (layout.DATA, layout.TRASH, layout.STAGED_PARTS, layout.PUBLICATIONS, *_LISTS)
+_HOLDERS = (layout.DATA, layout.TRASH, layout.PUBLICATIONS, *_LISTS)
 
 
 def _is_list(path: str) -> bool:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import planning
-from pipeline.errors import CommitConflict, InputError, RunError
+from pipeline.errors import CommitConflict, InputError, RunError, StorageError
 from pipeline.storage import Folder, s3
 from pipeline.table import clean, commit, layout, materialise, purge, record, rollback, rows, snapshot
 from pipeline.table.snapshot import Snapshot
@@ -306,6 +306,33 @@ def test_a_purge_that_a_run_overtakes_says_so_and_can_be_given_again(tmp_path):
         with pytest.raises(InputError, match="holds none"):
             purge.purge(table, ["4x"])
     assert conflicts > 5
+
+
+def staged_too(table: Folder) -> None:
+    two_versions(table)
+    stage(table, make_unit(f"{MODEL}-d", 7), IDS["d"], attempt="earlier")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(0, 80, 8))
+def test_a_purge_never_takes_what_a_run_that_is_publishing_it_needs(moment, tmp_path):
+    """The run is stopped once, the purge anywhere: each may be amid its commit."""
+    for operations in range(0, 120, 4):
+        table = Folder(str(tmp_path / str(operations)))
+        staged_too(table)
+        processes = {"purge": lambda table: purge.purge(table, ["6z"]), "run": run(OURS)}
+        ended, taken = take_turns(
+            table, processes, [("run", moment), ("purge", operations), ("run", 8), ("purge", ENDLESS)]
+        )
+        for result in ended.values():
+            # A run whose records were taken before it read them is to start again.
+            assert isinstance(result, Snapshot | purge.Purged | RunError), repr(result)
+            assert not isinstance(result, StorageError), repr(result)
+        current = materialise.finish(table)
+        assert [info.path for info in table.list("data")] == sorted(part.path for part in current.parts)
+        embed(table, LATER)
+        if taken["purge"] <= operations:
+            return
 
 
 PROCESSES = {
