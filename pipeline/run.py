@@ -527,7 +527,7 @@ def publish(
     prepared: Prepared, cluster: "Cluster", run: str, timings: Mapping[str, float]
 ) -> tuple[Snapshot, dict[str, float]]:
     """Commit the version and bring the folder into its state; returns it with the seconds that both took. Where all that was
-    to do was to try dead letters again, and none has a vector now, there is nothing to commit: the parent is returned.
+    to do was to try dead letters again, and all failed again, there is nothing to commit: the parent is returned.
 
     Raises RunError when slices are missing, too many rows failed or the gate refuses; CommitConflict when overtaken.
     """
@@ -560,10 +560,14 @@ def publish(
 
 
 def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record]]:
-    """The records of those units that have a vector for some of their dead letters now."""
+    """The records of those units of whose dead letters some have a vector now, or are left out."""
     before = parent.tallies()
-    found = {unit: plan.records[again.unit_id] for unit, again in plan.retried.items()}
-    return {unit: items for unit, items in found.items() if commit.gives_rows(before[unit], commit.tally_of(items))}
+    found = {unit: (again, plan.records[again.unit_id]) for unit, again in plan.retried.items()}
+    return {
+        unit: items
+        for unit, (again, items) in found.items()
+        if commit.mends(before[unit], commit.tally_of(items), placed=again.is_placed)
+    }
 
 
 def _lost_rows(parent: Snapshot, plan: Plan) -> int:
@@ -723,7 +727,7 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
         seconds=timings,
         output_bytes=sum(part.size for part in version.parts),
         retried=sum(len(unit.only or ()) for unit in again.values()),
-        recovered=sum(before[unit].failed - now[unit].failed for unit in again),
+        recovered=sum(now[unit].documents - before[unit].documents for unit in again),
         notes=tuple(notes),
     )
 

@@ -62,6 +62,11 @@ class Unit:
     only: tuple[tuple[int, int], ...] | None = None
     """Where rows are tried again: (source, position) of each, sorted. The others count as left out."""
 
+    @property
+    def is_placed(self) -> bool:
+        """Each of the rows that are tried again has a position."""
+        return all(position != NO_PLACE for _, position in self.only or ())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:

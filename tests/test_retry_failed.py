@@ -117,3 +117,30 @@ def test_a_table_without_dead_letters_has_nothing_to_do(retry_failed, tiny_model
     embed(spec)
     assert not plan(spec, retry_failed=retry_failed).changes_pending
     assert embed(spec, retry_failed=retry_failed).version == 1
+
+
+@pytest.mark.parametrize("rule", [{"where": "lang == 'en'"}, {"on_null": "skip"}])
+def test_a_row_that_is_left_out_now_that_it_can_be_read_is_no_dead_letter_and_keeps_no_other_back(
+    rule, tiny_model, tmp_path
+):
+    (tmp_path / "source").mkdir()
+    filler = "and more " * 10
+    rows = [
+        {"id": "a", "text": "a", "lang": "en"},
+        {"id": "b", "text": f"b {filler}", "lang": "en"},
+        {"id": "c", "text": None, "lang": f"de {filler}"},
+    ]
+    (tmp_path / "source" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def spec(table, max_row_bytes):
+        limits = {"max_row_bytes": max_row_bytes, "max_failed_rows": 1000}
+        return spec_of(tmp_path / "source", tiny_model, tmp_path / table, source=rule, limits=limits)
+
+    wanted = embed(spec("wanted", LONG))
+    assert embed(spec("table", SHORT)).counts.failed == 2
+    after = embed(spec("table", LONG), retry_failed=True)
+    same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "wanted"))
+    assert after.tallies() == wanted.tallies()
+    assert (after.counts.failed, after.counts.skipped) == (0, 1)
+    assert letters(Folder(str(tmp_path / "table"), {}), after.version) == []
+    assert not plan(spec("table", LONG), retry_failed=True).changes_pending

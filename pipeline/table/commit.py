@@ -57,7 +57,7 @@ class Work:
     kept: frozenset[str]
     """Live units that stay."""
     retried: Mapping[str, Sequence[Record]] = field(default_factory=dict)
-    """Of the kept units those with new rows for some dead letters: the complete chain of records of trying these again."""
+    """Of the kept units those of whose dead letters some fail no more: the complete chain of records of trying these again."""
 
     @property
     def records(self) -> list[Record]:
@@ -76,20 +76,23 @@ class Work:
 
 
 def retried(before: Tally, again: Tally) -> Tally:
-    """Of a unit whose failed rows were tried `again`, in which its other rows count as left out."""
+    """Of a unit whose failed rows were tried `again`, in which its other rows count as left out. A row that can be read now
+    may be left out, too."""
     return Tally(
         rows=before.rows + again.rows,
         documents=before.documents + again.documents,
         failed=again.failed,
-        skipped=before.skipped,
+        skipped=before.skipped + before.failed - again.documents - again.failed,
     )
 
 
-def gives_rows(before: Tally, again: Tally) -> bool:
-    """Whether trying a unit's failed rows again gave some, and met each of its rows: a file that was broken may be read
-    further than before, and then holds rows that nobody tried."""
-    failed_rows = again.documents + again.failed
-    return again.documents > 0 and failed_rows == before.failed and again.source_rows == before.source_rows
+def mends(before: Tally, again: Tally, *, placed: bool) -> bool:
+    """Whether some of a unit's failed rows, tried `again`, fail no more, and each of its rows was met: a file that was broken
+    may be read further than before, and then holds rows that nobody tried. Of failed rows that are not all `placed` by their
+    position, one that is missing now was left out or never found: nobody knows."""
+    missing = before.failed - again.documents - again.failed
+    met = again.source_rows == before.source_rows and (missing == 0 or (missing > 0 and placed))
+    return met and again.failed < before.failed
 
 
 def tally_of(records: Sequence[Record]) -> Tally:
