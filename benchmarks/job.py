@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        texts = _jsonl_texts(arguments.corpus) if arguments.corpus else _demo_texts()
+        texts = _jsonl_texts(arguments.corpus) if arguments.corpus else demo_texts()
         _write_corpus(texts[: arguments.rows], Path(folder))
         rates: dict[str, list[float]] = {name: [] for name in arguments.only}
         starts: dict[str, list[float]] = {name: [] for name in arguments.only}
@@ -69,7 +69,7 @@ def _jsonl_texts(path: str) -> list[str]:
     return [f"{row.get('title', '')} {row.get('text', row.get('abstract', ''))}".strip() for row in rows]
 
 
-def _demo_texts() -> list[str]:
+def demo_texts() -> list[str]:
     """The demo corpus by paragraphs, which are of every length."""
     parquet = [row for path in sorted(CORPUS.rglob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     paragraphs = [piece.strip() for row in parquet for piece in row["text"].split("\n\n")]

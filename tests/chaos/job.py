@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import yaml
 
+from benchmarks.job import demo_texts
 from tests import faulty
 from tests.chaos import processes
 from tests.conftest import DATA
@@ -43,13 +43,13 @@ SLOWED_S = {
 
 
 def write_corpus(folder: Path, num_rows: int) -> str:
-    """Parquet files of news, or the demo's documents where the news are missing; returns which."""
+    """Parquet files of news, or the demo's paragraphs where the news are missing; returns which."""
     path = DATA / "corpora" / "ag_news_test.jsonl.gz"
     if path.exists():
         with gzip.open(path, "rt", encoding="utf-8") as file:
             texts = [json.loads(line)["text"] for line in file]
     else:
-        texts = pads.dataset(ROOT / "demo" / "corpus").to_table(columns=["text"])["text"].to_pylist()
+        texts = demo_texts()
     rows = [
         {"id": f"doc-{n}", "text": texts[n % len(texts)], "length": len(texts[n % len(texts)]), "label": n % PARTITIONS}
         for n in range(num_rows)
@@ -57,7 +57,7 @@ def write_corpus(folder: Path, num_rows: int) -> str:
     folder.mkdir(parents=True)
     for index in range(FILES):
         pq.write_table(pa.Table.from_pylist(rows[index::FILES]), folder / f"{index}.parquet")
-    return "AG News" if path.exists() else "the demo's documents"
+    return "AG News" if path.exists() else "the demo's paragraphs"
 
 
 @dataclass(frozen=True, kw_only=True)
