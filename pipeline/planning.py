@@ -51,6 +51,11 @@ class Plan:
         )
 
     @property
+    def rows_to_retry(self) -> int:
+        """Dead letters that are tried again."""
+        return sum(len(unit.only or ()) for unit in self.retried.values())
+
+    @property
     def changes_nothing(self) -> bool:
         return not self.added and not self.dropped and not self.retried
 

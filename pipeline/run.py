@@ -561,6 +561,8 @@ def publish(
 
 def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record]]:
     """The records of those units of whose dead letters some have a vector now, or are left out."""
+    if not plan.retried:
+        return {}
     before = parent.tallies()
     found = {unit: (again, plan.records[again.unit_id]) for unit, again in plan.retried.items()}
     return {
@@ -713,8 +715,6 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
             f"this object store ignores create-only writes: two runs that publish at once are told apart unless a write takes "
             f"longer than {commit.SETTLE_S:g} s, so let the scheduler see to one run at a time"
         )
-    again = prepared.plan.retried
-    before, now = prepared.parent.tallies(), version.tallies()
     return Summary(
         table=prepared.table.url,
         version=version.version,
@@ -726,10 +726,18 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
         tokens_per_s=encoded.effort.tokens / encoded.seconds if encoded.seconds else 0.0,
         seconds=timings,
         output_bytes=sum(part.size for part in version.parts),
-        retried=sum(len(unit.only or ()) for unit in again.values()),
-        recovered=sum(now[unit].documents - before[unit].documents for unit in again),
+        retried=prepared.plan.rows_to_retry,
+        recovered=_recovered_rows(prepared, version),
         notes=tuple(notes),
     )
+
+
+def _recovered_rows(prepared: Prepared, version: Snapshot) -> int:
+    """Of the rows that were tried again, those that the version holds. The lists are long: most runs need not look."""
+    if not prepared.plan.retried:
+        return 0
+    before, now = prepared.parent.tallies(), version.tallies()
+    return sum(now[unit].documents - before[unit].documents for unit in prepared.plan.retried)
 
 
 def nothing_to_do(prepared: Prepared) -> Summary:
@@ -807,7 +815,7 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         units_recorded=len(plan.added) - len(tasks),
         units_reused=len(plan.kept),
         units_dropped=len(plan.dropped),
-        rows_to_retry=sum(len(unit.only or ()) for unit in plan.retried.values()),
+        rows_to_retry=plan.rows_to_retry,
         dim=prepared.encoder.dim,
         fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
         plan_s=round(prepared.plan_s, 3),

@@ -366,18 +366,11 @@ def write_dead_letters(table: Folder, folder: str, rows: Iterable[pa.Table]) -> 
 
 
 def _new_dead_letters(table: Folder, work: Work) -> Iterator[pa.Table]:
-    for unit, records in work.done:
-        for record in records:
-            if record.dead_letters:
-                yield rewrite.renumbered(_staged_letters(table, record), _renumbering(unit, record))
-    for records in work.retried.values():
-        for record in records:
-            if record.dead_letters:
-                yield _staged_letters(table, record)
-
-
-def _staged_letters(table: Folder, record: Record) -> pa.Table:
-    return snapshot.read_parquet(table.read(record.dead_letters[0]) if record.dead_letters else None)
+    done = [(record, _renumbering(unit, record)) for unit, records in work.done for record in records]
+    again: list[tuple[Record, Renumbering]] = [(record, {}) for records in work.retried.values() for record in records]
+    for record, renumbering in [*done, *again]:
+        if record.dead_letters:
+            yield rewrite.renumbered(snapshot.read_parquet(table.read(record.dead_letters[0])), renumbering)
 
 
 def _write_rolling(table: Folder, folder: str, batches: Iterable[pa.Table], columns: pa.Schema) -> int:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pipeline.errors import StorageError
 from pipeline.storage import Folder
-from pipeline.table import layout, snapshot
+from pipeline.table import layout, record, snapshot
 from pipeline.table.part import materialised, parts_to_table
 from pipeline.table.snapshot import Snapshot, to_parquet
 
@@ -112,9 +112,7 @@ def _remove_staged(table: Folder, version: Snapshot) -> None:
     listed = table.list(layout.STAGING)
     staged = [info.path for info in listed if (info.path, info.version) in consumed]
     publication = [info.path for info in listed if info.path.startswith(version.publication)]
-    # Records after parts: a record whose parts are gone is invalid and gets deleted, parts without a record are orphans.
-    table.delete(path for path in staged if not path.startswith(layout.RECORDS))
-    table.delete(path for path in staged if path.startswith(layout.RECORDS))
+    record.delete_staged(table, staged)
     # Last, as it lists what was to go.
     table.delete(publication)
 

@@ -6,7 +6,7 @@ of a unit that cover its rows without a gap, the final one saying so, make the u
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -153,9 +153,13 @@ def forget(table: Folder, units: Iterable[str]) -> None:
     """Delete what was staged for these units."""
     gone = set(units)
     staged = [info.path for info in table.list(layout.STAGING) if layout.staged_unit(info.path) in gone] if gone else []
-    # Records last: one whose parts are gone is invalid, parts without a record are orphans.
-    table.delete(path for path in staged if not path.startswith(layout.RECORDS))
-    table.delete(path for path in staged if path.startswith(layout.RECORDS))
+    delete_staged(table, staged)
+
+
+def delete_staged(table: Folder, paths: Collection[str]) -> None:
+    """Records last: one whose parts are gone is invalid and gets deleted, parts without a record are orphans."""
+    table.delete(path for path in paths if not path.startswith(layout.RECORDS))
+    table.delete(path for path in paths if path.startswith(layout.RECORDS))
 
 
 def chain(records: Sequence[Record]) -> list[Record]:
