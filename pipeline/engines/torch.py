@@ -12,13 +12,12 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.engines.device import ready_device, translated_errors
+from pipeline.engines.head import Head
 from pipeline.engines.packed_linear import pack_linear_layers
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec
-from pipeline.model.modules import TokenVectors, build_post_modules, build_token_modules, pool
 from pipeline.model.quiet import quiet_transformers
 from pipeline.model.transformer import ARCHITECTURES
 
@@ -35,15 +34,13 @@ class TorchEngine:
         """
         self.dim = spec.dim
         self._device = ready_device(device, threads)
-        self._modes = spec.pooling
         self._prompt_length = prompt_length
         self._model = load_transformer(spec).to(self._device)
         if device == "cpu" and spec.precision == "float32":
             pack_linear_layers(self._model)
         self._token_types = token_types and ARCHITECTURES[spec.model_type].adds_token_types
         self._all_layers = {"output_hidden_states": True} if spec.needs_all_layers else {}
-        self._token_modules = build_token_modules(spec).eval().to(self._device)
-        self._post = build_post_modules(spec).eval().to(self._device)
+        self._head = Head(spec, prompt_length).to(self._device)
         if spec.precision != "float32":
             self._prove(spec)
 
@@ -63,9 +60,7 @@ class TorchEngine:
                 input_ids=tokens, attention_mask=attended, return_dict=True, **types, **self._all_layers
             )
             layers = output.hidden_states if self._all_layers else ()
-            read = TokenVectors(output.last_hidden_state.float(), tokens, sizes, layers)
-            vectors: Tensor = self._post(pool(self._token_modules(read), self._modes, self._prompt_length))
-            result: NDArray[np.float32] = vectors.contiguous().cpu().numpy()
+            result: NDArray[np.float32] = self._head(output.last_hidden_state, tokens, sizes, layers).cpu().numpy()
             return result
 
     def _prove(self, spec: EncoderSpec) -> None:

@@ -265,7 +265,7 @@ def test_half_precision_is_that_of_the_transformer_alone(folder, precision, dtyp
     engine = TorchEngine(spec, "cpu", 1)
     assert {weight.dtype for weight in engine._model.parameters()} == {dtype}
     read = []
-    engine._token_modules.register_forward_hook(lambda module, inputs, output: read.append(output.vectors.dtype))
+    engine._head.token_modules.register_forward_hook(lambda module, inputs, output: read.append(output.vectors.dtype))
     vectors = engine.encode(random_ids(2, 5), np.array([5, 3], np.int32))
     assert read == [torch.float32]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
