@@ -76,7 +76,9 @@ def _clean(arguments: Arguments, table: Folder) -> int:
     if not arguments.older_than >= 0:
         raise InputError(f"--older-than is {arguments.older_than}; give days, 0 or more")
     litter = clean.clean(table, arguments.older_than, dry_run=arguments.dry_run)
-    kinds = {"orphans": litter.orphans, "trash": litter.trash, "staging": litter.staging}
+    kinds = {"orphans": litter.orphans, "trash": litter.trash, "staging": litter.staging} | (
+        {"leases": litter.leases} if litter.leases else {}
+    )
     counts: dict[str, Any] = {
         name: {"files": len(found), "bytes": sum(info.size for info in found)} for name, found in kinds.items()
     }

@@ -242,19 +242,25 @@ class ResourceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSpec:
-    """A limit on rows below 1 is a share of the rows read, else a count."""
+    """A limit on rows below 1 is a share, else a count."""
 
     max_failed_rows: float = 0.01
+    """Of the rows read."""
     max_deleted_rows: float = 0.2
+    """Of the table's rows, that one reindex may take from it."""
     max_row_bytes: int = 16 * 2**20
     unit_rows: int = 8192
     unit_timeout_s: float = 1800
+    wait_s: float = 0
+    """For a table that another run works on; then this one ends and has done nothing."""
+    lease_s: float = 300
+    """After its last sign of life a run still has the table; where it can be seen to be dead, no longer."""
 
     def __post_init__(self) -> None:
-        for name in ("max_failed_rows", "max_deleted_rows"):
+        for name in ("max_failed_rows", "max_deleted_rows", "wait_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)}; give 0 or more")
-        for name in ("max_row_bytes", "unit_rows", "unit_timeout_s"):
+        for name in ("max_row_bytes", "unit_rows", "unit_timeout_s", "lease_s"):
             if not 1 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"limits.{name} is {getattr(self, name)}; give at least 1")
 

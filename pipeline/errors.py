@@ -3,6 +3,7 @@
     PipelineError
     ├── InputError            exit 2: the configuration or the input is wrong; found before any work
     │   └── ConfigError         a key, a value or a type in the configuration
+    ├── TableBusy             exit 0: another run works on the table; found before any work
     └── RunError              exit 1: nothing was published, finished work is kept
         ├── StorageError        the object store or the disk refused or failed
         │   └── StorageUnavailable  it failed in a way that passes, but not in time
@@ -41,6 +42,12 @@ class InputError(PipelineError):
 
 class ConfigError(InputError):
     """A key, a value or a type in the configuration is wrong."""
+
+
+class TableBusy(PipelineError):
+    """Another run works on the table, and does what this one was to do: no failure, but nothing was done."""
+
+    exit_code = 0
 
 
 class RunError(PipelineError):

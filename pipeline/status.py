@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.metrics import duration, size
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
-from pipeline.table import commit, layout, rows, snapshot
+from pipeline.table import commit, layout, lease, rows, snapshot
 from pipeline.table.record import READERS
 
 MOST_ERRORS = 5
@@ -53,6 +53,8 @@ class Status:
     versions: tuple[VersionStatus, ...]
     """Oldest first; the last is the current one."""
     held: bool
+    worked_on: dict[str, Any] | None
+    """Who has the table's lease, by this machine's clock."""
     staged: StagedWork
     failed_by_stage: dict[str, int]
     failed_most: tuple[tuple[str, int], ...]
@@ -75,6 +77,9 @@ class Status:
         lines += [f"  {_line(version)}" for version in self.versions[-SHOWN_VERSIONS:]]
         if self.held:
             lines.append("  held       runs publish nothing until `--release`")
+        if self.worked_on is not None:
+            at_work = "{work}, process {pid} on {host}, since {since}; its lease runs until {until}"
+            lines.append(f"  at work    {at_work.format(**self.worked_on)}")
         staged = self.staged
         if staged.files:
             since = f", the last {duration(staged.youngest_s)} ago" if staged.youngest_s is not None else ""
@@ -115,12 +120,14 @@ def status(table: Folder) -> Status:
     trash = [info for info in listed if info.path.startswith(layout.TRASH)]
     orphans = [info for info in in_data if info.path not in live]
     stages, errors = _failures(table, current)
+    holder = lease.holder(table, time.time())
     with ThreadPoolExecutor(READERS) as pool:
         versions = tuple(pool.map(lambda number: _version(table, number, layout.done(number) in done), numbers))
     return Status(
         table=table.url,
         versions=versions,
         held=snapshot.is_held(table, current),
+        worked_on=holder.to_dict() if holder else None,
         staged=staged,
         failed_by_stage=stages,
         failed_most=errors,

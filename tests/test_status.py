@@ -5,7 +5,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.status import files, status
 from pipeline.storage import Folder
-from pipeline.table import layout, materialise, rollback, snapshot
+from pipeline.table import layout, lease, materialise, rollback, snapshot
 from tests.table.test_publish import Crash, Crashing, make_unit, publish, stage
 
 DESIRED = [{"a": ["1x", "2y"], "b": ["3x"]}, {"b": ["3x"], "c": ["1x", "5z"]}]
@@ -46,6 +46,17 @@ def test_at_every_moment_of_a_publish_the_status_is_that_of_the_committed_versio
             break
         deaths += 1
     assert pending > 5
+
+
+def test_who_works_on_the_table_is_told(tmp_path):
+    table = Folder(str(tmp_path), {})
+    publish(table, DESIRED[0])
+    assert status(read_only(tmp_path)).worked_on is None
+    with lease.held(table, "reindex") as held:
+        found = status(read_only(tmp_path))
+        assert (found.worked_on["work"], found.worked_on["pid"]) == ("reindex", held.owner.pid)
+        assert f"  at work    reindex, process {held.owner.pid} on " in str(found)
+    assert "at work" not in str(status(read_only(tmp_path)))
 
 
 def test_staged_work_the_trash_and_orphans_are_counted(tmp_path):

@@ -4,14 +4,13 @@ Kept are the current version and the one before it: both can be read, and the ta
 `meta/` always stay. Age is told by the store's clock.
 """
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import CommitConflict
 from pipeline.storage import Folder
 from pipeline.storage.file import TEMPORARY, FileInfo
-from pipeline.table import layout, materialise, snapshot
+from pipeline.table import clock, layout, materialise, snapshot
 
 DAY_S = 86_400.0
 OLD_DAYS = 7.0
@@ -29,10 +28,12 @@ class Litter:
     """Superseded parts that no kept version holds."""
     staging: tuple[FileInfo, ...] = ()
     """Work of runs that never published."""
+    leases: tuple[FileInfo, ...] = ()
+    """All but the last: they are done with."""
 
     @property
     def files(self) -> tuple[FileInfo, ...]:
-        return (*self.orphans, *self.trash, *self.staging)
+        return (*self.orphans, *self.trash, *self.staging, *self.leases)
 
 
 def clean(table: Folder, older_than_days: float = OLD_DAYS, *, dry_run: bool = False) -> Litter:
@@ -43,7 +44,7 @@ def clean(table: Folder, older_than_days: float = OLD_DAYS, *, dry_run: bool = F
     current = snapshot.current(table) if dry_run else materialise.finish(table)
     # Listed before the version is read again: whatever a later version needs is then either not listed, or named by it.
     listed = table.list(temporary=True)
-    now = max((info.modified for info in listed), default=0.0) if dry_run else _now(table)
+    now = max((info.modified for info in listed), default=0.0) if dry_run else clock.now(table)
     if max(snapshot.versions(table), default=0) != current.version:
         raise CommitConflict(f"another run published {table.url} meanwhile: nothing was deleted, start again")
     before = snapshot.read(table, current.version - 1) if current.version > 1 else snapshot.empty()
@@ -65,7 +66,8 @@ def _litter(
     kept = live | {part.path for part in before.parts}
     staged = [info for info in listed if _is_work(info.path)]
     at_work = any(info.modified > at_work_after for info in staged)
-    orphans, trash, staging = [], [], []
+    orphans, trash, staging, leases = [], [], [], []
+    last_lease = max((layout.lease_number(info.path) or 0 for info in listed), default=0)
     for info in listed:
         if info.modified > old_before:
             continue
@@ -77,22 +79,11 @@ def _litter(
             trash.append(info)
         elif info.path.startswith(layout.STAGING) and not (at_work and _is_work(info.path)):
             staging.append(info)
-    return Litter(orphans=tuple(orphans), trash=tuple(trash), staging=tuple(staging))
+        elif (layout.lease_number(info.path) or last_lease) < last_lease:
+            leases.append(info)
+    return Litter(orphans=tuple(orphans), trash=tuple(trash), staging=tuple(staging), leases=tuple(leases))
 
 
 def _is_work(path: str) -> bool:
     """What a run can go on from, or is about to publish."""
     return path.startswith((layout.RECORDS, layout.STAGED_PARTS, layout.PUBLICATIONS))
-
-
-def _now(table: Folder) -> float:
-    """Unix seconds, by the clock of the table's store."""
-    probe = f"{layout.STAGING}clock-{secrets.token_hex(6)}"
-    try:
-        while True:  # another cleaning may take it for litter
-            table.write(probe, b"")
-            for info in table.list(layout.STAGING):
-                if info.path == probe:
-                    return info.modified
-    finally:
-        table.delete([probe])

@@ -18,6 +18,7 @@ CHANGES = "meta/changes/"
 DEAD_LETTERS = "meta/dead_letters/"
 DATA = "data/"
 TRASH = "meta/trash/"
+LEASES = "meta/leases/"
 
 PartitionValue = str | int | bool | datetime.date | None
 Partition = tuple[tuple[str, PartitionValue], ...]
@@ -40,6 +41,16 @@ def released(version: int) -> str:
 def version_of(path: str) -> int | None:
     """The version whose snapshot `path` is, or None for any other file."""
     match = re.fullmatch(re.escape(VERSIONS) + r"(\d{6,})\.json", path)
+    return int(match[1]) if match else None
+
+
+def lease(number: int) -> str:
+    return f"{LEASES}{number:06d}.json"
+
+
+def lease_number(path: str) -> int | None:
+    """None for any other file."""
+    match = re.fullmatch(re.escape(LEASES) + r"(\d{6,})\.json", path)
     return int(match[1]) if match else None
 
 

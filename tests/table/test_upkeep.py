@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import CommitConflict, InputError
 from pipeline.storage import Folder
-from pipeline.table import clean, layout, materialise, purge, rollback, rows, snapshot
+from pipeline.table import clean, clock, layout, materialise, purge, rollback, rows, snapshot
 from tests.inline import embed, read_table, spec_of
 from tests.table.test_publish import (
     Crash,
@@ -128,8 +128,8 @@ def test_cleaning_keeps_two_versions_whole_and_takes_what_is_old(tmp_path):
 def test_staged_work_that_nobody_went_on_with_is_cleaned(tmp_path, monkeypatch):
     table = table_with_history(tmp_path)
     stage(table, make("forsaken", 77), ["9x"])
-    now = clean._now(table)
-    monkeypatch.setattr(clean, "_now", lambda _: now + 8 * clean.DAY_S)
+    now = clock.now(table)
+    monkeypatch.setattr(clock, "now", lambda _: now + 8 * clean.DAY_S)
     litter = clean.clean(table)
     assert len(litter.staging) == 2
     assert not table.list(layout.STAGING)
@@ -137,13 +137,13 @@ def test_staged_work_that_nobody_went_on_with_is_cleaned(tmp_path, monkeypatch):
 
 def test_a_version_published_meanwhile_stops_the_cleaning(tmp_path, monkeypatch):
     table = table_with_history(tmp_path)
-    now = clean._now(table)
+    now = clock.now(table)
 
     def and_then_one_is_published(_):
         publish(table, HISTORY[0])
         return now + 8 * clean.DAY_S
 
-    monkeypatch.setattr(clean, "_now", and_then_one_is_published)
+    monkeypatch.setattr(clock, "now", and_then_one_is_published)
     with pytest.raises(CommitConflict, match="nothing was deleted"):
         clean.clean(table)
     assert len(content(table, 1)) == 3

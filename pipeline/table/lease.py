@@ -1,0 +1,210 @@
+"""Who works on a table, told to those who start meanwhile: numbered create-only files, of which the highest number counts.
+
+Advice, to save work: two that work at once do no harm, since only one can commit. A lease names its owner and says for how
+many seconds from its writing it holds; it is renewed and given back by creating the next number, and taken over likewise
+when it has run out. When it was written, and whether it has run out, is told by the store's clock alone, so the clocks of
+the owners may be wrong. The owner must renew within that time, though: one that is stopped for longer is overtaken, and
+finds out when it goes on. The highest number is never deleted, so that one who looked long ago can't come first.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import StorageError, TableBusy
+from pipeline.process import Process, is_dead, this_process
+from pipeline.storage import Folder
+from pipeline.storage.file import FileInfo
+from pipeline.table import clock, layout
+
+LEASE_S = 300.0
+"""How long a table stays taken by a run that died where nobody can see it."""
+RENEWALS = 4
+"""In the time that a lease holds: storage may fail for most of it."""
+POLL_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who has a table, or had it."""
+
+    owner: Process
+    work: str
+    """What it does, in a word."""
+    since: str
+    """UTC, by the owner's clock: for people."""
+    until: float
+    """Unix seconds, by the store's clock."""
+
+    def __str__(self) -> str:
+        return f"{self.work}, {self.owner}, since {self.since}"
+
+    @property
+    def until_utc(self) -> str:
+        return datetime.datetime.fromtimestamp(self.until, datetime.UTC).isoformat(timespec="seconds")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"host": self.owner.host, "pid": self.owner.pid, "work": self.work, "since": self.since} | {
+            "until": self.until_utc
+        }
+
+
+@dataclass(kw_only=True)
+class Lease:
+    """Held by this process until it is released, or lost."""
+
+    table: Folder
+    number: int
+    work: str
+    seconds: float
+    since: str
+    owner: Process = field(default_factory=this_process)
+    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+    lost: bool = False
+    """Another has it now."""
+
+    def renew(self) -> bool:
+        """False if another has taken it over: it was not renewed in time."""
+        return self._go_on(released=False)
+
+    def release(self) -> None:
+        """The table is free, unless another has it."""
+        if not self.lost:
+            self._go_on(released=True)
+
+    def _go_on(self, *, released: bool) -> bool:
+        following = dataclasses.replace(self, number=self.number + 1)
+        self.lost = not following.create(released=released)
+        self.number += not self.lost
+        return not self.lost
+
+    def create(self, *, released: bool = False) -> bool:
+        """Write it under its number; False if another was first. Lower numbers are done with."""
+        path = layout.lease(self.number)
+        if self.table.create_once(path, self._content(released=released)) is not None:
+            return False
+        # Of a number that was deleted as done with, or on a store that tells all who create that they were first.
+        numbers = _numbers(self.table)
+        if max(numbers, default=0) != self.number or self.table.read(path) != self._content(released=released):
+            return False
+        self.table.delete(numbers[number].path for number in numbers if number < self.number)
+        return True
+
+    def _content(self, *, released: bool) -> bytes:
+        described = {"owner": dataclasses.asdict(self.owner), "work": self.work, "since": self.since}
+        return json.dumps(described | {"seconds": self.seconds, "released": released, "nonce": self.nonce}).encode()
+
+
+def holder(table: Folder, now: float) -> Holder | None:
+    """Who has the table at a moment of the store's clock."""
+    _, found = _last(table)
+    return found if found is not None and found.until > now and not is_dead(found.owner) else None
+
+
+def take(table: Folder, work: str, seconds: float = LEASE_S) -> Lease:
+    """Have the table. Raises TableBusy, which says who has it until when."""
+    while True:
+        number, found = _last(table)
+        if found is not None and not is_dead(found.owner) and found.until > clock.now(table):
+            raise TableBusy(
+                f"table {table.url} is being worked on ({found}), its lease runs until {found.until_utc} and is renewed "
+                "while it lives: nothing was done"
+            )
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        lease = Lease(table=table, number=number + 1, work=work, seconds=seconds, since=since)
+        if lease.create():
+            return lease
+
+
+def take_patiently(table: Folder, work: str, seconds: float, wait_s: float) -> Lease:
+    """The same, waiting for so long at most until it is free."""
+    give_up = time.monotonic() + wait_s
+    told = False
+    while True:
+        try:
+            return take(table, work, seconds)
+        except TableBusy as busy:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise
+            if not told:
+                _log.warning("waiting for %s s at most: %s", f"{wait_s:g}", busy)
+            told = True
+        time.sleep(min(left, POLL_S))
+
+
+@contextlib.contextmanager
+def held(table: Folder, work: str, seconds: float = LEASE_S, wait_s: float = 0.0) -> Iterator[Lease]:
+    """Have the table while the block runs, renewing it. Raises TableBusy before it runs.
+
+    A lease that is lost meanwhile ends nothing: which of two runs publishes is decided by the commit.
+    """
+    lease = take_patiently(table, work, seconds, wait_s)
+    ended = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(lease, ended), name="lease", daemon=True)
+    renewing.start()
+    try:
+        yield lease
+    finally:
+        ended.set()
+        renewing.join()
+        with _told("can't give back"):
+            lease.release()
+
+
+def _renew(lease: Lease, ended: threading.Event) -> None:
+    while not ended.wait(lease.seconds / RENEWALS):
+        with _told("can't renew"):
+            if not lease.renew():
+                _log.warning(
+                    "the lease of table %s ran out and another run took it: both go on, one of them will publish",
+                    lease.table.url,
+                )
+                return
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Storage that fails harms no work that is under way."""
+    try:
+        yield
+    except StorageError as error:
+        _log.warning("%s a lease, which then runs out by itself: %s", what, error)
+
+
+def _numbers(table: Folder) -> dict[int, FileInfo]:
+    found = {layout.lease_number(info.path): info for info in table.list(layout.LEASES)}
+    return {number: info for number, info in found.items() if number is not None}
+
+
+def _last(table: Folder) -> tuple[int, Holder | None]:
+    """The highest number, and whose it is; None if it was given back."""
+    while True:
+        numbers = _numbers(table)
+        if not numbers:
+            return 0, None
+        last = max(numbers)
+        content = table.read(layout.lease(last))
+        if content is not None:  # else a higher one has come
+            return last, _holder(content, numbers[last].modified)
+
+
+def _holder(content: bytes, written: float) -> Holder | None:
+    try:
+        raw = json.loads(content)
+        if raw["released"]:
+            return None
+        until = written + raw["seconds"]
+        return Holder(owner=Process(**raw["owner"]), work=raw["work"], since=raw["since"], until=until)
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged, or of another program: it binds nobody
