@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-all parity chaos check fix bench clean
+.PHONY: demo test test-all parity chaos check fix bench bench-growth clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jobs.embed conf/demo.yaml
@@ -36,8 +36,13 @@ chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.chaos --kills $(N) --seed $(SEED)
 	$(BIN)/pytest tests/jobs/test_poison.py -k "not every_worker"
 
-bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.job
+# The encoder and the job beside their peers, an hour; BENCH="--minutes 20", or any other option of it.
+BENCH ?=
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.peers $(BENCH)
+
+bench-growth: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.growth $(BENCH)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +53,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,demo,dev]"
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev benchmarks/daft.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(VENV)/daft -r benchmarks/daft.txt
 	@touch $@
 
 clean:

@@ -1,127 +1,262 @@
-"""One way each of embedding a folder of Parquet files with columns `id` and `text`, each a process of its own.
+"""One way each of embedding a folder of texts, each in a process of its own that lives for all rounds.
 
-    python -m benchmarks.contestants NAME CORPUS MODEL THREADS
+    python -m benchmarks.contestants NAME SETTINGS
 
-Prints one JSON line: documents, seconds from the first document's encoding to the last byte written (start-up apart),
-and start-up seconds.
+SETTINGS is a JSON object (see Settings). Loads what it can load once and says so on stdout in a line of JSON, then embeds
+all of the corpus for each line on stdin and answers with one line; between turns it waits. Ends with stdin.
 """
 
+import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from benchmarks import corpora
+
+WARM_UP = 32
+"""Texts that are embedded before the first turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Settings:
+    corpus: str
+    """A folder as corpora.write leaves it."""
+    model: str
+    threads: int
+    precision: str = "float32"
+    engine: str = "auto"
+    batch_size: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
     documents: int
     seconds: float
-    start_s: float
+    """From the first text's encoding to the last vector at its place."""
+    start_s: float = 0.0
+    """What had to be started anew for this turn before."""
+    padding: float | None = None
+    """Share of the tokens computed that is padding, where it is known."""
+    parts: dict[str, float] | None = None
+    """Seconds by part, where they are known; of a ceiling, operations per second."""
 
 
-def bare_encoder(corpus: str, model: str, threads: int) -> Result:
+Contestant = Callable[..., Turn]
+"""Called with what a line on stdin says (`rows`, `batch_size`), once per turn."""
+
+
+def bare_encoder(settings: Settings) -> Contestant:
     """Our tokenizer and encoder over texts in memory: what the job could reach if all else were free."""
-    from pipeline.config import ModelSpec
+    from pipeline.config import from_mapping
     from pipeline.encoder import build_encoder
     from pipeline.model.folder import encoder_spec
     from pipeline.tokenizing import Tokenizer
 
-    started = time.perf_counter()
-    spec = encoder_spec(ModelSpec(path=model))
-    encoder, tokenizer = build_encoder(spec, "cpu", threads), Tokenizer(spec, threads)
-    texts = _texts(corpus)
-    encoder.encode(tokenizer.tokenize(texts[:32]))
-    ready = time.perf_counter()
-    encoder.encode(tokenizer.tokenize(texts))
-    return Result(documents=len(texts), seconds=time.perf_counter() - ready, start_s=ready - started)
+    model = {"path": settings.model, "precision": settings.precision, "engine": settings.engine}
+    spec = encoder_spec(
+        from_mapping({"source": {"path": "-", "text": "-"}, "model": model, "table": {"path": "-"}}).model
+    )
+    encoder, tokenizer = build_encoder(spec, "cpu", settings.threads), Tokenizer(spec, settings.threads)
+    texts = corpora.read_texts(Path(settings.corpus))
+    encoder.encode(tokenizer.tokenize(texts[:WARM_UP]))
+
+    def turn() -> Turn:
+        started = time.perf_counter()
+        tokens = tokenizer.tokenize(texts)
+        tokenized = time.perf_counter()
+        encoded = encoder.encode(tokens)
+        ended = time.perf_counter()
+        return Turn(
+            documents=len(texts),
+            seconds=ended - started,
+            padding=1 - encoded.tokens / encoded.padded_tokens,
+            parts={
+                "tokenize": tokenized - started,
+                "engine": encoded.engine_seconds,
+                "rest": ended - tokenized - encoded.engine_seconds,
+            },
+        )
+
+    return turn
 
 
-def sentence_transformers(corpus: str, model: str, threads: int) -> Result:
+def sentence_transformers(settings: Settings) -> Contestant:
     """`SentenceTransformer.encode` over texts in memory, as its documentation shows it."""
     import torch
     from sentence_transformers import SentenceTransformer
 
-    started = time.perf_counter()
-    torch.set_num_threads(threads)
-    encoder = SentenceTransformer(model, device="cpu")
-    texts = _texts(corpus)
-    encoder.encode(texts[:32])
-    ready = time.perf_counter()
-    encoder.encode(texts, batch_size=32)
-    return Result(documents=len(texts), seconds=time.perf_counter() - ready, start_s=ready - started)
+    torch.set_num_threads(settings.threads)
+    encoder = SentenceTransformer(settings.model, device="cpu")
+    texts = corpora.read_texts(Path(settings.corpus))
+    encoder.encode(texts[:WARM_UP])
+
+    def turn(rows: int | None = None, batch_size: int = settings.batch_size) -> Turn:
+        some = texts if rows is None else texts[:: max(1, len(texts) // rows)]
+        started = time.perf_counter()
+        encoder.encode(some, batch_size=batch_size)
+        return Turn(documents=len(some), seconds=time.perf_counter() - started)
+
+    return turn
 
 
-def ray_documentation(corpus: str, model: str, threads: int) -> Result:
-    """`read_parquet -> map_batches(SentenceTransformer.encode) -> write_parquet`, with as many threads as the others."""
+def ray_documentation(settings: Settings) -> Contestant:
+    """`read_parquet -> map_batches(SentenceTransformer.encode) -> write_parquet`, with as many threads as the others.
+
+    Starts and stops Ray for each turn: an idle one would disturb the others.
+    """
     import ray
+    import ray.data
+
+    model, threads, batch_size = settings.model, settings.threads, settings.batch_size
+
+    def turn() -> Turn:
+        started = time.time()
+        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address="local", num_cpus=threads + 1, **quiet)
+        with tempfile.TemporaryDirectory() as folder:
+            first = Path(folder) / "first"
+
+            class Embed:
+                def __init__(self) -> None:
+                    import torch
+                    from sentence_transformers import SentenceTransformer
+
+                    torch.set_num_threads(threads)
+                    self.model = SentenceTransformer(model, device="cpu")
+
+                def __call__(self, batch):  # type: ignore[no-untyped-def]
+                    if not first.exists():
+                        first.write_text(repr(time.time()))
+                    batch["embedding"] = self.model.encode(list(batch["text"]), batch_size=batch_size)
+                    return batch
+
+            (
+                ray.data.read_parquet(f"{settings.corpus}/rows")
+                .map_batches(Embed, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=threads, batch_size=256)
+                .write_parquet(f"{folder}/out")
+            )
+            ended, began = time.time(), float(first.read_text())
+            documents = _count(f"{folder}/out")
+        ray.shutdown()
+        return Turn(documents=documents, seconds=ended - began, start_s=began - started)
+
+    return turn
+
+
+def daft(settings: Settings) -> Contestant:
+    """Daft's `embed_text` with its provider `transformers`, which is SentenceTransformer.encode, as its documentation shows
+    it: `read_parquet -> with_column -> write_parquet`, at its own batch size."""
+    import daft
     import torch
+    from daft.functions import embed_text
+    from sentence_transformers import SentenceTransformer
 
-    started = time.perf_counter()
-    ray.init(address="local", num_cpus=threads + 1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder) / "first"
+    torch.set_num_threads(settings.threads)
+    encode, first = SentenceTransformer.encode, list[float]()
 
-        class Embed:
-            def __init__(self) -> None:
-                from sentence_transformers import SentenceTransformer
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
+        first.append(time.time())
+        return encode(self, *arguments, **options)
 
-                torch.set_num_threads(threads)
-                self.model = SentenceTransformer(model, device="cpu")
+    SentenceTransformer.encode = watched  # runs in this process: the only sign of when loading ends and work begins
 
-            def __call__(self, batch):  # type: ignore[no-untyped-def]
-                if not first.exists():
-                    first.write_text(repr(time.time()))
-                batch["embedding"] = self.model.encode(list(batch["text"]), batch_size=32)
-                return batch
+    def turn() -> Turn:
+        first.clear()
+        started = time.time()
+        with tempfile.TemporaryDirectory() as folder:
+            rows = daft.read_parquet(f"{settings.corpus}/rows/*.parquet")
+            vectors = embed_text(daft.col("text"), provider="transformers", model=settings.model)
+            rows.with_column("embedding", vectors).write_parquet(f"{folder}/out")
+            ended = time.time()
+            documents = _count(f"{folder}/out")
+        return Turn(documents=documents, seconds=ended - first[0], start_s=first[0] - started)
 
-        (
-            ray.data.read_parquet(corpus)
-            .map_batches(Embed, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=threads, batch_size=256)
-            .write_parquet(f"{folder}/out")
-        )
-        seconds = time.time() - float(first.read_text())
-        documents = ray.data.read_parquet(f"{folder}/out").count()
-    total = time.perf_counter() - started
-    return Result(documents=documents, seconds=seconds, start_s=total - seconds)
+    return turn
 
 
-def job(corpus: str, model: str, threads: int) -> Result:
+def whole_job(settings: Settings) -> Contestant:
     """Our whole job: plan, read, encode, write, commit, materialise; starting and stopping Ray is apart."""
-    from jobs.embed import embed
-    from pipeline.config import from_mapping
+    import pipeline
 
-    with tempfile.TemporaryDirectory() as folder:
-        spec = {
-            "source": {"path": corpus, "id": "id", "text": "text"},
-            "model": {"path": model},
-            "table": {"path": f"{folder}/table"},
-            "resources": {"encoders": threads, "cpus_per_encoder": 1},
-        }
-        summary = embed(from_mapping(spec))
-    work_s = sum(summary.seconds[stage] for stage in ("plan", "flow", "commit", "materialise"))
-    return Result(documents=summary.counts.rows, seconds=work_s, start_s=summary.seconds["total"] - work_s)
+    def turn(**changed: Any) -> Turn:
+        """`changed`: sections of the configuration, laid over those below."""
+        with tempfile.TemporaryDirectory() as folder:
+            given = corpora.job_source(Path(settings.corpus)) | {
+                "model": {"path": settings.model, "precision": settings.precision, "engine": settings.engine},
+                "table": {"path": f"{folder}/table"},
+                "resources": {"encoders": settings.threads, "cpus_per_encoder": 1},
+            }
+            summary = pipeline.embed({name: given.get(name, {}) | changed.get(name, {}) for name in given | changed})
+        parts = dict(summary.seconds)
+        work_s = sum(parts[stage] for stage in ("plan", "flow", "commit", "materialise"))
+        return Turn(
+            documents=summary.counts.rows,
+            seconds=work_s,
+            start_s=parts["total"] - work_s,
+            padding=summary.padding_share,
+            parts=parts | {"busy": summary.busy_share},
+        )
+
+    return turn
 
 
-CONTESTANTS: dict[str, Callable[[str, str, int], Result]] = {
-    "bare encoder": bare_encoder,
-    "whole job": job,
-    "SentenceTransformer.encode": sentence_transformers,
-    "Ray documentation": ray_documentation,
+def ceiling(settings: Settings) -> Contestant:
+    """No contestant: a large matrix product by the fastest kernel, operations per second."""
+    from benchmarks import arithmetic
+
+    products = arithmetic.PRODUCTS[settings.precision](settings.threads)
+
+    def turn() -> Turn:
+        started = time.perf_counter()
+        parts = arithmetic.rates(products)
+        return Turn(documents=0, seconds=time.perf_counter() - started, parts=parts)
+
+    return turn
+
+
+CONTESTANTS: dict[str, Callable[[Settings], Contestant]] = {
+    "encode": sentence_transformers,
+    "ray": ray_documentation,
+    "daft": daft,
+    "bare": bare_encoder,
+    "job": whole_job,
+    "ceiling": ceiling,
 }
 
 
-def _texts(corpus: str) -> list[str]:
+def _count(folder: str) -> int:
     import pyarrow.dataset as pads
 
-    return pads.dataset(corpus, format="parquet").to_table(columns=["text"]).column("text").to_pylist()
+    rows: int = pads.dataset(folder, format="parquet").count_rows()
+    return rows
+
+
+@contextlib.contextmanager
+def _answers() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Lines on stdout, on which nobody else can write: all others' prints go to stderr."""
+    with os.fdopen(os.dup(1), "w", buffering=1) as channel:
+        os.dup2(2, 1)
+        yield lambda answer: print(json.dumps(answer), file=channel)
+
+
+def main() -> None:
+    name, given = sys.argv[1:]
+    with _answers() as answer:
+        started = time.perf_counter()
+        contestant = CONTESTANTS[name](Settings(**json.loads(given)))
+        answer({"start_s": time.perf_counter() - started})
+        for line in sys.stdin:
+            answer(asdict(contestant(**json.loads(line))))
 
 
 if __name__ == "__main__":
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    name, corpus, model, threads = sys.argv[1:]
-    print(json.dumps(asdict(CONTESTANTS[name](corpus, model, int(threads)))))
+    main()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.job import demo_texts
+from benchmarks.corpora import demo_texts
 from tests import faulty
 from tests.chaos import processes
 from tests.conftest import DATA
