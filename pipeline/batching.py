@@ -1,5 +1,7 @@
 """Token lengths in, batches of row numbers out: sorted by length, longest first, each within a token budget.
 
+Padded batches are matrices as wide as their longest row; packed ones hold one row behind the other.
+
 Pure numpy; knows no tokens, no model and no device.
 """
 
@@ -26,6 +28,30 @@ def token_batches(lengths: Lengths, budget_tokens: int, overhead_tokens: int = 0
         batches.append(order[start:stop])
         start = stop
     return batches
+
+
+LEAST_TOKENS = 8
+"""As many tokens as a row of a packed batch counts at least, so that the rows of a batch are bounded as well."""
+
+
+def packed_batches(lengths: Lengths, budget_tokens: int) -> list[Rows]:
+    """Row numbers in batches, longest first; every row in one of them, packed_tokens <= budget_tokens unless it is a
+    single row. Sorted all the same: rows of a length have vectors of a length to read, and work of a length to do."""
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(np.maximum(lengths[order], LEAST_TOKENS))
+    batches = []
+    start = 0
+    while start < len(order):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, before + budget_tokens, side="right")), start + 1)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def packed_tokens(lengths: Lengths) -> int:
+    """Tokens of a packed batch of these rows, a short one counted as LEAST_TOKENS."""
+    return int(np.maximum(lengths, LEAST_TOKENS).sum())
 
 
 def padded_tokens(lengths: Lengths, batch: Rows) -> int:

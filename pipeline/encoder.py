@@ -7,14 +7,16 @@ never text; knows nothing of files, Ray or tables.
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.batching import padded_tokens, token_batches
-from pipeline.engines.base import Engine, EngineLost, OutOfMemory
+from pipeline.engines.base import Answer, Engine, EngineLost, OutOfMemory
+from pipeline.engines.feed import feed_for
 from pipeline.errors import RunError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.transformer import ARCHITECTURES
@@ -22,6 +24,8 @@ from pipeline.tokenizing import Tokenizer, TokenRows
 
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 131072}
 """Padded tokens per batch. On the CPU larger batches leave the cache."""
+PACKED_BUDGET_TOKENS = 65536
+"""Tokens per packed batch. A power of two, as its halves are: the sizes that a batch is filled up to."""
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 4096}
 """A batch more costs about as much time as this many tokens more."""
 
@@ -43,7 +47,7 @@ class Encoded:
     tokens: int
     """Their tokens."""
     padded_tokens: int
-    """The same with padding."""
+    """The same with padding, or with what else fills up a batch."""
     engine_seconds: float
 
 
@@ -51,8 +55,9 @@ class Encoder:
     """Keeps what it learns about memory: `budget_tokens` only ever shrinks."""
 
     def __init__(self, engine: Engine, budget_tokens: int, overhead_tokens: int = OVERHEAD_TOKENS["cpu"]) -> None:
-        """`budget_tokens`: padded tokens per batch; `overhead_tokens`: what one more batch costs, in tokens."""
+        """`budget_tokens`: tokens per batch, padding included; `overhead_tokens`: what one more batch costs, in tokens."""
         self.engine = engine
+        self._feed = feed_for(engine)
         self.budget_tokens = budget_tokens
         self.overhead_tokens = overhead_tokens
 
@@ -61,13 +66,18 @@ class Encoder:
         distinct = _distinct_rows(tokens)
         work = _Work(tokens, distinct, np.full((len(distinct.rows), self.engine.dim), np.nan, np.float32))
         pending = self._batches(work.lengths)
-        while pending:
-            batch = pending.pop()
+        running: deque[tuple[NDArray[np.int64], Answer]] = deque()
+        while pending or running:
+            while pending and len(running) < self._feed.in_flight:
+                batch = pending.pop()
+                running.append((batch, self._start(work, batch)))
+            batch, answer = running.popleft()
             try:
-                tokens_done = self._encode_batch(work, batch)
+                tokens_done = self._finish(work, batch, answer)
             except OutOfMemory as error:
                 if len(batch) > 1:
-                    self.budget_tokens = max(min(self.budget_tokens, padded_tokens(work.lengths, batch)) // 2, 1)
+                    # Others of the old size may be running: they don't halve it once more.
+                    self.budget_tokens = max(min(self.budget_tokens, self._feed.size(work.lengths[batch]) // 2), 1)
                     rest = np.concatenate([batch, *pending])
                     pending = [rest[rows] for rows in self._batches(work.lengths[rest])]
                     continue
@@ -91,15 +101,32 @@ class Encoder:
 
     def _batches(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """The batches in the order in which a stack wants them: the first to do is the last."""
-        return token_batches(lengths, self.budget_tokens, self.overhead_tokens)[::-1]
+        return self._feed.batches(lengths, self.budget_tokens, self.overhead_tokens)[::-1]
 
-    def _encode_batch(self, work: "_Work", batch: NDArray[np.int64]) -> int:
+    def _start(self, work: "_Work", batch: NDArray[np.int64]) -> Answer:
+        """What goes wrong at once is told when it is the batch's turn to answer: those before it may need the memory."""
         started = time.perf_counter()
         try:
-            vectors = self.engine.encode(*work.matrix(batch))
+            return self._feed.start(*work.rows(batch))
+        except Exception as error:
+            return _raising(error)
         finally:
             work.engine_seconds += time.perf_counter() - started
-        return work.store(batch, vectors)
+
+    def _finish(self, work: "_Work", batch: NDArray[np.int64], answer: Answer) -> int:
+        started = time.perf_counter()
+        try:
+            vectors = answer()
+        finally:
+            work.engine_seconds += time.perf_counter() - started
+        return work.store(batch, vectors, self._feed.size(work.lengths[batch]))
+
+
+def _raising(error: Exception) -> Answer:
+    def answer() -> NoReturn:
+        raise error
+
+    return answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,16 +171,12 @@ class _Work:
         self._tokens_encoded = 0
         self._padded_tokens = 0
 
-    def matrix(self, batch: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """ids int32 [rows, longest], 0 beyond a row's end, and lengths int32 [rows]."""
-        lengths = self.lengths[batch]
-        column = np.arange(lengths.max())
-        cells = self._starts[batch][:, None] + column
-        ids = np.where(column < lengths[:, None], self._tokens.ids.take(cells, mode="clip"), np.int32(0))
-        return ids, lengths.astype(np.int32)
+    def rows(self, batch: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+        """All token ids, where in them the batch's rows start, and their lengths."""
+        return self._tokens.ids, self._starts[batch], self.lengths[batch]
 
-    def store(self, batch: NDArray[np.int64], vectors: NDArray[np.float32]) -> int:
-        """Keep the vectors that are vectors; return the tokens that the engine went through."""
+    def store(self, batch: NDArray[np.int64], vectors: NDArray[np.float32], size: int) -> int:
+        """Keep the vectors that are vectors; `size` is what the engine went through. Returns the tokens of the rows."""
         finite = np.asarray(np.isfinite(vectors).all(axis=1))
         good = finite & vectors.any(axis=1)
         self._vectors[batch[good]] = vectors[good]
@@ -163,7 +186,7 @@ class _Work:
         tokens = int(self.lengths[batch].sum())
         self._rows_encoded += int(good.sum())
         self._tokens_encoded += tokens
-        self._padded_tokens += padded_tokens(self.lengths, batch)
+        self._padded_tokens += size
         return tokens
 
     def lost(self, batch: NDArray[np.int64], *, hung: bool) -> list[NDArray[np.int64]]:
@@ -225,5 +248,13 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int) -> Encoder:
         tokenizer = Tokenizer(spec, threads)
         prompt_length = 0 if spec.include_prompt else tokenizer.prompt_length
         token_types = tokenizer.gives_token_types
-    engine = TorchEngine(spec, device, threads, prompt_length, token_types=token_types)
-    return Encoder(engine, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])
+    padded = TorchEngine(spec, device, threads, prompt_length, token_types=token_types)
+    if (
+        device == "cuda" and spec.precision != "float32"
+    ):  # the kernels for rows behind one another know half precision only
+        from pipeline.engines.packed_torch import PackedTorchEngine, packed_if_proven
+
+        engine, _ = packed_if_proven(padded, spec)
+        if isinstance(engine, PackedTorchEngine):
+            return Encoder(engine, PACKED_BUDGET_TOKENS)
+    return Encoder(padded, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])

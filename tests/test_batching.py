@@ -1,10 +1,12 @@
 """Batches cover every row once, stay within the budget and pad little."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batching import padded_tokens, token_batches
+from pipeline.batching import packed_batches, packed_tokens, padded_tokens, token_batches
 
 LENGTHS = st.lists(st.integers(1, 512), max_size=200).map(lambda values: np.array(values, np.int64))
 
@@ -50,3 +52,24 @@ def test_rows_of_equal_length_fill_the_budget():
 
 def test_nothing_to_do_is_no_batch():
     assert token_batches(np.zeros(0, np.int64), 1024) == []
+
+
+@given(LENGTHS, st.integers(1, 4096))
+def test_packed_batches_have_every_row_once_within_the_budget_from_long_to_short(lengths, budget):
+    batches = packed_batches(lengths, budget)
+    order = np.concatenate([*batches, np.zeros(0, np.int64)])
+    assert sorted(order.tolist()) == list(range(len(lengths)))
+    assert (np.diff(lengths[order]) <= 0).all()
+    for batch in batches:
+        assert len(batch) == 1 or packed_tokens(lengths[batch]) <= budget
+
+
+@given(LENGTHS, st.integers(1, 4096))
+def test_a_packed_batch_ends_only_where_the_next_row_does_not_fit(lengths, budget):
+    batches = packed_batches(lengths, budget)
+    for batch, following in itertools.pairwise(batches):
+        assert packed_tokens(lengths[np.append(batch, following[0])]) > budget
+
+
+def test_very_short_rows_do_not_make_a_packed_batch_of_many_rows():
+    assert [len(batch) for batch in packed_batches(np.full(100, 1), 400)] == [50, 50]

@@ -216,3 +216,90 @@ def test_a_process_that_is_lost_at_every_row_is_not_the_rows_fault(kind):
     rows = [[number + 1] for number in range(40)]
     with pytest.raises(RunError, match="hardly the rows' fault"):
         Encoder(FragileEngine(**{kind: range(1, 41)}), 1000).encode(token_rows(*rows))
+
+
+class PackedEngine(FakeEngine):
+    """Takes `in_flight` batches of packed rows before it answers; what it can't stand it says then (`late`) or at once."""
+
+    def __init__(self, in_flight=3, late=True, **faults):
+        super().__init__(**faults)
+        self.in_flight = in_flight
+        self.late = late
+        self.running = self.most_running = 0
+        self.sizes = []
+
+    def encode(self, ids, lengths):
+        raise AssertionError("rows were to be packed")
+
+    def size(self, lengths):
+        return int(lengths.sum())
+
+    def start_packed(self, ids, lengths):
+        assert ids.dtype == lengths.dtype == np.int32
+        assert ids.shape == (lengths.sum(),)
+        self.sizes.append(len(ids))
+        vectors = None if self.late else self._encoded(ids, lengths)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+
+        def answer():
+            self.running -= 1
+            return self._encoded(ids, lengths) if vectors is None else vectors
+
+        return answer
+
+    def _encoded(self, ids, lengths):
+        if len(ids) > self.max_cells:
+            raise OutOfMemory("too large")
+        rows = np.split(ids, np.cumsum(lengths)[:-1])
+        if self.poison is not None and any(row[0] == self.poison for row in rows):
+            raise ValueError("can't stand this row")
+        return expected_vectors([row.tolist() for row in rows])
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("in_flight", [1, 2, 5])
+def test_batches_in_flight_come_back_in_the_order_of_the_rows(in_flight, late):
+    rows = random_rows(200)
+    engine = PackedEngine(in_flight, late)
+    encoded = Encoder(engine, 100).encode(token_rows(*rows))
+    np.testing.assert_array_equal(encoded.vectors, expected_vectors(rows))
+    assert encoded.padded_tokens == encoded.tokens == sum(map(len, rows))
+    assert engine.running == 0
+    assert engine.most_running == in_flight
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_too_little_memory_with_batches_in_flight_halves_the_budget_once(late):
+    rows = [[number + 1, *[1] * 19] for number in range(400)]
+    engine = PackedEngine(3, late, max_cells=1000)
+    encoder = Encoder(engine, 1600)
+    calls = []
+    encoded = encoder.encode(token_rows(*rows), lambda *call: calls.append(call))
+    np.testing.assert_array_equal(encoded.vectors, expected_vectors(rows))
+    assert encoded.failed == {}
+    assert encoder.budget_tokens == 800
+    assert sum(settled for settled, _ in calls) == 400
+    assert sum(tokens for _, tokens in calls) == encoded.tokens == 8000
+    engine.sizes.clear()
+    encoder.encode(token_rows(*rows))
+    assert max(engine.sizes) == 800
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_bad_row_fails_alone_with_batches_in_flight(late):
+    rows = random_rows(64)
+    encoded = Encoder(PackedEngine(3, late, poison=20), 200).encode(token_rows(*rows))
+    assert list(encoded.failed) == [19]
+    others = np.arange(64) != 19
+    np.testing.assert_array_equal(encoded.vectors[others], expected_vectors(rows)[others])
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_device_lost_with_batches_in_flight_blames_no_row(late):
+    class LostEngine(PackedEngine):
+        def _encoded(self, ids, lengths):
+            raise RunError("the GPU failed")
+
+    with pytest.raises(RunError):
+        Encoder(LostEngine(3, late), 10).encode(token_rows([1], [2], [3, 4], [5] * 9))

@@ -3,7 +3,8 @@
 Tokenizing, batching and retries stand above it.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,4 +33,35 @@ class Engine(Protocol):
         where its process was lost over them, RunError where the device itself is lost, anything else where the rows are at
         fault.
         """
+        ...
+
+
+Answer = Callable[[], NDArray[np.float32]]
+"""Waits for the vectors of a batch that was started, and gives them; raises as Engine.encode does."""
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """Takes the next batches before it has answered the last, so that its device need not wait for them."""
+
+    in_flight: int
+    """Batches to have in work at a time."""
+
+    def start(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Answer:
+        """As `encode`, up to the vectors. May raise at once what the answer would raise."""
+        ...
+
+
+@runtime_checkable
+class PackingEngine(Engine, Protocol):
+    """Also takes the rows of a batch one behind the other, without padding between them."""
+
+    in_flight: int
+
+    def size(self, lengths: NDArray[np.int64]) -> int:
+        """Tokens that a batch of rows of these lengths is computed as: theirs, and what fills up a constant size."""
+        ...
+
+    def start_packed(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Answer:
+        """ids int32 [sum of lengths], lengths int32 [n], each 1 or more; else as StreamingEngine.start."""
         ...

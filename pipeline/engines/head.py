@@ -5,7 +5,6 @@ Shared by the engines that run a transformer. Knows no transformer and no batchi
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.model.folder import EncoderSpec

@@ -6,24 +6,31 @@ memory from a lost device and from bad rows.
 
 import inspect
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pipeline.engines.base import Answer
 from pipeline.engines.device import ready_device, translated_errors
 from pipeline.engines.head import Head
 from pipeline.engines.packed_linear import pack_linear_layers
+from pipeline.engines.transfer import Transfer
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
 from pipeline.model.transformer import ARCHITECTURES
 
+IN_FLIGHT = {"cpu": 1, "cuda": 3}
+"""Batches in work at a time: one that the GPU computes, one that waits for it, one whose vectors are fetched."""
+
 
 class TorchEngine:
-    """Implements engines.base.Engine. Sets torch's thread count and float32 precision for the whole process."""
+    """Implements engines.base.StreamingEngine. Sets torch's thread count and float32 precision for the whole process."""
 
     def __init__(
         self, spec: EncoderSpec, device: str, threads: int, prompt_length: int = 0, *, token_types: bool = False
@@ -33,35 +40,50 @@ class TorchEngine:
         `token_types`: token types, all 0, are given to an architecture that tells them from none.
         """
         self.dim = spec.dim
-        self._device = ready_device(device, threads)
+        self.in_flight = IN_FLIGHT[device]
+        self.device = ready_device(device, threads)
+        self.transfer = Transfer(self.device)
         self._prompt_length = prompt_length
-        self._model = load_transformer(spec).to(self._device)
+        self.model = load_transformer(spec).to(self.device)
+        self._attention = self._attends_by = self.model.config._attn_implementation
         if device == "cpu" and spec.precision == "float32":
-            pack_linear_layers(self._model)
+            pack_linear_layers(self.model)
         self._token_types = token_types and ARCHITECTURES[spec.model_type].adds_token_types
         self._all_layers = {"output_hidden_states": True} if spec.needs_all_layers else {}
-        self._head = Head(spec, prompt_length).to(self._device)
+        self.head = Head(spec, prompt_length).to(self.device)
         if spec.precision != "float32":
             self._prove(spec)
 
-    @torch.inference_mode()
     def encode(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
         """ids int32 [n, width], lengths int32 [n] -> float32 [n, dim]."""
+        return self.start(ids, lengths)()
+
+    @torch.inference_mode()
+    def start(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Answer:
+        """As `encode`; the answer waits for the vectors."""
         with translated_errors(), quiet_transformers():
             width = ids.shape[1]
+            given = self.transfer.to_device(ids, lengths)
+            tokens = given[0].long()
             # Without a mask attention is cheaper; rows that fill the width need none.
-            sizes = None if int(lengths.min()) == width else torch.from_numpy(lengths).to(self._device)
-            mask = None if sizes is None else torch.arange(width, device=self._device)[None, :] < sizes[:, None]
-            tokens = torch.from_numpy(ids).to(self._device).long()
+            sizes = None if int(lengths.min()) == width else given[1]
+            mask = None if sizes is None else torch.arange(width, device=self.device)[None, :] < sizes[:, None]
+            self.attend_by(self._attention)
             # Some architectures compute with the mask, which a bool one does not take.
-            attended = None if mask is None else mask.long()
-            types = {"token_type_ids": torch.zeros_like(tokens)} if self._token_types else {}
-            output = self._model(
-                input_ids=tokens, attention_mask=attended, return_dict=True, **types, **self._all_layers
-            )
-            layers = output.hidden_states if self._all_layers else ()
-            result: NDArray[np.float32] = self._head(output.last_hidden_state, tokens, sizes, layers).cpu().numpy()
-            return result
+            hidden, layers = self.transform(tokens, attention_mask=None if mask is None else mask.long())
+            return self.transfer.to_host(self.head(hidden, tokens, sizes, layers))
+
+    def transform(self, tokens: Tensor, **inputs: Any) -> tuple[Tensor, Sequence[Tensor]]:
+        """tokens int64 [n, width] -> (their vectors in the last layer, in all layers where a module reads them)."""
+        types = {"token_type_ids": torch.zeros_like(tokens)} if self._token_types else {}
+        output = self.model(input_ids=tokens, return_dict=True, **inputs, **types, **self._all_layers)
+        return output.last_hidden_state, output.hidden_states if self._all_layers else ()
+
+    def attend_by(self, implementation: str) -> None:
+        """Let the model's attention be this one of those that transformers knows."""
+        if self._attends_by != implementation:
+            self.model.set_attn_implementation(implementation)
+            self._attends_by = implementation
 
     def _prove(self, spec: EncoderSpec) -> None:
         """InputError where the architecture can't compute in this precision: some mix types, some overflow at a mask."""

@@ -263,9 +263,9 @@ HALVES = [("float16", torch.float16, 0.9999), ("bfloat16", torch.bfloat16, 0.999
 def test_half_precision_is_that_of_the_transformer_alone(folder, precision, dtype, cosine):
     spec = encoder_spec(ModelSpec(path=str(folder), precision=precision))
     engine = TorchEngine(spec, "cpu", 1)
-    assert {weight.dtype for weight in engine._model.parameters()} == {dtype}
+    assert {weight.dtype for weight in engine.model.parameters()} == {dtype}
     read = []
-    engine._head.token_modules.register_forward_hook(lambda module, inputs, output: read.append(output.vectors.dtype))
+    engine.head.token_modules.register_forward_hook(lambda module, inputs, output: read.append(output.vectors.dtype))
     vectors = engine.encode(random_ids(2, 5), np.array([5, 3], np.int32))
     assert read == [torch.float32]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -334,7 +334,7 @@ def test_errors_of_torch_become_ours(folder, monkeypatch, error, translated):
     def fail(**inputs):
         raise error
 
-    monkeypatch.setattr(engine, "_model", fail)
+    monkeypatch.setattr(engine, "model", fail)
     with pytest.raises(translated):
         engine.encode(random_ids(1, 2), np.array([2], np.int32))
 

@@ -334,6 +334,6 @@ def test_a_decoder_keeps_no_keys_and_values(tmp_path):
     folder = build_architecture(tmp_path, "qwen3", config={"use_cache": True})
     engine = build_encoder(spec_of(folder), "cpu", 1).engine
     kept = []
-    engine._model.register_forward_hook(lambda module, inputs, output: kept.append(output.past_key_values))
+    engine.model.register_forward_hook(lambda module, inputs, output: kept.append(output.past_key_values))
     engine.encode(np.array([[5, 6, 7]], np.int32), np.array([3], np.int32))
     assert kept == [None]

@@ -1,0 +1,46 @@
+"""A function of tensors in, the same on memory and shapes that stay: on a GPU all its work is then one launch.
+
+A CUDA graph, where there is CUDA; elsewhere the function is called. Knows nothing of models.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Outputs = tuple[Tensor, Sequence[Tensor]]
+
+WARM_UPS = 2
+"""Calls before a recording: libraries choose and set up what can't be set up within one."""
+
+
+class Recording:
+    def __init__(self, function: Callable[..., Outputs], inputs: Sequence[Tensor], pool: Any) -> None:
+        """`inputs`: the first it is for; their shapes and types stay. `pool`: memory that recordings share, which is safe
+        as long as one stream replays them."""
+        self._function = function
+        self._inputs = [tensor.clone() for tensor in inputs]
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if self._inputs[0].is_cuda:
+            self._record(pool)
+
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """The outputs are overwritten by the next call."""
+        for kept, given in zip(self._inputs, inputs, strict=True):
+            kept.copy_(given)
+        if self._graph is None:
+            return self._function(*self._inputs)
+        self._graph.replay()
+        return self._outputs
+
+    def _record(self, pool: Any) -> None:
+        compute, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(compute)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._function(*self._inputs)
+        compute.wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._outputs = self._function(*self._inputs)
