@@ -40,16 +40,18 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 import ray
 import ray._private.worker as ray_worker
 import ray.data
+from ray import cloudpickle
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import errors, probes, stages
-from pipeline.attempts import Attempts, Work, Worker
+from pipeline.attempts import Worker
 from pipeline.config import ResourceSpec
 from pipeline.deadline import Deadline
 from pipeline.encoder import Encoder, build_encoder
 from pipeline.errors import ConfigError, InputError, PipelineError, RunError
 from pipeline.isolated import IsolatedEngine
+from pipeline.monitor import Monitor
 from pipeline.planning import Task
 from pipeline.stages import Settings
 from pipeline.storage import Folder
@@ -427,76 +429,17 @@ def _reports(flow: "ray.data.Dataset") -> Iterator[Report]:
             )
 
 
-class Monitor:
-    """The run's memory in the cluster: hands out the settings, gathers progress, keeps encoders from running ahead of
-    writers and counts what workers die of. Lives on the driver's node, uses no CPU."""
-
-    def __init__(self, unrecorded: int, encoders: int) -> None:
-        """`unrecorded`: slices that may be encoded, or be in work, without being recorded: what a crash can cost;
-        `encoders`: how many start at a time."""
-        self._settings: Settings | None = None
-        self._unrecorded, self._encoders = unrecorded, encoders
-        self._claimed: set[SliceKey] = set()
-        self._attempts = Attempts()
-        self._starting: dict[str, str] = {}
-        self._rows = self._tokens = 0
-
-    def put_settings(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def get_settings(self) -> Settings | None:
-        return self._settings
-
-    def starting(self, worker: Worker) -> int:
-        """An encoder begins to load its model; returns how many died before they were ready, as far as that is sure."""
-        self._starting[worker.name] = worker.node
-        alive = _alive_nodes()
-        return max(0, sum(node in alive for node in self._starting.values()) - self._encoders)
-
-    def ready(self, worker: Worker) -> None:
-        self._starting.pop(worker.name, None)
-
-    def claim(self, key: SliceKey, worker: Worker) -> int | None:
-        """The strikes against the slice, if an encoder may start it now; one that was claimed before, by an encoder that
-        died, may. None while too many slices are encoded and not recorded."""
-        if key not in self._claimed and len(self._claimed) >= self._unrecorded:
-            return None
-        self._claimed.add(key)
-        return self.begin(("encode", key), worker)
-
-    def begin(self, work: Work, worker: Worker) -> int:
-        """The strikes against the work."""
-        alive = _alive_nodes() if self._attempts.standing(work) else ()
-        return self._attempts.begin(work, worker, alive)
-
-    def end(self, work: Work) -> None:
-        self._attempts.end(work)
-
-    def release(self, key: SliceKey) -> None:
-        """The slice is recorded, or will never be."""
-        self._claimed.discard(key)
-        self._attempts.end(("write", key))
-
-    def add_progress(self, rows: int, tokens: int) -> None:
-        self._rows += rows
-        self._tokens += tokens
-
-    def take_progress(self) -> tuple[int, int]:
-        """Rows and tokens since the last call."""
-        taken = self._rows, self._tokens
-        self._rows = self._tokens = 0
-        return taken
-
-
-def _alive_nodes() -> frozenset[str]:
-    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
-
-
 def _start_monitor(run: str, settings: Settings, unrecorded: int = 0, encoders: int = 0) -> Any:
+    """Doesn't wait for its process: the encoders' take longer to start."""
+
+    def alive_nodes() -> frozenset[str]:  # in here Ray sends it as it stands, without all that this file imports
+        return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
     here = _on_node(ray.get_runtime_context().get_node_id())
-    monitor = ray.remote(Monitor).options(name=run, num_cpus=0, scheduling_strategy=here).remote(unrecorded, encoders)
+    options = {"name": run, "num_cpus": 0, "scheduling_strategy": here}
+    monitor = ray.remote(Monitor).options(**options).remote(alive_nodes, unrecorded, encoders)
     # By a method, not the constructor: Ray keeps and shows what actors are made with.
-    ray.get(monitor.put_settings.remote(settings))
+    monitor.put_settings.remote(cloudpickle.dumps(settings))
     return monitor
 
 
@@ -669,7 +612,10 @@ def _key(row: pa.Table) -> SliceKey:
 
 @functools.lru_cache(maxsize=2)
 def _settings(run: str) -> Settings:
-    settings: Settings = ray.get(ray.get_actor(run).get_settings.remote())
+    monitor = ray.get_actor(run)
+    while (given := ray.get(monitor.get_settings.remote())) is None:  # the driver's call may still be on its way
+        time.sleep(CLAIM_EVERY_S)
+    settings: Settings = cloudpickle.loads(given)
     return replace(settings, encoder=settings.encoder.here())
 
 

@@ -9,8 +9,9 @@ from jobs.embed import embed as embed_on_ray
 from pipeline import dataflow, run
 from pipeline.attempts import Worker
 from pipeline.config import ResourceSpec
-from pipeline.dataflow import Cluster, ClusterWorkers, Monitor
+from pipeline.dataflow import Cluster, ClusterWorkers
 from pipeline.errors import ConfigError, RunError, StorageError, StorageUnavailable
+from pipeline.monitor import Monitor
 from pipeline.storage import Folder
 from pipeline.table import snapshot
 from pipeline.table.commit import compare_here
@@ -121,9 +122,8 @@ def test_a_workers_error_comes_out_of_rays_wrappings():
     assert repr(dataflow._translate(RuntimeError(told))) == repr(StorageUnavailable("can't write x"))
 
 
-def test_encoders_wait_for_writers_and_an_encoder_that_died_does_not_block_its_slice(monkeypatch):
-    monkeypatch.setattr(dataflow, "_alive_nodes", lambda: frozenset({"here"}))
-    monitor = Monitor(unrecorded=2, encoders=1)
+def test_encoders_wait_for_writers_and_an_encoder_that_died_does_not_block_its_slice():
+    monitor = Monitor(lambda: {"here"}, unrecorded=2, encoders=1)
     first, second, third = ("u", 0), ("u", 5), ("v", 0)
     one, two = Worker("one", "here"), Worker("two", "here")
     assert monitor.claim(first, one) == 0
@@ -134,10 +134,9 @@ def test_encoders_wait_for_writers_and_an_encoder_that_died_does_not_block_its_s
     assert monitor.claim(third, two) == 0
 
 
-def test_encoders_that_die_before_they_are_ready_are_counted_beyond_those_that_start_together(monkeypatch):
+def test_encoders_that_die_before_they_are_ready_are_counted_beyond_those_that_start_together():
     alive = {"a", "b"}
-    monkeypatch.setattr(dataflow, "_alive_nodes", lambda: frozenset(alive))
-    monitor = Monitor(unrecorded=2, encoders=2)
+    monitor = Monitor(lambda: alive, unrecorded=2, encoders=2)
     assert [monitor.starting(Worker(name, "a")) for name in ("1", "2")] == [0, 0]
     assert monitor.starting(Worker("3", "b")) == 1
     monitor.ready(Worker("3", "b"))
