@@ -8,8 +8,20 @@ queries = pipeline.encode("sentence-transformers/all-MiniLM-L6-v2", ["a question
 scores = pipeline.similarity(queries, pipeline.vectors(rows))
 """
 
-from pipeline.api import embed, encode, plan, read, similarity, vectors
+from pipeline.api import embed, encode, plan, plan_reindex, read, reindex, similarity, vectors
 from pipeline.config import ModelSpec, RunSpec
 from pipeline.errors import PipelineError
 
-__all__ = ["ModelSpec", "PipelineError", "RunSpec", "embed", "encode", "plan", "read", "similarity", "vectors"]
+__all__ = [
+    "ModelSpec",
+    "PipelineError",
+    "RunSpec",
+    "embed",
+    "encode",
+    "plan",
+    "plan_reindex",
+    "read",
+    "reindex",
+    "similarity",
+    "vectors",
+]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.dataflow import Cluster
+    from pipeline.reindexing import Forecast, Reindexed
     from pipeline.run import Encoded, PlanSummary, Prepared, Summary
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
@@ -47,9 +48,7 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
     prepared = run.prepare(given, writes=True, retry_failed=retry_failed)
     if prepared.plan.changes_nothing:
         return run.nothing_to_do(prepared)
-    # In a notebook Ray and its bars, which stay off, would ask for ipywidgets as soon as they are imported.
-    warnings.filterwarnings("ignore", "IProgress not found")
-    logging.getLogger("ray.widgets").setLevel(logging.ERROR)
+    _quiet_ray()
     from pipeline.dataflow import Cluster  # Ray loads only when there is work.
 
     with Cluster(given.resources) as cluster:
@@ -67,6 +66,45 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
         version, published = run.publish(prepared, cluster, uuid.uuid4().hex[:12], timings)
     total = {"total": time.perf_counter() - started}
     return run.summarise(prepared, version, encoded, timings | published | total)
+
+
+def reindex(spec: Spec, *, new_model: bool = False) -> "Reindexed | Summary":
+    """Bring a table up to date with its sources by row: new and changed documents are embedded, deleted ones leave, all
+    else stays untouched. Says what was done.
+
+    Killed at any moment, the same call goes on. A table of another model is refused unless it is to have a `new_model`:
+    then, and where there is no table yet, it is built whole, and published at once. Raises PipelineError.
+    """
+    from pipeline import reindexing, run
+    from pipeline.errors import SourceChanged
+    from pipeline.reindexing import Crew
+
+    started = time.perf_counter()
+    given = _spec(spec)
+    run.check_shared(given)
+    _quiet_ray()
+    with Crew(given.resources) as crew:
+        try:
+            return reindexing.reindex(given, crew, started, new_model=new_model)
+        except SourceChanged:
+            # A file was replaced under our hands: plan what stands there now, once.
+            return reindexing.reindex(given, crew, started, new_model=new_model)
+
+
+def plan_reindex(spec: Spec, *, new_model: bool = False, price_per_hour: float | None = None) -> "Forecast":
+    """What `reindex` would do now, with exact counts: reads the changed files, writes nothing."""
+    from pipeline import reindexing
+    from pipeline.reindexing import Crew
+
+    given = _spec(spec)
+    with Crew(given.resources) as crew:
+        return reindexing.plan(given, crew, new_model=new_model, price_per_hour=price_per_hour)
+
+
+def _quiet_ray() -> None:
+    """In a notebook Ray and its bars, which stay off, would ask for ipywidgets as soon as they are imported."""
+    warnings.filterwarnings("ignore", "IProgress not found")
+    logging.getLogger("ray.widgets").setLevel(logging.ERROR)
 
 
 def _encode(prepared: "Prepared", cluster: "Cluster") -> "Encoded":

@@ -42,7 +42,11 @@ _DECIMALS = ((9, pa.decimal32), (18, pa.decimal64), (38, pa.decimal128), (76, pa
 """The most digits of each width."""
 
 
-class RestLost(str):
+class Unread(str):
+    """The error of rows that stand where storage gives no readable bytes: nobody knows which rows they are."""
+
+
+class RestLost(Unread):
     """The error of a row that stands for an unknown number of them: the rest of its file."""
 
 

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +44,7 @@ from ray import cloudpickle
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import errors, probes, stages
+from pipeline import errors, probes, stages, texts, wanted
 from pipeline.attempts import Worker
 from pipeline.config import ResourceSpec
 from pipeline.deadline import Deadline
@@ -53,17 +53,21 @@ from pipeline.errors import ConfigError, InputError, PipelineError, RunError
 from pipeline.isolated import IsolatedEngine
 from pipeline.monitor import Monitor
 from pipeline.planning import Task
+from pipeline.pools import Pools
 from pipeline.stages import Settings
 from pipeline.storage import Folder
-from pipeline.table import compare, layout
+from pipeline.table import compare, diff, layout, live, owners
 from pipeline.table import rewrite as rewriting
 from pipeline.table.calibration import Measurement
 from pipeline.table.commit import compare_here, part_keys
 from pipeline.table.compare import Difference
+from pipeline.table.diff import KEY, Fates, Found, Keys
+from pipeline.table.owners import Moves
 from pipeline.table.part import Part
 from pipeline.table.record import Effort
 from pipeline.table.rewrite import Rewrite
 from pipeline.tokenizing import Tokenizer
+from pipeline.wanted import Known, Reading
 
 OBJECT_STORE_BYTES = 2 * 2**30
 """For a local Ray: a slice is at most 64 MiB of text and 64 MiB of vectors, and few are in flight."""
@@ -72,6 +76,7 @@ TASKS_PER_ENCODER = 2
 KEYS_HERE = 1_000_000
 """Up to this many rows are compared in the driver (64 bytes each); more go through the shuffle."""
 KEYS_PER_BUCKET = 4_000_000
+DIFF_KEYS_PER_BUCKET = 2_000_000
 REWRITE_HERE_BYTES = 16 * 2**20
 POLL_S = 0.5
 CONNECT_S = 5.0
@@ -87,24 +92,6 @@ CALIBRATION_ENCODERS = 4
 
 SliceKey = tuple[str, int]
 """Unit and first row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pools:
-    """How many of what, and what each may use."""
-
-    device: str
-    encoders: int
-    cpus_per_encoder: int
-    gpus_per_encoder: float
-    tokenizers: int
-    writers: int
-    cpus_per_task: float
-    """Logical CPUs of a tokenizer or writer task."""
-
-    def describe(self) -> str:
-        use = f"{self.gpus_per_encoder:g} GPU" if self.device == "cuda" else f"{self.cpus_per_encoder} CPU"
-        return f"{self.encoders} x {use} encoders, {self.tokenizers} tokenizers, {self.writers} writers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,7 +437,7 @@ def _worker() -> Worker:
 
 
 def _read_and_tokenize(batch: pa.Table, run: str) -> Iterator[pa.Table]:
-    yield from _read(batch, run, stages.read_and_tokenize)
+    yield from _read(batch, run, texts.read)
 
 
 def _read_sample(batch: pa.Table, run: str) -> Iterator[pa.Table]:
@@ -599,7 +586,7 @@ def _write(batch: pa.Table, run: str) -> pa.Table:
         batch = stages.refuse(key[0], _fatal("write", strikes, batch.column("paths")[0].as_py() or []))
     try:
         with Deadline(settings.limits.unit_timeout_s):
-            report = stages.write(batch, settings)
+            report = texts.write(batch, settings)
     except PipelineError as error:
         report = stages.write(stages.refuse(key[0], str(error)), settings)
     monitor.release.remote(key)
@@ -632,17 +619,75 @@ class ClusterWorkers:
         self._cluster, self._table, self._settings, self._embedding = cluster, table, settings, embedding
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
-        if sum(part.raw_bytes for job in jobs for part, _ in job.inputs) <= REWRITE_HERE_BYTES:
+        if sum(item.part.raw_bytes for job in jobs for item in job.inputs) <= REWRITE_HERE_BYTES:
             return [rewriting.rewrite(self._table, job, self._embedding) for job in jobs]
         return [pickle.loads(row["part"]) for row in self._run(_rewrite, [{"job": pickle.dumps(job)} for job in jobs])]
 
-    def compare(self, sides: Sequence[tuple[Part, int]]) -> Difference:
+    def move(self, jobs: Sequence[Moves]) -> list[Part]:
+        if sum(job.part.rows for job in jobs) <= KEYS_HERE:
+            return [owners.move(self._table, job) for job in jobs]
+        return list(self.each(_move, jobs))
+
+    def each(self, do: "Do[Any, Any]", items: Sequence[Any]) -> Iterator[Any]:
+        """What `do` gives for each of the items, on the cluster, in no particular order."""
+        rows = [{"item": pickle.dumps((do, item))} for item in items]
+        for row in self._stream(lambda run: _items(rows).map_batches(_do, **_light(run))):
+            yield pickle.loads(row["result"])
+
+    def read_keys(self, readings: Sequence[Reading]) -> tuple[list[Known], "ray.data.Dataset"]:
+        """What the rows of some units come to, and their keys, which stay on the cluster."""
+        items = [{"item": pickle.dumps(reading)} for reading in readings]
+        with self._monitored() as run:
+            read = _items(items).map_batches(_wanted_keys, **_light(run)).materialize()
+            known = read.map_batches(_known, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
+            return [pickle.loads(row["known"]) for row in known.iter_rows()], read
+
+    def diff(
+        self,
+        read: Sequence["ray.data.Dataset"],
+        skipped: frozenset[int],
+        parts: Sequence[Part],
+        fates: Fates,
+        *,
+        renewed: bool,
+        chunked: bool,
+        num_keys: int,
+    ) -> Iterator[Found]:
+        """The difference of wanted rows and the rows of `parts`, a bucket at a time; units `skipped` want nothing."""
+        num_buckets = max(1, math.ceil(num_keys / DIFF_KEYS_PER_BUCKET))
+        items = [{"item": pickle.dumps((part, number, chunked))} for number, part in enumerate(parts)]
+
+        def flow(run: str) -> "ray.data.Dataset":
+            kwargs = {"num_buckets": num_buckets, "skipped": skipped}
+            keys = [
+                dataset.map_batches(_wanted_of, batch_size=None, batch_format="pyarrow", fn_kwargs=kwargs, num_cpus=0.5)
+                for dataset in read
+            ]
+            if items:
+                keys.append(_items(items).map_batches(_live_keys, **_light(run, num_buckets=num_buckets)))
+            return (
+                keys[0]
+                .union(*keys[1:])
+                .repartition(num_buckets, keys=["bucket"])
+                .map_batches(
+                    _diff_block,
+                    batch_size=None,
+                    batch_format="pyarrow",
+                    fn_kwargs={"fates": fates, "renewed": renewed},
+                    num_cpus=0.5,
+                )
+            )
+
+        for row in self._stream(flow):
+            yield pickle.loads(row["found"])
+
+    def compare(self, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
         num_rows = sum(part.rows for part, _ in sides)
         if num_rows <= KEYS_HERE:
-            return compare_here(self._table, sides)
+            return compare_here(self._table, sides, renewed=renewed)
         num_buckets = math.ceil(num_rows / KEYS_PER_BUCKET)
         items = [{"part": pickle.dumps((part, number, side, num_buckets))} for number, (part, side) in enumerate(sides)]
-        found = self._run(_part_keys, items, then=lambda keys: _compared(keys, num_buckets))
+        found = self._run(_part_keys, items, then=lambda keys: _compared(keys, num_buckets, renewed=renewed))
         return compare.merge([pickle.loads(row["difference"]) for row in found])
 
     def _run(
@@ -651,18 +696,98 @@ class ClusterWorkers:
         items: list[dict[str, bytes]],
         then: Callable[["ray.data.Dataset"], "ray.data.Dataset"] = lambda flow: flow,
     ) -> list[dict[str, Any]]:
+        return list(self._stream(lambda run: then(_items(items).map_batches(stage, **_light(run)))))
+
+    def _stream(self, flow: Callable[[str], "ray.data.Dataset"]) -> Iterator[dict[str, Any]]:
+        with self._monitored() as run:
+            yield from flow(run).iter_rows()
+
+    @contextmanager
+    def _monitored(self) -> Iterator[str]:
+        """The name of the actor that has the settings."""
         self._cluster.start()
         run = f"embedding-commit-{uuid.uuid4().hex[:12]}"
         monitor = _start_monitor(run, self._settings())
         try:
-            flow = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-                stage, batch_size=1, batch_format="pyarrow", fn_kwargs={"run": run}, num_cpus=0.5
-            )
-            return list(then(flow).iter_rows())
+            yield run
+        except GeneratorExit:
+            raise
         except Exception as error:
             raise _translate(error) from error
         finally:
             ray.kill(monitor)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Do = Callable[[Item, Settings, Callable[[], Tokenizer]], Iterator[Result]]
+"""A piece of work on one item, by the settings of the run; the tokenizer is made when it is asked for."""
+
+
+def _items(items: Sequence[dict[str, bytes]]) -> "ray.data.Dataset":
+    return ray.data.from_items(list(items), override_num_blocks=len(items))
+
+
+def _light(run: str, **more: Any) -> dict[str, Any]:
+    """How a stage runs that mostly waits for storage, an item at a time."""
+    return {"batch_size": 1, "batch_format": "pyarrow", "fn_kwargs": {"run": run, **more}, "num_cpus": 0.5}
+
+
+def _do(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+    for work in batch.column("item").to_pylist():
+        do, item = pickle.loads(work)
+        for result in do(item, _settings(run), functools.partial(_tokenizer, run)):
+            yield pa.table({"result": pa.array([pickle.dumps(result)], pa.large_binary())})
+
+
+def _move(job: Moves, settings: Settings, tokenizer: Callable[[], Tokenizer]) -> Iterator[Part]:
+    yield owners.move(settings.open_table(), job)
+
+
+def _wanted_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+    for item in batch.column("item").to_pylist():
+        for found in wanted.keys(pickle.loads(item), _settings(run), functools.partial(_tokenizer, run)):
+            if isinstance(found, Known):
+                known = pa.array([pickle.dumps(found)], pa.large_binary())
+                yield pa.table({"key": pa.nulls(1, pa.binary(KEY.itemsize)), "known": known})
+            elif len(found):
+                yield pa.table({"key": _cells(found), "known": pa.nulls(len(found), pa.large_binary())})
+
+
+def _known(batch: pa.Table) -> pa.Table:
+    return batch.select(["known"]).filter(batch.column("known").is_valid())
+
+
+def _wanted_of(batch: pa.Table, num_buckets: int, skipped: frozenset[int]) -> pa.Table:
+    keys = _keys_of(batch.filter(batch.column("key").is_valid()), KEY)
+    return _in_buckets(keys[~np.isin(keys["group"], list(skipped))], num_buckets)
+
+
+def _live_keys(batch: pa.Table, run: str, num_buckets: int) -> Iterator[pa.Table]:
+    for item in batch.column("item").to_pylist():
+        part, number, chunked = pickle.loads(item)
+        for keys in live.keys(_settings(run).open_table(), part, number, chunked=chunked):
+            yield _in_buckets(keys, num_buckets)
+
+
+def _in_buckets(keys: Keys, num_buckets: int) -> pa.Table:
+    return pa.table({"bucket": diff.bucket_of(keys, num_buckets), "key": _cells(keys)})
+
+
+def _diff_block(batch: pa.Table, fates: Fates, renewed: bool) -> pa.Table:
+    found = diff.compare(_keys_of(batch, KEY), fates, renewed=renewed)
+    return pa.table({"found": pa.array([pickle.dumps(found)], pa.large_binary())})
+
+
+def _cells(keys: np.ndarray[Any, Any]) -> pa.Array:
+    """A cell for each key."""
+    width = pa.binary(keys.dtype.itemsize)
+    return pa.Array.from_buffers(width, len(keys), [None, pa.py_buffer(np.ascontiguousarray(keys).tobytes())])
+
+
+def _keys_of(batch: pa.Table, kind: "np.dtype[np.void]") -> np.ndarray[Any, Any]:
+    cells = [np.frombuffer(chunk.buffers()[1], kind)[chunk.offset :][: len(chunk)] for chunk in _chunks(batch)]
+    return np.concatenate([np.zeros(0, kind), *cells])
 
 
 def _rewrite(batch: pa.Table, run: str) -> pa.Table:
@@ -676,22 +801,19 @@ def _part_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
     for item in batch.column("part").to_pylist():
         part, number, side, num_buckets = pickle.loads(item)
         for rows in part_keys(_settings(run).open_table(), part, number, side):
-            width = pa.binary(compare.KEY.itemsize)
-            cells = pa.Array.from_buffers(width, len(rows), [None, pa.py_buffer(rows.tobytes())])
-            yield pa.table({"bucket": compare.bucket_of(rows, num_buckets), "key": cells})
+            yield pa.table({"bucket": compare.bucket_of(rows, num_buckets), "key": _cells(rows)})
 
 
-def _compared(keys: "ray.data.Dataset", num_buckets: int) -> "ray.data.Dataset":
+def _compared(keys: "ray.data.Dataset", num_buckets: int, *, renewed: bool) -> "ray.data.Dataset":
     """Whole buckets meet in one block each; a block is compared at once."""
     return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
-        _compare_block, batch_size=None, batch_format="pyarrow", num_cpus=0.5
+        _compare_block, batch_size=None, batch_format="pyarrow", fn_kwargs={"renewed": renewed}, num_cpus=0.5
     )
 
 
-def _compare_block(batch: pa.Table) -> pa.Table:
-    cells = [np.frombuffer(chunk.buffers()[1], compare.KEY)[chunk.offset :][: len(chunk)] for chunk in _chunks(batch)]
-    rows = np.concatenate([np.zeros(0, compare.KEY), *cells])
-    return pa.table({"difference": pa.array([pickle.dumps(compare.compare(rows))], pa.binary())})
+def _compare_block(batch: pa.Table, renewed: bool) -> pa.Table:
+    found = compare.compare(_keys_of(batch, compare.KEY), renewed=renewed)
+    return pa.table({"difference": pa.array([pickle.dumps(found)], pa.binary())})
 
 
 def _chunks(batch: pa.Table) -> list[pa.Array]:

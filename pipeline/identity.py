@@ -52,6 +52,16 @@ def retry_id(unit: str, rows: Sequence[tuple[int, int]]) -> str:
     return digest({"kind": "texts", "unit": unit, "rows": [list(row) for row in rows]})
 
 
+def texts_id(hashes: Sequence[bytes], fingerprint: str) -> str:
+    """Of the texts with these content hashes, sorted: wherever they stand, their vectors are the same."""
+    return digest({"kind": "texts", "hashes": [item.hex() for item in hashes], "fingerprint": fingerprint})
+
+
+def stale_id(unit: str, sources: Sequence[int]) -> str:
+    """Of what is left of a unit that can't be read any more: no plan has it, so that it is looked at again each time."""
+    return digest({"kind": "stale", "unit": unit, "sources": list(sources)})
+
+
 def _given(value: int | None) -> list[int]:
     return [] if value is None else [value]
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import where
-from pipeline.columns import Block, RestLost, column_names, folder_misfits, join_ids, row_bytes, to_ids
+from pipeline.columns import Block, RestLost, Unread, column_names, folder_misfits, join_ids, row_bytes, to_ids
 from pipeline.config import LimitSpec, SourceSpec
 from pipeline.errors import one_line
 from pipeline.formats import registry
@@ -313,6 +313,12 @@ def _slice(
         num_rows=pending.num_rows,
         skipped=pending.num_rows - documents.num_rows - dead_letters.num_rows,
         broken=any(isinstance(error, RestLost) for _, block in blocks for error in block.errors.values()),
+        unread={
+            piece.source: str(error)
+            for piece, block in blocks
+            for error in block.errors.values()
+            if isinstance(error, Unread)
+        },
         last=last,
         documents=documents.combine_chunks(),
         dead_letters=dead_letters.combine_chunks(),

@@ -20,6 +20,7 @@ from pipeline.errors import InputError, RunError, SourceChanged, StorageError, S
 from pipeline.metrics import Progress, duration, per_second, size
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.planning import Plan, Task
+from pipeline.pools import Pools
 from pipeline.quantize import SCALAR
 from pipeline.reading import SLICE_BYTES, first_spans
 from pipeline.source import Survey, check_folders, list_sources, survey
@@ -33,7 +34,7 @@ from pipeline.tokenizing import framing_tokens
 from pipeline.unit import SourceFile
 
 if TYPE_CHECKING:  # Ray and torch load only when there is work.
-    from pipeline.dataflow import Cluster, Pools
+    from pipeline.dataflow import Cluster
     from pipeline.stages import Settings
 
 VECTOR_BYTES = 64 * 2**20
@@ -44,6 +45,10 @@ SLICES_PER_ENCODER = 8
 """A small corpus is cut into at least so many slices per encoder, so that none idles and little is lost in a crash."""
 NOTICEABLE = 0.005
 """Share of clipped numbers that a summary mentions: ranges of 1,024 texts leave 0.2 % of such texts' numbers outside."""
+NOT_EXCLUSIVE = (
+    "this object store ignores create-only writes: two runs that publish at once are told apart unless a write takes "
+    f"longer than {commit.SETTLE_S:g} s, so let the scheduler see to one run at a time"
+)
 MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 2048
 
 
@@ -81,6 +86,8 @@ class Prepared:
     plan_s: float
     exclusive: bool
     """The table's store lets only one of two publishers win."""
+    renews: bool = False
+    """Another model, or other settings of it, takes the place of the parent's."""
     calibrate_s: float = 0.0
 
     @property
@@ -91,9 +98,9 @@ class Prepared:
         return None if None in rows else sum(count for count in rows if count is not None) - done
 
 
-def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False) -> Prepared:
+def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_model: bool = False) -> Prepared:
     """Check everything and plan. With `writes` a commit that was not materialised is finished first; with `retry_failed`
-    the dead letters of the current version are planned too.
+    the dead letters of the current version are planned too. A `new_model` may take the place of the table's.
 
     Raises InputError for anything wrong with configuration, model, sources or table.
     """
@@ -113,7 +120,12 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False) -> Prepa
         _check_chunks(spec, encoder)
         described = _describe_vectors(spec, encoder, table, parent)
         _check_partitions(spec, surveyed.schema)
-        _check_vectors(spec, parent, described)
+        renews = new_model and bool(parent.version) and parent.fingerprint != described.fingerprint
+        if renews:
+            parent = replace(parent, probes=())
+            described = _describe_vectors(spec, encoder, table, snapshot.empty())
+        else:
+            _check_vectors(spec, parent, described)
         surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent, forms))
         check_folders(surveyed.folders, surveyed.schema)
         if spec.source.where is not None:
@@ -122,7 +134,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False) -> Prepa
         output_spec = planning.output_spec(spec, surveyed.schema, forms)
         output = identity.digest(output_spec)
         if described.needs_calibration:
-            described = _describe_vectors(spec, encoder, table, parent, output)
+            described = _describe_vectors(spec, encoder, table, snapshot.empty() if renews else parent, output)
         plan = _plan(table, parent, surveyed, output, described.fingerprint, writes=writes, retry_failed=retry_failed)
         exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
     return Prepared(
@@ -139,6 +151,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False) -> Prepa
         plan=plan,
         plan_s=time.perf_counter() - started,
         exclusive=exclusive,
+        renews=renews,
     )
 
 
@@ -341,7 +354,7 @@ def calibrate(prepared: Prepared, cluster: "Cluster") -> Prepared:
 
 
 def calibrate_with(
-    prepared: Prepared, pools: "Pools", measure: Callable[[Sequence[Task], "Settings"], Measurement]
+    prepared: Prepared, pools: Pools, measure: Callable[[Sequence[Task], "Settings"], Measurement]
 ) -> Prepared:
     """The same, by whoever measures the ranges of the vectors of some tasks. Only then are units known by their ids."""
     started = time.perf_counter()
@@ -356,7 +369,8 @@ def calibrate_with(
         more, units = sample.again(found)
         if units:
             found += measure([Task(unit=unit, done=()) for unit in units], _sampling(settings, spec, more))
-    survey, parent, path = prepared.survey, prepared.parent, prepared.vectors.ranges_path
+    survey, path = prepared.survey, prepared.vectors.ranges_path
+    parent = snapshot.empty() if prepared.renews else prepared.parent
     assert path is not None
     calibration.create(prepared.table, path, found.calibration)
     vectors = _describe_vectors(prepared.spec, prepared.encoder, prepared.table, parent, prepared.output)
@@ -364,7 +378,7 @@ def calibrate_with(
         prepared,
         vectors=vectors,
         part_schema=_part_schema(prepared.spec, survey.schema, prepared.encoder.dim, vectors.calibration),
-        plan=_plan(prepared.table, parent, survey, prepared.output, vectors.fingerprint, writes=True),
+        plan=_plan(prepared.table, prepared.parent, survey, prepared.output, vectors.fingerprint, writes=True),
         calibrate_s=time.perf_counter() - started,
     )
 
@@ -377,7 +391,7 @@ def _sampling(settings: "Settings", spec: RunSpec, sample: calibration.Sample) -
     return replace(settings, slice_rows=texts, slice_bytes=most, sample_depth=sample.depth)
 
 
-def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
+def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
     """What the stages need to know, for pools of these sizes."""
     from pipeline.stages import Settings
 
@@ -403,15 +417,20 @@ def settings_for(prepared: Prepared, pools: "Pools") -> "Settings":
     )
 
 
-def _slice_rows(prepared: Prepared, pools: "Pools") -> int:
+def _slice_rows(prepared: Prepared, pools: Pools) -> int:
     """At most `limits.unit_rows`, 64 MiB of vectors, and an even share of a small corpus."""
-    stored = vector_bytes(prepared.part_schema, prepared.spec.table.embedding_column)
+    stored = stored_vector_bytes(prepared)
     room = min(VECTOR_BYTES // stored, FLOAT_BYTES // (4 * prepared.encoder.dim))
     most = min(prepared.spec.limits.unit_rows, max(1, room))
     if pools.device == "cpu":
         most = min(most, MAX_CPU_SLICE_ROWS)
     share = -(-prepared.survey.rows_estimate // (pools.encoders * SLICES_PER_ENCODER))
     return min(most, max(MIN_SLICE_ROWS, share))
+
+
+def stored_vector_bytes(prepared: Prepared) -> int:
+    """Of one vector as the table has it."""
+    return vector_bytes(prepared.part_schema, prepared.spec.table.embedding_column)
 
 
 def _slice_bytes(spec: RunSpec, slice_rows: int) -> int:
@@ -463,7 +482,7 @@ def encode(prepared: Prepared, cluster: "Cluster", progress: Progress) -> Encode
         if report.refused is None:
             progress.recorded(report.num_rows, report.failed, report.last)
             # What share of the rows `where` lets through is known only in the end.
-            _check_failed(prepared, progress.failed, prepared.survey.rows_known if not filtered else None)
+            check_failed(prepared, progress.failed, prepared.survey.rows_known if not filtered else None)
             rows, effort = rows + report.num_rows, effort + report.effort
             _check_clipped(prepared, effort, done=rows / max(1, rows, prepared.survey.rows_estimate))
         elif not report.source_changed:
@@ -482,7 +501,7 @@ def encode(prepared: Prepared, cluster: "Cluster", progress: Progress) -> Encode
     )
 
 
-def _check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
+def check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
     """`limits.max_failed_rows` as a count, or as a share where the total is known."""
     limit = prepared.spec.limits.max_failed_rows
     allowed = limit if limit >= 1 else (limit * total if total is not None else None)
@@ -497,7 +516,7 @@ def _check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
 def _check_clipped(prepared: Prepared, effort: Effort, done: float = 1.0) -> None:
     """Raises RunError where the first version of a table would have too many numbers outside its ranges; `done` is the
     share of it that `effort` stands for, so that it is told as soon as it is sure."""
-    if prepared.parent.version or effort.coded < calibration.FEWEST_NUMBERS:
+    if (prepared.parent.version and not prepared.renews) or effort.coded < calibration.FEWEST_NUMBERS:
         return
     if effort.clipped * done > calibration.CLIPPED * effort.coded:
         raise RunError(
@@ -548,12 +567,12 @@ def publish(
     if not plan.added and not plan.dropped and not retried:
         return prepared.parent, {}
     tally = work.tally(prepared.parent)
-    _check_failed(prepared, tally.failed + _lost_rows(prepared.parent, plan), tally.documents + tally.failed)
+    check_failed(prepared, tally.failed + _lost_rows(prepared.parent, plan), tally.documents + tally.failed)
     workers = ClusterWorkers(
         cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
     )
     _check_clipped(prepared, sum((item.effort for item in work.records), Effort()))
-    version = commit.publish(table, prepared.parent, work, _description(prepared, run, timings), workers)
+    version = commit.publish(table, prepared.parent, work, description(prepared, run, timings), workers)
     committed = time.perf_counter()
     materialise.materialise(table, version)
     return version, {"commit": committed - started, "materialise": time.perf_counter() - committed}
@@ -592,7 +611,7 @@ def _lost_rows(parent: Snapshot, plan: Plan) -> int:
     return max(0, before - after)
 
 
-def _description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> commit.Description:
+def description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> commit.Description:
     from pipeline import probes
 
     spec = prepared.spec
@@ -711,10 +730,7 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
             "table.path, to have ranges of both"
         )
     if not prepared.exclusive:
-        notes.append(
-            f"this object store ignores create-only writes: two runs that publish at once are told apart unless a write takes "
-            f"longer than {commit.SETTLE_S:g} s, so let the scheduler see to one run at a time"
-        )
+        notes.append(NOT_EXCLUSIVE)
     return Summary(
         table=prepared.table.url,
         version=version.version,

@@ -5,6 +5,7 @@ opens nor splits. The stages know nothing of Ray; they never raise for bad data:
 """
 
 import hashlib
+import itertools
 import json
 import time
 import uuid
@@ -55,10 +56,12 @@ FLOW = pa.schema(
         pa.field("encode_start", pa.float64()),
         pa.field("encode_stop", pa.float64()),
         pa.field("refused", pa.string()),
+        pa.field("texts", pa.bool_()),
     ]
 )
-"""What travels between stages: one row per slice. `refused` says why a unit, or the whole run, can't go on;
-`encoder` and the unix times say who encoded it and when. `vectors` are the table's codes, the shortest form they have."""
+"""What travels between stages: one row per slice. `texts` says that it is of a unit of that kind; texts.py. `refused` says
+why a unit, or the whole run, can't go on; `encoder` and the unix times say who encoded it and when. `vectors` are the
+table's codes, the shortest form they have."""
 
 REPORT = pa.schema(
     [
@@ -156,7 +159,7 @@ def read_and_tokenize(task: Task, settings: Settings, tokenizer: Tokenizer) -> I
 def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer, read_s: float) -> pa.Table:
     started = time.perf_counter()
     paths = {number: span.file.path for span, number in zip(unit.spans, unit.sources, strict=True)}
-    tokenize = _tokenize_whole if settings.chunk is None else _tokenize_chunks
+    tokenize = tokenize_whole if settings.chunk is None else tokenize_chunks
     tokenized = tokenize(piece.documents, settings, tokenizer)
     dead_letters = piece.dead_letters
     if tokenized.failed:
@@ -169,7 +172,7 @@ def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer
         read_s=read_s,
         tokenize_s=time.perf_counter() - started,
     )
-    return _flow_row(
+    return flow_row(
         unit_id=piece.unit_id,
         first_row=piece.first_row,
         num_rows=piece.num_rows,
@@ -182,7 +185,7 @@ def _tokenize(piece: Slice, unit: Unit, settings: Settings, tokenizer: Tokenizer
         chunks=None if tokenized.chunks is None else to_ipc(tokenized.chunks),
         tokens=to_ipc(tokenized.tokens),
         dead_letters=to_ipc(dead_letters),
-        effort=_effort_to_json(effort),
+        effort=effort_to_json(effort),
     )
 
 
@@ -199,7 +202,7 @@ class _Tokenized:
     """Document -> reason."""
 
 
-def _tokenize_whole(documents: pa.Table, settings: Settings, tokenizer: Tokenizer) -> _Tokenized:
+def tokenize_whole(documents: pa.Table, settings: Settings, tokenizer: Tokenizer) -> _Tokenized:
     tokens = tokenizer.tokenize(documents.column(schema.TEXT).to_pylist())
     column, truncated, lengths = tokens_to_arrow(tokens), tokens.truncated, tokens.lengths
     if tokens.failed:
@@ -214,7 +217,7 @@ def _tokenize_whole(documents: pa.Table, settings: Settings, tokenizer: Tokenize
     )
 
 
-def _tokenize_chunks(documents: pa.Table, settings: Settings, tokenizer: Tokenizer) -> _Tokenized:
+def tokenize_chunks(documents: pa.Table, settings: Settings, tokenizer: Tokenizer) -> _Tokenized:
     assert settings.chunk is not None
     texts = documents.column(schema.TEXT).to_pylist()
     cut = chunk(texts, tokenizer, settings.chunk)
@@ -280,7 +283,7 @@ def encode(
     if failed:
         vectors, changed = _without_documents(row, vectors, failed)
     codes, bad_vectors, clipped = _codes_of(vectors, settings)
-    effort = _effort_of(row) + Effort(
+    effort = effort_of(row) + Effort(
         rows_encoded=encoded.rows_encoded,
         tokens_encoded=encoded.tokens,
         tokens_padded=encoded.padded_tokens,
@@ -291,7 +294,7 @@ def encode(
     changed["tokens"] = pa.nulls(1, pa.large_binary())
     changed["vectors"] = _cell(pa.py_buffer(np.ascontiguousarray(codes)))
     changed["bad_vectors"] = pa.array([bad_vectors], pa.int64())
-    changed["effort"] = pa.array([_effort_to_json(effort)])
+    changed["effort"] = pa.array([effort_to_json(effort)])
     changed["encoder"] = pa.array([name])
     changed["encode_start"], changed["encode_stop"] = pa.array([start]), pa.array([time.time()])
     return pa.table([changed.get(name, row.column(name)) for name in FLOW.names], schema=FLOW)
@@ -394,7 +397,7 @@ def read_sample(task: Task, settings: Settings, tokenizer: Tokenizer) -> Iterato
     but for a single one.
     """
     settings = replace(settings, carried=())
-    tokenize = _tokenize_whole if settings.chunk is None else _tokenize_chunks
+    tokenize = tokenize_whole if settings.chunk is None else tokenize_chunks
     try:
         documents = _spread_texts(task, settings)
     except SourceChanged as error:
@@ -408,7 +411,7 @@ def read_sample(task: Task, settings: Settings, tokenizer: Tokenizer) -> Iterato
                 _evenly(tokens.num_rows, -(-settings.slice_rows * some.num_rows // documents.num_rows))
             )
         if tokens.num_rows:
-            yield _flow_row(unit_id=task.unit.unit_id, first_row=start, tokens=to_ipc(tokens))
+            yield flow_row(unit_id=task.unit.unit_id, first_row=start, tokens=to_ipc(tokens))
 
 
 def _spread_texts(task: Task, settings: Settings) -> pa.Table:
@@ -493,7 +496,7 @@ def measurement_of(rows: Iterable[pa.Table]) -> Measurement:
 
 def refuse(unit_id: str, reason: str) -> pa.Table:
     """The FLOW row that ends a run with this reason."""
-    return _flow_row(unit_id=unit_id, refused=reason)
+    return flow_row(unit_id=unit_id, refused=reason)
 
 
 def write(row: pa.Table, settings: Settings) -> pa.Table:
@@ -504,12 +507,13 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
     table, attempt = settings.open_table(), uuid.uuid4().hex[:12]
     unit_id, first_row = row.column("unit_id")[0].as_py(), row.column("first_row")[0].as_py()
     stored = settings.part_schema.field(settings.table.embedding_column).type
-    codes = np.frombuffer(_buffer(row, "vectors"), stored.value_type.to_pandas_dtype()).reshape(-1, stored.list_size)
+    codes = np.frombuffer(buffer(row, "vectors"), stored.value_type.to_pandas_dtype()).reshape(-1, stored.list_size)
     documents = from_cell(row, "documents")
     chunks = from_cell(row, "chunks") if row.column("chunks")[0].is_valid else None
     parts: list[Part] = []
-    for rows, own in _row_batches(documents, chunks, codes):
-        parts += _write_parts(table, _part_rows(rows, own, settings), unit_id, first_row, attempt, settings, len(parts))
+    for rows, own in row_batches(documents, chunks, codes):
+        places = (layout.staged_part(unit_id, first_row, attempt, index) for index in itertools.count(len(parts)))
+        parts += write_parts(table, part_rows(rows, own, settings), unit_id, places, settings)
     dead_letters = from_cell(row, "dead_letters")
     staged_letters = _write_dead_letters(table, dead_letters, unit_id, first_row, attempt)
     record = Record(
@@ -517,7 +521,7 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
         first_row=first_row,
         num_rows=row.column("num_rows")[0].as_py(),
         skipped=row.column("skipped")[0].as_py(),
-        documents=_count_documents(documents, chunks),
+        documents=count_documents(documents, chunks),
         failed=dead_letters.num_rows,
         broken=row.column("broken")[0].as_py(),
         last=row.column("last")[0].as_py(),
@@ -525,7 +529,7 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
         parts=tuple(parts),
         dead_letters=staged_letters,
         bad_vectors=row.column("bad_vectors")[0].as_py(),
-        effort=_effort_of(row) + Effort(write_s=time.perf_counter() - started),
+        effort=effort_of(row) + Effort(write_s=time.perf_counter() - started),
         attempt=attempt,
     )
     create(table, record)
@@ -535,19 +539,19 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
         "num_rows": record.num_rows,
         "failed": record.failed,
         "last": record.last,
-        "effort": _effort_to_json(record.effort),
+        "effort": effort_to_json(record.effort),
     } | {name: row.column(name)[0].as_py() for name in ("encoder", "encode_start", "encode_stop")}
     return pa.Table.from_pylist([report], REPORT)
 
 
-def _count_documents(documents: pa.Table, chunks: pa.Table | None) -> int:
+def count_documents(documents: pa.Table, chunks: pa.Table | None) -> int:
     """Of those whose rows are written."""
     if chunks is None:
         return int(documents.num_rows)
     return int(pc.sum(pc.equal(chunks.column(schema.CHUNK_INDEX), 0)).as_py() or 0)
 
 
-def _row_batches(documents: pa.Table, chunks: pa.Table | None, codes: Codes) -> Iterator[tuple[pa.Table, Codes]]:
+def row_batches(documents: pa.Table, chunks: pa.Table | None, codes: Codes) -> Iterator[tuple[pa.Table, Codes]]:
     """(rows, their codes): all at once, or chunks with their documents' columns, some 64 MiB of them at a time."""
     if chunks is None:
         yield documents, codes
@@ -578,7 +582,7 @@ def _chunk_rows(documents: pa.Table, texts: Sequence[str], chunks: pa.Table) -> 
     return rows
 
 
-def _part_rows(documents: pa.Table, codes: Codes, settings: Settings) -> pa.Table:
+def part_rows(documents: pa.Table, codes: Codes, settings: Settings) -> pa.Table:
     """Columns of the parts plus the partition columns that the parts will not carry."""
     column = settings.part_schema.field(settings.table.embedding_column)
     values = pa.array(np.ascontiguousarray(codes).reshape(-1), column.type.value_type)
@@ -589,12 +593,11 @@ def _part_rows(documents: pa.Table, codes: Codes, settings: Settings) -> pa.Tabl
     return parts
 
 
-def _write_parts(
-    table: Folder, rows: pa.Table, unit_id: str, first_row: int, attempt: str, settings: Settings, first_index: int
-) -> list[Part]:
+def write_parts(table: Folder, rows: pa.Table, unit_id: str, places: Iterator[str], settings: Settings) -> list[Part]:
+    """A staged part for each partition of the rows, at the next of the places."""
     parts = []
-    for index, (partition, group) in enumerate(split_by_partition(rows, settings.table.partition_by), first_index):
-        path = layout.staged_part(unit_id, first_row, attempt, index)
+    groups = split_by_partition(rows, settings.table.partition_by)
+    for (partition, group), path in zip(groups, places, strict=False):
         content = encode_part(group, settings.table.embedding_column)
         table.write(path, content)
         parts.append(
@@ -625,7 +628,11 @@ def _write_dead_letters(
 
 def letters(documents: pa.Table, failed: Mapping[int, str], stage: str, paths: Mapping[int, str]) -> pa.Table:
     """DEAD_LETTERS for some documents of a table."""
-    rows = documents.select([schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT]).take(sorted(failed)).to_pylist()
+    rows = (
+        documents.select([schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT])
+        .take(pa.array(sorted(failed), pa.int64()))
+        .to_pylist()
+    )
     reasons = (one_line(failed[index]) for index in sorted(failed))
     return pa.Table.from_pylist(
         [
@@ -652,10 +659,10 @@ def to_ipc(table: pa.Table) -> pa.Buffer:
 
 def from_cell(row: pa.Table, name: str) -> pa.Table:
     """The Arrow table in a cell, without a copy."""
-    return pa.ipc.open_stream(_buffer(row, name)).read_all()
+    return pa.ipc.open_stream(buffer(row, name)).read_all()
 
 
-def _buffer(row: pa.Table, name: str) -> pa.Buffer:
+def buffer(row: pa.Table, name: str) -> pa.Buffer:
     return row.column(name)[0].as_buffer()
 
 
@@ -665,7 +672,7 @@ def _cell(buffer: pa.Buffer) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
 
 
-def _flow_row(**values: Any) -> pa.Table:
+def flow_row(**values: Any) -> pa.Table:
     columns: Sequence[pa.Array] = [
         _cell(values[name]) if isinstance(values.get(name), pa.Buffer) else pa.array([values.get(name)], kind)
         for name, kind in zip(FLOW.names, FLOW.types, strict=True)
@@ -673,9 +680,9 @@ def _flow_row(**values: Any) -> pa.Table:
     return pa.table(columns, schema=FLOW)
 
 
-def _effort_to_json(effort: Effort) -> str:
+def effort_to_json(effort: Effort) -> str:
     return json.dumps(asdict(effort))
 
 
-def _effort_of(row: pa.Table) -> Effort:
+def effort_of(row: pa.Table) -> Effort:
     return Effort(**json.loads(row.column("effort")[0].as_py()))

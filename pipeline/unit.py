@@ -4,6 +4,7 @@ Frozen values only; how files become units stands in spans.py, how a unit become
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,12 @@ class SourceFile:
     @property
     def name(self) -> str:
         """The path as it stays from one commit of a Hub repository to the next: what of it is new says the version."""
-        return re.sub(r"^(hf://(?:[a-z]+/)?[^/@]+/[^/@]+)@[0-9a-f]{40}/", r"\1/", self.path)
+        return lasting_name(self.path)
+
+
+def lasting_name(path: str) -> str:
+    """`SourceFile.name` of the file with this path."""
+    return re.sub(r"^(hf://(?:[a-z]+/)?[^/@]+/[^/@]+)@[0-9a-f]{40}/", r"\1/", path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,9 @@ class Unit:
     sources: tuple[int, ...]
     """The number of each span in the version's list of sources; one per span."""
     only: tuple[tuple[int, int], ...] | None = None
-    """Where rows are tried again: (source, position) of each, sorted. The others count as left out."""
+    """Where only some rows are wanted: (source, position) of each, sorted. The others count as left out."""
+    hashes: tuple[bytes, ...] | None = None
+    """Of kind `texts`: the content hashes that its record gives vectors for, sorted; each is that of a row of `only`."""
 
     @property
     def is_placed(self) -> bool:
@@ -79,6 +87,8 @@ class Slice:
     """Rows that `source.where` or `source.on_null` leave out."""
     broken: bool
     """One of its dead letters stands for the rest of a file, of which nobody knows how many rows it had."""
+    unread: Mapping[int, str]
+    """Sources with rows of which not even the id could be read, and why."""
     last: bool
     """No row of the unit comes after this slice."""
     documents: pa.Table

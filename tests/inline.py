@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from pipeline import config, dataflow, run, stages
+from pipeline import config, dataflow, reindexing, run, stages, texts
 from pipeline.config import RunSpec
 from pipeline.dataflow import Cluster, Pools
 from pipeline.encoder import Encoder, build_encoder
 from pipeline.model.folder import EncoderSpec
 from pipeline.planning import Task
+from pipeline.reindexing import Crew
 from pipeline.stages import Settings
 from pipeline.table.calibration import Measurement
 from pipeline.table.snapshot import Snapshot
@@ -68,6 +69,31 @@ def embed(
         report = stages.write(stages.encode(row, encoder, settings, "inline"), settings)
         assert report.column("refused")[0].as_py() is None, report.to_pylist()
     version, _ = run.publish(prepared, Cluster(spec.resources), "inline", {})
+    return version
+
+
+def reindex(
+    spec: RunSpec, *, encoders: int = 1, stop_after: int | None = None, encoded: list[int] | None = None
+) -> Snapshot:
+    """Publish what a reindex would, by row. `stop_after` slices it dies; `encoded` hears how many texts the encoder got."""
+    prepared = run.prepare(spec, writes=True)
+    if prepared.plan.changes_nothing:
+        return prepared.parent
+    with Crew(spec.resources) as crew:
+        changes = reindexing.find(prepared, crew, writes=True)
+        if changes.changes_nothing:
+            return prepared.parent
+        settings = run.settings_for(prepared, replace(POOLS, encoders=encoders))
+        encoder, tokenizer = built(settings.encoder)
+        slices = (row for task in reindexing.tasks(changes) for row in texts.read(task, settings, tokenizer))
+        for done, row in enumerate(slices):
+            if done == stop_after:
+                raise Died
+            if encoded is not None:
+                encoded.append(stages.from_cell(row, "documents").num_rows)
+            report = texts.write(stages.encode(row, encoder, settings, "inline"), settings)
+            assert report.column("refused")[0].as_py() is None, report.to_pylist()
+        version, _, _ = reindexing.publish(prepared, crew, changes, "inline", {})
     return version
 
 

@@ -31,7 +31,7 @@ from pipeline.columns import (
 from pipeline.config import SourceSpec
 from pipeline.storage import Folder
 from pipeline.table.part import Part, encode_part, part_schema
-from pipeline.table.rewrite import Rewrite, rewrite
+from pipeline.table.rewrite import Input, Rewrite, rewrite
 from tests.arrows import (
     ALL,
     BINARIES,
@@ -118,7 +118,7 @@ def test_every_type_reaches_the_table_unchanged(kind: pa.DataType, tmp_path_fact
         part = Part(
             path=f"{index}.parquet", size=content.size, rows=ROWS, raw_bytes=1, partition=(), units=("u",), sources=(0,)
         )
-        inputs.append((part, ()))
+        inputs.append(Input(part=part))
         given_rows += zip(
             rows.column("id").to_pylist(), listed(column), rows.column("row_hash").to_pylist(), strict=True
         )

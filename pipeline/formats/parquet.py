@@ -14,6 +14,7 @@ from pipeline import where
 from pipeline.columns import (
     Block,
     RestLost,
+    Unread,
     excluded_block,
     failed_block,
     partition_values,
@@ -121,7 +122,7 @@ def _row_group(
         done += batch.num_rows
     for start in range(done, rows, batches.BLOCK_ROWS):
         count = min(batches.BLOCK_ROWS, rows - start)
-        yield failed_block(schema, batches.positions(position + start, count), error)
+        yield failed_block(schema, batches.positions(position + start, count), Unread(error))
 
 
 # --- filters

@@ -25,7 +25,7 @@ from pipeline.table import compare, layout, rewrite, snapshot
 from pipeline.table.compare import KEPT, NEW, OLD, Difference
 from pipeline.table.part import Part
 from pipeline.table.record import Record
-from pipeline.table.rewrite import Renumbering, Rewrite
+from pipeline.table.rewrite import Input, Renumbering, Rewrite
 from pipeline.table.snapshot import Counts, Snapshot, Tally
 from pipeline.unit import Unit
 
@@ -43,7 +43,7 @@ class Workers(Protocol):
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]: ...
 
-    def compare(self, sides: Sequence[tuple[Part, int]]) -> Difference:
+    def compare(self, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
         """The difference over all rows of the parts, each on its side; `part` in it indexes `sides`."""
         ...
 
@@ -138,7 +138,9 @@ def _next_version(table: Folder, parent: Snapshot, work: Work, description: Desc
     nonce = uuid.uuid4().hex[:12]
     folder = layout.publication(nonce)
     parts = _assemble(table, parent, work, folder, nonce, workers)
-    difference = _difference(parent, parts, workers)
+    # The hashes of a row know nothing of the model.
+    renewed = bool(parent.version) and parent.fingerprint != description.fingerprint
+    difference = _difference(parent, parts, workers, renewed=renewed)
     _check_gate(table, parts, difference, work, parent)
     write_changes(table, folder, parent, parts, difference)
     failed = _write_dead_letters(table, folder, parent, work)
@@ -209,27 +211,35 @@ def _assemble(table: Folder, parent: Snapshot, work: Work, folder: str, nonce: s
     """The parts of the new version; new ones have their final name and still lie in staging."""
     dropped = _dropped_sources(parent, work.kept)
     staged = [
-        (part, _renumbering(unit, record)) for unit, records in work.done for record in records for part in record.parts
+        Input(part=part, renumbering=tuple(sorted(_renumbering(unit, record).items())))
+        for unit, records in work.done
+        for record in records
+        for part in record.parts
     ]
     staged += [
-        (replace(part, units=(unit,)), {})
+        Input(part=replace(part, units=(unit,)))
         for unit, records in work.retried.items()
         for record in records
         for part in record.parts
     ]
-    as_is, jobs = rewrite.choose(staged, parent.parts, dropped, folder)
+    as_is, jobs = rewrite.choose(staged, rewrite.without_sources(parent.parts, dropped), folder)
     fresh = as_is + workers.rewrite(jobs) if jobs else as_is
-    named = [
+    untouched = [part for part in parent.parts if dropped.isdisjoint(part.sources)]
+    return untouched + named(table, parent.version + 1, fresh, nonce)
+
+
+def named(table: Folder, version: int, fresh: Sequence[Part], nonce: str) -> list[Part]:
+    """Staged parts under the names that they will have; those without rows are left out."""
+    parts = [
         replace(
             part,
-            path=layout.data_part(part.partition, parent.version + 1, index, nonce),
+            path=layout.data_part(part.partition, version, index, nonce),
             staged=part.location,
         )
         for index, part in enumerate(part for part in fresh if part.rows)
     ]
-    _check_names(table, named)
-    untouched = [part for part in parent.parts if dropped.isdisjoint(part.sources)]
-    return untouched + named
+    _check_names(table, parts)
+    return parts
 
 
 def _check_names(table: Folder, parts: Sequence[Part]) -> None:
@@ -253,13 +263,15 @@ def _renumbering(unit: Unit, record: Record) -> Renumbering:
     return {written: planned for written, planned in pairs if written != planned}
 
 
-def _difference(parent: Snapshot, parts: Sequence[Part], workers: Workers) -> tuple[list[Part], Difference]:
+def _difference(
+    parent: Snapshot, parts: Sequence[Part], workers: Workers, *, renewed: bool
+) -> tuple[list[Part], Difference]:
     """Every part that either state has, and the difference of the two states over them."""
     before = {part.path for part in parent.parts}
     after = {part.path for part in parts}
     sides = [(part, KEPT if part.path in before else NEW) for part in parts]
     sides += [(part, OLD) for part in parent.parts if part.path not in after]
-    return [part for part, _ in sides], workers.compare(sides)
+    return [part for part, _ in sides], workers.compare(sides, renewed=True) if renewed else workers.compare(sides)
 
 
 def part_keys(table: Folder, part: Part, number: int, side: int) -> Iterator[compare.Keys]:
@@ -276,10 +288,10 @@ def part_keys(table: Folder, part: Part, number: int, side: int) -> Iterator[com
             index += batch.num_rows
 
 
-def compare_here(table: Folder, sides: Sequence[tuple[Part, int]]) -> Difference:
+def compare_here(table: Folder, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
     """The comparison in this process, as one bucket."""
     found = [rows for number, (part, side) in enumerate(sides) for rows in part_keys(table, part, number, side)]
-    return compare.compare(np.concatenate([np.zeros(0, compare.KEY), *found]))
+    return compare.compare(np.concatenate([np.zeros(0, compare.KEY), *found]), renewed=renewed)
 
 
 def _check_gate(
@@ -307,11 +319,11 @@ def _check_gate(
 
 
 def _ids_at(table: Folder, parts: Sequence[Part], positions: np.ndarray[Any, Any]) -> list[str]:
-    rows = _rows_at(table, parts, positions)
+    rows = rows_at(table, parts, positions)
     return [name for batch in rows for name in batch.column(schema.ID).to_pylist()]
 
 
-def _rows_at(table: Folder, parts: Sequence[Part], positions: np.ndarray[Any, Any]) -> Iterator[pa.Table]:
+def rows_at(table: Folder, parts: Sequence[Part], positions: np.ndarray[Any, Any]) -> Iterator[pa.Table]:
     """The id and hashes of rows at (part, index), a part at a time."""
     for number in np.unique(positions[:, 0]).tolist():
         indexes = np.sort(positions[positions[:, 0] == number, 1])
@@ -325,15 +337,20 @@ def write_changes(
     """The list of changes against the parent; `found` is the difference of the two, and the parts that it indexes."""
     all_parts, difference = found
     if parent.version == 0:
-        upserts: Iterator[pa.Table] = (rows for part in parts for rows in _all_rows(table, part))
+        upserts: Iterator[pa.Table] = (rows for part in parts for rows in all_rows(table, part))
     else:
-        upserts = _rows_at(table, all_parts, difference.upserts)
-    deletes = _rows_at(table, all_parts, difference.deletes)
+        upserts = rows_at(table, all_parts, difference.upserts)
+    deletes = rows_at(table, all_parts, difference.deletes)
+    write_change_lists(table, folder, upserts, deletes)
+
+
+def write_change_lists(table: Folder, folder: str, upserts: Iterable[pa.Table], deletes: Iterable[pa.Table]) -> None:
+    """From rows with id and hashes."""
     rows = [(_with_op(batch, "upsert") for batch in upserts), (_with_op(batch, "delete") for batch in deletes)]
     _write_rolling(table, f"{folder}changes/", (batch for source in rows for batch in source), schema.CHANGES)
 
 
-def _all_rows(table: Folder, part: Part) -> Iterator[pa.Table]:
+def all_rows(table: Folder, part: Part) -> Iterator[pa.Table]:
     with table.open(part.location) as file:
         for batch in pq.ParquetFile(file).iter_batches(KEYS_PER_READ, columns=compare.COLUMNS):
             yield pa.Table.from_batches([batch])

@@ -67,8 +67,9 @@ class Difference:
     """Rows that stand in new parts but equal their old selves, and all rows of kept parts."""
 
 
-def compare(rows: Keys) -> Difference:
-    """The difference within one bucket; `rows` holds every row of the bucket, in any order."""
+def compare(rows: Keys, *, renewed: bool = False) -> Difference:
+    """The difference within one bucket; `rows` holds every row of the bucket, in any order. Where all is `renewed`, the
+    vectors of new parts differ from those of old ones whatever the hashes say."""
     order = np.lexsort((rows["side"], rows["id"][:, 1], rows["id"][:, 0]))
     rows = rows[order]
     same_as_previous = np.zeros(len(rows), bool)
@@ -82,7 +83,7 @@ def compare(rows: Keys) -> Difference:
     is_new_side = rows["side"] == NEW
     is_old_side = rows["side"] == OLD
     known = is_new_side & (old_per_group[group] > 0)
-    equal = known & _equals_old(rows, group, num_groups)
+    equal = known & _equals_old(rows, group, num_groups) & (not renewed)
     return Difference(
         upserts=_positions(rows[is_new_side & ~equal]),
         deletes=_positions(rows[is_old_side & (live_per_group[group] == 0)]),

@@ -19,6 +19,7 @@ DEAD_LETTERS = "meta/dead_letters/"
 DATA = "data/"
 TRASH = "meta/trash/"
 LEASES = "meta/leases/"
+OWNERS = "meta/owners/"
 
 PartitionValue = str | int | bool | datetime.date | None
 Partition = tuple[tuple[str, PartitionValue], ...]
@@ -87,6 +88,11 @@ def publication(nonce: str) -> str:
 def consumed(publication: str) -> str:
     """The list of staged files that a publication's version was made of."""
     return f"{publication}consumed.parquet"
+
+
+def owners(version: int, index: int, nonce: str) -> str:
+    """The list of one part's owners that `version` made."""
+    return f"{OWNERS}{version:06d}-{index:05d}-{nonce}.parquet"
 
 
 def record(unit_id: str, first_row: int) -> str:

@@ -41,6 +41,8 @@ class Part:
     """Numbers of the spans that its rows come from."""
     staged: str | None = None
     """Where it lies until its version is materialised."""
+    owners: str | None = None
+    """The list that says which span each row belongs to now, where the column `source` doesn't any more; owners.py."""
 
     @property
     def location(self) -> str:
@@ -156,6 +158,7 @@ _PARTS = pa.schema(
         pa.field("units", pa.list_(pa.string()), nullable=False),
         pa.field("sources", pa.list_(pa.int32()), nullable=False),
         pa.field("staged", pa.string()),
+        pa.field("owners", pa.string()),
     ]
 )
 
@@ -172,6 +175,7 @@ def parts_to_table(parts: Iterable[Part]) -> pa.Table:
             "units": part.units,
             "sources": part.sources,
             "staged": part.staged,
+            "owners": part.owners,
         }
         for part in parts
     ]
@@ -189,6 +193,7 @@ def table_to_parts(table: pa.Table) -> list[Part]:
             units=tuple(row["units"]),
             sources=tuple(row["sources"]),
             staged=row["staged"],
+            owners=row.get("owners"),
         )
         for row in table.to_pylist()
     ]

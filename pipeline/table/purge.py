@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.errors import InputError
 from pipeline.storage import Folder
-from pipeline.table import commit, layout, materialise, snapshot
+from pipeline.table import commit, layout, materialise, owners, snapshot
 from pipeline.table.compare import NEW, OLD
 from pipeline.table.part import Part, distinct_sources, encode_part
 from pipeline.table.snapshot import Counts, Snapshot, Tally
@@ -144,7 +144,7 @@ def _without(
 ) -> Part | None:
     """The part without the rows, staged; None where it has no others."""
     with table.open(part.path) as file:
-        rows = pq.read_table(file, use_threads=False)
+        rows = owners.applied(table, part, pq.read_table(file, use_threads=False))
     found = wanted.among(rows)
     leaving, staying = rows.filter(found), rows.filter(pc.invert(found))
     gone.rows.update(leaving.column(schema.SOURCE).to_pylist())
@@ -166,6 +166,7 @@ def _without(
         rows=staying.num_rows,
         raw_bytes=staying.nbytes,
         sources=distinct_sources(staying),
+        owners=None,
     )
 
 
@@ -223,9 +224,12 @@ def _is_list(path: str) -> bool:
 
 
 def _holds(table: Folder, path: str, wanted: "_Wanted") -> bool:
+    """Vectors without ids, by the hash of their text, may be of any row."""
     with table.open(path) as file:
         reader = pq.ParquetFile(file)
         columns = [name for name in (schema.ID, schema.DOC_ID) if name in reader.schema_arrow.names]
+        if not columns:
+            return True
         batches = reader.iter_batches(commit.KEYS_PER_READ, columns=columns)
         return any(pc.any(wanted.among(pa.Table.from_batches([batch]))).as_py() for batch in batches)
 

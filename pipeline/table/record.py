@@ -70,6 +70,8 @@ class Record:
     effort: Effort
     attempt: str
     """Nonce of the attempt: makes the bytes of each attempt its own."""
+    texts_of: str | None = None
+    """Of a unit of texts: the fingerprint of their vectors, which stand by the hash of the text in the only part."""
 
     @property
     def stop_row(self) -> int:
@@ -121,7 +123,9 @@ def create(table: Folder, record: Record) -> bool:
     return table.create_once(layout.record(record.unit_id, record.first_row), record.to_json()) is None
 
 
-def read_all(table: Folder, units: Iterable[str], *, writes: bool = True) -> dict[str, list[Record]]:
+def read_all(
+    table: Folder, units: Iterable[str], *, writes: bool = True, chained: bool = True
+) -> dict[str, list[Record]]:
     """Valid records of the given units, by first row. With `writes` a record that can't be read or whose parts are gone
     is deleted: it would block its slice for ever, and its rows are to be encoded again."""
     wanted = set(units)
@@ -146,7 +150,14 @@ def read_all(table: Folder, units: Iterable[str], *, writes: bool = True) -> dic
             broken.append(path)
     if writes:
         table.delete(broken)
-    return {unit: chain(records) for unit, records in found.items()}
+    return {unit: chain(records) if chained else records for unit, records in found.items()}
+
+
+def read_texts(table: Folder, fingerprint: str, *, writes: bool = True) -> list[Record]:
+    """Valid records of all texts that earlier runs encoded with this fingerprint and did not publish."""
+    units = {layout.staged_unit(info.path) for info in table.list(layout.RECORDS)} - {None}
+    found = read_all(table, {unit for unit in units if unit is not None}, writes=writes, chained=False)
+    return [record for records in found.values() for record in records if record.texts_of == fingerprint]
 
 
 def forget(table: Folder, units: Iterable[str]) -> None:

@@ -1,5 +1,5 @@
-"""Parts in, one part out, no encoding: small staged parts are merged, live parts lose the rows of dropped spans, and spans
-that were numbered twice get their new number.
+"""Parts in, one part out, no encoding: small staged parts are merged, live parts lose the rows of dropped spans or rows at
+some places, and spans that were numbered twice get their new number.
 
 `choose` decides (pure), `rewrite` does one job; who runs the jobs, and where, is not known here.
 """
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import GateFailed
 from pipeline.schema import SOURCE
 from pipeline.storage import Folder
+from pipeline.table import owners
 from pipeline.table.layout import Partition
 from pipeline.table.part import Part, distinct_sources, encode_part
 
@@ -29,62 +30,78 @@ Renumbering = Mapping[int, int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Input:
+    part: Part
+    renumbering: tuple[tuple[int, int | None], ...] = ()
+    removed: bytes = b""
+    """Indexes of rows that are left out, as int32, ascending."""
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self.renumbering or self.removed)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rewrite:
-    inputs: tuple[tuple[Part, tuple[tuple[int, int | None], ...]], ...]
-    """Parts of one partition, each with its renumbering."""
+    inputs: tuple[Input, ...]
+    """Parts of one partition."""
     output: str
     """Path of the new part in staging."""
 
 
-def choose(
-    staged: Sequence[tuple[Part, Renumbering]], live: Sequence[Part], dropped: Set[int], folder: str
-) -> tuple[list[Part], list[Rewrite]]:
-    """(parts to publish as they are, rewrites that make the others); live parts untouched by `dropped` are in neither."""
+def choose(staged: Sequence[Input], live: Sequence[Input], folder: str) -> tuple[list[Part], list[Rewrite]]:
+    """(parts to publish as they are, rewrites that make the others). `live` are parts that lose some rows."""
     as_is: list[Part] = []
-    inputs: dict[Partition, list[tuple[Part, Renumbering]]] = {}
-    for part, renumbering in staged:
-        if part.size < SMALL_BYTES or renumbering:
-            inputs.setdefault(part.partition, []).append((part, renumbering))
+    inputs: dict[Partition, list[Input]] = {}
+    for item in staged:
+        if item.part.size < SMALL_BYTES or item.is_changed:
+            inputs.setdefault(item.part.partition, []).append(item)
         else:
-            as_is.append(part)
-    for part in live:
-        gone = dropped & set(part.sources)
-        # A part that loses all its rows is simply not named again; its columns may not even be those of the new ones.
-        if gone and gone != set(part.sources):
-            inputs.setdefault(part.partition, []).append((part, dict.fromkeys(gone)))
+            as_is.append(item.part)
+    for item in live:
+        inputs.setdefault(item.part.partition, []).append(item)
     rewrites: list[Rewrite] = []
     for group in (group for found in inputs.values() for group in _groups(found)):
-        if len(group) == 1 and not group[0][1]:
-            as_is.append(group[0][0])
+        if len(group) == 1 and not group[0].is_changed:
+            as_is.append(group[0].part)
         else:
-            pairs = tuple((part, tuple(sorted(renumbering.items()))) for part, renumbering in group)
-            rewrites.append(Rewrite(inputs=pairs, output=f"{folder}merged/{len(rewrites):06d}.parquet"))
+            rewrites.append(Rewrite(inputs=tuple(group), output=f"{folder}merged/{len(rewrites):06d}.parquet"))
     return as_is, rewrites
 
 
-def _groups(parts: Iterable[tuple[Part, Renumbering]]) -> Iterable[list[tuple[Part, Renumbering]]]:
-    group: list[tuple[Part, Renumbering]] = []
+def without_sources(live: Sequence[Part], dropped: Set[int]) -> list[Input]:
+    """The parts that lose the rows of these sources, and have others. One that loses all its rows is simply not named again;
+    its columns may not even be those of the new ones."""
+    losing = ((part, dropped & set(part.sources)) for part in live)
+    return [
+        Input(part=part, renumbering=tuple((number, None) for number in sorted(gone)))
+        for part, gone in losing
+        if gone and gone != set(part.sources)
+    ]
+
+
+def _groups(inputs: Iterable[Input]) -> Iterable[list[Input]]:
+    group: list[Input] = []
     size = 0
-    for part, renumbering in sorted(parts, key=lambda pair: pair[0].location):
-        if group and size + part.raw_bytes > MERGED_BYTES:
+    for item in sorted(inputs, key=lambda item: item.part.location):
+        if group and size + item.part.raw_bytes > MERGED_BYTES:
             yield group
             group, size = [], 0
-        group.append((part, renumbering))
-        size += part.raw_bytes
+        group.append(item)
+        size += item.part.raw_bytes
     if group:
         yield group
 
 
 def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
     """Do one job; its part has the units of all inputs whose rows are still in it."""
-    pieces = [renumbered(_read(table, part), dict(renumbering)) for part, renumbering in job.inputs]
+    pieces = [_rows(table, item) for item in job.inputs]
     rows = pa.concat_tables(pieces)
     content = encode_part(rows, embedding)
     table.write(job.output, content)
-    units = {unit for (part, _), piece in zip(job.inputs, pieces, strict=True) if piece.num_rows for unit in part.units}
-    first = job.inputs[0][0]
+    units = {unit for item, piece in zip(job.inputs, pieces, strict=True) if piece.num_rows for unit in item.part.units}
     return replace(
-        first,
+        job.inputs[0].part,
         path=job.output,
         staged=job.output,
         size=content.size,
@@ -92,7 +109,17 @@ def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
         raw_bytes=rows.nbytes,
         units=tuple(sorted(units)),
         sources=distinct_sources(rows),
+        owners=None,
     )
+
+
+def _rows(table: Folder, item: Input) -> pa.Table:
+    rows = renumbered(owners.applied(table, item.part, _read(table, item.part)), dict(item.renumbering))
+    if not item.removed:
+        return rows
+    stay = np.ones(rows.num_rows, bool)
+    stay[np.frombuffer(item.removed, np.int32)] = False
+    return rows.filter(pa.array(stay))
 
 
 def _read(table: Folder, part: Part) -> pa.Table:

@@ -78,6 +78,7 @@ def _restored(table: Folder, parent: Snapshot, wanted: Snapshot, folder: str, no
     live = {part.path for part in parent.parts}
     places = rows.places(table)
     gone = [part.path for part in wanted.parts if part.path not in live and part.path not in places]
+    gone += [part.owners for part in wanted.parts if part.owners is not None and table.size(part.owners) is None]
     if gone:
         raise InputError(
             f"version {wanted.version} of {table.url} can't be brought back: {len(gone)} of its {len(wanted.parts)} files "

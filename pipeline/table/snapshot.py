@@ -136,19 +136,15 @@ class Snapshot:
         return frozenset(self.sources.column("unit_id").unique().to_pylist())
 
     def units(self) -> dict[str, tuple[int, ...]]:
-        """The source numbers of each live unit, in span order."""
-        numbers: dict[str, list[int]] = {}
-        for row in self.sources.select(["unit_id", "source"]).to_pylist():
-            numbers.setdefault(row["unit_id"], []).append(row["source"])
-        return {unit: tuple(values) for unit, values in numbers.items()}
+        """The source numbers of each live unit, in span order: by path, then by place in the file."""
+        numbers: dict[str, list[tuple[str, int, int]]] = {}
+        for row in self.sources.select(["unit_id", "path", "start", "source"]).to_pylist():
+            numbers.setdefault(row["unit_id"], []).append((row["path"], row["start"], row["source"]))
+        return {unit: tuple(number for _, _, number in sorted(spans)) for unit, spans in numbers.items()}
 
     def tallies(self) -> dict[str, Tally]:
         """Of each live unit."""
-        columns = ["unit_id", "unit_rows", "unit_documents", "unit_failed", "unit_skipped"]
-        return {
-            row["unit_id"]: Tally(**{name.removeprefix("unit_"): row[name] for name in columns[1:]})
-            for row in self.sources.select(columns).to_pylist()
-        }
+        return _tallies(self.sources)
 
 
 def empty() -> Snapshot:
@@ -239,9 +235,27 @@ def span_rows(unit: Unit, tally: Tally) -> list[dict[str, Any]]:
             "stop": span.stop,
             "unit_id": unit.unit_id,
         }
-        | {f"unit_{name}": count for name, count in dataclasses.asdict(tally).items()}
+        | tally_columns(tally)
         for span, number in zip(unit.spans, unit.sources, strict=True)
     ]
+
+
+def tally_columns(tally: Tally) -> dict[str, int]:
+    """As the list of sources has them."""
+    return {f"unit_{name}": count for name, count in dataclasses.asdict(tally).items()}
+
+
+def total(sources: pa.Table) -> Tally:
+    """Of all units of a list of sources together."""
+    return sum(_tallies(sources).values(), Tally())
+
+
+def _tallies(sources: pa.Table) -> dict[str, Tally]:
+    columns = ["unit_id", "unit_rows", "unit_documents", "unit_failed", "unit_skipped"]
+    return {
+        row["unit_id"]: Tally(**{name.removeprefix("unit_"): row[name] for name in columns[1:]})
+        for row in sources.select(columns).to_pylist()
+    }
 
 
 def with_tallies(sources: pa.Table, tallies: Mapping[str, Tally]) -> pa.Table:
@@ -249,8 +263,7 @@ def with_tallies(sources: pa.Table, tallies: Mapping[str, Tally]) -> pa.Table:
     rows = sources.to_pylist()
     for row in rows:
         if row["unit_id"] in tallies:
-            counts = dataclasses.asdict(tallies[row["unit_id"]])
-            row |= {f"unit_{name}": count for name, count in counts.items()}
+            row |= tally_columns(tallies[row["unit_id"]])
     return pa.Table.from_pylist(rows, SOURCES)
 
 

@@ -232,6 +232,6 @@ def test_a_long_document_with_a_long_kept_column_fits_into_memory(model, tmp_pat
     assert chunks.num_rows > 3000
     assert row.nbytes < 4 * len(text) + 200 * chunks.num_rows
     vectors = np.zeros((chunks.num_rows, 1), np.float32)
-    batches = [rows.nbytes for rows, _ in stages._row_batches(stages.from_cell(row, "documents"), chunks, vectors)]
+    batches = [rows.nbytes for rows, _ in stages.row_batches(stages.from_cell(row, "documents"), chunks, vectors)]
     assert len(batches) > 10
     assert max(batches) < 2 * stages.BATCH_BYTES

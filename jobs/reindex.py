@@ -1,0 +1,40 @@
+"""Bring a published table up to date with its sources by row: embed what is new or changed, drop what is gone.
+
+    python -m jobs.reindex CONFIG.yaml [--set key=value ...] [--new-model] [--dry-run] [--price-per-hour P] [--json]
+
+Files that did not change are not read; a text that the table has, under whatever id, is not encoded. --new-model lets another
+model take the place of the table's: all is built beside the live version and published at once. --dry-run counts what a run
+would do, exactly; with --price-per-hour it says what encoding would cost.
+
+Exit codes: 0 done, or nothing to do; 1 failed, nothing published, work kept; 2 bad configuration or input, found before
+any work; 3 done, with dead letters in the files that were read, or files that can't be read, whose rows stay; 10 (--dry-run)
+changes pending. Killed at any moment, the same command goes on.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.command import main_of, parser
+from pipeline import plan_reindex, reindex
+from pipeline.config import load
+
+CHANGES_PENDING = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    command = parser(__doc__, dry_run=True)
+    command.add_argument("--new-model", action="store_true", help="let another model take the place of the table's")
+    command.add_argument("--price-per-hour", metavar="P", type=float, help="of the machines, for --dry-run")
+    arguments = command.parse_args(argv)
+    spec = load(arguments.config, arguments.set)
+    if arguments.dry_run:
+        planned = plan_reindex(spec, new_model=arguments.new_model, price_per_hour=arguments.price_per_hour)
+        arguments.show(planned.to_dict(), str(planned))
+        return CHANGES_PENDING if planned.changes_pending else 0
+    summary = reindex(spec, new_model=arguments.new_model)
+    arguments.show(summary.to_dict(), str(summary))
+    return summary.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(main))
