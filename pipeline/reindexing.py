@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # Ray loads only when there is work for it.
     from pipeline.dataflow import Cluster, ClusterWorkers
 
 ROWS_HERE = 200_000
-"""So many source rows are read, and ten times as many live ones looked through, in this process: sooner than a cluster starts."""
+"""So many source rows are read, and ten times as many live ones looked through, before a cluster would have started."""
 KEYS_HERE = 1_000_000
 """Wanted rows whose keys this process holds (57 bytes each); more meet the live ones in the cluster's shuffle."""
 ORDER_ROWS = 8192

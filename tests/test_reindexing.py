@@ -22,7 +22,7 @@ from tests.inline import read_table, same_rows, spec_of
 
 Row = dict[str, Any]
 GENERATIONS = 10
-WORDS = "market water world company people price oil game team president week year government work small shop".split()
+WORDS = ["market", "water", "world", "company", "people", "price", "oil", "game", "team", "year", "small", "shop"]
 MODES: Mapping[str, dict[str, Any] | None] = {
     "whole": None,
     "chunks": {"max_tokens": 8, "overlap_tokens": 2},
