@@ -236,8 +236,11 @@ class ResourceSpec:
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 raise ConfigError(f"resources.{name} is {value}; give a whole number of at least 1, or auto")
-        if self.gpus_per_encoder != "auto" and self.gpus_per_encoder < 0:
-            raise ConfigError(f"resources.gpus_per_encoder is {self.gpus_per_encoder}; give 0 or more, or auto")
+        gpus = self.gpus_per_encoder
+        if gpus != "auto" and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+            raise ConfigError(
+                f"resources.gpus_per_encoder is {gpus}; give 0, a share of a GPU below 1, a whole number, or auto"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

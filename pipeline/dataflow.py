@@ -285,8 +285,11 @@ def _given(value: float | str, otherwise: float) -> float:
 
 
 def _encoders_on(node: Mapping[str, float], cpus_each: int, gpus_each: float) -> int:
-    by_cpu = int(node.get("CPU", 0)) // cpus_each
-    return min(by_cpu, int(node.get("GPU", 0) / gpus_each + 1e-6)) if gpus_each else by_cpu
+    """Shares of a GPU are of one GPU: at 0.3 each of two has three encoders, and a seventh would wait for ever."""
+    by_cpu, gpus = int(node.get("CPU", 0)) // cpus_each, int(node.get("GPU", 0))
+    if not gpus_each:
+        return by_cpu
+    return min(by_cpu, gpus * int(1 / gpus_each + 1e-6) if gpus_each < 1 else gpus // int(gpus_each))
 
 
 def _auto_tokenizers(on_gpu: bool, encoders: int, spare: float) -> int:

@@ -1,15 +1,19 @@
 """The benchmarks' own arithmetic, and that a contestant answers."""
 
 import contextlib
+import json
 
 import pytest
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import arithmetic, corpora, results
+from benchmarks import arithmetic, corpora, gpu, results, seeded
 from benchmarks.contestants import Settings, Turn
 from benchmarks.processes import Process
+from pipeline.config import ModelSpec
+from pipeline.model.folder import encoder_spec
+from pipeline.tokenizing import Tokenizer
 
 
 def test_flops_are_those_that_torch_counts(tiny_model):
@@ -53,3 +57,54 @@ def test_contestants_embed_every_text_in_every_turn(tiny_model, tmp_path):
 def test_a_contestant_that_fails_says_why(tiny_model, tmp_path):
     with pytest.raises(SystemExit, match=r"model\.precision"):
         Process("bare", Settings(corpus=str(tmp_path), model=str(tiny_model), threads=1, precision="float7"))
+
+
+@pytest.mark.parametrize("kind", seeded.LENGTHS)
+def test_seeded_texts_have_the_lengths_they_were_made_for(tmp_path, kind):
+    folder = seeded.build(seeded.SIZES["tiny"], tmp_path / "model")
+    lengths = seeded.lengths_of(kind, 300, 512)
+    tokens = Tokenizer(encoder_spec(ModelSpec(path=str(folder))), 1).tokenize(seeded.texts_of(lengths, 200))
+    assert tokens.lengths.tolist() == lengths
+    assert max(lengths) <= seeded.LENGTHS[kind][-1]
+    middle = seeded.LENGTHS[kind][len(seeded.LENGTHS[kind]) // 2]
+    assert sorted(lengths)[150] == pytest.approx(middle, rel=0.2)
+
+
+QUICK = ("--device", "cpu", "--quick", "--rounds", "1", "--precisions", "bfloat16")
+
+
+def test_the_gpu_benchmark_tries_itself_out_without_one(tmp_path, capsys):
+    gpu.main([*QUICK, "--lengths", "short", "news", "--budgets", "1024", "2048", "--out", str(tmp_path)])
+    (written,) = tmp_path.glob("*-gpu-quick.json")
+    sections = json.loads(written.read_text())["sections"]
+    assert [section["lengths"] for section in sections] == ["short", "news"]
+    for section in sections:
+        names = [item["name"] for item in section["contestants"]]
+        assert names == ["padded", "packed", "packed, recorded, 1024", "packed, recorded, 2048", "encode"]
+        for item in section["contestants"]:
+            assert item["error"] == ""
+            assert item["docs_per_s"] > 0
+            assert item["least_cosine"] > 0.99
+        assert section["engine"] == "PackedTorchEngine"
+        assert section["contestants"][1]["fill"] == 1
+    assert capsys.readouterr().out.count("packed, recorded, 2048") == 2
+    assert "packed, recorded, 2048" in written.with_suffix(".md").read_text()
+
+
+def test_a_contestant_that_fails_leaves_the_others_their_turns(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "BUDGET_TOKENS", {})
+    gpu.main([*QUICK, "--lengths", "short", "--out", str(tmp_path)])
+    (written,) = tmp_path.glob("*.json")
+    padded, packed = json.loads(written.read_text())["sections"][0]["contestants"][:2]
+    assert padded["error"] == "KeyError: 'cuda'"
+    assert packed["docs_per_s"] > 0
+
+
+@pytest.mark.parametrize(("given", "words"), [([], "finds no GPU"), (["--device", "cpu"], "add --quick")])
+def test_the_gpu_benchmark_without_a_gpu_says_so(given, words, capsys):
+    if torch.cuda.is_available() and not given:
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(given)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err

@@ -62,6 +62,7 @@ def test_a_minimal_configuration_has_the_documented_defaults():
         (with_keys("resources", encoders=0), "resources.encoders is 0"),
         (with_keys("resources", encoders=True), "resources.encoders is True; expected a whole number or auto"),
         (with_keys("resources", gpus_per_encoder=-1), "resources.gpus_per_encoder is -1"),
+        (with_keys("resources", gpus_per_encoder=1.5), "resources.gpus_per_encoder is 1.5"),
         (with_keys("limits", unit_rows=0), "limits.unit_rows is 0"),
         (with_keys("limits", max_failed_rows="many"), "limits.max_failed_rows is 'many'; expected a number"),
         ({**MINIMAL, "chunk": {}}, "chunk.max_tokens is missing"),

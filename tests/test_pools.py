@@ -24,8 +24,14 @@ def test_gpus_are_taken_where_there_are_any():
     assert 8 + pools.cpus_per_task * (pools.tokenizers + pools.writers) <= 40
 
 
-def test_gpus_can_be_shared_or_left_alone():
-    assert choose_pools(ResourceSpec(gpus_per_encoder=0.5), GPU_NODES).encoders == 16
+@pytest.mark.parametrize(
+    ("share", "encoders"), [(0.5, 16), (0.25, 32), (0.3, 24), (0.1, 32), (0.7, 8), (1, 8), (2, 4), (3, 2), (4, 2)]
+)
+def test_a_share_is_of_one_gpu_and_more_are_of_one_node(share, encoders):
+    assert choose_pools(ResourceSpec(gpus_per_encoder=share), GPU_NODES).encoders == encoders
+
+
+def test_gpus_can_be_left_alone():
     pools = choose_pools(ResourceSpec(gpus_per_encoder=0), GPU_NODES)
     assert (pools.device, pools.encoders) == ("cpu", 39)
 
