@@ -84,6 +84,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     assert psutil.wait_procs(alive, timeout=10)[1] == []
+    process.wait()
 
 
 @pytest.fixture
