@@ -7,6 +7,7 @@ pipeline.errors. Neither torch nor Ray is loaded before there is work for them.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -68,12 +69,14 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
     return run.summarise(prepared, version, encoded, timings | published | total)
 
 
-def reindex(spec: Spec, *, new_model: bool = False) -> "Reindexed | Summary":
+def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False) -> "Reindexed | Summary":
     """Bring a table up to date with its sources by row: new and changed documents are embedded, deleted ones leave, all
     else stays untouched. Says what was done.
 
     Killed at any moment, the same call goes on. A table of another model is refused unless it is to have a `new_model`:
-    then, and where there is no table yet, it is built whole, and published at once. Raises PipelineError.
+    then, and where there is no table yet, it is built whole, and published at once. More rows than `limits.max_deleted_rows`
+    are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another reindex is at work on the table and
+    has not ended within `limits.wait_s`.
     """
     from pipeline import reindexing, run
     from pipeline.errors import SourceChanged
@@ -83,22 +86,29 @@ def reindex(spec: Spec, *, new_model: bool = False) -> "Reindexed | Summary":
     given = _spec(spec)
     run.check_shared(given)
     _quiet_ray()
-    with Crew(given.resources) as crew:
+    with reindexing.alone(given), Crew(given.resources) as crew:
+        once = functools.partial(
+            reindexing.reindex, given, crew, started, new_model=new_model, allow_deletes=allow_deletes
+        )
         try:
-            return reindexing.reindex(given, crew, started, new_model=new_model)
+            return once()
         except SourceChanged:
             # A file was replaced under our hands: plan what stands there now, once.
-            return reindexing.reindex(given, crew, started, new_model=new_model)
+            return once()
 
 
-def plan_reindex(spec: Spec, *, new_model: bool = False, price_per_hour: float | None = None) -> "Forecast":
+def plan_reindex(
+    spec: Spec, *, new_model: bool = False, allow_deletes: bool = False, price_per_hour: float | None = None
+) -> "Forecast":
     """What `reindex` would do now, with exact counts: reads the changed files, writes nothing."""
     from pipeline import reindexing
     from pipeline.reindexing import Crew
 
     given = _spec(spec)
     with Crew(given.resources) as crew:
-        return reindexing.plan(given, crew, new_model=new_model, price_per_hour=price_per_hour)
+        return reindexing.plan(
+            given, crew, new_model=new_model, allow_deletes=allow_deletes, price_per_hour=price_per_hour
+        )
 
 
 def _quiet_ray() -> None:

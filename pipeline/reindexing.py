@@ -10,20 +10,34 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import identity, pools, run, wanted
+from pipeline import estimate, guard, identity, pools, run, wanted
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.errors import GateFailed, RunError
+from pipeline.estimate import Rate
 from pipeline.metrics import Progress, duration, per_second, size
 from pipeline.planning import Task
 from pipeline.run import Encoded, Prepared
 from pipeline.stages import Settings, from_cell
-from pipeline.table import commit, diff, layout, live, materialise, owners, record, revision, rewrite, snapshot
+from pipeline.storage import Folder, before_work
+from pipeline.table import (
+    commit,
+    diff,
+    layout,
+    lease,
+    live,
+    materialise,
+    owners,
+    record,
+    revision,
+    rewrite,
+    snapshot,
+)
 from pipeline.table.diff import GONE, KEPT, KEY, STALE, Fates, Found, Keys
 from pipeline.table.live import Gathering
 from pipeline.table.owners import Moves
@@ -122,18 +136,33 @@ class _Hands:
         return [owners.move(self._prepared.table, job) for job in jobs]
 
 
-def reindex(spec: RunSpec, crew: Crew, started: float, *, new_model: bool = False) -> "Reindexed | run.Summary":
-    """One attempt: raises SourceChanged where a file was replaced meanwhile."""
+@contextlib.contextmanager
+def alone(spec: RunSpec) -> Iterator[None]:
+    """Have the table's lease. Raises TableBusy, before any work."""
+    run.check_paths(spec)
+    table = Folder(spec.table.path, spec.table.storage_options)
+    with contextlib.ExitStack() as stack:
+        with before_work():
+            stack.enter_context(lease.held(table, "reindex", spec.limits.lease_s, spec.limits.wait_s))
+        yield
+
+
+def reindex(
+    spec: RunSpec, crew: Crew, started: float, *, new_model: bool = False, allow_deletes: bool = False
+) -> "Reindexed | run.Summary":
+    """One attempt: raises SourceChanged where a file was replaced meanwhile, GateFailed where too much would be deleted."""
     prepared = run.prepare(spec, writes=True, new_model=new_model)
     if prepared.plan.changes_nothing:
         return nothing_to_do(prepared)
     if is_full(prepared):
+        _check_deleted(prepared, None, allowed=allow_deletes)
         return _build(prepared, crew, started)
     planned = time.perf_counter()
     changes = find(prepared, crew, writes=True)
     found_s = time.perf_counter() - planned
     if changes.changes_nothing:
         return nothing_to_do(prepared, changes.stale_files, diff=found_s)
+    _check_deleted(prepared, changes, allowed=allow_deletes)
     encoded = encode(prepared, crew, changes)
     timings = run.timings(prepared, encoded) | {"diff": found_s}
     version, upkeep, published = publish(prepared, crew, changes, uuid.uuid4().hex[:12], timings)
@@ -141,13 +170,37 @@ def reindex(spec: RunSpec, crew: Crew, started: float, *, new_model: bool = Fals
     return summarise(prepared, changes, version, upkeep, encoded, timings | published | total)
 
 
-def plan(spec: RunSpec, crew: Crew, *, new_model: bool = False, price_per_hour: float | None = None) -> "Forecast":
+def plan(
+    spec: RunSpec,
+    crew: Crew,
+    *,
+    new_model: bool = False,
+    allow_deletes: bool = False,
+    price_per_hour: float | None = None,
+) -> "Forecast":
     """What `reindex` would do."""
     started = time.perf_counter()
     prepared = run.prepare(spec, writes=False, new_model=new_model)
     if prepared.plan.changes_nothing or is_full(prepared):
-        return forecast(prepared, None, price_per_hour, started)
-    return forecast(prepared, find(prepared, crew, writes=False), price_per_hour, started)
+        found = forecast(prepared, None, price_per_hour, started)
+    else:
+        found = forecast(prepared, find(prepared, crew, writes=False), price_per_hour, started)
+    return replace(found, refusal=None) if allow_deletes else found
+
+
+def _check_deleted(prepared: Prepared, changes: "Changes | None", *, allowed: bool = False) -> None:
+    """Of a table that is built anew only as many documents can be missing as its sources have less, when that is known."""
+    rows = prepared.parent.counts.rows
+    if changes is not None:
+        deleted = len(changes.deletes)
+    else:
+        rows = prepared.parent.counts.documents
+        known = prepared.survey.rows_known
+        deleted = max(0, rows - known) if known is not None else 0
+    limit = prepared.spec.limits.max_deleted_rows
+    guard.check_deleted(
+        prepared.table.url, rows=rows, deleted=deleted, files=len(prepared.files), limit=limit, allowed=allowed
+    )
 
 
 def is_full(prepared: Prepared) -> bool:
@@ -827,15 +880,17 @@ class Forecast:
     tokens: int
     """About so many, from a sample."""
     seconds: float | None
-    """Of encoding, at the rate of the last run that encoded; None where there was none."""
+    """Of starting and encoding, at the rate of an earlier run; None where there was none."""
     price: float | None
     parts_rewritten: int
     bytes_rewritten: int
     stale_files: tuple[StaleFile, ...] = ()
     changes_pending: bool = True
     plan_s: float = 0.0
-    rate: float | None = field(default=None)
-    """Tokens per second of that run."""
+    rate: Rate | None = None
+    """Of that run."""
+    refusal: str | None = None
+    """Why a run would publish nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -852,12 +907,14 @@ class Forecast:
                 "vector that is there",
                 f"  files      {self.parts_rewritten:,} of the table to write anew ({size(self.bytes_rewritten)})",
             ]
-        if self.changes_pending and self.seconds is not None:
+        if self.changes_pending and self.seconds is not None and self.rate is not None:
             price = f", {self.price:,.2f} at this price" if self.price is not None else ""
             lines.append(
-                f"  encoding   about {duration(self.seconds)}, at the last run's {self.rate:,.0f} tokens/s{price}"
+                f"  encoding   about {duration(self.seconds)}, at the {self.rate.tokens_per_s:,.0f} tokens/s of version "
+                f"{self.rate.version}{price}"
             )
         lines += [f"  stale      {item.path}: {item.reason}; its rows stay" for item in self.stale_files[:5]]
+        lines += [f"  refused    {self.refusal}"] if self.refusal else []
         lines += [
             f"  planned in {duration(self.plan_s)}",
             "  changes pending" if self.changes_pending else "  nothing to do",
@@ -867,13 +924,12 @@ class Forecast:
 
 def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float | None, started: float) -> Forecast:
     """`changes` is None for a full build, or where nothing changed."""
-    rate = _last_rate(prepared)
     full = changes is None and not prepared.plan.changes_nothing
     tokens = _count_tokens(prepared, changes) if changes is not None else 0
     if full:
         per_row = _tokens_per_row(prepared)
         tokens = round(prepared.survey.rows_estimate * per_row)
-    seconds = tokens / rate if rate else None
+    expected = estimate.estimate(tokens, _history(prepared), price_per_hour)
     losing = np.unique(changes.removed["part"]).tolist() if changes is not None else []
     return Forecast(
         table=prepared.table.url,
@@ -890,25 +946,30 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
         reusable=len(changes.upserts) - changes.to_encode if changes else 0,
         to_encode=changes.to_encode if changes else prepared.survey.rows_estimate if full else 0,
         tokens=tokens,
-        seconds=seconds,
-        price=price_per_hour * seconds / 3600 if price_per_hour is not None and seconds is not None else None,
+        seconds=expected.seconds,
+        price=expected.price,
         parts_rewritten=len(losing),
         bytes_rewritten=sum(prepared.parent.parts[number].size for number in losing),
         stale_files=changes.stale_files if changes else (),
         changes_pending=full or (changes is not None and not changes.changes_nothing),
         plan_s=round(time.perf_counter() - started, 3),
-        rate=rate,
+        rate=expected.rate,
+        refusal=_refusal(prepared, changes),
     )
 
 
-def _last_rate(prepared: Prepared) -> float | None:
-    """Tokens per second of the last run that encoded for this table."""
-    for number in range(prepared.parent.version, 0, -1):
-        version = snapshot.read_alone(prepared.table, number)
-        flow = version.timings.get("flow", 0.0)
-        if version.counts.tokens and flow > 0 and version.counts.encoded:
-            return version.counts.tokens / flow
+def _refusal(prepared: Prepared, changes: Changes | None) -> str | None:
+    try:
+        _check_deleted(prepared, changes)
+    except GateFailed as error:
+        return str(error)
     return None
+
+
+def _history(prepared: Prepared) -> list[Snapshot]:
+    last = prepared.parent.version
+    first = max(1, last - estimate.VERSIONS + 1)
+    return [snapshot.read_alone(prepared.table, number) for number in range(first, last + 1)]
 
 
 def _tokens_per_row(prepared: Prepared) -> float:

@@ -107,7 +107,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     started = time.perf_counter()
     with before_work():
         encoder = encoder_spec(spec.model)
-        _check_paths(spec)
+        check_paths(spec)
         table = Folder(spec.table.path, spec.table.storage_options)
         parent = materialise.finish(table) if writes else snapshot.current(table)
         _check_not_held(table, parent)
@@ -217,7 +217,8 @@ def check_shared(spec: RunSpec) -> None:
             raise InputError(f"{path!r} is in the memory of this process alone: give a folder or a store")
 
 
-def _check_paths(spec: RunSpec) -> None:
+def check_paths(spec: RunSpec) -> None:
+    """Raises InputError for a table among its sources."""
     for pattern in spec.source.patterns:
         if contains(pattern, spec.table.path) or contains(spec.table.path, pattern):
             raise InputError(
