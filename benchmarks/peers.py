@@ -191,7 +191,7 @@ def _compare(
                 turns[name].append(processes[name].turn())
                 _show(number, name, turns[name][-1])
     rows = tokenizer.tokenize(corpus.texts)
-    distinct = _distinct_lengths(rows)
+    distinct = distinct_lengths(rows)
     ceilings = {name: _ceiling(turns[name]) for name in precisions}
     folder = Path(spec.transformer_folder)
     return Section(
@@ -223,7 +223,7 @@ def _compare(
     )
 
 
-def _distinct_lengths(rows: TokenRows) -> list[int]:
+def distinct_lengths(rows: TokenRows) -> list[int]:
     """Tokens of each row that has no equal before it: what an encoder has to compute."""
     bounds = itertools.pairwise(rows.offsets.tolist())
     return [len(ids) // rows.ids.itemsize for ids in {rows.ids[start:stop].tobytes() for start, stop in bounds}]
