@@ -46,6 +46,11 @@ class PackedTorchEngine:
         self._pool = torch.cuda.graph_pool_handle() if constant and padded.device.type == "cuda" else None
         row_attention.register()
 
+    @property
+    def unrecorded(self) -> tuple[str, ...]:
+        """Why sizes couldn't be recorded: they are computed as they come."""
+        return tuple({f"not recorded: {each.refused}" for each in self._recordings.values() if each.refused})
+
     def encode(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
         """The padded engine's: for who has a matrix."""
         return self._padded.encode(ids, lengths)
@@ -155,7 +160,7 @@ def packed_if_proven(padded: TorchEngine, spec: EncoderSpec) -> tuple[TorchEngin
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
         if not reason:
-            return packed, tuple(notes)
+            return packed, (*notes, *packed.unrecorded)
         notes.append(f"not {words}: {reason}")
     return padded, tuple(notes)
 

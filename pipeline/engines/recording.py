@@ -1,6 +1,7 @@
 """A function of tensors in, the same on memory and shapes that stay: on a GPU all its work is then one launch.
 
-A CUDA graph, where there is CUDA; elsewhere the function is called. Knows nothing of models.
+A CUDA graph, where there is CUDA; elsewhere, and where the function can't be recorded, it is called. Knows nothing of
+models.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ class Recording:
         self._function = function
         self._inputs = [tensor.clone() for tensor in inputs]
         self._graph: torch.cuda.CUDAGraph | None = None
+        self.refused = ""
+        """Why it can't be recorded."""
         if self._inputs[0].is_cuda:
             self._record(pool)
 
@@ -41,6 +44,12 @@ class Recording:
             for _ in range(WARM_UPS):
                 self._function(*self._inputs)
         compute.wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self._outputs = self._function(*self._inputs)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                self._outputs = self._function(*self._inputs)
+            self._graph = graph
+        except RuntimeError as error:
+            torch.cuda.set_stream(compute)  # a recording that fails leaves its own
+            first = error.__context__ or error  # its end fails too, and says less
+            self.refused = " ".join(f"{type(first).__name__}: {first}".split())[:200]

@@ -256,6 +256,33 @@ def test_in_half_precision_too(tmp_path, name, constant):
     assert (given * expected).sum(axis=1).min() > 0.995
 
 
+@pytest.mark.parametrize(("name", "windows"), [("bert", {-1}), ("modernbert", {-1, 4}), ("qwen3", {-1, 0})])
+def test_the_kernel_of_torch_takes_what_it_is_given(tmp_path, monkeypatch, name, windows):
+    """On tensors without numbers, for which no GPU is needed: its arguments, and the shape of what it gives."""
+    kernel = row_attention._torch_kernel()
+    if kernel is None:
+        pytest.skip("this torch has no attention within rows")
+    given = []
+
+    def watched(query, key, value, bounds, longest, scale, window):
+        result = kernel(query, key, value, bounds, longest, scale, window)
+        given.append((tuple(result.shape), query.stride(-1), bounds.dtype, longest, window))
+        return result
+
+    monkeypatch.setattr(row_attention, "masked", watched)
+    padded, spec = engine_of(build_architecture(tmp_path, name), precision="bfloat16")
+    packed = PackedTorchEngine(padded, spec, constant=True)
+    padded.model.to("meta")
+    inputs = [torch.zeros(size, dtype=torch.int32, device="meta") for size in (1024, 1024, 30)]
+    with torch.inference_mode():
+        hidden, _ = packed._forward(128, *inputs)
+    assert hidden.shape == (1, 1024, 32)
+    assert {(*shape, stride, dtype, longest) for shape, stride, dtype, longest, _ in given} == {
+        (1024, 4, 8, 1, torch.int32, 128)
+    }
+    assert {reach for *_, window in given for reach in window} == windows
+
+
 # --- the proof -------------------------------------------------------------------------------------------------------
 
 
