@@ -48,11 +48,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,demo]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,openvino,demo]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,demo,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,openvino,demo,dev]"
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev benchmarks/daft.txt

@@ -27,7 +27,7 @@ def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
     if num_rows < 1:
         raise InputError(f"--top is {num_rows}; give how many rows to show, 1 or more")
     found = published(spec)
-    encoded = embedder(found.encoder.for_queries(), "cpu").encode([query])
+    encoded = embedder(found.encoder_here().for_queries(), "cpu").encode([query])
     if encoded.failed:
         raise InputError(f"the query {query!r} has no vector: {encoded.failed[0]}; ask something else")
     return nearest(found.table, found.version, encoded.vectors[0], num_rows, found.encoder.similarity)

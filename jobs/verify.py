@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not missing:
         checked = verify(published(spec), arguments.rows, arguments.seed, arguments.oracle)
     model = encoder_spec(spec.model)
+    if checked is not None and model.precision == "int8":
+        model = published(spec).encoder_here()
     queries = model.for_queries()
     encode, encode_queries, function = _encode(model), _encode(queries), model.similarity
     scores: list[PairsScore | RetrievalScore] = [

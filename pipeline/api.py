@@ -52,7 +52,7 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
     _quiet_ray()
     from pipeline.dataflow import Cluster  # Ray loads only when there is work.
 
-    with Cluster(given.resources) as cluster:
+    with Cluster(run.resources_for(given)) as cluster:
         try:
             prepared = run.calibrate(prepared, cluster)
             encoded = _encode(prepared, cluster)

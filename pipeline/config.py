@@ -143,8 +143,11 @@ class ModelSpec:
     normalize: bool | None = None
     """True adds a final normalisation, null and false leave the model's own modules as they are."""
     truncate_dim: int | None = None
-    engine: Literal["auto", "torch"] = "auto"
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """What multiplies the matrices. Auto takes openvino on CPUs where it is installed, gives torch's vectors and has work
+    enough."""
+    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """int8 is openvino's, on CPUs, quantised once per table."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """For a model at an object store's URL."""
 

@@ -87,6 +87,8 @@ MOST_STRIKES = 5
 STALLED_TIMEOUTS = 8
 """Nothing moves for so many unit_timeout_s: three rows of a slice that hang, one after the other, take seven."""
 
+MOST_THREADS = 8
+"""Of the process that quantises a model: more wait for each other."""
 CALIBRATION_ENCODERS = 4
 """For a thousand texts: more would take longer to start than they save."""
 
@@ -104,6 +106,7 @@ class Report:
     last: bool
     effort: Effort
     encoder: str
+    engine: str
     encode_start: float
     encode_stop: float
     """Unix seconds."""
@@ -338,6 +341,55 @@ def measure(tasks: Sequence[Task], settings: Settings, pools: Pools) -> Measurem
         ray.kill(monitor)
 
 
+@dataclass(frozen=True)
+class ClusterSampler:
+    """run.Sampler on a cluster."""
+
+    pools: Pools
+
+    def measure(self, tasks: Sequence[Task], settings: Settings) -> Measurement:
+        return measure(tasks, settings, self.pools)
+
+    def read(self, tasks: Sequence[Task], settings: Settings) -> pa.Table:
+        return read_sample(tasks, settings, self.pools)
+
+    def quantise(self, tokens: pa.Table, settings: Settings) -> None:
+        quantise(tokens, settings)
+
+
+def read_sample(tasks: Sequence[Task], settings: Settings, pools: Pools) -> pa.Table:
+    """The tokens of some texts of each task. Raises SourceChanged when a file isn't the planned one."""
+    run = f"embedding-sample-{uuid.uuid4().hex[:12]}"
+    monitor = _start_monitor(run, settings)
+    try:
+        flow = _build_reading(tasks, run, pools, settings.limits.unit_timeout_s, _read_sample)
+        return stages.sampled_tokens(flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise _translate(error) from error
+    finally:
+        ray.kill(monitor)
+
+
+def quantise(tokens: pa.Table, settings: Settings) -> None:
+    """Make the table's int8 model on a worker, with all of a node's CPUs but one, eight at most."""
+    run = f"embedding-quantising-{uuid.uuid4().hex[:12]}"
+    monitor = _start_monitor(run, settings)
+    cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    threads = max(1, min(cpus - 1, MOST_THREADS))
+    try:
+        ray.get(ray.remote(_quantise).options(num_cpus=threads).remote(tokens, run, threads))
+    except Exception as error:
+        raise _translate(error) from error
+    finally:
+        ray.kill(monitor)
+
+
+def _quantise(tokens: pa.Table, run: str, threads: int) -> None:
+    stages.quantise(tokens, _settings(run), threads)
+
+
 @contextmanager
 def _polled(monitor: Any, on_encoded: Callable[[int, int], None]) -> Iterator[None]:
     """Fetches the encoders' progress until the block ends: slices are minutes apart, a person watches seconds."""
@@ -378,6 +430,20 @@ def _build_encoding(
     encode: "type[EncodeStage]",
 ) -> "ray.data.Dataset":
     """Pool sizes are given for each stage: without them Ray fuses reading into the encoders, which then wait for it."""
+    return _build_reading(tasks, run, pools, timeout_s, read).map_batches(
+        encode,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_constructor_kwargs={"run": run},
+        num_cpus=pools.cpus_per_encoder,
+        num_gpus=pools.gpus_per_encoder or None,
+        compute=ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=TASKS_PER_ENCODER),
+    )
+
+
+def _build_reading(
+    tasks: Sequence[Task], run: str, pools: Pools, timeout_s: float, read: Callable[..., Iterator[pa.Table]]
+) -> "ray.data.Dataset":
     items = [{"task": pickle.dumps(task)} for task in tasks]
     units = ray.data.from_items(items, override_num_blocks=len(items))
     # A block is what Ray hands from stage to stage: at this size every slice is one of its own.
@@ -392,14 +458,6 @@ def _build_encoding(
         fn_kwargs={"run": run},
         num_cpus=pools.cpus_per_task,
         compute=TaskPoolStrategy(size=pools.tokenizers),
-    ).map_batches(
-        encode,
-        batch_size=1,
-        batch_format="pyarrow",
-        fn_constructor_kwargs={"run": run},
-        num_cpus=pools.cpus_per_encoder,
-        num_gpus=pools.gpus_per_encoder or None,
-        compute=ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=TASKS_PER_ENCODER),
     )
 
 
@@ -413,6 +471,7 @@ def _reports(flow: "ray.data.Dataset") -> Iterator[Report]:
                 last=bool(row["last"]),
                 effort=Effort(**json.loads(row["effort"])) if row["effort"] else Effort(),
                 encoder=row["encoder"] or "",
+                engine=row["engine"] or "",
                 encode_start=row["encode_start"] or time.time(),
                 encode_stop=row["encode_stop"] or time.time(),
                 refused=row["refused"],
@@ -493,6 +552,7 @@ class EncodeStage:
                     f"{died} encoders died while they loaded the model: is there memory for it on every node?"
                 )
             with Deadline(settings.limits.unit_timeout_s):
+                settings = self._settings = replace(settings, encoder=settings.encoder_here())
                 encoder = build_encoder(settings.encoder, settings.device, settings.encoder_threads)
                 self._prove(encoder)
             self._encoder = encoder

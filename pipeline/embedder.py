@@ -28,7 +28,7 @@ def embedder(spec: EncoderSpec, device: str | None = None) -> Embedder:
 
     `device` is `cpu` or `cuda`; None takes a GPU where there is one. Uses all of the process's cores. Raises InputError.
     """
-    return Embedder(_tokenizer(spec), _encoder(_without_prompt(spec), device or _device()))
+    return Embedder(_tokenizer(spec), _encoder(_without_prompt(spec), device or _device(spec)))
 
 
 @functools.lru_cache(maxsize=4)
@@ -38,7 +38,8 @@ def _tokenizer(spec: EncoderSpec) -> Tokenizer:
 
 @functools.lru_cache(maxsize=2)
 def _encoder(spec: EncoderSpec, device: str) -> Encoder:
-    return build_encoder(spec, device, _cores())
+    # A graph is made for many texts.
+    return build_encoder(replace(spec, engine="torch") if spec.precision != "int8" else spec, device, _cores())
 
 
 def _without_prompt(spec: EncoderSpec) -> EncoderSpec:
@@ -46,7 +47,9 @@ def _without_prompt(spec: EncoderSpec) -> EncoderSpec:
     return replace(spec, prompt="") if spec.include_prompt else spec
 
 
-def _device() -> str:
+def _device(spec: EncoderSpec) -> str:
+    if spec.precision == "int8":
+        return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

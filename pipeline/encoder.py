@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.engines.base import Answer, Engine, EngineLost, OutOfMemory
 from pipeline.engines.feed import feed_for
-from pipeline.errors import RunError
-from pipeline.model.folder import EncoderSpec
+from pipeline.errors import InputError, RunError
+from pipeline.model.folder import EncoderSpec, openvino_is_installed
 from pipeline.model.transformer import ARCHITECTURES
 from pipeline.tokenizing import Tokenizer, TokenRows
 
@@ -241,20 +242,49 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int) -> Encoder:
 
         table = static.StaticEngine(spec, device, threads)
         return Encoder(table, static.BUDGET_TOKENS[device], static.OVERHEAD_TOKENS[device])
+    prompt_length = 0 if spec.include_prompt else Tokenizer(spec, threads).prompt_length
+    token_types = token_types_of(spec, threads)
+    if device == "cpu" and (spec.precision == "int8" or (spec.precision == "float32" and spec.engine != "torch")):
+        graph = _openvino_engine(spec, threads, prompt_length, token_types=token_types)
+        if graph is not None:
+            return Encoder(graph, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])
+    if spec.precision == "int8" or spec.engine == "openvino":
+        raise InputError(
+            f"model.precision {spec.precision!r} on model.engine {spec.engine!r} runs on CPUs, not {device!r}"
+        )
     from pipeline.engines.torch import TorchEngine
 
-    prompt_length, token_types = 0, False
-    if not spec.include_prompt or ARCHITECTURES[spec.model_type].adds_token_types:
-        tokenizer = Tokenizer(spec, threads)
-        prompt_length = 0 if spec.include_prompt else tokenizer.prompt_length
-        token_types = tokenizer.gives_token_types
     padded = TorchEngine(spec, device, threads, prompt_length, token_types=token_types)
-    if (
-        device == "cuda" and spec.precision != "float32"
-    ):  # the kernels for rows behind one another know half precision only
+    if device == "cuda" and spec.precision != "float32":  # the kernels for packed rows know half precision only
         from pipeline.engines.packed_torch import PackedTorchEngine, packed_if_proven
 
         engine, _ = packed_if_proven(padded, spec)
         if isinstance(engine, PackedTorchEngine):
             return Encoder(engine, PACKED_BUDGET_TOKENS)
     return Encoder(padded, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])
+
+
+def token_types_of(spec: EncoderSpec, threads: int) -> bool:
+    """Whether the transformer is to be given token types: where the tokenizer has them and they make a difference."""
+    return ARCHITECTURES[spec.model_type].adds_token_types and Tokenizer(spec, threads).gives_token_types
+
+
+def _openvino_engine(spec: EncoderSpec, threads: int, prompt_length: int, *, token_types: bool) -> Engine | None:
+    """None where auto has to do without: it is not installed, or gives other vectors than torch."""
+    if spec.engine == "auto" and not openvino_is_installed():
+        return None
+    from pipeline.engines.graph import Unsupported, float32_graph
+    from pipeline.engines.openvino import OpenVinoEngine
+
+    if spec.precision == "int8":
+        if spec.int8 is None or not spec.int8.file:
+            raise InputError(
+                "model.precision 'int8' means a table's own quantised model, and this one has none yet: run jobs.embed first"
+            )
+        return OpenVinoEngine(spec, Path(spec.int8.file), threads, prompt_length)
+    try:
+        return OpenVinoEngine(spec, float32_graph(spec, token_types=token_types), threads, prompt_length)
+    except Unsupported as reason:
+        if spec.engine == "openvino":
+            raise InputError(f"model.engine 'openvino' can't run this model ({reason}): leave it out") from None
+        return None

@@ -39,6 +39,8 @@ MEMORY_SHARE = 0.8
 class IsolatedEngine:
     """Implements engines.base.Engine in a child process that starts on first need; `close` ends it."""
 
+    name = "isolated"
+
     def __init__(self, spec: EncoderSpec, device: str, threads: int, timeout_s: float) -> None:
         """`timeout_s`: the longest that the start, or one batch, may take."""
         self.dim = spec.dim

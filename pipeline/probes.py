@@ -30,7 +30,7 @@ TEXTS = (
     "Long documents are cut at the model's limit. " * 60,
 )
 
-MIN_COSINE = {"float32": 0.99999, "float16": 0.9999, "bfloat16": 0.999}
+MIN_COSINE = {"float32": 0.99999, "float16": 0.9999, "bfloat16": 0.999, "int8": 0.995}
 """How far two machines may differ for the same model, per compute precision."""
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]

@@ -4,14 +4,14 @@ Comes in: a `RunSpec`. Goes out: the table's folder, its current version and the
 two don't belong together. Loads neither torch nor Ray.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline import identity
 from pipeline.config import RunSpec
 from pipeline.errors import InputError
-from pipeline.model.folder import EncoderSpec, encoder_spec
+from pipeline.model.folder import EncoderSpec, Int8Graph, encoder_spec
 from pipeline.storage import Folder
-from pipeline.table import calibration, snapshot
+from pipeline.table import calibration, int8, snapshot
 from pipeline.table.calibration import Calibration
 from pipeline.table.snapshot import Snapshot
 
@@ -22,8 +22,17 @@ class Published:
     table: Folder
     version: Snapshot
     encoder: EncoderSpec
+    """With the table's int8 model, where it has one; its file is not fetched yet."""
+    int8_path: str | None
     calibration: Calibration | None
     """What int8 and uint8 vectors were quantised with."""
+
+    def encoder_here(self) -> EncoderSpec:
+        """The encoder that made the table's vectors, all of its files on this node."""
+        if self.encoder.int8 is None or self.int8_path is None:
+            return self.encoder
+        file = int8.fetch(self.table, self.int8_path, self.encoder.int8.digest)
+        return replace(self.encoder, int8=replace(self.encoder.int8, file=str(file)))
 
 
 def is_published(spec: RunSpec) -> bool:
@@ -38,9 +47,13 @@ def published(spec: RunSpec) -> Published:
         raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
     encoder = encoder_spec(spec.model)
     ranges = calibration.stored(table, version.embeddings[0])
+    quantised = int8.stored(table, version.embeddings[0])
+    if quantised is not None and encoder.precision == "int8":
+        encoder = replace(encoder, int8=Int8Graph(digest=quantised.digest))
     vectors = identity.vectors_spec(
         encoder.identity(), spec.table.dtype, spec.chunk_identity, ranges.digest if ranges else None
     )
     if identity.digest(vectors) != version.fingerprint:
         raise InputError(f"table {spec.table.path!r} was built with another model or other model settings: use those")
-    return Published(spec=spec, table=table, version=version, encoder=encoder, calibration=ranges)
+    path = version.embeddings[0]["int8"]["path"] if encoder.int8 else None
+    return Published(spec=spec, table=table, version=version, encoder=encoder, int8_path=path, calibration=ranges)

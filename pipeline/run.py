@@ -7,26 +7,27 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
-from pipeline import identity, planning, where
+from pipeline import identity, planning, schema, where
 from pipeline.chunking import check_room
-from pipeline.config import RunSpec
+from pipeline.config import ResourceSpec, RunSpec
 from pipeline.errors import InputError, RunError, SourceChanged, StorageError, StorageUnavailable
 from pipeline.metrics import Progress, duration, per_second, size
-from pipeline.model.folder import EncoderSpec, encoder_spec
+from pipeline.model.folder import EncoderSpec, Int8Graph, encoder_spec
 from pipeline.planning import Plan, Task
 from pipeline.pools import Pools
 from pipeline.quantize import SCALAR
 from pipeline.reading import SLICE_BYTES, first_spans
 from pipeline.source import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
-from pipeline.table import calibration, commit, layout, materialise, record, snapshot
+from pipeline.table import calibration, commit, int8, layout, materialise, record, snapshot
 from pipeline.table.calibration import Calibration, Measurement
+from pipeline.table.int8 import Quantised
 from pipeline.table.part import part_schema, vector_bytes
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
@@ -50,12 +51,16 @@ NOT_EXCLUSIVE = (
     f"longer than {commit.SETTLE_S:g} s, so let the scheduler see to one run at a time"
 )
 MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 2048
+ROWS_WORTH_A_GRAPH = 4000
+"""Per encoder: a model's graph takes some seconds to make, once per node, and saves a quarter of the time of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VectorSpec:
     """All that changes a vector of the table, as far as it is known: the ranges of int8 and uint8 are measured once."""
 
+    encoder: EncoderSpec
+    """With the table's int8 model, where it has one."""
     words: Mapping[str, Any]
     """identity.vectors_spec."""
     fingerprint: str
@@ -64,8 +69,17 @@ class VectorSpec:
     """Where in the table the calibration stands, or will stand; None for dtypes without ranges."""
     calibration: Calibration | None
     """None for dtypes without ranges, too."""
-    needs_calibration: bool
+    needs_ranges: bool
     """The dtype has ranges, and the table has none yet."""
+    int8_path: str | None
+    """Where in the table its int8 model is described, or will be; None for other precisions."""
+    int8: Quantised | None
+    needs_int8: bool
+    """The precision is int8, and the table has no model of it yet."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.needs_ranges or self.needs_int8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +121,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     started = time.perf_counter()
     with before_work():
         encoder = encoder_spec(spec.model)
+        resources_for(spec)
         check_paths(spec)
         table = Folder(spec.table.path, spec.table.storage_options)
         parent = materialise.finish(table) if writes else snapshot.current(table)
@@ -139,7 +154,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
     return Prepared(
         spec=spec,
-        encoder=encoder,
+        encoder=described.encoder,
         table=table,
         parent=parent,
         files=tuple(files),
@@ -176,10 +191,15 @@ def _describe_vectors(
 ) -> VectorSpec:
     """With the calibration that the table's version names; that of a table without a version stands, if an earlier run of
     this very configuration measured one, under a key that only `output` completes."""
+    encoder = replace(encoder, int8=None)  # its own file is known by all but itself
+    int8_path, quantised = _describe_int8(spec, encoder, table, parent, output)
+    if quantised is not None:
+        encoder = replace(encoder, int8=Int8Graph(digest=quantised.digest))
+    needs_int8 = encoder.precision == "int8" and quantised is None
     words = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
     path: str | None = None
     found: Calibration | None = None
-    if spec.table.dtype in SCALAR:
+    if spec.table.dtype in SCALAR and not needs_int8:
         named = parent.embeddings[0]["calibration"] if parent.version else None
         if named is not None:
             path, found = named["path"], calibration.stored(table, parent.embeddings[0])
@@ -189,12 +209,32 @@ def _describe_vectors(
     if found is not None:
         words = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity, found.digest)
     return VectorSpec(
+        encoder=encoder,
         words=words,
         fingerprint=identity.digest(words),
         ranges_path=path,
         calibration=found,
-        needs_calibration=spec.table.dtype in SCALAR and found is None,
+        needs_ranges=spec.table.dtype in SCALAR and found is None,
+        int8_path=int8_path,
+        int8=quantised,
+        needs_int8=needs_int8,
     )
+
+
+def _describe_int8(
+    spec: RunSpec, encoder: EncoderSpec, table: Folder, parent: Snapshot, output: str | None
+) -> tuple[str | None, Quantised | None]:
+    """(where it is described, what stands there): as with the ranges, that of the table's version or of an earlier run."""
+    if encoder.precision != "int8":
+        return None, None
+    named = parent.embeddings[0].get("int8") if parent.version else None
+    if named is not None:
+        return named["path"], int8.stored(table, parent.embeddings[0])
+    if output is None:
+        return None, None
+    words = identity.vectors_spec(encoder.identity(), spec.table.dtype, spec.chunk_identity)
+    path = layout.int8_model(_calibration_key(spec, words, output))
+    return path, int8.load(table, path)
 
 
 def _calibration_key(spec: RunSpec, words: Mapping[str, Any], output: str) -> str:
@@ -215,6 +255,20 @@ def check_shared(spec: RunSpec) -> None:
     for path in (*spec.source.patterns, spec.model.path, spec.table.path):
         if "://" in path and not is_shared(path):
             raise InputError(f"{path!r} is in the memory of this process alone: give a folder or a store")
+
+
+def resources_for(spec: RunSpec) -> ResourceSpec:
+    """The resources with no GPU where none would be used. Raises InputError where one is asked for all the same."""
+    resources, model = spec.resources, spec.model
+    if model.precision != "int8" and model.engine != "openvino":
+        return resources
+    if resources.gpus_per_encoder not in ("auto", 0):
+        wanted = "precision 'int8'" if model.precision == "int8" else "engine 'openvino'"
+        raise InputError(
+            f"resources.gpus_per_encoder is {resources.gpus_per_encoder:g}, but model.{wanted} runs on CPUs: set "
+            "resources.gpus_per_encoder to 0, or leave one of them out"
+        )
+    return replace(resources, gpus_per_encoder=0)
 
 
 def check_paths(spec: RunSpec) -> None:
@@ -340,10 +394,28 @@ def _part_schema(spec: RunSpec, source: pa.Schema, dim: int, ranges: Calibration
     return part_schema(kept, spec.table.keep_text, column, dim, dtype, chunks=spec.rows_are_chunks, calibration=ranges)
 
 
-def calibrate(prepared: Prepared, cluster: "Cluster") -> Prepared:
-    """The run with the ranges of its int8 or uint8 table, measured on the cluster where the table has none yet.
+class Sampler(Protocol):
+    """Works on the texts of a sample, wherever it runs."""
 
-    Raises RunError when the sample gives too few vectors, SourceChanged when a file isn't the planned one.
+    def measure(self, tasks: Sequence[Task], settings: "Settings") -> Measurement:
+        """The ranges of the vectors of some texts of each task."""
+        ...
+
+    def read(self, tasks: Sequence[Task], settings: "Settings") -> pa.Table:
+        """The tokens of these texts, in a column schema.TOKENS."""
+        ...
+
+    def quantise(self, tokens: pa.Table, settings: "Settings") -> None:
+        """Make the table's int8 model."""
+        ...
+
+
+def calibrate(prepared: Prepared, cluster: "Cluster") -> Prepared:
+    """The run with what int8 needs, measured on the cluster where the table has none yet: the model of an int8 precision, the
+    ranges of an int8 or uint8 table.
+
+    Raises RunError when the sample gives too few vectors, or int8 ones that are too far from float32; SourceChanged when a
+    file isn't the planned one.
     """
     if not prepared.vectors.needs_calibration:
         return prepared
@@ -351,36 +423,59 @@ def calibrate(prepared: Prepared, cluster: "Cluster") -> Prepared:
 
     pools = cluster.pools()
     cluster.check_reachable(prepared.table)
-    return calibrate_with(prepared, pools, lambda tasks, settings: dataflow.measure(tasks, settings, pools))
+    return calibrate_with(prepared, pools, dataflow.ClusterSampler(pools))
 
 
-def calibrate_with(
-    prepared: Prepared, pools: Pools, measure: Callable[[Sequence[Task], "Settings"], Measurement]
-) -> Prepared:
-    """The same, by whoever measures the ranges of the vectors of some tasks. Only then are units known by their ids."""
+def calibrate_with(prepared: Prepared, pools: Pools, sampler: Sampler) -> Prepared:
+    """The same, by any sampler. Only then are units known by their ids."""
     started = time.perf_counter()
+    if prepared.vectors.needs_int8:
+        prepared = _quantise(prepared, pools, sampler)
+    if prepared.vectors.needs_ranges:
+        prepared = _measure_ranges(prepared, pools, sampler)
+    return replace(prepared, calibrate_s=time.perf_counter() - started)
+
+
+def _quantise(prepared: Prepared, pools: Pools, sampler: Sampler) -> Prepared:
+    sample = calibration.sample(prepared.survey.spans)
+    settings = settings_for(prepared, pools)
+    found = pa.table({schema.TOKENS: pa.array([], pa.large_list(pa.int32()))})
+    for units in sample.rounds():
+        tasks = [Task(unit=unit, done=()) for unit in units]
+        found = pa.concat_tables([found, sampler.read(tasks, _sampling(settings, prepared.spec, sample))])
+        if found.num_rows >= calibration.STEADY:
+            break
+    sampler.quantise(found, settings)
+    return _described_again(prepared)
+
+
+def _measure_ranges(prepared: Prepared, pools: Pools, sampler: Sampler) -> Prepared:
     sample = calibration.sample(prepared.survey.spans)
     settings, spec = settings_for(prepared, pools), prepared.spec
     found = calibration.NOTHING
     for units in sample.rounds():
-        found += measure([Task(unit=unit, done=()) for unit in units], _sampling(settings, spec, sample))
+        found += sampler.measure([Task(unit=unit, done=()) for unit in units], _sampling(settings, spec, sample))
         if len(found.texts) >= calibration.STEADY:
             break
     else:
         more, units = sample.again(found)
         if units:
-            found += measure([Task(unit=unit, done=()) for unit in units], _sampling(settings, spec, more))
-    survey, path = prepared.survey, prepared.vectors.ranges_path
-    parent = snapshot.empty() if prepared.renews else prepared.parent
-    assert path is not None
-    calibration.create(prepared.table, path, found.calibration)
+            found += sampler.measure([Task(unit=unit, done=()) for unit in units], _sampling(settings, spec, more))
+    assert prepared.vectors.ranges_path is not None
+    calibration.create(prepared.table, prepared.vectors.ranges_path, found.calibration)
+    return _described_again(prepared)
+
+
+def _described_again(prepared: Prepared) -> Prepared:
+    """With what now stands in meta/calibration/, and the units' ids that follow from it."""
+    survey, parent = prepared.survey, snapshot.empty() if prepared.renews else prepared.parent
     vectors = _describe_vectors(prepared.spec, prepared.encoder, prepared.table, parent, prepared.output)
     return replace(
         prepared,
         vectors=vectors,
+        encoder=vectors.encoder,
         part_schema=_part_schema(prepared.spec, survey.schema, prepared.encoder.dim, vectors.calibration),
         plan=_plan(prepared.table, prepared.parent, survey, prepared.output, vectors.fingerprint, writes=True),
-        calibrate_s=time.perf_counter() - started,
     )
 
 
@@ -404,7 +499,8 @@ def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
         carried=spec.carried,
         table=spec.table,
         limits=spec.limits,
-        encoder=prepared.encoder,
+        encoder=_engine_for(prepared, pools),
+        int8_path=prepared.vectors.int8_path,
         source_schema=prepared.survey.schema,
         part_schema=prepared.part_schema,
         calibration=prepared.vectors.calibration,
@@ -416,6 +512,13 @@ def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
         encoder_threads=pools.cpus_per_encoder,
         device=pools.device,
     )
+
+
+def _engine_for(prepared: Prepared, pools: Pools) -> EncoderSpec:
+    """`auto` made torch where there is too little to do for another engine to be worth its start."""
+    encoder, rows = prepared.encoder, prepared.rows_to_do
+    few = rows is not None and rows < ROWS_WORTH_A_GRAPH * pools.encoders
+    return replace(encoder, engine="torch") if encoder.engine == "auto" and few else encoder
 
 
 def _slice_rows(prepared: Prepared, pools: Pools) -> int:
@@ -456,9 +559,10 @@ class Encoded:
     start_s: float
     """Before that: starting Ray, importing and loading the model in the workers."""
     pools: str
+    engines: str
 
 
-NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, start_s=0.0, pools="")
+NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, start_s=0.0, pools="", engines="")
 
 
 def encode(prepared: Prepared, cluster: "Cluster", progress: Progress) -> Encoded:
@@ -499,6 +603,7 @@ def encode(prepared: Prepared, cluster: "Cluster", progress: Progress) -> Encode
         seconds=time.time() - busy.first_start,
         start_s=busy.first_start - started,
         pools=pools.describe(),
+        engines=", ".join(sorted({report.engine for report in reports} - {""})),
     )
 
 
@@ -619,6 +724,7 @@ def description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> c
     vectors = prepared.vectors
     stored = prepared.table.read(layout.probe_vectors(vectors.fingerprint))
     ranges = vectors.calibration and {"path": vectors.ranges_path, "digest": vectors.calibration.digest}
+    quantised = vectors.int8 and {"int8": {"path": vectors.int8_path, "digest": vectors.int8.digest}}
     return commit.Description(
         run=run,
         time=snapshot.utc_now(),
@@ -635,6 +741,7 @@ def description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> c
                 "dtype": spec.table.dtype,
                 "calibration": ranges,
                 "similarity": prepared.encoder.similarity,
+                **(quantised or {}),
             },
         ),
         part_schema=prepared.part_schema,
@@ -717,7 +824,9 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
     effort = encoded.effort
     notes = [*prepared.encoder.notes]
     if encoded.pools:
-        notes.append(f"ran {encoded.pools}")
+        notes.append(f"ran {encoded.pools}, on {encoded.engines}" if encoded.engines else f"ran {encoded.pools}")
+    if prepared.vectors.int8 is not None:
+        notes.append(str(prepared.vectors.int8))
     ranges = prepared.vectors.calibration
     if ranges is not None and ranges.rows < calibration.STEADY:
         notes.append(
@@ -813,7 +922,7 @@ class PlanSummary:
     def _calibration(self) -> list[str]:
         if self.fingerprint is not None:
             return []
-        return [f"  first      measure the value ranges on about {calibration.TEXTS:,} texts, once for the table"]
+        return [f"  first      measure what int8 needs on about {calibration.TEXTS:,} texts, once for the table"]
 
 
 def summarise_plan(prepared: Prepared) -> PlanSummary:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import identity, schema
+from pipeline import calibrating, identity, schema
 from pipeline.chunking import chunk, failed_texts, mean_vectors
 from pipeline.columns import row_bytes
 from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
@@ -28,7 +28,7 @@ from pipeline.planning import Task
 from pipeline.quantize import Codes, outside, quantize
 from pipeline.reading import read_slices
 from pipeline.storage import Folder
-from pipeline.table import calibration, layout
+from pipeline.table import calibration, int8, layout
 from pipeline.table.calibration import Calibration, Measurement
 from pipeline.table.part import Part, distinct_sources, encode_part, split_by_partition
 from pipeline.table.record import Effort, Record, create
@@ -53,6 +53,7 @@ FLOW = pa.schema(
         pa.field("dead_letters", pa.large_binary()),
         pa.field("effort", pa.string()),
         pa.field("encoder", pa.string()),
+        pa.field("engine", pa.string()),
         pa.field("encode_start", pa.float64()),
         pa.field("encode_stop", pa.float64()),
         pa.field("refused", pa.string()),
@@ -60,8 +61,8 @@ FLOW = pa.schema(
     ]
 )
 """What travels between stages: one row per slice. `texts` says that it is of a unit of that kind; texts.py. `refused` says
-why a unit, or the whole run, can't go on; `encoder` and the unix times say who encoded it and when. `vectors` are the
-table's codes, the shortest form they have."""
+why a unit, or the whole run, can't go on; `encoder`, `engine` and the unix times say who encoded it, with what, and when.
+`vectors` are the table's codes, the shortest form they have."""
 
 REPORT = pa.schema(
     [
@@ -72,6 +73,7 @@ REPORT = pa.schema(
         pa.field("last", pa.bool_()),
         pa.field("effort", pa.string()),
         pa.field("encoder", pa.string()),
+        pa.field("engine", pa.string()),
         pa.field("encode_start", pa.float64()),
         pa.field("encode_stop", pa.float64()),
         pa.field("refused", pa.string()),
@@ -128,6 +130,16 @@ class Settings:
     tokenizer_threads: int
     encoder_threads: int
     device: str
+    int8_path: str | None = None
+    """Where in the table its int8 model is described, for a table that has one."""
+
+    def encoder_here(self) -> EncoderSpec:
+        """The encoder with the table's int8 model, if it has one, on this node."""
+        known = self.encoder.int8
+        if known is None or self.int8_path is None:
+            return self.encoder
+        file = int8.fetch(self.open_table(), self.int8_path, known.digest)
+        return replace(self.encoder, int8=replace(known, file=str(file)))
 
     def open_table(self) -> Folder:
         return Folder(self.table.path, self.table.storage_options)
@@ -295,7 +307,7 @@ def encode(
     changed["vectors"] = _cell(pa.py_buffer(np.ascontiguousarray(codes)))
     changed["bad_vectors"] = pa.array([bad_vectors], pa.int64())
     changed["effort"] = pa.array([effort_to_json(effort)])
-    changed["encoder"] = pa.array([name])
+    changed["encoder"], changed["engine"] = pa.array([name]), pa.array([encoder.engine.name])
     changed["encode_start"], changed["encode_stop"] = pa.array([start]), pa.array([time.time()])
     return pa.table([changed.get(name, row.column(name)) for name in FLOW.names], schema=FLOW)
 
@@ -460,6 +472,24 @@ def measure(
     return measured(calibration.measure(vectors, hashes, row.column("unit_id")[0].as_py()))
 
 
+def sampled_tokens(rows: Iterable[pa.Table]) -> pa.Table:
+    """The tokens of all FLOW rows of a sample together. Raises RunError or SourceChanged where one is refused."""
+    found = []
+    for row in rows:
+        refused = row.column("refused")[0].as_py()
+        if refused is not None:
+            raise SourceChanged(refused) if refused.startswith(SOURCE_CHANGED) else RunError(refused)
+        found.append(from_cell(row, "tokens").select([schema.TOKENS]))
+    return pa.concat_tables(found) if found else pa.table({schema.TOKENS: pa.array([], pa.large_list(pa.int32()))})
+
+
+def quantise(tokens: pa.Table, settings: Settings, threads: int) -> None:
+    """Make the table's int8 model, unless another run has. Raises InputError or RunError where it is not to be had."""
+    assert settings.int8_path is not None
+    graph, made = calibrating.quantise(settings.encoder, arrow_to_tokens(tokens.column(schema.TOKENS)), threads)
+    int8.create(settings.open_table(), settings.int8_path, graph, made)
+
+
 def _token_hashes(tokens: pa.Table, settings: Settings) -> list[bytes]:
     """One for each vector, over all that the model reads of it: equal tokens give equal vectors but for the last bits."""
     rows = arrow_to_tokens(tokens.column(schema.TOKENS))
@@ -540,7 +570,7 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
         "failed": record.failed,
         "last": record.last,
         "effort": effort_to_json(record.effort),
-    } | {name: row.column(name)[0].as_py() for name in ("encoder", "encode_start", "encode_stop")}
+    } | {name: row.column(name)[0].as_py() for name in ("encoder", "engine", "encode_start", "encode_stop")}
     return pa.Table.from_pylist([report], REPORT)
 
 

@@ -81,6 +81,15 @@ class TokenRows:
         return TokenRows(ids, bounds - bounds[0], self.truncated[start:stop], failed)
 
     @staticmethod
+    def of(rows: "Sequence[NDArray[np.int32]]") -> "TokenRows":
+        """Rows that stand alone."""
+        return TokenRows(
+            ids=np.concatenate([np.zeros(0, np.int32), *rows]),
+            offsets=np.cumsum([0, *map(len, rows)]),
+            truncated=np.zeros(len(rows), np.bool_),
+        )
+
+    @staticmethod
     def concatenated(pieces: "Sequence[TokenRows]") -> "TokenRows":
         """All rows of all pieces, in order."""
         firsts = np.cumsum([0, *map(len, pieces)]).tolist()

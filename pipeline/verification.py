@@ -72,6 +72,7 @@ TOLERANCES = {
     "float32": Tolerance(number=1e-5),
     "float16": Tolerance(number=_at_cosine(0.9999), min_cosine=0.9999),
     "bfloat16": Tolerance(number=_at_cosine(0.999), min_cosine=0.999),
+    "int8": Tolerance(number=_at_cosine(0.9), min_cosine=0.9, mean_cosine=0.99),
 }
 """By the precision that the table was computed in."""
 
@@ -179,7 +180,7 @@ def verify(found: Published, num_rows: int = 256, seed: int = 0, oracle: Oracle 
     columns = [schema.ID, schema.TEXT, embedding, schema.CONTENT_HASH]
     columns += _CHUNK_FIELDS if found.spec.rows_are_chunks else []
     rows = sample(found.table, found.version, num_rows, seed, columns)
-    exact = dataclasses.replace(found.encoder, precision="float32")
+    exact = dataclasses.replace(found.encoder, precision="float32", int8=None)
     encode, name = _oracle(exact, oracle)
     vectors, failed = _encode_rows(rows.column(schema.TEXT).to_pylist(), exact, found.spec.chunk, encode)
     compared = _compare(found, _stored(rows.column(embedding), found), vectors)

@@ -2,7 +2,7 @@
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,9 @@ def embed(
         return prepared.parent
     pools = replace(POOLS, encoders=encoders)
     if prepared.vectors.needs_calibration:
-        prepared = run.calibrate_with(prepared, pools, measured)
+        prepared = run.calibrate_with(prepared, pools, Sampler())
     settings = run.settings_for(prepared, pools)
-    encoder, tokenizer = built(settings.encoder)
+    encoder, tokenizer = built(settings.encoder_here())
     dataflow.prove(encoder, settings, tokenizer)
     tasks = list(prepared.plan.tasks)
     if shuffle is not None:
@@ -84,7 +84,7 @@ def reindex(
         if changes.changes_nothing:
             return prepared.parent
         settings = run.settings_for(prepared, replace(POOLS, encoders=encoders))
-        encoder, tokenizer = built(settings.encoder)
+        encoder, tokenizer = built(settings.encoder_here())
         slices = (row for task in reindexing.tasks(changes) for row in texts.read(task, settings, tokenizer))
         for done, row in enumerate(slices):
             if done == stop_after:
@@ -97,10 +97,22 @@ def reindex(
     return version
 
 
-def measured(tasks: Sequence[Task], settings: Settings) -> Measurement:
-    encoder, tokenizer = built(settings.encoder)
-    slices = (row for task in tasks for row in stages.read_sample(task, settings, tokenizer))
-    return stages.measurement_of(stages.measure(row, encoder, settings) for row in slices)
+class Sampler:
+    """run.Sampler in this process."""
+
+    def measure(self, tasks: Sequence[Task], settings: Settings) -> Measurement:
+        encoder, _ = built(settings.encoder_here())
+        return stages.measurement_of(stages.measure(row, encoder, settings) for row in self._slices(tasks, settings))
+
+    def read(self, tasks: Sequence[Task], settings: Settings) -> pa.Table:
+        return stages.sampled_tokens(self._slices(tasks, settings))
+
+    def quantise(self, tokens: pa.Table, settings: Settings) -> None:
+        stages.quantise(tokens, settings, threads=1)
+
+    def _slices(self, tasks: Sequence[Task], settings: Settings) -> Iterator[pa.Table]:
+        tokenizer = Tokenizer(settings.encoder, 1)
+        return (row for task in tasks for row in stages.read_sample(task, settings, tokenizer))
 
 
 class Died(Exception):

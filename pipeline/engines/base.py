@@ -23,6 +23,8 @@ class EngineLost(Exception):
 
 
 class Engine(Protocol):
+    name: str
+    """As summaries show it."""
     dim: int
     """Width of a vector."""
 

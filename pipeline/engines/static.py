@@ -23,12 +23,9 @@ OVERHEAD_TOKENS = {"cpu": 4096, "cuda": 65536}
 class StaticEngine:
     """Implements engines.base.Engine. Sets torch's thread count for the whole process."""
 
+    name = "static"
+
     def __init__(self, spec: EncoderSpec, device: str, threads: int) -> None:
-        if spec.precision != "float32":
-            raise InputError(
-                f"model.precision is {spec.precision!r}, but a static embedding is a table, with no arithmetic to do in "
-                "it: leave it out"
-            )
         self.dim = spec.dim
         self._device = ready_device(device, threads)
         self._vectors = _load_vectors(spec.transformer_folder).to(self._device)

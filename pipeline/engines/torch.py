@@ -32,6 +32,8 @@ IN_FLIGHT = {"cpu": 1, "cuda": 3}
 class TorchEngine:
     """Implements engines.base.StreamingEngine. Sets torch's thread count and float32 precision for the whole process."""
 
+    name = "torch"
+
     def __init__(
         self, spec: EncoderSpec, device: str, threads: int, prompt_length: int = 0, *, token_types: bool = False
     ) -> None:

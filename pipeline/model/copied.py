@@ -5,18 +5,18 @@ version. It appears by a rename, so that a killed copy leaves nothing that could
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, SourceChanged, StorageError
-from pipeline.model.digest import cache_folder, vector_file_names
+from pipeline.model.cache import cache_folder, locked
+from pipeline.model.digest import vector_file_names
 from pipeline.storage import Options, list_pattern, pinned
 
 _READAHEAD_BYTES = 32 * 2**20
@@ -75,7 +75,7 @@ def copied_folder(url: str, files: Sequence[ModelFile], options: Options) -> Pat
         if _is_whole(folder, files):
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")):
             if not _is_whole(folder, files):
                 _copy(folder, files, options)
         return folder
@@ -96,14 +96,6 @@ def _is_whole(folder: Path, files: Sequence[ModelFile]) -> bool:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return all((folder / file.name).stat().st_size == file.size for file in files)
     return False
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process on this node at a time; the system ends the lock with the process."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _copy(folder: Path, files: Sequence[ModelFile], options: Options) -> None:

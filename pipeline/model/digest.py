@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.model.cache import cache_folder
+
 _OTHER_RUNTIMES = frozenset(["onnx", "openvino", "coreml", "__pycache__"])
 # fmt: off
 _NEVER_READ = frozenset([
@@ -97,12 +99,6 @@ def _file_digest(path: Path) -> str:
 
 
 # --- what is kept on this machine
-
-
-def cache_folder() -> Path:
-    """Where this program keeps what can be made again; RuntimeError if the user has no home folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "embedding-pipeline"
 
 
 def _cache_file() -> Path:

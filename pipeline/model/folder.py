@@ -4,6 +4,7 @@ The overrides of the configuration meet the model's files here. Loads neither to
 stays light and refuses what can't work before any work is done.
 """
 
+import importlib.util
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ from pipeline.model.saved import SavedModel, read_saved_model
 from pipeline.model.saved_modules import Normalize, PostModule, StaticEmbedding, TokenModule, WeightedLayerPooling
 from pipeline.model.transformer import Transformer
 
-__all__ = ["EncoderSpec", "encoder_spec", "resolve_model"]
+__all__ = ["EncoderSpec", "Int8Graph", "encoder_spec", "resolve_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Graph:
+    """The transformer as it was quantised for one table."""
+
+    digest: str
+    """Of its content; part of the fingerprint."""
+    file: str = ""
+    """On this node; "" is not fetched yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +58,11 @@ class EncoderSpec:
     normalize: bool
     """One more normalisation after the cut; False where it would change nothing."""
     precision: str
-    """float32, float16 or bfloat16: the transformer's weights and arithmetic. What follows it runs in float32."""
+    """float32, float16, bfloat16 or int8: the transformer's weights and arithmetic. What follows it runs in float32."""
+    engine: str = "auto"
+    """auto, torch or openvino: who computes, which changes no vector beyond its tolerance."""
+    int8: Int8Graph | None = None
+    """None until the table has one, and for other precisions."""
     dim: int
     """Width of the final vector."""
     similarity: str = "cosine"
@@ -101,6 +116,8 @@ class EncoderSpec:
             "normalize": self.normalize,
             "precision": self.precision,
         }
+        if self.precision == "int8":
+            known["int8"] = self.int8.digest if self.int8 else None
         if self.token_modules:
             known["token_modules"] = [_module_identity(module) for module in self.token_modules]
         return known
@@ -113,6 +130,7 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
     truncate_dim = _truncate_dim(spec, saved)
     ends_normalized = saved.post_modules[-1:] == (Normalize(),) and truncate_dim is None
     transformer = None if isinstance(saved.first, StaticEmbedding) else saved.first
+    _check_engine(spec, saved)
     return EncoderSpec(
         origin=origin,
         folder=str(folder),
@@ -128,6 +146,7 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
         truncate_dim=truncate_dim,
         normalize=bool(spec.normalize) and not ends_normalized,
         precision=spec.precision,
+        engine=spec.engine,
         dim=truncate_dim or saved.width,
         similarity=saved.similarity,
         query_prompt=saved.prompts["query"],
@@ -135,8 +154,36 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
     )
 
 
+def _check_engine(spec: ModelSpec, saved: SavedModel) -> None:
+    """Raises InputError where this engine can't compute this model in this precision."""
+    if isinstance(saved.first, StaticEmbedding):
+        if spec.precision != "float32":
+            raise InputError(
+                f"model.precision is {spec.precision!r}, but a static embedding is a table, with no arithmetic to do in "
+                "it: leave it out"
+            )
+        if spec.engine == "openvino":
+            raise InputError("model.engine is 'openvino', but a static embedding is a table: leave it out")
+        return
+    if spec.precision == "int8" and spec.engine == "torch":
+        raise InputError("model.engine is 'torch', but int8 is computed by openvino: leave model.engine out")
+    if spec.precision != "int8" and spec.engine != "openvino":
+        return
+    wanted = "model.precision 'int8'" if spec.precision == "int8" else "model.engine 'openvino'"
+    if spec.precision not in ("float32", "int8"):
+        raise InputError(f"{wanted} computes in float32 or int8; model.precision is {spec.precision!r}")
+    if any(isinstance(module, WeightedLayerPooling) for module in saved.token_modules):
+        raise InputError(f"{wanted} can't run this model: it pools the layers of its transformer; leave it out")
+    if not openvino_is_installed():
+        raise InputError(f"{wanted} needs OpenVINO: pip install 'embedding-pipeline[openvino]', or leave it out")
+
+
+def openvino_is_installed() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
 def _precision_notes(spec: ModelSpec, transformer: Transformer | None) -> list[str]:
-    if spec.precision != "float32":
+    if spec.precision in ("float16", "bfloat16"):
         return [f"model.precision {spec.precision} is for GPUs: a CPU without instructions for it is many times slower"]
     if transformer is not None and transformer.saved_in in ("float16", "bfloat16"):
         saved_in = transformer.saved_in

@@ -118,6 +118,16 @@ def calibration(key: str) -> str:
     return f"meta/calibration/{key}/ranges.json"
 
 
+def int8_model(key: str) -> str:
+    """What is known of the model that is quantised for a table; `key` as in `calibration`."""
+    return f"meta/calibration/{key}/int8.json"
+
+
+def int8_graph(known: str, digest: str) -> str:
+    """The quantised model itself, beside the file that names it."""
+    return f"{known.removesuffix('.json')}-{digest}.zip"
+
+
 def probe_vectors(fingerprint: str) -> str:
     return f"{STAGING}probes/{fingerprint}.json"
 

@@ -204,13 +204,23 @@ def test_a_run_that_died_after_the_calibration_goes_on_with_it(corpus, tiny_mode
     assert (version.counts.rows, version.counts.encoded) == (120, 120)
 
 
+class Measured(inline.Sampler):
+    """A sampler that always measures this."""
+
+    def __init__(self, measured: calibration.Measurement) -> None:
+        self._measured = measured
+
+    def measure(self, tasks, settings):
+        return self._measured
+
+
 def test_of_two_first_runs_the_faster_one_decides_for_both(corpus, tiny_model, tmp_path):
     spec = table_spec(corpus, tiny_model, tmp_path / "table", "int8")
     slower = run.prepare(spec, writes=True)
     version = inline.embed(spec)
     texts = frozenset([b"a", b"b"])
     measured = calibration.Measurement(texts=texts, units=frozenset(), minimum=(-1.0,) * 32, maximum=(1.0,) * 32)
-    slower = run.calibrate_with(slower, inline.POOLS, lambda tasks, settings: measured)
+    slower = run.calibrate_with(slower, inline.POOLS, Measured(measured))
     assert slower.vectors.fingerprint == version.fingerprint
     assert np.array_equal(slower.vectors.calibration.ranges, ranges_of(tmp_path / "table"))
 
@@ -219,7 +229,7 @@ def test_a_file_that_is_replaced_while_it_is_measured_is_planned_again(corpus, t
     prepared = run.prepare(table_spec(corpus, tiny_model, tmp_path / "table", "int8"), writes=True)
     write_rows(corpus / "b.jsonl", ["b0", "b1"])
     with pytest.raises(SourceChanged, match=r"b\.jsonl"):
-        run.calibrate_with(prepared, inline.POOLS, inline.measured)
+        run.calibrate_with(prepared, inline.POOLS, inline.Sampler())
     assert not (tmp_path / "table" / "meta" / "calibration").exists()
 
 
