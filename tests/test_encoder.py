@@ -13,6 +13,8 @@ from tests.tiny import build_tiny_model
 
 
 class FakeEngine:
+    name = "fake"
+
     """A vector is (first token, number of tokens, sum of tokens); counts its calls and fails as told."""
 
     dim = 3
@@ -171,6 +173,8 @@ def test_a_text_has_the_same_vector_alone_and_among_others(tmp_path):
 
 
 class FragileEngine(FakeEngine):
+    name = "fake"
+
     """Loses its process at some first tokens, at others when they are in work with one of the first, or by chance."""
 
     def __init__(self, killers=(), hangers=(), together=(), chance=()):
@@ -219,6 +223,8 @@ def test_a_process_that_is_lost_at_every_row_is_not_the_rows_fault(kind):
 
 
 class PackedEngine(FakeEngine):
+    name = "fake"
+
     """Takes `in_flight` batches of packed rows before it answers; what it can't stand it says then (`late`) or at once."""
 
     def __init__(self, in_flight=3, late=True, **faults):

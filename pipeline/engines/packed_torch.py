@@ -35,6 +35,8 @@ POOLING_OVERHEAD_TOKENS = 16384
 class PackedTorchEngine:
     """Implements engines.base.PackingEngine, and Engine by the padded engine that it is made of."""
 
+    name = "torch, packed"
+
     def __init__(self, padded: TorchEngine, spec: EncoderSpec, *, constant: bool) -> None:
         """`constant`: batches are filled up to a constant size, and replayed where there is a GPU."""
         self.dim = padded.dim
