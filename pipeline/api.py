@@ -86,7 +86,7 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
     given = _spec(spec)
     run.check_shared(given)
     _quiet_ray()
-    with reindexing.alone(given), Crew(given.resources) as crew:
+    with reindexing.alone(given), Crew(run.resources_for(given)) as crew:
         once = functools.partial(
             reindexing.reindex, given, crew, started, new_model=new_model, allow_deletes=allow_deletes
         )
@@ -101,11 +101,11 @@ def plan_reindex(
     spec: Spec, *, new_model: bool = False, allow_deletes: bool = False, price_per_hour: float | None = None
 ) -> "Forecast":
     """What `reindex` would do now, with exact counts: reads the changed files, writes nothing."""
-    from pipeline import reindexing
+    from pipeline import reindexing, run
     from pipeline.reindexing import Crew
 
     given = _spec(spec)
-    with Crew(given.resources) as crew:
+    with Crew(run.resources_for(given)) as crew:
         return reindexing.plan(
             given, crew, new_model=new_model, allow_deletes=allow_deletes, price_per_hour=price_per_hour
         )

@@ -515,10 +515,10 @@ def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
 
 
 def _engine_for(prepared: Prepared, pools: Pools) -> EncoderSpec:
-    """`auto` made torch where there is too little to do for another engine to be worth its start."""
+    """The engine that is left open is, where there is enough to do, the faster one."""
     encoder, rows = prepared.encoder, prepared.rows_to_do
-    few = rows is not None and rows < ROWS_WORTH_A_GRAPH * pools.encoders
-    return replace(encoder, engine="torch") if encoder.engine == "auto" and few else encoder
+    many = (prepared.survey.rows_estimate if rows is None else rows) >= ROWS_WORTH_A_GRAPH * pools.encoders
+    return replace(encoder, engine="auto") if prepared.spec.model.engine == "auto" and many else encoder
 
 
 def _slice_rows(prepared: Prepared, pools: Pools) -> int:

@@ -59,8 +59,9 @@ class EncoderSpec:
     """One more normalisation after the cut; False where it would change nothing."""
     precision: str
     """float32, float16, bfloat16 or int8: the transformer's weights and arithmetic. What follows it runs in float32."""
-    engine: str = "auto"
-    """auto, torch or openvino: who computes, which changes no vector beyond its tolerance."""
+    engine: str = "torch"
+    """Who computes, which moves no vector beyond its tolerance: torch, openvino, or auto: openvino on a CPU, in float32, where
+    it gives torch's vectors. A run with much to do makes auto of torch."""
     int8: Int8Graph | None = None
     """None until the table has one, and for other precisions."""
     dim: int
@@ -146,7 +147,7 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
         truncate_dim=truncate_dim,
         normalize=bool(spec.normalize) and not ends_normalized,
         precision=spec.precision,
-        engine=spec.engine,
+        engine="torch" if spec.engine == "auto" else spec.engine,
         dim=truncate_dim or saved.width,
         similarity=saved.similarity,
         query_prompt=saved.prompts["query"],

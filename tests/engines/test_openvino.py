@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ def test_an_architecture_that_it_computes_otherwise_is_refused_and_left_to_torch
     path = str(build_architecture(tmp_path / "model", name))
     with pytest.raises(InputError, match="engine 'openvino' can't run this model"):
         build_encoder(encoder_spec(ModelSpec(path=path, engine="openvino")), "cpu", 1)
-    assert build_encoder(encoder_spec(ModelSpec(path=path)), "cpu", 1).engine.name == "torch"
+    auto = replace(encoder_spec(ModelSpec(path=path)), engine="auto")
+    assert build_encoder(auto, "cpu", 1).engine.name == "torch"
 
 
 @settings(max_examples=25, deadline=None)

@@ -265,7 +265,7 @@ def test_a_dry_run_before_the_calibration_loads_neither_torch_nor_ray_and_says_s
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == job.CHANGES_PENDING, done.stderr
-    assert "first      measure the value ranges on about 1,024 texts" in done.stdout
+    assert "first      measure what int8 needs on about 1,024 texts" in done.stdout
     before = pipeline.plan(spec)
     assert (before.fingerprint, before.units_to_encode) == (None, 1)
     assert not (tmp_path / "table").exists()
