@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 import pipeline
 from jobs import embed as job
@@ -543,9 +544,10 @@ def test_ray_measures_the_same_ranges_and_gives_the_same_table(corpus, tiny_mode
 def test_a_refusing_encoder_ends_the_calibration_on_ray(corpus, tiny_model, ray_address, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     spec = table_spec(corpus, model, tmp_path / "table", "int8", resources={"ray_address": ray_address})
-    weights = (model / "model.safetensors").read_bytes()
-    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(RunError, match="encoder: "):
+    weights = load_file(model / "model.safetensors")
+    weights.popitem()  # the file is whole, so that only who loads it can tell
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="encoder: .* lack 1 tensors"):
         job.embed(spec)
     assert not (tmp_path / "table" / "meta").exists()
 
