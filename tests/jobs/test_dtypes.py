@@ -547,7 +547,7 @@ def test_a_refusing_encoder_ends_the_calibration_on_ray(corpus, tiny_model, ray_
     weights = load_file(model / "model.safetensors")
     weights.popitem()  # the file is whole, so that only who loads it can tell
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RunError, match="encoder: .* lack 1 tensors"):
+    with pytest.raises(RunError, match=r"encoder: .* lack 1 tensors"):
         job.embed(spec)
     assert not (tmp_path / "table" / "meta").exists()
 
