@@ -263,8 +263,7 @@ def test_a_table_that_was_rolled_back_is_left_alone(scene, capsys, tiny_model):
     same_rows(read_table(scene.table), scene.before)
 
 
-def test_a_first_start_that_finds_no_source_leaves_no_table(scene, capsys):
-    """Nor one in its sources."""
+def test_a_table_among_its_sources_is_refused_before_its_lease_is_written(scene, capsys):
     code, _, said = scene.run(capsys, "--set", f"table.path={scene.corpus}")
     assert code == 2
     assert "lie in one another" in said

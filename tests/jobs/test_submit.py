@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from pipeline.storage import Folder
-from pipeline.table import snapshot
+from pipeline.table import lease, snapshot
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -119,14 +119,17 @@ def printed(done: "subprocess.CompletedProcess[str]") -> dict:
 @pytest.mark.slow
 @pytest.mark.timeout(6 * TIMEOUT_S)
 def test_a_job_is_submitted_runs_on_the_cluster_and_tells_how_it_ended(head, configured):
-    command = ("python", "-m", "jobs.embed", str(configured), "--json")
+    table = Folder(str(configured.parent / "table"))
+    command = ("python", "-m", "jobs.reindex", str(configured), "--json")
     first = submit(head, *command)
     assert first.returncode == 0, first.stdout + first.stderr
     assert (printed(first)["version"], printed(first)["counts"]["rows"]) == (1, 50)
-    again = submit(head, *command)
-    assert (again.returncode, printed(again)["published"]) == (0, False)
+    with lease.held(table, "reindex"):
+        beside = submit(head, *command)
+    assert (beside.returncode, printed(beside)["published"]) == (0, False)
+    assert f"process {os.getpid()} on" in printed(beside)["busy"]
     wrong = submit(head, *command, "--set", "source.text=nothing")
     assert wrong.returncode != 0
     assert "exit code 2" in wrong.stdout + wrong.stderr
     assert "nothing" in wrong.stdout + wrong.stderr
-    assert snapshot.versions(Folder(str(configured.parent / "table"))) == [1]
+    assert snapshot.versions(table) == [1]
