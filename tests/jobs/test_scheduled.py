@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -201,6 +202,57 @@ def test_readers_see_the_old_version_until_the_commit_and_then_the_new_one(scene
         assert set(texts) >= set(old) & set(new)
         assert set(texts) >= set(old) or set(texts) >= set(new)
     assert new != old
+
+
+MOMENTS = 10
+UNIT_ROWS = 40
+SLOW_ENCODE = {"SLOW": "pipeline.stages:encode:0.4"}
+IN_FLIGHT = 4
+"""Slices: an encoder holds two, a writer one, and one may be written by a worker that outlives its driver."""
+
+
+def changed(folder: Path, model: Path) -> Scene:
+    folder.mkdir(exist_ok=True)
+    scene = Scene(folder, model, unit_rows=UNIT_ROWS, max_deleted_rows=0.5)
+    for number in (0, 1, 2):
+        write(scene.corpus, number, "other news about")
+    (scene.corpus / "3.parquet").unlink()
+    return scene
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model, tmp_path_factory) -> tuple[pa.Table, float]:
+    """The rows that a run gives, and the seconds it takes."""
+    scene = changed(tmp_path_factory.mktemp("undisturbed"), tiny_model)
+    started = time.monotonic()
+    process = scene.start("run", **SLOW_ENCODE)
+    with ending(process):
+        assert process.wait(TIMEOUT_S) == 0, scene.said("run")
+    seconds = time.monotonic() - started
+    assert faulty.encoded(scene.folder) == 3 * ROWS
+    return read_table(scene.table), seconds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * TIMEOUT_S)
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_killed_at_any_moment_it_goes_on(moment, undisturbed, tiny_model, tmp_path):
+    """At one in each tenth of an undisturbed run's time."""
+    rows, seconds = undisturbed
+    scene = changed(tmp_path, tiny_model)
+    killed = scene.start("killed", **SLOW_ENCODE)
+    with ending(killed), contextlib.suppress(subprocess.TimeoutExpired):
+        killed.wait((moment + random.Random(moment).random()) / MOMENTS * seconds)
+    versions = scene.versions()
+    again = scene.start("again")
+    with ending(again):
+        assert again.wait(TIMEOUT_S) == 0, scene.said("again")
+    assert scene.versions() == [1, 2]
+    assert scene.result("again")["published"] is (versions == [1])
+    same_rows(read_table(scene.table), rows)
+    assert faulty.encoded(scene.folder) <= 3 * ROWS + IN_FLIGHT * UNIT_ROWS
+    staged = [info.path for info in Folder(str(scene.table)).list(layout.STAGING)]
+    assert [path for path in staged if path.startswith((layout.RECORDS, layout.PUBLICATIONS))] == []
 
 
 def test_a_file_that_is_missing_takes_no_rows_along_unless_it_may(scene, capsys):
