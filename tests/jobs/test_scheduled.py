@@ -115,7 +115,9 @@ def has_lease(table: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * TIMEOUT_S)
-def test_of_two_starts_one_works_and_the_other_ends_or_waits(scene):
+def test_of_two_starts_one_works_and_the_other_ends_or_waits(tmp_path, tiny_model):
+    """For longer than an unrenewed lease would hold."""
+    scene = Scene(tmp_path, tiny_model, lease_s=6)
     write(scene.corpus, 0, "other news about")
     first = scene.start("first", **SLOW_COMMIT)
     with ending(first):
@@ -133,6 +135,7 @@ def test_of_two_starts_one_works_and_the_other_ends_or_waits(scene):
             assert first.wait(TIMEOUT_S) == 0, scene.said("first")
             assert third.wait(TIMEOUT_S) == 0, scene.said("third")
             assert "waiting for 150 s at most" in scene.said("third")
+            assert "ran out" not in scene.said("first")
     assert (scene.result("first")["version"], scene.result("first")["published"]) == (2, True)
     assert (scene.result("third")["version"], scene.result("third")["published"]) == (2, False)
     assert scene.versions() == [1, 2]
