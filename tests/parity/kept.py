@@ -20,9 +20,10 @@ Key = tuple[Any, ...]
 class KeptTransformer(nn.Module):
     """Our side: the model, and its output for every input it had."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.config = model.config
         self._outputs: dict[Key, Any] = {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **rest: Any) -> Any:
