@@ -108,6 +108,7 @@ def test_the_ray_job_is_one_of_kuberay_with_our_ray_our_command_and_keys_from_a_
     assert check_command(spec["entrypoint"].split(), corpus, tiny_model) == ["resources.ray_address=auto"]
     cluster = spec["rayClusterSpec"]
     check_fields(cluster, CLUSTER)
+    assert cluster["authOptions"] == {"mode": "token"}
     check_fields(cluster["headGroupSpec"], GROUP)
     for workers in cluster["workerGroupSpecs"]:
         check_fields(workers, WORKERS)
