@@ -728,21 +728,9 @@ class ClusterWorkers:
             ]
             if items:
                 keys.append(_items(items).map_batches(_live_keys, **_light(run, num_buckets=num_buckets)))
-            return (
-                keys[0]
-                .union(*keys[1:])
-                .repartition(num_buckets, keys=["bucket"])
-                .map_batches(
-                    _diff_block,
-                    batch_size=None,
-                    batch_format="pyarrow",
-                    fn_kwargs={"fates": fates, "renewed": renewed},
-                    num_cpus=0.5,
-                )
-            )
+            return diffed(keys[0].union(*keys[1:]), num_buckets, fates, renewed=renewed)
 
-        for row in self._stream(flow):
-            yield pickle.loads(row["found"])
+        yield from map(found_of, self._stream(flow))
 
     def compare(self, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
         num_rows = sum(part.rows for part, _ in sides)
@@ -835,6 +823,22 @@ def _live_keys(batch: pa.Table, run: str, num_buckets: int) -> Iterator[pa.Table
 
 def _in_buckets(keys: Keys, num_buckets: int) -> pa.Table:
     return pa.table({"bucket": diff.bucket_of(keys, num_buckets), "key": _cells(keys)})
+
+
+def diffed(keys: "ray.data.Dataset", num_buckets: int, fates: Fates, *, renewed: bool) -> "ray.data.Dataset":
+    """Whole buckets meet in one block each; a block is compared at once."""
+    return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
+        _diff_block,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"fates": fates, "renewed": renewed},
+        num_cpus=0.5,
+    )
+
+
+def found_of(row: Mapping[str, Any]) -> Found:
+    found: Found = pickle.loads(row["found"])
+    return found
 
 
 def _diff_block(batch: pa.Table, fates: Fates, renewed: bool) -> pa.Table:

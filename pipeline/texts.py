@@ -143,6 +143,12 @@ def _tokens_of(tokens: pa.Table, chosen: pa.Array, settings: Settings) -> pa.Tab
     return tokens.select([schema.TOKENS]).filter(pa.array(stay)).append_column(schema.DOCUMENT, numbers)
 
 
+def _reasons(failed: pa.Table, settings: Settings) -> list[str]:
+    """Where chunks are rows each text was a document of one chunk; which one it is of another is not said here."""
+    alone = settings.chunk is not None and settings.chunk.rows == "chunks"
+    return [error.removeprefix("chunk 0: " if alone else "") for error in failed.column("error").to_pylist()]
+
+
 def write(row: pa.Table, settings: Settings) -> pa.Table:
     """Stage what a slice of a unit of either kind gave, then create its record. Safe to repeat: the first record wins."""
     if row.column("refused")[0].is_valid or not row.column("texts")[0].as_py():
@@ -161,7 +167,7 @@ def write(row: pa.Table, settings: Settings) -> pa.Table:
         pa.array([bytes.fromhex(item) for item in failed.column(schema.ID).to_pylist()], pa.binary(16)),
         *(pa.nulls(failed.num_rows, item) for item in kind.types[1:4]),
         failed.column("stage"),
-        failed.column("error"),
+        pa.array(_reasons(failed, settings), pa.string()),
     ]
     rows = pa.concat_tables([pa.table([*done, nothing, nothing], schema=kind), pa.table(bad, schema=kind)])
     assert kind.names[4:] == [STAGE, ERROR]

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import identity, schema, stages
+from pipeline.chunking import failed_texts
 from pipeline.errors import GateFailed
 from pipeline.quantize import Codes
 from pipeline.stages import Settings
@@ -240,9 +241,12 @@ def _rows(documents: pa.Table, order: Order, stock: _Stock, settings: Settings, 
         hashes = identity.content_hashes(documents.column(schema.TEXT), settings.encoder.prompt).to_pylist()
     names = identity.id_hashes(ids)
     wanted = _is_among(names, order.upserts["id"])
-    failed = {
-        int(owner[row]): stock.failed[item] for row, item in enumerate(hashes) if wanted[row] and item in stock.failed
-    }
+    bad_rows = {row: stock.failed[item] for row, item in enumerate(hashes) if wanted[row] and item in stock.failed}
+    reasons = {row: reason for row, (_, reason) in bad_rows.items()}
+    if chunked:
+        reasons = failed_texts(owner, reasons)
+    stages_of = {int(owner[row]): stage for row, (stage, _) in bad_rows.items()}
+    failed = {document: (stages_of[document], reason) for document, reason in reasons.items()}
     letters = _letters(documents, failed, paths)
     bad = np.isin(owner, np.array(sorted(failed), np.int64))
     good = np.flatnonzero(wanted & ~bad)
