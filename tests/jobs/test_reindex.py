@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,22 +128,14 @@ def test_the_shuffle_finds_what_this_process_finds(mode, ray_address, tiny_model
     corpus.update()
     corpus.insert()
     corpus.write()
+    inline.embed(spec_for(corpus.folder, tiny_model, tmp_path / "fresh", MODES[mode]))
     monkeypatch.setattr(reindexing, "KEYS_HERE", 0)
     monkeypatch.setattr(reindexing, "ROWS_HERE", 0)
     monkeypatch.setattr(dataflow, "DIFF_KEYS_PER_BUCKET", 20)
     monkeypatch.setattr(dataflow, "KEYS_HERE", 0)
-    raw = {"ray_address": ray_address}
-    done = pipeline.reindex(with_resources(spec, raw))
-    assert done.published
-    inline.embed(spec_for(corpus.folder, tiny_model, tmp_path / "fresh", MODES[mode]))
+    assert pipeline.reindex(replace(spec, resources=replace(spec.resources, ray_address=ray_address))).published
     same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "fresh"))
     check_owners(Folder(str(tmp_path / "table")))
-
-
-def with_resources(spec: Any, resources: dict[str, Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(spec, resources=replace(spec.resources, **resources))
 
 
 def test_another_model_takes_the_place_of_the_table_s_only_when_asked(ray_address, tmp_path, capsys):
