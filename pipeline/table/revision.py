@@ -36,7 +36,9 @@ class Workers(Protocol):
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]: ...
 
-    def move(self, jobs: Sequence[Moves]) -> list[Part]: ...
+    def move(self, jobs: Sequence[Moves]) -> list[Part]:
+        """In any order."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -171,8 +173,8 @@ def _assemble(
         )
         for number, rows in sorted(moves.items())
     ]
-    owned = dict(zip(sorted(moves), workers.move(jobs) if jobs else (), strict=True))
-    parts = [owned.get(number, part) for number, part in enumerate(parent.parts)]
+    owned = {part.path: part for part in (workers.move(jobs) if jobs else ())}
+    parts = [owned.get(part.path, part) for part in parent.parts]
     touched = [
         Input(
             part=parts[number],
