@@ -6,21 +6,29 @@ SETTINGS is a JSON object (see Settings). Loads what it can load once and says s
 all of the corpus for each line on stdin and answers with one line; between turns it waits. Ends with stdin.
 """
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import corpora
 
+if TYPE_CHECKING:
+    from pipeline.model.folder import EncoderSpec
+    from pipeline.tokenizing import TokenRows
+
 WARM_UP = 32
 """Texts that are embedded before the first turn."""
+CALIBRATION = 1024
+"""Texts that an int8 model is made with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +70,11 @@ def bare_encoder(settings: Settings) -> Contestant:
     spec = encoder_spec(
         from_mapping({"source": {"path": "-", "text": "-"}, "model": model, "table": {"path": "-"}}).model
     )
-    encoder, tokenizer = build_encoder(spec, "cpu", settings.threads), Tokenizer(spec, settings.threads)
+    tokenizer = Tokenizer(spec, settings.threads)
     texts = corpora.read_texts(Path(settings.corpus))
+    if settings.precision == "int8":
+        spec = _quantised(spec, tokenizer.tokenize(texts[:: -(-len(texts) // CALIBRATION)]), settings.threads)
+    encoder = build_encoder(replace(spec, engine=settings.engine), "cpu", settings.threads)
     encoder.encode(tokenizer.tokenize(texts[:WARM_UP]))
 
     def turn() -> Turn:
@@ -84,6 +95,19 @@ def bare_encoder(settings: Settings) -> Contestant:
         )
 
     return turn
+
+
+def _quantised(spec: "EncoderSpec", tokens: "TokenRows", threads: int) -> "EncoderSpec":
+    """With an int8 model made on these texts, as a run makes one for its table."""
+    from pipeline import calibrating
+    from pipeline.engines.int8 import graph_file, unpack
+    from pipeline.model.folder import Int8Graph
+
+    content, known = calibrating.quantise(spec, tokens, threads)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    unpack(content, folder)
+    return replace(spec, int8=Int8Graph(digest=known.digest, file=str(graph_file(folder))))
 
 
 def sentence_transformers(settings: Settings) -> Contestant:
@@ -181,18 +205,25 @@ def daft(settings: Settings) -> Contestant:
 
 
 def whole_job(settings: Settings) -> Contestant:
-    """Our whole job: plan, read, encode, write, commit, materialise; starting and stopping Ray is apart."""
+    """Our whole job: plan, read, encode, write, commit, materialise; starting and stopping Ray is apart, and so is making
+    an int8 model, which a table does once: later turns find it."""
     import pipeline
+
+    measured = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, measured)
 
     def turn(**changed: Any) -> Turn:
         """`changed`: sections of the configuration, laid over those below."""
         with tempfile.TemporaryDirectory() as folder:
+            calibration = Path(folder) / "table" / "meta" / "calibration"
+            shutil.copytree(measured, calibration)
             given = corpora.job_source(Path(settings.corpus)) | {
                 "model": {"path": settings.model, "precision": settings.precision, "engine": settings.engine},
                 "table": {"path": f"{folder}/table"},
                 "resources": {"encoders": settings.threads, "cpus_per_encoder": 1},
             }
             summary = pipeline.embed({name: given.get(name, {}) | changed.get(name, {}) for name in given | changed})
+            shutil.copytree(calibration, measured, dirs_exist_ok=True)
         parts = dict(summary.seconds)
         work_s = sum(parts[stage] for stage in ("plan", "flow", "commit", "materialise"))
         return Turn(
