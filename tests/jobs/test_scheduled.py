@@ -154,13 +154,14 @@ def test_a_killed_run_holds_up_nobody_here_and_elsewhere_until_its_lease_runs_ou
     table = Folder(str(scene.table))
     (last,) = table.list(layout.LEASES)
     held = json.loads(table.read(last.path))
-    held["owner"]["world"], held["seconds"] = "another boot", 12
+    held["owner"]["world"], held["seconds"] = "another boot", 3600
     table.write(last.path, json.dumps(held).encode())
     early = scene.start("early")
     with ending(early):
         assert early.wait(TIMEOUT_S) == 0
         assert "busy" in scene.result("early")
     scene.stays()
+    table.write(last.path, json.dumps(held | {"seconds": 15}).encode())
     late = scene.start("late", "--wait", "60")
     with ending(late):
         assert late.wait(TIMEOUT_S) == 0, scene.said("late")
