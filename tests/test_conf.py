@@ -64,6 +64,7 @@ def run(name: str, table: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_data_set_and_a_model_from_the_hub_run(tmp_path, tiny_model):
     """On a Ray of its own: the workers must find the same Hub as the command."""
     rows = pa.table({"text": [f"the market of {number}" for number in range(40)], "label": [1, 2] * 20})

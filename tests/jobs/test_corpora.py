@@ -26,7 +26,9 @@ def rows_of(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-@pytest.mark.parametrize(("name", "empty"), [("nsmc_ko_120k", 0), ("tang_poems_zh", 4)])
+@pytest.mark.parametrize(
+    ("name", "empty"), [pytest.param("nsmc_ko_120k", 0, marks=pytest.mark.slow), ("tang_poems_zh", 4)]
+)
 def test_a_whole_corpus_is_planned_read_and_tokenized(corpora, tmp_path, name, empty):
     path = corpora / f"{name}.jsonl.gz"
     expected = rows_of(path)

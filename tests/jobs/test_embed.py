@@ -36,7 +36,7 @@ def upload(server: S3Server, bucket: str, rows: list[dict], files: int) -> str:
     return url
 
 
-@pytest.fixture(params=["moto", "rclone"])
+@pytest.fixture(params=["moto", pytest.param("rclone", marks=pytest.mark.slow)])
 def server(request) -> S3Server:
     return request.getfixturevalue(request.param)
 

@@ -269,7 +269,10 @@ class Crashing(Folder):
             super().delete([path])
 
 
-def test_a_publisher_that_dies_before_any_one_of_its_changes_is_finished_by_the_next_run(tmp_path):
+@pytest.mark.parametrize(
+    "step", [pytest.param(3, id="every third"), pytest.param(1, id="each", marks=pytest.mark.slow)]
+)
+def test_a_publisher_that_dies_before_any_one_of_its_changes_is_finished_by_the_next_run(step, tmp_path):
     desired = [{"a": ["1x", "2y"], "b": ["3x", "4y"]}, {"b": ["3x", "4y"], "c": ["1x", "5z"]}]
     deaths = 0
     while True:
@@ -290,7 +293,7 @@ def test_a_publisher_that_dies_before_any_one_of_its_changes_is_finished_by_the_
         assert not [info.path for info in table.list(layout.RECORDS)]
         if finished:
             break
-        deaths += 1
+        deaths += step
     assert deaths > 20
 
 
