@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.dataflow import Cluster
-    from pipeline.reindexing import Forecast, Reindexed
+    from pipeline.forecast import Forecast
+    from pipeline.reindexing import Reindexed
     from pipeline.run import Encoded, PlanSummary, Prepared, Summary
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
@@ -79,8 +80,8 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
     has not ended within `limits.wait_s`.
     """
     from pipeline import reindexing, run
+    from pipeline.crew import Crew
     from pipeline.errors import SourceChanged
-    from pipeline.reindexing import Crew
 
     started = time.perf_counter()
     given = _spec(spec)
@@ -102,7 +103,7 @@ def plan_reindex(
 ) -> "Forecast":
     """What `reindex` would do now, with exact counts: reads the changed files, writes nothing."""
     from pipeline import reindexing, run
-    from pipeline.reindexing import Crew
+    from pipeline.crew import Crew
 
     given = _spec(spec)
     with Crew(run.resources_for(given)) as crew:

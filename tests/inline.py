@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipeline import config, dataflow, reindexing, run, stages, texts
+from pipeline.changes import find
 from pipeline.config import RunSpec
+from pipeline.crew import Crew
 from pipeline.dataflow import Cluster, Pools
 from pipeline.encoder import Encoder, build_encoder
 from pipeline.model.folder import EncoderSpec
 from pipeline.planning import Task
-from pipeline.reindexing import Crew
 from pipeline.stages import Settings
 from pipeline.table.calibration import Measurement
 from pipeline.table.snapshot import Snapshot
@@ -80,7 +81,7 @@ def reindex(
     if prepared.plan.changes_nothing:
         return prepared.parent
     with Crew(spec.resources) as crew:
-        changes = reindexing.find(prepared, crew, writes=True)
+        changes = find(prepared, crew, writes=True)
         if changes.changes_nothing:
             return prepared.parent
         settings = run.settings_for(prepared, replace(POOLS, encoders=encoders))

@@ -19,7 +19,7 @@ import yaml
 
 import pipeline
 from jobs import reindex
-from pipeline import dataflow, reindexing
+from pipeline import changes, crew, dataflow
 from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
 from tests import faulty, inline
@@ -129,10 +129,10 @@ def test_the_shuffle_finds_what_this_process_finds(mode, ray_address, tiny_model
     corpus.insert()
     corpus.write()
     inline.embed(spec_for(corpus.folder, tiny_model, tmp_path / "fresh", MODES[mode]))
-    monkeypatch.setattr(reindexing, "KEYS_HERE", 0)
-    monkeypatch.setattr(reindexing, "ROWS_HERE", 0)
+    for module in (changes, crew, dataflow):
+        monkeypatch.setattr(module, "KEYS_HERE", 0)
+    monkeypatch.setattr(crew, "ROWS_HERE", 0)
     monkeypatch.setattr(dataflow, "DIFF_KEYS_PER_BUCKET", 20)
-    monkeypatch.setattr(dataflow, "KEYS_HERE", 0)
     assert pipeline.reindex(replace(spec, resources=replace(spec.resources, ray_address=ray_address))).published
     same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "fresh"))
     check_owners(Folder(str(tmp_path / "table")))
@@ -160,12 +160,12 @@ def test_another_model_takes_the_place_of_the_table_s_only_when_asked(ray_addres
     table = Folder(str(tmp_path / "table"))
     assert snapshot.current(table).fingerprint == snapshot.current(Folder(str(tmp_path / "fresh"))).fingerprint
     # Whoever follows the changes has every vector anew.
-    changes = [
+    upserted = [
         row
         for info in table.list(layout.changes(2))
         for row in snapshot.read_parquet(table.read(info.path)).to_pylist()
     ]
-    assert [row["op"] for row in changes] == ["upsert"] * len(first_rows()[0])
+    assert [row["op"] for row in upserted] == ["upsert"] * len(first_rows()[0])
     capsys.readouterr()
     assert reindex.main([str(config)]) == 0
     assert "nothing to do" in capsys.readouterr().out

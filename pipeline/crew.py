@@ -1,0 +1,98 @@
+"""Who does the work of a reindex: this process what is small, a cluster that starts when there is enough to do the rest.
+
+Comes in: pieces of work as functions of one item, and how many rows they read. Goes out: what they give. Knows no changes.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline import pools, run
+from pipeline.config import ResourceSpec
+from pipeline.run import Prepared
+from pipeline.stages import Settings
+from pipeline.table import owners, rewrite
+from pipeline.table.owners import Moves
+from pipeline.table.part import Part
+from pipeline.table.rewrite import Rewrite
+from pipeline.tokenizing import Tokenizer
+
+if TYPE_CHECKING:  # Ray loads only when there is work for it.
+    from pipeline.dataflow import Cluster, ClusterWorkers
+
+ROWS_HERE = 200_000
+"""So many source rows are read, and ten times as many live ones looked through, before a cluster would have started."""
+KEYS_HERE = 1_000_000
+"""Wanted rows whose keys this process holds (57 bytes each); more meet the live ones in the cluster's shuffle."""
+
+
+class Crew:
+    """Who does the work of a run: this process, and a cluster from when there is enough to do."""
+
+    def __init__(self, resources: ResourceSpec) -> None:
+        self._resources = resources
+        self._stack = contextlib.ExitStack()
+        self._cluster: Cluster | None = None
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def cluster(self) -> "Cluster":
+        if self._cluster is None:
+            from pipeline.dataflow import Cluster
+
+            self._cluster = self._stack.enter_context(Cluster(self._resources))
+        return self._cluster
+
+    @property
+    def is_started(self) -> bool:
+        return self._cluster is not None and self._cluster.started
+
+
+class Hands:
+    """A crew at work on one prepared run."""
+
+    def __init__(self, prepared: Prepared, crew: Crew) -> None:
+        self._prepared, self._crew = prepared, crew
+        self.settings = run.settings_for(prepared, pools.ALONE)
+        self._tokenizer = functools.cache(lambda: Tokenizer(self.settings.encoder, 1))
+
+    def each(
+        self,
+        do: Callable[[Any, Settings, Callable[[], Tokenizer]], Iterator[Any]],
+        items: Sequence[Any],
+        *,
+        rows: int,
+    ) -> Iterator[Any]:
+        """What `do` gives for each item, in any order; `rows` are read for all of them."""
+        if rows <= ROWS_HERE or len(items) < 2:
+            for item in items:
+                yield from do(item, self.settings, self._tokenizer)
+        elif items:
+            yield from self.workers().each(do, items)
+
+    def workers(self) -> "ClusterWorkers":
+        from pipeline.dataflow import ClusterWorkers
+
+        prepared, cluster = self._prepared, self._crew.cluster()
+        return ClusterWorkers(
+            cluster,
+            prepared.table,
+            lambda: run.settings_for(prepared, cluster.pools()),
+            prepared.spec.table.embedding_column,
+        )
+
+    def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
+        if self._crew.is_started or sum(item.part.raw_bytes for job in jobs for item in job.inputs) > 256 * 2**20:
+            return self.workers().rewrite(jobs)
+        embedding = self._prepared.spec.table.embedding_column
+        return [rewrite.rewrite(self._prepared.table, job, embedding) for job in jobs]
+
+    def move(self, jobs: Sequence[Moves]) -> list[Part]:
+        if sum(job.part.rows for job in jobs) > KEYS_HERE:
+            return self.workers().move(jobs)
+        return [owners.move(self._prepared.table, job) for job in jobs]
