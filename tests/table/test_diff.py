@@ -1,0 +1,92 @@
+"""The comparison of wanted and live rows, against one that a person can follow."""
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.table import diff
+from pipeline.table.diff import FREE, GONE, KEPT, KEY, LIVE, LIVE_FIRST, MATCH, STALE, WANTED
+
+rows = st.fixed_dictionaries({"id": st.integers(0, 8), "content": st.integers(0, 2), "row": st.integers(0, 1)})
+live_rows = st.lists(
+    st.tuples(rows, st.integers(0, 3), st.booleans()), max_size=8, unique_by=lambda item: item[0]["id"]
+)
+FATES = np.array([KEPT, GONE, STALE, GONE, FREE], np.int8)
+
+
+def to_keys(live, wanted) -> np.ndarray:
+    keys = np.zeros(len(live) + len(wanted), KEY)
+    for index, (row, source, first) in enumerate(live):
+        keys[index] = ((row["id"], 1), (row["content"], 2), row["row"], 5, index, source, LIVE_FIRST if first else LIVE)
+    for index, (row, span) in enumerate(wanted):
+        keys[len(live) + index] = ((row["id"], 1), (row["content"], 2), row["row"], 7, span, index, WANTED)
+    return keys
+
+
+@given(live=live_rows, wanted=st.lists(st.tuples(rows, st.integers(0, 2)), max_size=8), data=st.data())
+def test_every_row_is_told_as_what_it_is(live, wanted, data):
+    keys = to_keys(live, wanted)
+    order = data.draw(st.permutations(range(len(keys))))
+    buckets = data.draw(st.sampled_from([1, 3]))
+    renewed = data.draw(st.booleans())
+    keys = keys[list(order)]
+    pieces = [keys[diff.bucket_of(keys, buckets) == bucket] for bucket in range(buckets)]
+    found = diff.merge(diff.compare(piece, FATES, renewed=renewed) for piece in pieces)
+
+    times = Counter(row["id"] for row, _ in wanted)
+    kept = {row["id"] for row, source, _ in live if FATES[source] == KEPT}
+    others = {row["id"]: (index, row, source) for index, (row, source, _) in enumerate(live) if FATES[source] != KEPT}
+    twice, matches, upserts = set(), set(), set()
+    for position, (row, span) in enumerate(wanted):
+        if times[row["id"]] > 1 or row["id"] in kept:
+            twice.add((span, position))
+            continue
+        index, old, source = others.get(row["id"], (-1, None, -1))
+        if old == row and not renewed:
+            matches.add((index, source, span))
+        else:
+            upserts.add((position, span, index, old is not None and old["content"] == row["content"]))
+    unwanted = [(index, source, first) for index, (row, source, first) in enumerate(live) if row["id"] not in times]
+    assert {(r["span"], r["position"]) for r in found.duplicates} == twice
+    assert {(r["index"], r["source"], r["span"]) for r in found.matches} == matches
+    assert {(r["position"], r["span"], r["index"], r["same_text"]) for r in found.upserts} == upserts
+    assert {r["index"] for r in found.deletes} == {index for index, source, _ in unwanted if FATES[source] == GONE}
+    left = Counter(source for _, source, _ in unwanted if FATES[source] == STALE)
+    firsts = Counter(source for _, source, first in unwanted if FATES[source] == STALE and first)
+    assert {int(r["source"]): int(r["rows"]) for r in found.left} == dict(left)
+    assert {int(r["source"]): int(r["documents"]) for r in found.left} == {source: firsts[source] for source in left}
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.sampled_from([1, 2, 3])), max_size=30),
+)
+def test_numbers_are_each_of_one_span_and_moved_rows_are_those_of_another(pairs):
+    spans = [2, 2, 2]
+    matches = np.zeros(len(pairs), MATCH)
+    for index, (unit, span, source) in enumerate(pairs):
+        matches[index] = (0, index, source, unit, span)
+    numbers = diff.adopt(matches, spans, FATES)
+    assert len(set(numbers.tolist())) == len(numbers) == 6
+    # Neither that of a kept source nor that of one that is stale, nor one that goes and was not taken over whole.
+    assert not {0, 2} & set(numbers.tolist())
+    moved = diff.moved(matches, spans, numbers)
+    expected = {
+        index: numbers[2 * unit + span]
+        for index, (unit, span, source) in enumerate(pairs)
+        if numbers[2 * unit + span] != source
+    }
+    assert dict(zip(moved["index"].tolist(), moved["source"].tolist(), strict=True)) == expected
+    counted = Counter((2 * unit + span, source) for unit, span, source in pairs if source != 2)
+    if counted:
+        (span, source), most = counted.most_common(1)[0]
+        if list(counted.values()).count(most) == 1:
+            assert numbers[span] == source
+
+
+@given(st.lists(st.integers(0, 50)), st.lists(st.integers(0, 50)))
+def test_none_that_is_among_the_words_is_missed(some, others):
+    hashes = np.array([(item, 9) for item in others], np.uint64).reshape(-1, 2)
+    words = diff.words(np.array([(item, 9) for item in some], np.uint64).reshape(-1, 2))
+    assert diff.among(hashes, words).tolist() == [item in some for item in others]
