@@ -499,6 +499,47 @@ def test_a_table_that_was_rolled_back_purged_and_cleaned_goes_on(small, tmp_path
     assert texts_of(tmp_path / "table").keys() == {"a0", "a1", "a2", "b0", "b1", "c0"}
 
 
+@pytest.mark.parametrize("between", ["nothing", "purge", "clean", "roll back"])
+def test_rows_know_their_files_whatever_was_done_to_the_table(between, tmp_path, tiny_model):
+    """Two files that are units of their own trade rows; then one of them goes, and takes along what is in it now."""
+    corpus, path = tmp_path / "corpus", tmp_path / "table"
+    spec = spec_of(corpus, tiny_model, path)
+
+    def write(a: list[str], b: list[str]) -> None:
+        write_rows(corpus / "a.jsonl", rows_of(*((name, f"text {name}") for name in a)))
+        pq.write_table(pa.Table.from_pylist(rows_of(*((name, f"text {name}") for name in b))), corpus / "b.parquet")
+
+    write(["1", "2", "3", "4"], ["5", "6", "7", "8"])
+    inline.embed(spec)
+    write(["1", "2", "3", "8"], ["5", "6", "7", "4"])
+    version, _ = reindexed(spec)
+    table = Folder(str(path))
+    assert [part.owners is not None for part in version.parts] == [True]
+    gone = set()
+    if between == "purge":
+        purge.purge(table, ["7"])
+        gone = {"7"}
+    elif between == "clean":
+        assert not any(info.path.startswith(layout.OWNERS) for info in clean.clean(table, 0).files)
+    elif between == "roll back":
+        rollback.roll_back(table, 1)
+        rollback.release(table)
+        rollback.roll_back(table, 2)
+        rollback.release(table)
+    check_owners(table)
+    (corpus / "a.jsonl").unlink()
+    shutil.copytree(path, tmp_path / "copy")
+    inline.embed(dataclasses.replace(spec, table=dataclasses.replace(spec.table, path=str(tmp_path / "copy"))))
+    inline.reindex(spec)
+    assert texts_of(path).keys() == texts_of(tmp_path / "copy").keys() == {"4", "5", "6", "7"} - gone
+    check_owners(table)
+    # The list that version 2 needs goes when neither the current version nor the one before it does.
+    write_rows(corpus / "c.jsonl", rows_of(("9", "text 9")))
+    inline.reindex(spec)
+    clean.clean(table, 0)
+    assert table.list(layout.OWNERS) == []
+
+
 class Died(BaseException):
     """The process was ended; nothing in it goes on."""
 
