@@ -46,6 +46,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import errors, probes, stages, texts, wanted
 from pipeline.attempts import Worker
+from pipeline.budget import best_budget
 from pipeline.config import ResourceSpec
 from pipeline.deadline import Deadline
 from pipeline.encoder import Encoder, build_encoder
@@ -554,6 +555,9 @@ class EncodeStage:
             with Deadline(settings.limits.unit_timeout_s):
                 settings = self._settings = replace(settings, encoder=settings.encoder_here())
                 encoder = build_encoder(settings.encoder, settings.device, settings.encoder_threads)
+                if settings.measure_budget:
+                    given = settings.encoder, settings.device, settings.encoder_threads
+                    encoder.budget_tokens = best_budget(encoder, *given)
                 self._prove(encoder)
             self._encoder = encoder
         except PipelineError as error:

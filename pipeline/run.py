@@ -51,8 +51,9 @@ NOT_EXCLUSIVE = (
     f"longer than {commit.SETTLE_S:g} s, so let the scheduler see to one run at a time"
 )
 MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 2048
-ROWS_WORTH_A_GRAPH = 4000
-"""Per encoder: a model's graph takes some seconds to make, once per node, and saves a quarter of the time of a row."""
+MANY_ROWS = 4000
+"""Per encoder: a model's graph and the measuring of a budget take some seconds, once per node, and save a quarter of the
+time of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -491,7 +492,7 @@ def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
     """What the stages need to know, for pools of these sizes."""
     from pipeline.stages import Settings
 
-    spec = prepared.spec
+    spec, many = prepared.spec, _has_many_rows(prepared, pools)
     slice_rows = _slice_rows(prepared, pools)
     return Settings(
         source=spec.source,
@@ -499,7 +500,8 @@ def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
         carried=spec.carried,
         table=spec.table,
         limits=spec.limits,
-        encoder=_engine_for(prepared, pools),
+        encoder=replace(prepared.encoder, engine="auto") if many and spec.model.engine == "auto" else prepared.encoder,
+        measure_budget=many and not prepared.encoder.is_static,
         int8_path=prepared.vectors.int8_path,
         source_schema=prepared.survey.schema,
         part_schema=prepared.part_schema,
@@ -514,11 +516,10 @@ def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
     )
 
 
-def _engine_for(prepared: Prepared, pools: Pools) -> EncoderSpec:
-    """The engine that is left open is, where there is enough to do, the faster one."""
-    encoder, rows = prepared.encoder, prepared.rows_to_do
-    many = (prepared.survey.rows_estimate if rows is None else rows) >= ROWS_WORTH_A_GRAPH * pools.encoders
-    return replace(encoder, engine="auto") if prepared.spec.model.engine == "auto" and many else encoder
+def _has_many_rows(prepared: Prepared, pools: Pools) -> bool:
+    """Whether a start of some seconds more is worth a faster encoder."""
+    rows = prepared.rows_to_do
+    return (prepared.survey.rows_estimate if rows is None else rows) >= MANY_ROWS * pools.encoders
 
 
 def _slice_rows(prepared: Prepared, pools: Pools) -> int:

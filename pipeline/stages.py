@@ -130,6 +130,8 @@ class Settings:
     tokenizer_threads: int
     encoder_threads: int
     device: str
+    measure_budget: bool = False
+    """Whether there is enough to do for looking for the fastest size of a batch."""
     int8_path: str | None = None
     """Where in the table its int8 model is described, for a table that has one."""
 
