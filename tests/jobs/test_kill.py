@@ -23,9 +23,6 @@ MOMENTS = {
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
 }
 
-QUICK = ("between the parts and the record",)
-"""Each takes half a minute, mostly the start of two runs; the others are among the long tests; `make chaos` has them all."""
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
@@ -44,9 +41,8 @@ def undisturbed(corpus, tiny_model, tmp_path_factory) -> pa.Table:
     return comparable(folder)
 
 
-@pytest.mark.parametrize(
-    "moment", [pytest.param(moment, marks=() if moment in QUICK else pytest.mark.slow) for moment in MOMENTS]
-)
+@pytest.mark.slow  # half a minute each; `make chaos` kills at all of them, and a reindex is killed among the quick tests
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_started_again_gives_the_table_of_an_undisturbed_one(
     moment, corpus, tiny_model, undisturbed, tmp_path
 ):
