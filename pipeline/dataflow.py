@@ -670,6 +670,7 @@ def _settings(run: str) -> Settings:
     while (given := ray.get(monitor.get_settings.remote())) is None:  # the driver's call may still be on its way
         time.sleep(CLAIM_EVERY_S)
     settings: Settings = cloudpickle.loads(given)
+    pa.set_cpu_count(settings.tokenizer_threads)  # in each worker Arrow would take all cores
     return replace(settings, encoder=settings.encoder.here())
 
 

@@ -73,6 +73,19 @@ def test_another_unit_size_and_a_later_file_change_nothing(corpus, tiny_model, t
     same_rows(before, after.filter(pc.not_equal(after["id"], "new")))
 
 
+def test_a_reindex_encodes_what_changed_with_the_tables_model(corpus, tiny_model, tmp_path):
+    spec = int8_spec(corpus, tiny_model, tmp_path / "table")
+    first = inline.embed(spec)
+    rows = [json.loads(line) for line in (corpus / "b.jsonl").read_text().splitlines()]
+    rows[3]["text"] = "word3 word4 word5"
+    (corpus / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoded = []
+    version = inline.reindex(spec, encoded=encoded)
+    assert sum(encoded) == 1
+    assert version.fingerprint == first.fingerprint
+    assert (version.counts.changed, version.counts.unchanged) == (1, 239)
+
+
 def test_with_int8_codes_the_ranges_are_those_of_int8_vectors(corpus, tiny_model, tmp_path):
     spec = int8_spec(corpus, tiny_model, tmp_path / "table", table={"dtype": "int8"})
     planned = pipeline.plan(spec)
