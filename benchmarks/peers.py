@@ -34,6 +34,8 @@ BATCH_SIZES = (8, 16, 32, 64, 128, 256)
 SWEEP_S = 4.0
 """Of SentenceTransformer.encode at batch 32; each size of the sweep gets as many rows."""
 BASE = "encode 32"
+PEERS_SHARE = 0.25
+"""Of a corpus's rows, evenly spread, for those who take several times as long: so that ours work for more than a moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,9 @@ def main() -> None:
             place = Path(folder) / name
             corpus = corpora.load(name, arguments.data, share, tokenizer)
             corpora.write(corpus, place)
-            section = _compare(corpus, place, settings, sweeps[name], tokenizer, spec, arguments)
+            few = corpora.load(name, arguments.data, share * PEERS_SHARE, tokenizer)
+            corpora.write(few, _peers_place(place))
+            section = _compare(corpus, few, place, settings, sweeps[name], tokenizer, spec, arguments)
             found = replace(found, sections=[*found.sections, section])
             print(f"\n{results.table(section)}\n", flush=True)
             written = results.write(found, arguments.out)
@@ -155,14 +159,19 @@ def _share(base_s: dict[str, float], only: Sequence[str], rounds: int, minutes: 
 def _minutes(base_s: dict[str, float], only: Sequence[str], rounds: int, share: float) -> float:
     """`base_s`: seconds that encode takes for all rows of each corpus."""
     entries = [ENTRIES[name] for name in only]
-    work_s = share * sum(base_s.values()) * sum(1 / entry.speed for entry in entries)
+    work_s = share * sum(base_s.values()) * sum((1 if entry.ours else PEERS_SHARE) / entry.speed for entry in entries)
     round_s = 4 + sum(entry.start_s for entry in entries)  # the ceilings' turns with it
     load_s = 8 * len(entries)
     return (rounds * (work_s + len(base_s) * round_s) + len(base_s) * load_s) / 60
 
 
+def _peers_place(place: Path) -> Path:
+    return place.with_name(f"{place.name} few")
+
+
 def _compare(
     corpus: corpora.Corpus,
+    few: corpora.Corpus,
     place: Path,
     settings: Settings,
     sweep: Sweep,
@@ -181,6 +190,8 @@ def _compare(
             processes[name] = stack.enter_context(contextlib.closing(ceiling))
         for name, entry in entries.items():
             own = replace(settings, precision=entry.precision)
+            if not entry.ours:
+                own = replace(own, corpus=str(_peers_place(place)))
             if name == "encode best":
                 own = replace(own, batch_size=sweep.best)
             process = Process(entry.kind, own, path=arguments.daft if entry.kind == "daft" else "")
@@ -190,7 +201,7 @@ def _compare(
             for name in order:
                 turns[name].append(processes[name].turn())
                 _show(number, name, turns[name][-1])
-    rows = tokenizer.tokenize(corpus.texts)
+    rows, peers_rows = tokenizer.tokenize(corpus.texts), tokenizer.tokenize(few.texts)
     distinct = distinct_lengths(rows)
     ceilings = {name: _ceiling(turns[name]) for name in precisions}
     folder = Path(spec.transformer_folder)
@@ -212,8 +223,8 @@ def _compare(
                 name,
                 turns[name],
                 turns[BASE],
-                tokens=int(rows.lengths.sum()),
-                flops=arithmetic.flops_of(distinct if entry.ours else rows.lengths.tolist(), folder),
+                tokens=int((rows if entry.ours else peers_rows).lengths.sum()),
+                flops=arithmetic.flops_of(distinct if entry.ours else peers_rows.lengths.tolist(), folder),
                 ceiling=ceilings[entry.precision],
                 memory_bytes=processes[name].peak_bytes,
                 start_s=processes[name].start_s,
