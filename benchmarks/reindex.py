@@ -123,7 +123,7 @@ def told(summary: dict[str, Any]) -> dict[str, Any]:
 # --- keys
 
 
-def make_keys(start: int, stop: int, side: int, seed: int) -> Keys:
+def make_keys(start: int, stop: int, side: int) -> Keys:
     """Of rows [start, stop): one in a hundred of the wanted side has another text."""
     numbers = np.arange(start, stop, dtype=np.uint64)
     keys = np.zeros(len(numbers), KEY)
@@ -133,16 +133,16 @@ def make_keys(start: int, stop: int, side: int, seed: int) -> Keys:
         keys["id"][:, word] = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
         keys["content"][:, word] = keys["id"][:, word] ^ np.uint64(7)
     if side == WANTED:
-        keys["content"][numbers % np.uint64(100) == seed, 0] += np.uint64(1)
-    keys["group"], keys["place"], keys["side"] = start // (stop - start), np.arange(len(numbers)), side
-    if side == WANTED:
-        keys["place"] = 0
+        keys["content"][numbers % np.uint64(100) == 0, 0] += np.uint64(1)
+    places = np.arange(len(numbers))
+    keys["group"], keys["side"] = start // (stop - start), side
+    keys["more" if side == WANTED else "place"] = places
     return keys
 
 
 def _make_block(batch: pa.Table, num_buckets: int) -> Iterator[pa.Table]:
     for start, stop, side in zip(*(batch.column(name).to_pylist() for name in ("start", "stop", "side")), strict=True):
-        yield dataflow._in_buckets(make_keys(start, stop, side, 0), num_buckets)
+        yield dataflow.in_buckets(make_keys(start, stop, side), num_buckets)
 
 
 def measure_keys(rows: int) -> dict[str, Any]:

@@ -108,9 +108,14 @@ def find(prepared: Prepared, crew: Crew, *, writes: bool) -> Changes:
     """Read the source files that are new or changed, compare their rows with the live ones, and look for texts that need no
     encoding. With `writes` dead letters are staged.
 
-    Raises SourceChanged, StorageError, and GateFailed where an id stands twice.
+    Raises SourceChanged, StorageError, GateFailed where an id stands twice, and CommitConflict where another run
+    published meanwhile, which moves files.
     """
-    hands = Hands(prepared, crew)
+    with commit.conflict_if_overtaken(prepared.table, prepared.parent, prepared.vectors.fingerprint):
+        return _find(prepared, Hands(prepared, crew), writes=writes)
+
+
+def _find(prepared: Prepared, hands: Hands, *, writes: bool) -> Changes:
     nonce = uuid.uuid4().hex[:12]
     read = _Read(prepared, hands, layout.publication(nonce) if writes else None)
     spans = [len(unit.spans) for unit in read.units]

@@ -816,17 +816,17 @@ def _known(batch: pa.Table) -> pa.Table:
 
 def _wanted_of(batch: pa.Table, num_buckets: int, skipped: frozenset[int]) -> pa.Table:
     keys = _keys_of(batch.filter(batch.column("key").is_valid()), KEY)
-    return _in_buckets(keys[~np.isin(keys["group"], list(skipped))], num_buckets)
+    return in_buckets(keys[~np.isin(keys["group"], list(skipped))], num_buckets)
 
 
 def _live_keys(batch: pa.Table, run: str, num_buckets: int) -> Iterator[pa.Table]:
     for item in batch.column("item").to_pylist():
         part, number, chunked = pickle.loads(item)
         for keys in live.keys(_settings(run).open_table(), part, number, chunked=chunked):
-            yield _in_buckets(keys, num_buckets)
+            yield in_buckets(keys, num_buckets)
 
 
-def _in_buckets(keys: Keys, num_buckets: int) -> pa.Table:
+def in_buckets(keys: Keys, num_buckets: int) -> pa.Table:
     return pa.table({"bucket": diff.bucket_of(keys, num_buckets), "key": _cells(keys)})
 
 

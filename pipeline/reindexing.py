@@ -144,11 +144,12 @@ def publish(
     """
     started = time.perf_counter()
     table, parent = prepared.table, prepared.parent
-    commit.check_current(table, parent, prepared.vectors.fingerprint)
     hands = Hands(prepared, crew)
-    staged, records = _all_staged(prepared, changes)
-    written = list(hands.each(wanted.write, _orders(prepared, hands, changes, staged), rows=len(changes.upserts)))
-    made = _revision(prepared, hands, changes, written, records)
+    with commit.conflict_if_overtaken(table, parent, prepared.vectors.fingerprint):
+        commit.check_current(table, parent, prepared.vectors.fingerprint)
+        staged, records = _all_staged(prepared, changes)
+        written = list(hands.each(wanted.write, _orders(prepared, hands, changes, staged), rows=len(changes.upserts)))
+        made = _revision(prepared, hands, changes, written, records)
     tally = sum((tally for _, tally in made.added), Tally())
     tally += sum((tally for _, tally in made.stale.values()), Tally())
     tally += sum((kept for unit, kept in parent.tallies().items() if unit in made.kept), Tally())

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipeline import config, dataflow, reindexing, run, stages, texts
-from pipeline.changes import find
+from pipeline.changes import Changes, find
 from pipeline.config import RunSpec
 from pipeline.crew import Crew
 from pipeline.dataflow import Cluster, Pools
 from pipeline.encoder import Encoder, build_encoder
 from pipeline.model.folder import EncoderSpec
 from pipeline.planning import Task
+from pipeline.run import Prepared
 from pipeline.stages import Settings
 from pipeline.table.calibration import Measurement
 from pipeline.table.snapshot import Snapshot
@@ -84,18 +85,30 @@ def reindex(
         changes = find(prepared, crew, writes=True)
         if changes.changes_nothing:
             return prepared.parent
-        settings = run.settings_for(prepared, replace(POOLS, encoders=encoders))
-        encoder, tokenizer = built(settings.encoder_here())
-        slices = (row for task in reindexing.tasks(changes) for row in texts.read(task, settings, tokenizer))
-        for done, row in enumerate(slices):
-            if done == stop_after:
-                raise Died
-            if encoded is not None:
-                encoded.append(stages.from_cell(row, "documents").num_rows)
-            report = texts.write(stages.encode(row, encoder, settings, "inline"), settings)
-            assert report.column("refused")[0].as_py() is None, report.to_pylist()
+        encode(prepared, changes, encoders=encoders, stop_after=stop_after, encoded=encoded)
         version, _, _ = reindexing.publish(prepared, crew, changes, "inline", {})
     return version
+
+
+def encode(
+    prepared: Prepared,
+    changes: Changes,
+    *,
+    encoders: int = 1,
+    stop_after: int | None = None,
+    encoded: list[int] | None = None,
+) -> None:
+    """The texts that a reindex has to encode."""
+    settings = run.settings_for(prepared, replace(POOLS, encoders=encoders))
+    encoder, tokenizer = built(settings.encoder_here())
+    slices = (row for task in reindexing.tasks(changes) for row in texts.read(task, settings, tokenizer))
+    for done, row in enumerate(slices):
+        if done == stop_after:
+            raise Died
+        if encoded is not None:
+            encoded.append(stages.from_cell(row, "documents").num_rows)
+        report = texts.write(stages.encode(row, encoder, settings, "inline"), settings)
+        assert report.column("refused")[0].as_py() is None, report.to_pylist()
 
 
 class Sampler:

@@ -3,16 +3,18 @@
 import contextlib
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import arithmetic, corpora, gpu, results, seeded
+from benchmarks import arithmetic, corpora, gpu, reindex, results, seeded
 from benchmarks.contestants import Settings, Turn
 from benchmarks.processes import Process
 from pipeline.config import ModelSpec
 from pipeline.model.folder import encoder_spec
+from pipeline.table import diff
 from pipeline.tokenizing import Tokenizer
 
 
@@ -108,3 +110,10 @@ def test_the_gpu_benchmark_without_a_gpu_says_so(given, words, capsys):
         gpu.main(given)
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_one_key_in_a_hundred_differs():
+    live, wanted = (reindex.make_keys(0, 1000, side) for side in (diff.LIVE_FIRST, diff.WANTED))
+    found = diff.compare(np.concatenate([live, wanted]), np.array([diff.GONE], np.int8))
+    assert (len(found.matches), len(found.upserts), len(found.duplicates)) == (990, 10, 0)
+    assert sorted(found.matches["index"].tolist() + found.upserts["index"].tolist()) == list(range(1000))

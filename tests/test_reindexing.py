@@ -17,11 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline import changes, reindexing, run
 from pipeline.config import LimitSpec, RunSpec
+from pipeline.crew import Crew
 from pipeline.encoder import Encoder
-from pipeline.errors import GateFailed
+from pipeline.errors import CommitConflict, GateFailed
 from pipeline.storage import Folder
-from pipeline.table import clean, commit, layout, materialise, owners, purge, rollback, snapshot
+from pipeline.table import clean, commit, layout, materialise, owners, purge, record, rollback, snapshot
 from pipeline.table.rows import dataset
 from tests import inline
 from tests.inline import read_table, same_rows, spec_of
@@ -442,6 +444,32 @@ def test_kept_columns_can_be_added_without_encoding(tmp_path, tiny_model):
     same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "fresh"))
 
 
+@pytest.mark.parametrize("when", ["before it looks", "before it publishes"])
+def test_a_run_that_is_overtaken_says_so_and_keeps_what_it_encoded(when, small, tmp_path):
+    write_rows(tmp_path / "corpus" / "a.jsonl", rows_of(("a0", "another text"), ("a9", "text b 0")))
+    prepared = run.prepare(small, writes=True)
+
+    def overtake() -> None:
+        write_rows(tmp_path / "corpus" / "b.jsonl", rows_of(("b0", "what came between")))
+        inline.embed(small)
+
+    with Crew(small.resources) as crew:
+        if when == "before it looks":
+            overtake()
+            with pytest.raises(CommitConflict, match="start again"):
+                changes.find(prepared, crew, writes=True)
+        else:
+            found = changes.find(prepared, crew, writes=True)
+            inline.encode(prepared, found)
+            overtake()
+            with pytest.raises(CommitConflict, match="start again"):
+                reindexing.publish(prepared, crew, found, "late", {})
+            assert record.read_texts(Folder(small.table.path), prepared.vectors.fingerprint)
+    inline.reindex(small)
+    assert texts_of(tmp_path / "table")["a0"] == "another text"
+    assert texts_of(tmp_path / "table")["b0"] == "what came between"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8", "ubinary"])
 def test_vectors_of_any_dtype_are_those_of_embed_on_the_same_table(dtype, tmp_path, tiny_model):
     texts = [" ".join(random.Random(n).choices(WORDS, k=6)) for n in range(80)]
@@ -590,11 +618,11 @@ def test_killed_before_any_change_to_storage_it_goes_on(mode, tiny_model, tmp_pa
     needed: list[int] = []
     wanted = inline.reindex(spec("undisturbed"), encoded=needed)
     old, new = current_rows(tmp_path / "before"), current_rows(tmp_path / "undisturbed")
-    for changes in range(10_000):
+    for number in range(10_000):
         shutil.copytree(tmp_path / "before", tmp_path / "table")
         encoded: list[int] = []
         with pytest.MonkeyPatch.context() as patched:
-            done = dying(patched, changes)
+            done = dying(patched, number)
             try:
                 inline.reindex(spec("table"), encoded=encoded)
                 ended = True
@@ -610,5 +638,5 @@ def test_killed_before_any_change_to_storage_it_goes_on(mode, tiny_model, tmp_pa
         check_owners(table)
         shutil.rmtree(tmp_path / "table")
         if ended:
-            assert changes > 20, done
+            assert number > 20, done
             return
