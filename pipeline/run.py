@@ -529,8 +529,19 @@ def _slice_rows(prepared: Prepared, pools: Pools) -> int:
     most = min(prepared.spec.limits.unit_rows, max(1, room))
     if pools.device == "cpu":
         most = min(most, MAX_CPU_SLICE_ROWS)
-    share = -(-prepared.survey.rows_estimate // (pools.encoders * SLICES_PER_ENCODER))
-    return min(most, max(MIN_SLICE_ROWS, share))
+    estimate = prepared.survey.rows_estimate
+    share = -(-estimate // (pools.encoders * SLICES_PER_ENCODER))
+    rows = min(most, max(MIN_SLICE_ROWS, share))
+    # Of documents that are chunked nobody knows yet how many rows they become.
+    return rows if prepared.spec.chunk is not None else evened(rows, estimate, pools.encoders)
+
+
+def evened(slice_rows: int, rows: int, encoders: int) -> int:
+    """Slices a little smaller, so that each encoder gets as many: of three for two encoders one would be done alone."""
+    rounds = -(-rows // (slice_rows * encoders))
+    smaller = -(-rows // max(1, rounds * encoders))
+    few = rounds <= SLICES_PER_ENCODER
+    return min(slice_rows, smaller) if few and smaller >= MIN_SLICE_ROWS // 2 else slice_rows
 
 
 def stored_vector_bytes(prepared: Prepared) -> int:
