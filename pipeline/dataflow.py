@@ -309,62 +309,43 @@ def run_units(
     `on_encoded(rows, tokens)` hears meanwhile, from another thread, what left the encoders. Raises RunError when a stage
     fails. Closing the iterator ends the flow.
     """
-    run = f"embedding-run-{uuid.uuid4().hex[:12]}"
     unrecorded = pools.encoders * TASKS_PER_ENCODER + pools.writers
-    monitor = _start_monitor(run, settings, unrecorded, pools.encoders)
-    try:
-        with _polled(monitor, on_encoded):
-            yield from _reports(_build_flow(tasks, run, pools, settings.limits.unit_timeout_s))
-    except PipelineError:
-        raise
-    except Exception as error:
-        raise _translate(error) from error
-    finally:
-        ray.kill(monitor)
-
-
-def measure(tasks: Sequence[Task], settings: Settings, pools: Pools) -> Measurement:
-    """The ranges of the vectors of some texts of each task.
-
-    Raises RunError when an encoder refuses, SourceChanged when a file isn't the planned one.
-    """
-    run = f"embedding-calibration-{uuid.uuid4().hex[:12]}"
-    pools = replace(pools, encoders=min(pools.encoders, CALIBRATION_ENCODERS, len(tasks)))
-    monitor = _start_monitor(run, settings, unrecorded=sys.maxsize, encoders=pools.encoders)
-    try:
-        flow = _build_encoding(tasks, run, pools, settings.limits.unit_timeout_s, _read_sample, MeasureStage)
-        return stages.measurement_of(flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-    except PipelineError:
-        raise
-    except Exception as error:
-        raise _translate(error) from error
-    finally:
-        ray.kill(monitor)
+    with _monitored("run", settings, unrecorded, pools.encoders) as (run, monitor), _polled(monitor, on_encoded):
+        yield from _reports(_build_flow(tasks, run, pools, settings.limits.unit_timeout_s))
 
 
 @dataclass(frozen=True)
 class ClusterSampler:
-    """run.Sampler on a cluster."""
+    """run.Sampler on a cluster. Raises RunError when a worker refuses, SourceChanged when a file isn't the planned one."""
 
     pools: Pools
 
     def measure(self, tasks: Sequence[Task], settings: Settings) -> Measurement:
-        return measure(tasks, settings, self.pools)
+        pools = replace(self.pools, encoders=min(self.pools.encoders, CALIBRATION_ENCODERS, len(tasks)))
+        with _monitored("calibration", settings, sys.maxsize, pools.encoders) as (run, _):
+            flow = _build_encoding(tasks, run, pools, settings.limits.unit_timeout_s, _read_sample, MeasureStage)
+            return stages.measurement_of(_tables(flow))
 
     def read(self, tasks: Sequence[Task], settings: Settings) -> pa.Table:
-        return read_sample(tasks, settings, self.pools)
+        with _monitored("sample", settings) as (run, _):
+            flow = _build_reading(tasks, run, self.pools, settings.limits.unit_timeout_s, _read_sample)
+            return stages.sampled_tokens(_tables(flow))
 
     def quantise(self, tokens: pa.Table, settings: Settings) -> None:
-        quantise(tokens, settings)
+        """On one worker, with all of a node's CPUs but one, MOST_THREADS at most."""
+        cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        threads = max(1, min(cpus - 1, MOST_THREADS))
+        with _monitored("quantising", settings) as (run, _):
+            ray.get(ray.remote(_quantise).options(num_cpus=threads).remote(tokens, run, threads))
 
 
-def read_sample(tasks: Sequence[Task], settings: Settings, pools: Pools) -> pa.Table:
-    """The tokens of some texts of each task. Raises SourceChanged when a file isn't the planned one."""
-    run = f"embedding-sample-{uuid.uuid4().hex[:12]}"
-    monitor = _start_monitor(run, settings)
+@contextmanager
+def _monitored(kind: str, settings: Settings, unrecorded: int = 0, encoders: int = 0) -> Iterator[tuple[str, Any]]:
+    """(name, monitor) of some work on the cluster; its errors become ours, and the monitor ends with it."""
+    run = f"embedding-{kind}-{uuid.uuid4().hex[:12]}"
+    monitor = _start_monitor(run, settings, unrecorded, encoders)
     try:
-        flow = _build_reading(tasks, run, pools, settings.limits.unit_timeout_s, _read_sample)
-        return stages.sampled_tokens(flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        yield run, monitor
     except PipelineError:
         raise
     except Exception as error:
@@ -373,18 +354,8 @@ def read_sample(tasks: Sequence[Task], settings: Settings, pools: Pools) -> pa.T
         ray.kill(monitor)
 
 
-def quantise(tokens: pa.Table, settings: Settings) -> None:
-    """Make the table's int8 model on a worker, with all of a node's CPUs but one, eight at most."""
-    run = f"embedding-quantising-{uuid.uuid4().hex[:12]}"
-    monitor = _start_monitor(run, settings)
-    cpus = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    threads = max(1, min(cpus - 1, MOST_THREADS))
-    try:
-        ray.get(ray.remote(_quantise).options(num_cpus=threads).remote(tokens, run, threads))
-    except Exception as error:
-        raise _translate(error) from error
-    finally:
-        ray.kill(monitor)
+def _tables(flow: "ray.data.Dataset") -> Iterator[pa.Table]:
+    return iter(flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
 
 def _quantise(tokens: pa.Table, run: str, threads: int) -> None:
@@ -463,7 +434,7 @@ def _build_reading(
 
 
 def _reports(flow: "ray.data.Dataset") -> Iterator[Report]:
-    for batch in flow.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    for batch in _tables(flow):
         for row in batch.to_pylist():
             yield Report(
                 unit_id=row["unit_id"],
@@ -705,7 +676,8 @@ class ClusterWorkers:
     def read_keys(self, readings: Sequence[Reading]) -> tuple[list[Known], "ray.data.Dataset"]:
         """What the rows of some units come to, and their keys, which stay on the cluster."""
         items = [{"item": pickle.dumps(reading)} for reading in readings]
-        with self._monitored() as run:
+        self._cluster.start()
+        with _monitored("commit", self._settings()) as (run, _):
             read = _items(items).map_batches(_wanted_keys, **_light(run)).materialize()
             known = read.map_batches(_known, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
             return [pickle.loads(row["known"]) for row in known.iter_rows()], read
@@ -755,23 +727,9 @@ class ClusterWorkers:
         return list(self._stream(lambda run: then(_items(items).map_batches(stage, **_light(run)))))
 
     def _stream(self, flow: Callable[[str], "ray.data.Dataset"]) -> Iterator[dict[str, Any]]:
-        with self._monitored() as run:
-            yield from flow(run).iter_rows()
-
-    @contextmanager
-    def _monitored(self) -> Iterator[str]:
-        """The name of the actor that has the settings."""
         self._cluster.start()
-        run = f"embedding-commit-{uuid.uuid4().hex[:12]}"
-        monitor = _start_monitor(run, self._settings())
-        try:
-            yield run
-        except GeneratorExit:
-            raise
-        except Exception as error:
-            raise _translate(error) from error
-        finally:
-            ray.kill(monitor)
+        with _monitored("commit", self._settings()) as (run, _):
+            yield from flow(run).iter_rows()
 
 
 Item = TypeVar("Item")

@@ -29,10 +29,7 @@ class Published:
 
     def encoder_here(self) -> EncoderSpec:
         """The encoder that made the table's vectors, all of its files on this node."""
-        if self.encoder.int8 is None or self.int8_path is None:
-            return self.encoder
-        file = int8.fetch(self.table, self.int8_path, self.encoder.int8.digest)
-        return replace(self.encoder, int8=replace(self.encoder.int8, file=str(file)))
+        return int8.encoder_here(self.encoder, self.table, self.int8_path)
 
 
 def is_published(spec: RunSpec) -> bool:

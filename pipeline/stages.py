@@ -137,11 +137,7 @@ class Settings:
 
     def encoder_here(self) -> EncoderSpec:
         """The encoder with the table's int8 model, if it has one, on this node."""
-        known = self.encoder.int8
-        if known is None or self.int8_path is None:
-            return self.encoder
-        file = int8.fetch(self.open_table(), self.int8_path, known.digest)
-        return replace(self.encoder, int8=replace(known, file=str(file)))
+        return int8.encoder_here(self.encoder, self.open_table(), self.int8_path)
 
     def open_table(self) -> Folder:
         return Folder(self.table.path, self.table.storage_options)

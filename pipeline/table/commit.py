@@ -145,6 +145,14 @@ def _next_version(table: Folder, parent: Snapshot, work: Work, description: Desc
     write_changes(table, folder, parent, parts, difference)
     failed = _write_dead_letters(table, folder, parent, work)
     sources = _sources(parent, work)
+    counts = _count(parts, difference, work, parent, failed)
+    return next_snapshot(parent, folder, description, parts, sources, counts)
+
+
+def next_snapshot(
+    parent: Snapshot, folder: str, description: Description, parts: Sequence[Part], sources: pa.Table, counts: Counts
+) -> Snapshot:
+    """The version after `parent`, which passed its gate; `folder` is its publication's."""
     return Snapshot(
         version=parent.version + 1,
         parent=parent.version,
@@ -160,7 +168,7 @@ def _next_version(table: Folder, parent: Snapshot, work: Work, description: Desc
         schema_text=str(description.part_schema.remove_metadata()),
         source_schema=snapshot.schema_to_hex(description.source_schema),
         probes=description.probes,
-        counts=_count(parts, difference, work, parent, failed),
+        counts=counts,
         gate={"duplicate_ids": 0, "bad_vectors": 0, "rows": sum(part.rows for part in parts)},
         timings=description.timings,
         parts=tuple(parts),

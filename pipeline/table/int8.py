@@ -7,12 +7,13 @@ known here.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, StorageError
 from pipeline.model.cache import kept
+from pipeline.model.folder import EncoderSpec
 from pipeline.storage import Folder
 from pipeline.table import layout
 
@@ -86,7 +87,17 @@ def stored(table: Folder, embedding: Mapping[str, Any]) -> Quantised | None:
     return found
 
 
-def fetch(table: Folder, path: str, digest: str) -> Path:
+def encoder_here(encoder: EncoderSpec, table: Folder, path: str | None) -> EncoderSpec:
+    """The encoder with the table's int8 model, described at `path`, on this node; as it is where it has none.
+
+    Raises InputError if the model is gone or damaged.
+    """
+    if encoder.int8 is None or path is None:
+        return encoder
+    return replace(encoder, int8=replace(encoder.int8, file=str(_fetch(table, path, encoder.int8.digest))))
+
+
+def _fetch(table: Folder, path: str, digest: str) -> Path:
     """The graph's file on this node, copied by now or by this call; InputError if it is gone or damaged."""
     from pipeline.engines.int8 import graph_file, unpack
 

@@ -110,27 +110,8 @@ def publish(
         _check_rows(rows, sources)
         _write_changes(table, folder, parent, revision)
         failed = commit.write_dead_letters(table, folder, _letters(table, parent, revision))
-        version = Snapshot(
-            version=parent.version + 1,
-            parent=parent.version,
-            publication=folder,
-            run=description.run,
-            time=description.time,
-            fingerprint=description.fingerprint,
-            fingerprint_of=description.fingerprint_of,
-            output=description.output,
-            output_spec=description.output_spec,
-            embeddings=description.embeddings,
-            schema=snapshot.schema_to_hex(description.part_schema),
-            schema_text=str(description.part_schema.remove_metadata()),
-            source_schema=snapshot.schema_to_hex(description.source_schema),
-            probes=description.probes,
-            counts=_count(rows, sources, revision, failed),
-            gate={"duplicate_ids": 0, "bad_vectors": 0, "rows": rows},
-            timings=description.timings,
-            parts=tuple(_with_units(parts, sources)),
-            sources=sources,
-        )
+        counts = _count(rows, sources, revision, failed)
+        version = commit.next_snapshot(parent, folder, description, [*_with_units(parts, sources)], sources, counts)
         commit.commit(table, version, revision.done)
     return version, upkeep
 
