@@ -31,7 +31,8 @@ def quantised(graph: Path, rows: Sequence[NDArray[np.int32]]) -> bytes:
     with _quiet():
         import nncf
 
-        nncf.set_log_level(logging.ERROR)
+        # Not nncf.set_log_level, which sets its handlers too, and others' among them.
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         samples = nncf.Dataset([[row[None].astype(np.int64), np.ones((1, len(row)), np.int64)] for row in rows])
         try:
             int8 = nncf.quantize(
