@@ -4,6 +4,7 @@ Knows no pooling and no texts.
 """
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,14 @@ def _prove(compiled: Compiled, traced: _Traced, width: int) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Tracing warns of everything that depends on a shape; whether it matters is proven."""
-    with quiet_transformers(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Tracing warns of everything that depends on a shape; whether it matters is proven. Where OpenVINO's converter
+    fails, it leaves the process's root logger as it needs it; it is put back here."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers

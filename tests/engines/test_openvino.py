@@ -1,5 +1,6 @@
 """The openvino engine: torch's vectors in float32, or a refusal; int8 near them; nothing sent to anyone."""
 
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -80,6 +81,22 @@ def test_a_graph_is_made_once_on_a_node_and_for_one_model(tiny_model, tmp_path, 
     assert float32_graph(spec, token_types=False) == first
     assert first.stat().st_mtime_ns == made
     assert float32_graph(spec, token_types=True) != first
+
+
+def test_loggers_are_left_as_they_were(tiny_model, tmp_path, monkeypatch):
+    """OpenVINO's converter leaves the root logger at ERROR where it fails, nncf would set every handler it finds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = logging.getLogger()
+    before = root.level, [(handler, handler.level) for handler in root.handlers]
+    with pytest.raises(Unsupported):
+        float32_graph(
+            encoder_spec(ModelSpec(path=str(build_architecture(tmp_path / "model", "mixtral")))), token_types=False
+        )
+    spec = encoder_spec(ModelSpec(path=str(tiny_model), precision="int8"))
+    chance = np.random.default_rng(0)
+    lengths = chance.integers(2, 40, 200)
+    quantise(spec, TokenRows.of([chance.integers(5, 30, length).astype(np.int32) for length in lengths]), 1)
+    assert (root.level, [(handler, handler.level) for handler in root.handlers]) == before
 
 
 def test_a_refusal_is_remembered(tmp_path, monkeypatch):
