@@ -332,14 +332,14 @@ def test_on_a_store_it_is_taken_renewed_run_out_and_given_back(server):
 def test_of_many_that_start_in_the_same_instant_on_a_store_one_has_it(server, monkeypatch):
     table = Folder(f"{server.make_bucket('instants')}/table", server.storage_options)
     racers = 4
-    together, create = threading.Barrier(racers), s3.S3.create
+    together, written, create = threading.Barrier(racers), threading.Barrier(racers), s3.S3.create
 
     def create_together(store: s3.S3, key: str, data: bytes) -> None:
         if layout.LEASES in key:
             together.wait(30)
         create(store, key, data)
         if layout.LEASES in key and not server.exclusive_creates:
-            time.sleep(0.5)  # all have "won"; the one whose bytes stand has
+            written.wait(30)  # all have "won"; the one whose bytes stand has
 
     monkeypatch.setattr(s3.S3, "create", create_together)
     with ThreadPoolExecutor(racers) as pool:
