@@ -63,7 +63,7 @@ def test_the_child_ends_with_its_parent(at_work, spec, tmp_path):
         "print(engine._child._process.pid, flush=True)\n"
         f"time.sleep(60) if not {at_work} else engine.encode(numpy.ones((1, 3), 'int32'), numpy.array([3], 'int32'))"
     )
-    slow = environment(tmp_path, SLOW="pipeline.engines.torch:TorchEngine.encode:60")
+    slow = environment(tmp_path, SLOW="pipeline.engines.torch:TorchEngine.start:60")
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, env=slow, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         parent.stdin.write(pickle.dumps(spec))

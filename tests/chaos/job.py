@@ -27,7 +27,7 @@ UNIT_ROWS = 100
 BOUND = (ENCODERS * IN_FLIGHT + WRITERS + 1) * UNIT_ROWS
 """Rows that a kill may cost: slices at the encoders, at the writer, and one between them."""
 SLOWED_S = {
-    "pipeline.engines.torch:TorchEngine.encode": 0.04,
+    "pipeline.engines.torch:TorchEngine.start": 0.04,
     "pipeline.stages:_tokenize": 0.2,
     "pipeline.stages:create": 0.1,
     "pipeline.table.commit:_check_gate": 0.1,

@@ -157,6 +157,7 @@ if FOLDER:
         wrappers.setdefault(module, []).append((function, fatal))
     if os.environ.get("POISON"):
         kinds = [item.split(":") for item in os.environ["POISON"].split(",")]
-        wrappers.setdefault("pipeline.engines.torch", []).append(("TorchEngine.encode", poisoned(kinds)))
+        wrappers.setdefault("pipeline.engines.torch", []).append(("TorchEngine.start", poisoned(kinds)))
+        wrappers.setdefault("pipeline.engines.openvino", []).append(("OpenVinoEngine.encode", poisoned(kinds)))
     for module, chosen in wrappers.items():
         sys.meta_path.insert(0, Hook(module, chosen))

@@ -255,7 +255,7 @@ def test_the_whole_job_ends_with_exit_1_and_one_line_and_goes_on(corpus, tiny_mo
             "limits": {"unit_rows": UNIT_ROWS, "max_failed_rows": 10},
         }
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        run = faulty.start(tmp_path, SLOW="pipeline.engines.torch:TorchEngine.encode:0.3")
+        run = faulty.start(tmp_path, SLOW="pipeline.engines.torch:TorchEngine.start:0.3")
         if fault == "read-only":
             while len(list(disk.table.glob("staging/records/*/*.json"))) < 2:
                 assert run.poll() is None, said(tmp_path)

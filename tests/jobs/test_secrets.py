@@ -69,7 +69,7 @@ def test_no_log_record_manifest_or_state_of_ray_holds_a_secret(outcome, moto, ti
             "table": {"path": f"{place}/table", "storage_options": options},
             "limits": {"unit_rows": 100},
         }
-        faults = {"SLOW": "pipeline.engines.torch:TorchEngine.encode:0.3"}
+        faults = {"SLOW": "pipeline.engines.torch:TorchEngine.start:0.3"}
         faults |= {"POISON": f"{token_of('中', tiny_model)}:kill"} if outcome == "poison" else {}
         environment = faulty.environment(tmp_path, STORE_SECRET=SECRET, STORE_TOKEN=TOKEN, **faults)
         # Workers of a cluster have its environment, not the driver's.
