@@ -30,6 +30,18 @@ def token_batches(lengths: Lengths, budget_tokens: int, overhead_tokens: int = 0
     return batches
 
 
+STEPS = 32
+"""Widths between a power of two and the next: rows of the same width lie at most this part of it apart."""
+
+
+def few_widths(lengths: Lengths, longest: int | None) -> Lengths:
+    """The lengths rounded up, by a thirty-second of themselves at most, and never above `longest`: a corpus then has some
+    dozens of widths instead of hundreds."""
+    step = 1 << np.maximum(np.frexp(np.maximum(lengths, 1) - 1)[1].astype(np.int64) - 1 - (STEPS.bit_length() - 1), 0)
+    rounded: Lengths = -(-lengths // step) * step
+    return rounded if longest is None else np.maximum(lengths, np.minimum(rounded, longest))
+
+
 LEAST_TOKENS = 8
 """As many tokens as a row of a packed batch counts at least, so that the rows of a batch are bounded as well."""
 

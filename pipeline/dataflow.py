@@ -78,7 +78,8 @@ KEYS_HERE = 1_000_000
 """Up to this many rows are compared in the driver (64 bytes each); more go through the shuffle."""
 KEYS_PER_BUCKET = 4_000_000
 DIFF_KEYS_PER_BUCKET = 2_000_000
-REWRITE_HERE_BYTES = 16 * 2**20
+REWRITE_HERE_BYTES = 128 * 2**20
+"""A second's work, about as long as the cluster takes to begin."""
 POLL_S = 0.5
 CONNECT_S = 5.0
 CLAIM_EVERY_S = 0.02
@@ -563,14 +564,24 @@ class EncodeStage:
             return self._encode(batch, apart, lambda: None)
 
     def _encode(self, batch: pa.Table, encoder: Encoder, on_batch: Callable[[], None]) -> pa.Table:
-        def on_progress(rows: int, tokens: int) -> None:
+        rows = tokens = 0
+        told = time.monotonic()
+
+        def on_progress(new_rows: int, new_tokens: int) -> None:
+            nonlocal rows, tokens, told
             on_batch()
-            self._monitor.add_progress.remote(rows, tokens)
+            rows, tokens = rows + new_rows, tokens + new_tokens
+            if time.monotonic() - told >= POLL_S:  # a call costs a core half a millisecond, a batch takes ten
+                self._monitor.add_progress.remote(rows, tokens)
+                rows, tokens, told = 0, 0, time.monotonic()
 
         try:
             return stages.encode(batch, encoder, self._settings, _worker().name, on_progress)
         except RunError as error:
             return self._refuse(batch, f"encoder: {error}")
+        finally:
+            if rows:
+                self._monitor.add_progress.remote(rows, tokens)
 
     def _refuse(self, batch: pa.Table, reason: str) -> pa.Table:
         return stages.refuse(batch.column("unit_id")[0].as_py(), reason)

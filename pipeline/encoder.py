@@ -29,6 +29,8 @@ PACKED_BUDGET_TOKENS = 65536
 """Tokens per packed batch. A power of two, as its halves are: the sizes that a batch is filled up to."""
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 4096}
 """A batch more costs about as much time as this many tokens more."""
+COMPILING_OVERHEAD_TOKENS = 64
+"""The same where one more shape costs as much as some hundred."""
 
 MOST_LOST, MOST_HUNG = 16, 3
 """Rows of one call that may cost their engine its process, and of these, hang it: more are not the rows' fault."""
@@ -247,7 +249,7 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int) -> Encoder:
     if device == "cpu" and (spec.precision == "int8" or (spec.precision == "float32" and spec.engine != "torch")):
         graph = _openvino_engine(spec, threads, prompt_length, token_types=token_types)
         if graph is not None:
-            return Encoder(graph, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])
+            return Encoder(graph, BUDGET_TOKENS[device], COMPILING_OVERHEAD_TOKENS)
     if spec.precision == "int8" or spec.engine == "openvino":
         raise InputError(
             f"model.precision {spec.precision!r} on model.engine {spec.engine!r} runs on CPUs, not {device!r}"

@@ -42,15 +42,16 @@ VECTOR_BYTES = 64 * 2**20
 """Of one slice, as the table has them and as they travel."""
 FLOAT_BYTES = 256 * 2**20
 """The same as float32: an encoder holds them so, however few bits the table keeps."""
-SLICES_PER_ENCODER = 8
-"""A small corpus is cut into at least so many slices per encoder, so that none idles and little is lost in a crash."""
+SLICES_PER_ENCODER = 4
+"""A small corpus is cut into at least so many slices per encoder, so that none idles and little is lost in a crash. More
+of them would waste more: rows are sorted by length within their slice, and encoders begin with shapes new to them."""
 NOTICEABLE = 0.005
 """Share of clipped numbers that a summary mentions: ranges of 1,024 texts leave 0.2 % of such texts' numbers outside."""
 NOT_EXCLUSIVE = (
     "this object store ignores create-only writes: two runs that publish at once are told apart unless a write takes "
     f"longer than {commit.SETTLE_S:g} s, so let the scheduler see to one run at a time"
 )
-MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 2048
+MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 4096
 MANY_ROWS = 4000
 """Per encoder: a model's graph and the measuring of a budget take some seconds, once per node, and save a quarter of the
 time of a row."""
@@ -540,7 +541,7 @@ def evened(slice_rows: int, rows: int, encoders: int) -> int:
     """Slices a little smaller, so that each encoder gets as many: of three for two encoders one would be done alone."""
     rounds = -(-rows // (slice_rows * encoders))
     smaller = -(-rows // max(1, rounds * encoders))
-    few = rounds <= SLICES_PER_ENCODER
+    few = rounds <= 2 * SLICES_PER_ENCODER
     return min(slice_rows, smaller) if few and smaller >= MIN_SLICE_ROWS // 2 else slice_rows
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batching import packed_batches, packed_tokens, padded_tokens, token_batches
+from pipeline.batching import few_widths, packed_batches, packed_tokens, padded_tokens, token_batches
 
 LENGTHS = st.lists(st.integers(1, 512), max_size=200).map(lambda values: np.array(values, np.int64))
 
@@ -73,3 +73,18 @@ def test_a_packed_batch_ends_only_where_the_next_row_does_not_fit(lengths, budge
 
 def test_very_short_rows_do_not_make_a_packed_batch_of_many_rows():
     assert [len(batch) for batch in packed_batches(np.full(100, 1), 400)] == [50, 50]
+
+
+@given(LENGTHS, st.none() | st.integers(512, 600))
+def test_few_widths_are_the_lengths_or_a_little_more(lengths, longest):
+    widths = few_widths(lengths, longest)
+    assert (widths >= lengths).all()
+    assert (widths <= (longest or np.inf)).all()
+    assert (widths <= lengths * (1 + 1 / 32)).all()
+    assert (np.diff(widths[np.argsort(lengths)]) >= 0).all()
+
+
+def test_few_widths_are_few():
+    lengths = np.arange(1, 513)
+    assert len(np.unique(few_widths(lengths, 512))) == 64 + 3 * 32
+    assert few_widths(np.array([1, 63, 64, 65, 509, 512]), 510).tolist() == [1, 63, 64, 66, 510, 512]

@@ -55,6 +55,14 @@ class StreamingEngine(Engine, Protocol):
 
 
 @runtime_checkable
+class CompilingEngine(Engine, Protocol):
+    """Makes code for each shape of a matrix that it sees first, in the time of some hundred tokens: the fewer, the better."""
+
+    longest: int | None
+    """Tokens that a row may be padded to; None where there is no limit."""
+
+
+@runtime_checkable
 class PackingEngine(Engine, Protocol):
     """Also takes the rows of a batch one behind the other, without padding between them."""
 

@@ -4,13 +4,14 @@ Knows what kinds of engines there are; knows no vectors, no errors and no retrie
 """
 
 import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.batching import Lengths, Rows, packed_batches, padded_tokens, token_batches
-from pipeline.engines.base import Answer, Engine, PackingEngine, StreamingEngine
+from pipeline.batching import Lengths, Rows, few_widths, packed_batches, padded_tokens, token_batches
+from pipeline.engines.base import Answer, CompilingEngine, Engine, PackingEngine, StreamingEngine
 
 Ids = NDArray[np.int32]
 
@@ -37,26 +38,33 @@ def feed_for(engine: Engine) -> Feed:
 
 
 class PaddedFeed:
-    """Matrices as wide as the longest row of the batch."""
+    """Matrices as wide as the longest row of the batch, or a little wider where each width has its price."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.in_flight = engine.in_flight if isinstance(engine, StreamingEngine) else 1
+        self._widths: Callable[[Lengths], Lengths] = _exact
+        if isinstance(engine, CompilingEngine):
+            self._widths = functools.partial(few_widths, longest=engine.longest)
 
     def batches(self, lengths: Lengths, budget_tokens: int, overhead_tokens: int) -> list[Rows]:
-        return token_batches(lengths, budget_tokens, overhead_tokens)
+        return token_batches(self._widths(lengths), budget_tokens, overhead_tokens)
 
     def size(self, lengths: Lengths) -> int:
-        return padded_tokens(lengths, np.arange(len(lengths)))
+        return padded_tokens(self._widths(lengths), np.arange(len(lengths)))
 
     def start(self, ids: Ids, starts: NDArray[np.int64], lengths: Lengths) -> Answer:
         """0 stands beyond a row's end."""
-        column = np.arange(lengths.max())
+        column = np.arange(self._widths(lengths).max())
         cells = ids.take(starts[:, None] + column, mode="clip")
         matrix = np.where(column < lengths[:, None], cells, np.int32(0))
         if isinstance(self._engine, StreamingEngine):
             return self._engine.start(matrix, lengths.astype(np.int32))
         return functools.partial(self._engine.encode, matrix, lengths.astype(np.int32))
+
+
+def _exact(lengths: Lengths) -> Lengths:
+    return lengths
 
 
 class PackedFeed:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.model.cache import kept
 from pipeline.model.folder import EncoderSpec
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a graph is made otherwise: graphs that are kept on nodes are then made anew."""
 PROOF_WIDTH = 512
 """Of the longest batch that a graph is proven with."""
@@ -44,6 +44,8 @@ class Compiled:
             # The encoders of one machine would all be pinned to its first cores.
             "ENABLE_CPU_PINNING": False,
             "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,
+            # Attention by its own operators: the code that would be made to fuse them is no faster, and slow to make.
+            "SNIPPETS_MODE": "DISABLE",
         }
         self._request = _core().compile_model(file, "CPU", settings).create_infer_request()
 

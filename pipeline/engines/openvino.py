@@ -16,13 +16,14 @@ from pipeline.model.folder import EncoderSpec
 
 
 class OpenVinoEngine:
-    """Implements engines.base.Engine. Sets torch's thread count for the whole process."""
+    """Implements engines.base.CompilingEngine. Sets torch's thread count for the whole process."""
 
     name = "openvino"
 
     def __init__(self, spec: EncoderSpec, graph: Path, threads: int, prompt_length: int = 0) -> None:
         """`graph`: of graph.float32_graph, or quantised; `prompt_length` as in TorchEngine."""
         self.dim = spec.dim
+        self.longest = spec.max_seq_length
         ready_device("cpu", threads)
         self._graph = Compiled(graph, threads)
         self._head = Head(spec, prompt_length)

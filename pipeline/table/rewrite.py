@@ -4,8 +4,10 @@ some places, and spans that were numbered twice get their new number.
 `choose` decides (pure), `rewrite` does one job; who runs the jobs, and where, is not known here.
 """
 
+import functools
 import io
 from collections.abc import Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +26,9 @@ SMALL_BYTES = 32 * 2**20
 """Staged parts below this are merged with others of their partition."""
 MERGED_BYTES = 256 * 2**20
 """Bytes in memory of the parts that are merged into one; a rewrite holds about three times as much."""
+
+READERS = 8
+"""Inputs that are read at a time: in a store each takes a request's time."""
 
 Renumbering = Mapping[int, int | None]
 """Source number -> its new one, or None to drop its rows; a number that is missing stays."""
@@ -95,7 +100,8 @@ def _groups(inputs: Iterable[Input]) -> Iterable[list[Input]]:
 
 def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
     """Do one job; its part has the units of all inputs whose rows are still in it."""
-    pieces = [_rows(table, item) for item in job.inputs]
+    with ThreadPoolExecutor(READERS) as pool:
+        pieces = list(pool.map(functools.partial(_rows, table), job.inputs))
     rows = pa.concat_tables(pieces)
     content = encode_part(rows, embedding)
     table.write(job.output, content)

@@ -73,6 +73,31 @@ def test_a_vector_does_not_depend_on_its_batch(lengths, seed, tiny_model):
         np.testing.assert_allclose(together[row], alone[0], rtol=0, atol=2e-6)
 
 
+def test_an_encoder_asks_for_few_shapes_and_gives_the_vectors_of_many(tiny_model, monkeypatch):
+    """Each costs compiling: a corpus with rows of every length has some dozens."""
+    spec = replace(encoder_spec(ModelSpec(path=str(tiny_model))), engine="openvino")
+    encoder = build_encoder(spec, "cpu", 1)
+    longest = spec.max_seq_length
+    assert longest is not None
+    chance = np.random.default_rng(0)
+    lengths = chance.integers(1, longest + 1, 3000)
+    tokens = TokenRows.of([chance.integers(5, 30, length).astype(np.int32) for length in lengths])
+    shapes, encode = [], encoder.engine.encode
+
+    def watched(ids, sizes):
+        shapes.append(ids.shape)
+        return encode(ids, sizes)
+
+    monkeypatch.setattr(encoder.engine, "encode", watched)
+    encoded = encoder.encode(tokens)
+    assert not encoded.failed
+    assert max(width for _, width in shapes) == longest
+    assert encoded.padded_tokens == sum(rows * width for rows, width in shapes)
+    assert len(set(shapes)) < 1.5 * (64 + 32 * np.log2(longest / 64))
+    expected = build_encoder(replace(spec, engine="torch"), "cpu", 1).encode(tokens).vectors
+    np.testing.assert_allclose(encoded.vectors, expected, rtol=0, atol=1e-5)
+
+
 def test_a_graph_is_made_once_on_a_node_and_for_one_model(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     spec = encoder_spec(ModelSpec(path=str(tiny_model)))
