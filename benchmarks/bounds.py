@@ -1,6 +1,7 @@
 """Planning time, and the peak memory of the driver and of each worker over corpora of growing size and awkward shape.
 
     python -m benchmarks.bounds plan|titles|one-row-group|one-gzip [--rows N] [--bytes N] [--model FOLDER]
+        [--precision int8]
 
 Memory is each process's own high-water mark (VmHWM, less what it shares with others is not subtracted), by role.
 """
@@ -98,10 +99,10 @@ def _role(command: str) -> str | None:
     return "other worker" if command.startswith("ray::") and "IDLE" not in command else None
 
 
-def run(corpus: Path, model: str, folder: Path) -> None:
+def run(corpus: Path, model: dict[str, str], folder: Path) -> None:
     config = {
         "source": {"path": str(corpus), "id": "id", "text": "text"},
-        "model": {"path": model},
+        "model": model,
         "table": {"path": str(folder / "table")},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
@@ -136,7 +137,8 @@ def main() -> None:
     parser.add_argument("what", choices=["plan", "titles", "one-row-group", "one-gzip"])
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--bytes", type=int, default=2**30)
-    parser.add_argument("--model", help="a model folder; default: a tiny seeded BERT")
+    parser.add_argument("--model", help="what model.path would say; default: a tiny seeded BERT")
+    parser.add_argument("--precision", default="float32")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -151,7 +153,7 @@ def main() -> None:
             one_row_group(folder / "corpus", arguments.rows)
         else:
             one_gzip(folder / "corpus", arguments.bytes)
-        run(folder / "corpus", model, folder)
+        run(folder / "corpus", {"path": model, "precision": arguments.precision}, folder)
 
 
 def _tiny_model(folder: Path) -> str:
