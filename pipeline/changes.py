@@ -34,6 +34,10 @@ class StaleFile:
     reason: str
 
 
+MERGED_UNITS = 32
+"""Units whose new texts are read as one, if they are few: the rows between them are read, too."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Changes:
     """What a run has to do, by row."""
@@ -367,7 +371,38 @@ def _staged_texts(prepared: Prepared, wanted: set[bytes], *, writes: bool = True
 
 
 def _text_units(prepared: Prepared, units: Sequence[Unit], upserts: Keys, missing: set[bytes]) -> Iterator[Unit]:
-    """Each text in the unit that has it first."""
+    """Each text in the unit that has it first, with the texts of other units that have few, too: an encoder works best on
+    many at a time."""
+    found = list(_texts_by_unit(units, upserts, missing))
+    most = prepared.spec.limits.unit_rows
+    while found:
+        count, texts = 0, 0
+        for unit in found[:MERGED_UNITS]:
+            texts += len(unit.hashes or ())
+            if count and texts > most:
+                break
+            count += 1
+        merged, found = _merged(found[:count]), found[count:]
+        yield replace(merged, unit_id=identity.texts_id(merged.hashes or (), prepared.vectors.fingerprint))
+
+
+def _merged(units: Sequence[Unit]) -> Unit:
+    """All as one unit: the number of a span in it is its place."""
+    firsts = np.cumsum([0, *(len(unit.spans) for unit in units)]).tolist()
+    return replace(
+        units[0],
+        spans=tuple(span for unit in units for span in unit.spans),
+        sources=tuple(range(firsts[-1])),
+        only=tuple(
+            (first + span, position)
+            for first, unit in zip(firsts, units, strict=False)
+            for span, position in unit.only or ()
+        ),
+        hashes=tuple(sorted(content for unit in units for content in unit.hashes or ())),
+    )
+
+
+def _texts_by_unit(units: Sequence[Unit], upserts: Keys, missing: set[bytes]) -> Iterator[Unit]:
     left = set(missing)
     for number in np.unique(upserts["unit"]).tolist():
         rows = upserts[upserts["unit"] == number]
@@ -380,9 +415,7 @@ def _text_units(prepared: Prepared, units: Sequence[Unit], upserts: Keys, missin
                 hashes.append(item)
                 chosen.append(index)
         if hashes:
-            hashes.sort()
-            unit = wanted.only(units[number], rows[chosen])
-            yield replace(unit, unit_id=identity.texts_id(hashes, prepared.vectors.fingerprint), hashes=tuple(hashes))
+            yield replace(wanted.only(units[number], rows[chosen]), hashes=tuple(hashes))
 
 
 def live_places(prepared: Prepared, hands: Hands, ids: Any) -> Keys:

@@ -669,7 +669,7 @@ class ClusterWorkers:
         self._cluster, self._table, self._settings, self._embedding = cluster, table, settings, embedding
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
-        if sum(item.part.raw_bytes for job in jobs for item in job.inputs) <= REWRITE_HERE_BYTES:
+        if len(jobs) < 2 or sum(item.part.raw_bytes for job in jobs for item in job.inputs) <= REWRITE_HERE_BYTES:
             return [rewriting.rewrite(self._table, job, self._embedding) for job in jobs]
         return [pickle.loads(row["part"]) for row in self._run(_rewrite, [{"job": pickle.dumps(job)} for job in jobs])]
 

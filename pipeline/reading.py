@@ -24,7 +24,7 @@ from pipeline.unit import NO_PLACE, Slice, Span, Unit
 
 SLICE_BYTES = 64 * 2**20
 """Of text and kept columns."""
-SPARSE_ROWS = 64
+SPARSE_ROWS = 256
 """A slice covers at most so many times its rows, however few of them `where` lets through: what was read is recorded."""
 
 Intervals = Sequence[tuple[int, int]]

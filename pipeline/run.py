@@ -108,8 +108,11 @@ class Prepared:
 
     @property
     def rows_to_do(self) -> int | None:
-        """Source rows that the tasks hold; None where only reading can tell."""
-        rows = [span.rows for task in self.plan.tasks for span in task.unit.spans]
+        """Source rows that the tasks hold, or texts; None where only reading can tell."""
+        units = [task.unit for task in self.plan.tasks]
+        if any(unit.hashes is not None for unit in units):
+            return sum(len(unit.hashes or ()) for unit in units)
+        rows = [span.rows for unit in units for span in unit.spans]
         done = sum(stop - first for task in self.plan.tasks for first, stop in task.done)
         return None if None in rows else sum(count for count in rows if count is not None) - done
 
@@ -519,8 +522,12 @@ def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
 
 def _has_many_rows(prepared: Prepared, pools: Pools) -> bool:
     """Whether a start of some seconds more is worth a faster encoder."""
+    return _rows_about(prepared) >= MANY_ROWS * pools.encoders
+
+
+def _rows_about(prepared: Prepared) -> int:
     rows = prepared.rows_to_do
-    return (prepared.survey.rows_estimate if rows is None else rows) >= MANY_ROWS * pools.encoders
+    return prepared.survey.rows_estimate if rows is None else rows
 
 
 def _slice_rows(prepared: Prepared, pools: Pools) -> int:
@@ -530,7 +537,7 @@ def _slice_rows(prepared: Prepared, pools: Pools) -> int:
     most = min(prepared.spec.limits.unit_rows, max(1, room))
     if pools.device == "cpu":
         most = min(most, MAX_CPU_SLICE_ROWS)
-    estimate = prepared.survey.rows_estimate
+    estimate = _rows_about(prepared)
     share = -(-estimate // (pools.encoders * SLICES_PER_ENCODER))
     rows = min(most, max(MIN_SLICE_ROWS, share))
     # Of documents that are chunked nobody knows yet how many rows they become.

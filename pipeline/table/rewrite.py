@@ -5,7 +5,6 @@ some places, and spans that were numbered twice get their new number.
 """
 
 import functools
-import io
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -132,7 +131,7 @@ def _read(table: Folder, part: Part) -> pa.Table:
     content = table.read(part.location)
     if content is None:
         raise GateFailed(f"{part.location} of {table.url} is gone: nothing was published; start again")
-    return pq.ParquetFile(io.BytesIO(content)).read()
+    return pq.ParquetFile(pa.BufferReader(content)).read()
 
 
 def renumbered(rows: pa.Table, renumbering: Renumbering) -> pa.Table:
