@@ -19,6 +19,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -78,8 +79,10 @@ KEYS_HERE = 1_000_000
 """Up to this many rows are compared in the driver (64 bytes each); more go through the shuffle."""
 KEYS_PER_BUCKET = 4_000_000
 DIFF_KEYS_PER_BUCKET = 2_000_000
-REWRITE_HERE_BYTES = 128 * 2**20
-"""A second's work, about as long as the cluster takes to begin."""
+REWRITE_HERE_BYTES = 512 * 2**20
+"""Some seconds' work, about as long as the cluster takes to begin."""
+REWRITERS = 2
+"""Parts at a time that the driver writes anew."""
 POLL_S = 0.5
 CONNECT_S = 5.0
 CLAIM_EVERY_S = 0.02
@@ -670,7 +673,8 @@ class ClusterWorkers:
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
         if len(jobs) < 2 or sum(item.part.raw_bytes for job in jobs for item in job.inputs) <= REWRITE_HERE_BYTES:
-            return [rewriting.rewrite(self._table, job, self._embedding) for job in jobs]
+            with ThreadPoolExecutor(REWRITERS) as pool:
+                return list(pool.map(lambda job: rewriting.rewrite(self._table, job, self._embedding), jobs))
         return [pickle.loads(row["part"]) for row in self._run(_rewrite, [{"job": pickle.dumps(job)} for job in jobs])]
 
     def move(self, jobs: Sequence[Moves]) -> list[Part]:

@@ -521,8 +521,9 @@ def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
 
 
 def _has_many_rows(prepared: Prepared, pools: Pools) -> bool:
-    """Whether a start of some seconds more is worth a faster encoder."""
-    return _rows_about(prepared) >= MANY_ROWS * pools.encoders
+    """In the run or in its table: whether a start of some seconds more is worth a faster encoder."""
+    rows = max(_rows_about(prepared), prepared.parent.counts.rows)  # what one run made on a node serves the next
+    return rows >= MANY_ROWS * pools.encoders
 
 
 def _rows_about(prepared: Prepared) -> int:

@@ -50,10 +50,13 @@ def _numbers(rows: pa.Table) -> Numbers:
 
 def applied(table: Folder, part: Part, rows: pa.Table) -> pa.Table:
     """All rows of a part, with the numbers that hold now."""
-    if part.owners is None:
-        return rows
+    return rows if part.owners is None else numbered(rows, of(table, part))
+
+
+def numbered(rows: pa.Table, numbers: Numbers) -> pa.Table:
+    """The rows with these numbers of spans."""
     index = rows.schema.get_field_index(SOURCE)
-    return rows.set_column(index, rows.schema.field(SOURCE), pa.array(of(table, part), pa.int32()))
+    return rows.set_column(index, rows.schema.field(SOURCE), pa.array(numbers, pa.int32()))
 
 
 def move(table: Folder, moves: Moves) -> Part:

@@ -5,7 +5,7 @@ Knows columns and Parquet settings; knows nothing of versions or of where a file
 
 import datetime
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -85,27 +85,40 @@ def _metadata(embedding: str, dim: int, dtype: str, calibration: Calibration | N
 
 
 def encode_part(rows: pa.Table, embedding: str) -> pa.Buffer:
-    """Rows sorted by id, as the bytes of a Parquet file.
+    """Rows sorted by id, as the bytes of a Parquet file."""
+    return encode_sorted([rows.sort_by([(ID, "ascending")])], rows.schema, embedding)
+
+
+def encode_sorted(pieces: Iterable[pa.Table], schema: pa.Schema, embedding: str) -> pa.Buffer:
+    """Rows that are sorted by id already, as the bytes of a Parquet file; holds one row group of them at a time.
 
     zstd for all; no dictionary and no statistics for the vectors: they only cost there (noise in every value). Bytes have a
     dictionary: Parquet holds them as 32-bit integers otherwise, half as large again after zstd.
     """
-    rows = _without_traces(rows.sort_by([(ID, "ascending")]))
-    vectors = set(_leaf_paths(pa.schema([rows.schema.field(embedding)])))
+    vectors = set(_leaf_paths(pa.schema([schema.field(embedding)])))
     # The writer tells leaves apart by path alone: a kept column with a dot may share the vector's, and its settings.
-    leaves = _leaf_paths(rows.schema)
+    leaves = _leaf_paths(schema)
     others = [path for path in leaves if path not in vectors]
-    of_bytes = rows.schema.field(embedding).type.value_type.bit_width == 8
+    of_bytes = schema.field(embedding).type.value_type.bit_width == 8
+    most = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // vector_bytes(schema, embedding)))
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        rows,
-        sink,
-        row_group_size=max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // vector_bytes(rows.schema, embedding))),
-        compression="zstd",
-        use_dictionary=leaves if of_bytes else others,
-        write_statistics=others,
-    )
+    options = {"use_dictionary": leaves if of_bytes else others, "write_statistics": others}
+    with pq.ParquetWriter(sink, schema, compression="zstd", **options) as writer:
+        for group in _groups_of(pieces, schema, most):
+            writer.write_table(_without_traces(group), row_group_size=most)
     return sink.getvalue()
+
+
+def _groups_of(pieces: Iterable[pa.Table], schema: pa.Schema, most: int) -> Iterator[pa.Table]:
+    """The same rows, `most` at a time and the rest in the end."""
+    held = schema.empty_table()
+    for piece in pieces:
+        held = pa.concat_tables([held, piece.cast(schema)])
+        while held.num_rows >= most:
+            yield held.slice(0, most)
+            held = held.slice(most)
+    if held.num_rows:
+        yield held
 
 
 def vector_bytes(schema: pa.Schema, embedding: str) -> int:

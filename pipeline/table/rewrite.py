@@ -5,7 +5,7 @@ some places, and spans that were numbered twice get their new number.
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,16 +15,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import GateFailed
-from pipeline.schema import SOURCE
+from pipeline.schema import ID, SOURCE
 from pipeline.storage import Folder
 from pipeline.table import owners
 from pipeline.table.layout import Partition
-from pipeline.table.part import Part, distinct_sources, encode_part
+from pipeline.table.part import Part, distinct_sources, encode_sorted
 
 SMALL_BYTES = 32 * 2**20
 """Staged parts below this are merged with others of their partition."""
-MERGED_BYTES = 256 * 2**20
-"""Bytes in memory of the parts that are merged into one; a rewrite holds about three times as much."""
+MERGED_BYTES = 128 * 2**20
+"""Bytes in memory of the parts that are merged into one: one changed row costs writing as much. A rewrite holds its files
+twice, and a row group of each."""
 
 READERS = 8
 """Inputs that are read at a time: in a store each takes a request's time."""
@@ -100,38 +101,91 @@ def _groups(inputs: Iterable[Input]) -> Iterable[list[Input]]:
 def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
     """Do one job; its part has the units of all inputs whose rows are still in it."""
     with ThreadPoolExecutor(READERS) as pool:
-        pieces = list(pool.map(functools.partial(_rows, table), job.inputs))
-    rows = pa.concat_tables(pieces)
-    content = encode_part(rows, embedding)
+        files = list(pool.map(functools.partial(_read, table), (item.part for item in job.inputs)))
+    seen = _Seen()
+    streams = [seen.watched(item, _rows(table, item, file)) for item, file in zip(job.inputs, files, strict=True)]
+    content = encode_sorted(_ahead(merged(streams)), files[0].schema_arrow, embedding)
     table.write(job.output, content)
-    units = {unit for item, piece in zip(job.inputs, pieces, strict=True) if piece.num_rows for unit in item.part.units}
     return replace(
         job.inputs[0].part,
         path=job.output,
         staged=job.output,
         size=content.size,
-        rows=rows.num_rows,
-        raw_bytes=rows.nbytes,
-        units=tuple(sorted(units)),
-        sources=distinct_sources(rows),
+        rows=seen.rows,
+        raw_bytes=seen.raw_bytes,
+        units=tuple(sorted(seen.units)),
+        sources=tuple(sorted(seen.sources)),
         owners=None,
     )
 
 
-def _rows(table: Folder, item: Input) -> pa.Table:
-    rows = renumbered(owners.applied(table, item.part, _read(table, item.part)), dict(item.renumbering))
-    if not item.removed:
-        return rows
-    stay = np.ones(rows.num_rows, bool)
+class _Seen:
+    """What goes into a new part."""
+
+    def __init__(self) -> None:
+        self.rows = self.raw_bytes = 0
+        self.units: set[str] = set()
+        self.sources: set[int] = set()
+
+    def watched(self, item: Input, pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The pieces that have rows."""
+        for piece in pieces:
+            if piece.num_rows:
+                self.rows += piece.num_rows
+                self.raw_bytes += piece.nbytes
+                self.units.update(item.part.units)
+                self.sources.update(distinct_sources(piece))
+                yield piece
+
+
+def merged(streams: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    """The rows of streams that are sorted by id, in one such stream; holds a piece of each."""
+    held = [(piece, stream) for stream in streams if (piece := next(stream, None)) is not None]
+    while held:
+        # Up to the least of the pieces' last ids nothing can come any more.
+        bound = min(piece.column(ID)[-1].as_py().encode() for piece, _ in held).decode()
+        ready, rest = [], []
+        for piece, stream in held:
+            count = pc.sum(pc.less_equal(piece.column(ID), bound)).as_py()
+            ready.append(piece.slice(0, count))
+            left = piece.slice(count) if count < piece.num_rows else next(stream, None)
+            if left is not None:
+                rest.append((left, stream))
+        held = rest
+        yield pa.concat_tables(ready).sort_by([(ID, "ascending")]) if len(ready) > 1 else ready[0]
+
+
+def _ahead(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same; the next is read while one is written."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, pieces, None)
+        while (piece := coming.result()) is not None:
+            coming = pool.submit(next, pieces, None)
+            yield piece
+
+
+def _rows(table: Folder, item: Input, file: pq.ParquetFile) -> Iterator[pa.Table]:
+    """A row group at a time, without the rows that are left out, under the numbers that hold now."""
+    numbers = owners.of(table, item.part) if item.part.owners is not None else None
+    stay = np.ones(item.part.rows, bool)
     stay[np.frombuffer(item.removed, np.int32)] = False
-    return rows.filter(pa.array(stay))
+    start = 0
+    for index in range(file.num_row_groups):
+        rows = file.read_row_group(index)
+        stop = start + rows.num_rows
+        if numbers is not None:
+            rows = owners.numbered(rows, numbers[start:stop])
+        if not stay[start:stop].all():
+            rows = rows.filter(pa.array(stay[start:stop]))
+        yield renumbered(rows, dict(item.renumbering))
+        start = stop
 
 
-def _read(table: Folder, part: Part) -> pa.Table:
+def _read(table: Folder, part: Part) -> pq.ParquetFile:
     content = table.read(part.location)
     if content is None:
         raise GateFailed(f"{part.location} of {table.url} is gone: nothing was published; start again")
-    return pq.ParquetFile(pa.BufferReader(content)).read()
+    return pq.ParquetFile(pa.BufferReader(content))
 
 
 def renumbered(rows: pa.Table, renumbering: Renumbering) -> pa.Table:

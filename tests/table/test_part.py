@@ -1,11 +1,17 @@
 """A part is sorted, holds only what its rows use, and keeps settings of the vectors to the vectors."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipeline.table import part
 from pipeline.table.part import encode_part, part_schema, split_by_partition
+from pipeline.table.rewrite import merged
 
 
 def part_of(kept: pa.Table, embedding: str = "embedding", dim: int = 3) -> tuple[pa.Table, bytes]:
@@ -94,3 +100,39 @@ def test_rows_of_a_partition_keep_columns_of_every_type() -> None:
         (("lang", "en"),): [{"tags": ["x"], "sizes": [("a", 1)]}, {"tags": [], "sizes": None}],
         (("lang", "de"),): [{"tags": None, "sizes": []}],
     }
+
+
+@given(
+    st.lists(st.lists(st.text(max_size=3), max_size=12), max_size=5),
+    st.integers(1, 4),
+)
+def test_merged_streams_are_sorted_and_have_every_row(ids: list[list[str]], step: int) -> None:
+    def stream(own: list[str]) -> Iterator[pa.Table]:
+        rows = pa.table({"id": pa.array(own, pa.string()), "length": [len(item) for item in own]}).sort_by("id")
+        for start in range(0, rows.num_rows, step):
+            yield rows.slice(start, step)
+
+    found = pa.concat_tables([pa.table({"id": pa.array([], pa.string()), "length": pa.array([], pa.int64())})])
+    found = pa.concat_tables([found, *merged([stream(own) for own in ids])])
+    assert found.column("id").to_pylist() == sorted((item for own in ids for item in own), key=str.encode)
+    assert found.column("length").to_pylist() == [len(item) for item in found.column("id").to_pylist()]
+
+
+@pytest.mark.parametrize("piece_rows", [1, 3, 1000])
+def test_row_groups_are_full_whatever_comes_in(piece_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "ROW_GROUP_ROWS", 7)
+    rows = pa.table({"id": [f"{row:02}" for row in range(30)]})
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(60, dtype=np.float32)), 2)
+    rows = rows.append_column("embedding", vectors)
+    pieces = (rows.slice(start, piece_rows) for start in range(0, 30, piece_rows))
+    content = part.encode_sorted(pieces, rows.schema, "embedding")
+    file = pq.ParquetFile(pa.BufferReader(content))
+    groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+    assert groups == [7, 7, 7, 7, 2]
+    assert file.read().equals(rows)
+
+
+def test_no_rows_are_a_file_all_the_same() -> None:
+    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), 2))])
+    content = part.encode_sorted([], schema, "embedding")
+    assert pq.ParquetFile(pa.BufferReader(content)).read().num_rows == 0
