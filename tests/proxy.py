@@ -21,10 +21,13 @@ FAULTS = ("slowdown", "reset", "slow", "cut", "lost")
 """503 SlowDown; the connection reset before, or after, the store did as it was told; a second's wait; half an answer."""
 HANG = "hang"
 """No answer, and the connection stays open: longer than any client waits."""
+EXPIRED = "expired"
+"""400 ExpiredToken: the keys were lent for some hours, and these have passed."""
 SLOW_S, HANG_S = 1.0, 90.0
 _SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
+_EXPIRED = b"<?xml version=\"1.0\"?><Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 
 
 class Proxy(http.server.ThreadingHTTPServer):
@@ -74,6 +77,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault = self.server.fault(_kind(self.command, self.path))
         if fault == "slowdown":
             self._answer(503, {"Content-Type": "application/xml"}, _SLOW_DOWN)
+        elif fault == EXPIRED:
+            self._answer(400, {"Content-Type": "application/xml"}, _EXPIRED)
         elif fault == "reset":
             self._reset()
         elif fault == HANG:

@@ -71,6 +71,8 @@ _WRONG_TYPES = {
     "RepositoryNotFoundError",
     "RevisionNotFoundError",
 }
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
+"""S3's, of keys that were lent for some hours."""
 _GONE_CODES = {"PreconditionFailed", "412", "InvalidRange", "416", "BlobNotFound", "ConditionNotMet"}
 _GONE_TYPES = {"FileExpired", "EntryNotFoundError", "RemoteEntryNotFoundError"}
 _PASSING_CODES = {
@@ -246,6 +248,8 @@ def _translated(what: str, error: BaseException, options: Options) -> PipelineEr
     if not passes(error):
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "; make room there and start the same command again: finished work is kept" if full else ""
+        if code(error) in _EXPIRED_CODES:
+            remedy = "; the keys expired: start the same command again with new ones, finished work is kept"
         return StorageError(f"{what}: {said(error, options)}{remedy}")
     kind = StorageUnreachable if is_unreachable(error) else StorageUnavailable
     return kind(

@@ -15,7 +15,7 @@ from pipeline.storage import Folder
 from tests import faulty
 from tests.faulty import encoded, said
 from tests.inline import read_table, same_rows
-from tests.proxy import HANG, Proxy, fault_proxy
+from tests.proxy import EXPIRED, HANG, Proxy, fault_proxy
 from tests.servers import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -72,6 +72,14 @@ def test_so_does_a_store_that_goes_mute(moment, moto, corpus, tiny_model, undist
     run_into_outage((HANG,), moment, moto, corpus, tiny_model, undisturbed, tmp_path)
 
 
+@pytest.mark.parametrize("moment", ["from the start", "amid encoding", "at the commit"])
+def test_keys_that_expire_end_the_run_at_once_and_it_goes_on_with_new_ones(
+    moment, moto, corpus, tiny_model, undisturbed, tmp_path
+):
+    run_into_outage((EXPIRED,), moment, moto, corpus, tiny_model, undisturbed, tmp_path)
+    assert "ExpiredToken" in said(tmp_path) or "expired" in said(tmp_path)
+
+
 def run_into_outage(faults, moment, server, corpus, tiny_model, undisturbed, tmp_path) -> None:
     bucket = filled(server, corpus, f"{moment.replace(' ', '-')}-{faults[0]}")
     table = Folder(f"{bucket}/table", server.storage_options)
@@ -87,10 +95,11 @@ def run_into_outage(faults, moment, server, corpus, tiny_model, undisturbed, tmp
             assert run.poll() is None, said(tmp_path)
             time.sleep(0.01)
         proxy.rate, began = 1.0, time.monotonic()
-        assert run.wait(180) == 1, said(tmp_path)
+        wrong = faults == (EXPIRED,) and moment == "from the start"  # told before any work
+        assert run.wait(180) == (2 if wrong else 1), said(tmp_path)
         took = time.monotonic() - began
         print(f"{server.name}, {moment}, {faults[0]}: exit 1 after {took:.0f} s, {sum(proxy.faulty.values())} faults")
-        assert took < 120
+        assert took < (60 if faults == (EXPIRED,) else 120)
         assert "start the same command again" in said(tmp_path)
         assert "Traceback" not in said(tmp_path)
         proxy.rate = 0.0
