@@ -27,7 +27,9 @@ SLOW_S, HANG_S = 1.0, 90.0
 _SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
-_EXPIRED = b"<?xml version=\"1.0\"?><Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+_EXPIRED = (
+    b'<?xml version="1.0"?><Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>'
+)
 
 
 class Proxy(http.server.ThreadingHTTPServer):

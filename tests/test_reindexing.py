@@ -252,12 +252,27 @@ def letters(table: Folder) -> list[tuple[str | None, str, int, str, str]]:
     return sorted(found, key=str)
 
 
-@pytest.mark.parametrize(
+HISTORIES = pytest.mark.parametrize(
     ("mode", "refuses"), [*((mode, False) for mode in MODES), ("whole", True), ("chunks", True), ("means", True)]
 )
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@HISTORIES
+@settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_ten_generations_equal_a_build_from_nothing(mode, refuses, seed, tiny_model, tmp_path_factory):
+    generations_of(seed, mode, refuses, tiny_model, tmp_path_factory)
+
+
+@pytest.mark.slow
+@HISTORIES
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32))
+def test_so_do_those_of_other_histories(mode, refuses, seed, tiny_model, tmp_path_factory):
+    generations_of(seed, mode, refuses, tiny_model, tmp_path_factory)
+
+
+def generations_of(seed, mode, refuses, tiny_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         if refuses:
             patched.setattr(inline, "built", refusing)
@@ -594,7 +609,7 @@ def current_rows(path: Path) -> pa.Table:
     return dataset(table, snapshot.current(table)).to_table().sort_by("id")
 
 
-@pytest.mark.parametrize("mode", ["whole", "chunks"])
+@pytest.mark.parametrize("mode", ["whole", pytest.param("chunks", marks=pytest.mark.slow)])
 def test_killed_before_any_change_to_storage_it_goes_on(mode, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
     corpus = Corpus(tmp_path / "corpus", 3)

@@ -117,7 +117,8 @@ def test_the_command_plans_exactly_and_does_what_it_planned(night, ray_address, 
     assert "nothing to do" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mode", ["whole", pytest.param("chunks", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["whole", "chunks"])
 def test_the_shuffle_finds_what_this_process_finds(mode, ray_address, tiny_model, tmp_path, monkeypatch):
     corpus = Corpus(tmp_path / "corpus", 5)
     spec = spec_for(corpus.folder, tiny_model, tmp_path / "table", MODES[mode])
