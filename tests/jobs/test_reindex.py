@@ -28,7 +28,7 @@ from tests.test_reindexing import MODES, Corpus, check_owners, spec_for
 
 ROWS, FILES, UNIT_ROWS, ENCODERS, WRITERS = 2000, 5, 50, 1, 1
 MOMENTS = {
-    "reading the changed files": "pipeline.wanted:keys:2",
+    "reading the changed files": "pipeline.wanted:keys:1",
     "encoding": "pipeline.texts:_tokenize:3",
     "between the vectors and their record": "pipeline.texts:create:2",
     "writing rows": "pipeline.wanted:write:1",
