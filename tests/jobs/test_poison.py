@@ -77,7 +77,7 @@ def test_among_7_600_news_the_real_model_loses_four_rows(corpora, tmp_path):
     places = {"raise": 500, "segfault": 2500, "kill": 4500, "hang": 6500}
     for kind, row in places.items():
         texts[row] = f"{POISON[kind]} {texts[row]}"
-    write_corpus(tmp_path, MINILM, texts, {"unit_timeout_s": 40})
+    write_corpus(tmp_path, MINILM, texts, {"unit_timeout_s": 30})
     assert start(tmp_path, POISON=poison(MINILM)).wait(850) == 3, said(tmp_path)
     counts = json.loads((tmp_path / "out").read_text())["counts"]
     assert (counts["failed"], counts["rows"]) == (len(KINDS), 7600 - len(KINDS))
