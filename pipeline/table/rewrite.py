@@ -86,9 +86,10 @@ def without_sources(live: Sequence[Part], dropped: Set[int]) -> list[Input]:
 
 
 def _groups(inputs: Iterable[Input]) -> Iterable[list[Input]]:
+    """Rows of neighbouring source files come together: what changes in a night stands in few parts."""
     group: list[Input] = []
     size = 0
-    for item in sorted(inputs, key=lambda item: item.part.location):
+    for item in sorted(inputs, key=lambda item: (min(item.part.sources, default=0), item.part.location)):
         if group and size + item.part.raw_bytes > MERGED_BYTES:
             yield group
             group, size = [], 0
