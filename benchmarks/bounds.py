@@ -34,11 +34,10 @@ def titles(folder: Path, rows: int) -> None:
     step = -(-rows // 20)
     path = corpora.DATA / "corpora" / corpora.SOURCES["arXiv titles"].file
     found = corpora.SOURCES["arXiv titles"].read(path) if path.is_file() else []
+    if len(found) < rows:
+        found = [" ".join(chance.choices(WORDS, k=chance.randint(4, 16))) for _ in range(rows)]
     for index in range(0, rows, step):
-        texts = found[index : min(index + step, rows)] if rows <= len(found) else []
-        texts = texts or [
-            " ".join(chance.choices(WORDS, k=chance.randint(4, 16))) for _ in range(min(step, rows - index))
-        ]
+        texts = found[index : min(index + step, rows)]
         ids = [f"doc-{index + n}" for n in range(len(texts))]
         pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"{index:09d}.parquet")
 

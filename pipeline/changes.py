@@ -25,6 +25,9 @@ from pipeline.tokenizing import Tokenizer
 from pipeline.unit import Unit, lasting_name
 from pipeline.wanted import Known, Reading
 
+MERGED_UNITS = 32
+"""Units whose new texts are read as one, if they are few: the rows between them are read, too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StaleFile:
@@ -32,10 +35,6 @@ class StaleFile:
 
     path: str
     reason: str
-
-
-MERGED_UNITS = 32
-"""Units whose new texts are read as one, if they are few: the rows between them are read, too."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

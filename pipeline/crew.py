@@ -90,7 +90,7 @@ class Hands:
         if self._crew.is_started or sum(item.part.raw_bytes for job in jobs for item in job.inputs) > 256 * 2**20:
             return self.workers().rewrite(jobs)
         embedding = self._prepared.spec.table.embedding_column
-        return [rewrite.rewrite(self._prepared.table, job, embedding) for job in jobs]
+        return rewrite.rewrite_all(self._prepared.table, jobs, embedding)
 
     def move(self, jobs: Sequence[Moves]) -> list[Part]:
         if sum(job.part.rows for job in jobs) > KEYS_HERE:

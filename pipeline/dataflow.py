@@ -19,7 +19,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -81,8 +80,6 @@ KEYS_PER_BUCKET = 4_000_000
 DIFF_KEYS_PER_BUCKET = 2_000_000
 REWRITE_HERE_BYTES = 512 * 2**20
 """Some seconds' work, about as long as the cluster takes to begin."""
-REWRITERS = 2
-"""Parts at a time that the driver writes anew."""
 POLL_S = 0.5
 CONNECT_S = 5.0
 CLAIM_EVERY_S = 0.02
@@ -673,8 +670,7 @@ class ClusterWorkers:
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
         if len(jobs) < 2 or sum(item.part.raw_bytes for job in jobs for item in job.inputs) <= REWRITE_HERE_BYTES:
-            with ThreadPoolExecutor(REWRITERS) as pool:
-                return list(pool.map(lambda job: rewriting.rewrite(self._table, job, self._embedding), jobs))
+            return rewriting.rewrite_all(self._table, jobs, self._embedding)
         return [pickle.loads(row["part"]) for row in self._run(_rewrite, [{"job": pickle.dumps(job)} for job in jobs])]
 
     def move(self, jobs: Sequence[Moves]) -> list[Part]:

@@ -113,7 +113,7 @@ def _groups_of(pieces: Iterable[pa.Table], schema: pa.Schema, most: int) -> Iter
     """The same rows, `most` at a time and the rest in the end."""
     held = schema.empty_table()
     for piece in pieces:
-        held = pa.concat_tables([held, piece.cast(schema)])
+        held = pa.concat_tables([held, piece])
         while held.num_rows >= most:
             yield held.slice(0, most)
             held = held.slice(most)

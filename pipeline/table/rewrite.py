@@ -30,6 +30,9 @@ twice, and a row group of each."""
 READERS = 8
 """Inputs that are read at a time: in a store each takes a request's time."""
 
+REWRITERS = 2
+"""Jobs at a time in one process."""
+
 Renumbering = Mapping[int, int | None]
 """Source number -> its new one, or None to drop its rows; a number that is missing stays."""
 
@@ -118,6 +121,12 @@ def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
         sources=tuple(sorted(seen.sources)),
         owners=None,
     )
+
+
+def rewrite_all(table: Folder, jobs: Sequence[Rewrite], embedding: str) -> list[Part]:
+    """Do all jobs in this process."""
+    with ThreadPoolExecutor(REWRITERS) as pool:
+        return list(pool.map(lambda job: rewrite(table, job, embedding), jobs))
 
 
 class _Seen:
