@@ -62,9 +62,10 @@ def in_files(rows: list[dict[str, Any]], prefix: str) -> dict[str, list[dict[str
     return {f"{prefix}{number:02}": rows[number * each : (number + 1) * each] for number in range(FILES)}
 
 
-def changed(rows: list[dict[str, Any]], number: int) -> dict[str, Any]:
-    """Another text that no row has."""
-    return rows[number] | {"text": f"{rows[number]['text']} (revised, version {number})"}
+def changed(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with another text, which no other row has, of the same words."""
+    first, *others = row["text"].split()
+    return row | {"text": " ".join([*others, first]) + "."}
 
 
 def measure_titles(count: int, model: str, place: Path) -> dict[str, Any]:
@@ -86,12 +87,12 @@ def measure_titles(count: int, model: str, place: Path) -> dict[str, Any]:
 
     each = -(-len(rows) // FILES)
     in_two = chosen.sample(range(2 * each), few)
-    two = [changed(rows, number) if number in set(in_two) else rows[number] for number in range(2 * each)]
+    two = [changed(rows[number]) if number in set(in_two) else rows[number] for number in range(2 * each)]
     write(place / "corpus", {name: two[at * each : (at + 1) * each] for at, name in enumerate(list(files)[:2])})
     found["a"] = told(pipeline.reindex(spec).to_dict()) | {"expected": few}
 
     anywhere = set(chosen.sample(range(len(rows)), few))
-    everything = [changed(rows, number) if number in anywhere else rows[number] for number in range(len(rows))]
+    everything = [changed(rows[number]) if number in anywhere else rows[number] for number in range(len(rows))]
     chosen.shuffle(everything)
     write(place / "export", in_files(everything, "export-"))
     moved = replace(

@@ -23,7 +23,7 @@ from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
 from pipeline.table import compare, layout, rewrite, snapshot
 from pipeline.table.compare import KEPT, NEW, OLD, Difference
-from pipeline.table.part import Part
+from pipeline.table.part import Part, raw_bytes
 from pipeline.table.record import Record
 from pipeline.table.rewrite import Input, Renumbering, Rewrite
 from pipeline.table.snapshot import Counts, Snapshot, Tally
@@ -230,9 +230,11 @@ def _assemble(table: Folder, parent: Snapshot, work: Work, folder: str, nonce: s
         for record in records
         for part in record.parts
     ]
-    as_is, jobs = rewrite.choose(staged, rewrite.without_sources(parent.parts, dropped), folder)
-    fresh = as_is + workers.rewrite(jobs) if jobs else as_is
+    losing = rewrite.without_sources(parent.parts, dropped)
     untouched = [part for part in parent.parts if dropped.isdisjoint(part.sources)]
+    full = rewrite.full_bytes(raw_bytes([*untouched, *(item.part for item in [*staged, *losing])]))
+    as_is, jobs = rewrite.choose(staged, losing, full, folder)
+    fresh = as_is + workers.rewrite(jobs) if jobs else as_is
     return untouched + named(table, parent.version + 1, fresh, nonce)
 
 

@@ -226,5 +226,10 @@ def partition_from_json(raw: Iterable[tuple[str, object]]) -> Partition:
     return tuple((name, value(item)) for name, item in raw)  # type: ignore[misc]
 
 
+def raw_bytes(parts: Iterable[Part]) -> int:
+    """Of all rows in memory."""
+    return sum(part.raw_bytes for part in parts)
+
+
 def materialised(part: Part) -> Part:
     return replace(part, staged=None)

@@ -21,14 +21,15 @@ from pipeline.table import commit, layout, rewrite, snapshot
 from pipeline.table.commit import Description
 from pipeline.table.diff import Keys
 from pipeline.table.owners import Moves
-from pipeline.table.part import Part
+from pipeline.table.part import Part, raw_bytes
 from pipeline.table.record import Effort
-from pipeline.table.rewrite import SMALL_BYTES, Input, Rewrite
+from pipeline.table.rewrite import Input, Rewrite
 from pipeline.table.snapshot import Counts, Snapshot, Tally
 from pipeline.unit import Unit
 
-MANY_SMALL = 8
-"""So many small parts of a partition are merged when another joins them; fewer are left alone."""
+SMALL = MANY_SMALL = 8
+"""So many parts of a partition that are smaller than so great a part of a full one are merged when another joins them; fewer
+are left alone."""
 
 
 class Workers(Protocol):
@@ -141,7 +142,8 @@ def _assemble(
     removed, moves = _by_part(revision.removed), _by_part(revision.moved)
     losing = {number for number, rows in removed.items() if len(rows) < parent.parts[number].rows}
     dropped = {number for number in removed if number not in losing}
-    merged = _small_beside(parent, revision.fresh, losing, dropped)
+    full = rewrite.full_bytes(raw_bytes([*parent.parts, *revision.fresh]))
+    merged = _small_beside(parent, revision.fresh, losing | dropped, full // SMALL)
     jobs = [
         Moves(
             part=parent.parts[number],
@@ -163,7 +165,7 @@ def _assemble(
         )
         for number in sorted(losing | merged)
     ]
-    as_is, rewrites = rewrite.choose([Input(part=part) for part in revision.fresh], touched, folder)
+    as_is, rewrites = rewrite.choose([Input(part=part) for part in revision.fresh], touched, full, folder)
     fresh = as_is + workers.rewrite(rewrites) if rewrites else as_is
     named = commit.named(table, parent.version + 1, fresh, nonce)
     untouched = [part for number, part in enumerate(parts) if number not in losing | merged | dropped]
@@ -187,12 +189,13 @@ def _by_part(rows: Keys) -> dict[int, Keys]:
     return dict(zip(numbers.tolist(), np.split(order, first[1:]) if len(first) else [], strict=True))
 
 
-def _small_beside(parent: Snapshot, fresh: Iterable[Part], losing: set[int], dropped: set[int]) -> set[int]:
-    """Small live parts, where new rows join so many of them in their partition that they are better merged."""
+def _small_beside(parent: Snapshot, fresh: Iterable[Part], others: set[int], small_bytes: int) -> set[int]:
+    """Live parts below so many bytes, where new rows join so many of them in their partition that they are better merged;
+    none of the `others`."""
     joined = {part.partition for part in fresh}
     small: dict[layout.Partition, set[int]] = {}
     for number, part in enumerate(parent.parts):
-        if part.size < SMALL_BYTES and part.partition in joined and number not in losing | dropped:
+        if part.size < small_bytes and part.partition in joined and number not in others:
             small.setdefault(part.partition, set()).add(number)
     return set().union(*(numbers for numbers in small.values() if len(numbers) >= MANY_SMALL))
 

@@ -5,7 +5,8 @@ some places, and spans that were numbered twice get their new number.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,13 +20,15 @@ from pipeline.schema import ID, SOURCE
 from pipeline.storage import Folder
 from pipeline.table import owners
 from pipeline.table.layout import Partition
-from pipeline.table.part import Part, distinct_sources, encode_sorted
+from pipeline.table.part import Part, distinct_sources, encode_sorted, raw_bytes
 
 SMALL_BYTES = 32 * 2**20
 """Staged parts below this are merged with others of their partition."""
-MERGED_BYTES = 128 * 2**20
-"""Bytes in memory of the parts that are merged into one: one changed row costs writing as much. A rewrite holds its files
-twice, and a row group of each."""
+MERGED_BYTES = 16 * 2**20, 256 * 2**20
+"""Least and most bytes in memory of the parts that are merged into one: a share of the table in between. One changed row
+costs writing as much. A rewrite holds its files twice, and a row group of each."""
+PARTS = 64
+"""Full ones of a table that is neither so small nor so large that the bounds hold."""
 
 READERS = 8
 """Inputs that are read at a time: in a store each takes a request's time."""
@@ -57,8 +60,14 @@ class Rewrite:
     """Path of the new part in staging."""
 
 
-def choose(staged: Sequence[Input], live: Sequence[Input], folder: str) -> tuple[list[Part], list[Rewrite]]:
-    """(parts to publish as they are, rewrites that make the others). `live` are parts that lose some rows."""
+def full_bytes(table_bytes: int) -> int:
+    """How large merged parts get in a table of so many bytes in memory."""
+    return min(max(MERGED_BYTES[0], table_bytes // PARTS), MERGED_BYTES[1])
+
+
+def choose(staged: Sequence[Input], live: Sequence[Input], full: int, folder: str) -> tuple[list[Part], list[Rewrite]]:
+    """(parts to publish as they are, rewrites that make the others). `live` are parts that lose some rows; `full` bytes are
+    the most that a merged one gets."""
     as_is: list[Part] = []
     inputs: dict[Partition, list[Input]] = {}
     for item in staged:
@@ -69,7 +78,7 @@ def choose(staged: Sequence[Input], live: Sequence[Input], folder: str) -> tuple
     for item in live:
         inputs.setdefault(item.part.partition, []).append(item)
     rewrites: list[Rewrite] = []
-    for group in (group for found in inputs.values() for group in _groups(found)):
+    for group in (group for found in inputs.values() for group in _groups(found, full)):
         if len(group) == 1 and not group[0].is_changed:
             as_is.append(group[0].part)
         else:
@@ -88,16 +97,19 @@ def without_sources(live: Sequence[Part], dropped: Set[int]) -> list[Input]:
     ]
 
 
-def _groups(inputs: Iterable[Input]) -> Iterable[list[Input]]:
-    """Rows of neighbouring source files come together: what changes in a night stands in few parts."""
+def _groups(inputs: Collection[Input], most: int) -> Iterator[list[Input]]:
+    """At most so many bytes each, and about as many in all. Rows of neighbouring source files come together: what changes in
+    a night stands in few parts."""
+    total = raw_bytes(item.part for item in inputs)
+    even = total / max(1, math.ceil(total / most))
     group: list[Input] = []
-    size = 0
+    before, number = 0, 1  # bytes of the groups that are full, and which one this is
     for item in sorted(inputs, key=lambda item: (min(item.part.sources, default=0), item.part.location)):
-        if group and size + item.part.raw_bytes > MERGED_BYTES:
+        size, more = raw_bytes(item.part for item in group), item.part.raw_bytes
+        if group and (size + more > most or before + size + more / 2 > number * even):
             yield group
-            group, size = [], 0
+            group, before, number = [], before + size, number + 1
         group.append(item)
-        size += item.part.raw_bytes
     if group:
         yield group
 

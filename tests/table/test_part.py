@@ -1,6 +1,8 @@
 """A part is sorted, holds only what its rows use, and keeps settings of the vectors to the vectors."""
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.table import part
-from pipeline.table.part import encode_part, part_schema, split_by_partition
-from pipeline.table.rewrite import merged
+from pipeline.table import part, revision, rewrite, snapshot
+from pipeline.table.layout import Partition
+from pipeline.table.part import Part, encode_part, part_schema, raw_bytes, split_by_partition
+from pipeline.table.rewrite import Input, merged
 
 
 def part_of(kept: pa.Table, embedding: str = "embedding", dim: int = 3) -> tuple[pa.Table, bytes]:
@@ -116,6 +119,61 @@ def test_merged_streams_are_sorted_and_have_every_row(ids: list[list[str]], step
     found = pa.concat_tables([found, *merged([stream(own) for own in ids])])
     assert found.column("id").to_pylist() == sorted((item for own in ids for item in own), key=str.encode)
     assert found.column("length").to_pylist() == [len(item) for item in found.column("id").to_pylist()]
+
+
+def staged(size: int, source: int = 0, partition: Partition = ()) -> Input:
+    return Input(
+        part=Part(
+            path=f"{source:04}",
+            size=size // 2,
+            rows=1,
+            raw_bytes=size,
+            partition=partition,
+            units=(),
+            sources=(source,),
+        )
+    )
+
+
+@given(st.lists(st.tuples(st.integers(1, 40 * 2**20), st.sampled_from("ab")), min_size=1, max_size=40))
+def test_merged_parts_are_of_one_size_and_of_neighbouring_sources(found: list[tuple[int, str]]) -> None:
+    items = [staged(size, source, (("lang", name),)) for source, (size, name) in enumerate(found)]
+    full = 32 * 2**20
+    as_is, jobs = rewrite.choose(items, [], full, "folder/")
+    groups = [list(job.inputs) for job in jobs] + [[item] for item in items if item.part in as_is]
+    assert sorted(item.part.path for group in groups for item in group) == [item.part.path for item in items]
+    for name in "ab":
+        own = sorted((group for group in groups if group[0].part.partition == (("lang", name),)), key=str)
+        assert all(item.part.partition == (("lang", name),) for group in own for item in group)
+        own.sort(key=lambda group: group[0].part.path)
+        assert [item.part.path for group in own for item in group] == sorted(i.part.path for g in own for i in g)
+        sizes = [raw_bytes(item.part for item in group) for group in own]
+        assert all(size <= full or len(group) == 1 for size, group in zip(sizes, own, strict=True))
+        assert all(first + second > full / 2 for first, second in itertools.pairwise(sizes))
+
+
+@pytest.mark.parametrize("rows", [20_000, 200_000])
+def test_a_small_table_is_cut_evenly(rows: int) -> None:
+    items = [staged(4096 * 1650, source) for source in range(rows // 4096)]
+    _, jobs = rewrite.choose(items, [], rewrite.full_bytes(rows * 1650), "folder/")
+    sizes = [raw_bytes(item.part for item in job.inputs) for job in jobs]
+    assert len(sizes) > 1
+    assert min(sizes) > 0.6 * max(sizes) > 0.4 * rewrite.MERGED_BYTES[0]
+
+
+def test_parts_grow_with_their_table_between_two_bounds() -> None:
+    least, most = rewrite.MERGED_BYTES
+    sizes = [rewrite.full_bytes(gib * 2**30) for gib in (0, 1, 4, 16, 1000)]
+    assert sizes == [least, least, 64 * 2**20, most, most]
+
+
+@pytest.mark.parametrize(("size", "merged"), [(2**20, 9), (12 * 2**20, 0)])
+def test_new_rows_pull_in_parts_that_are_far_from_full(size: int, merged: int) -> None:
+    parts = tuple(staged(2 * size, source).part for source in range(9))
+    parent = replace(snapshot.empty(), parts=parts)
+    full = rewrite.full_bytes(raw_bytes(parts))
+    found = revision._small_beside(parent, [staged(1000, 9).part], set(), full // revision.SMALL)
+    assert len(found) == merged
 
 
 @pytest.mark.parametrize("piece_rows", [1, 3, 1000])
