@@ -73,7 +73,7 @@ def bare_encoder(settings: Settings) -> Contestant:
     tokenizer = Tokenizer(spec, settings.threads)
     texts = corpora.read_texts(Path(settings.corpus))
     if settings.precision == "int8":
-        spec = _quantised(spec, tokenizer.tokenize(texts[:: -(-len(texts) // CALIBRATION)]), settings.threads)
+        spec = quantised(spec, tokenizer.tokenize(texts[:: -(-len(texts) // CALIBRATION)]), settings.threads)
     encoder = build_encoder(replace(spec, engine=settings.engine), "cpu", settings.threads)
     encoder.encode(tokenizer.tokenize(texts[:WARM_UP]))
 
@@ -97,7 +97,7 @@ def bare_encoder(settings: Settings) -> Contestant:
     return turn
 
 
-def _quantised(spec: "EncoderSpec", tokens: "TokenRows", threads: int) -> "EncoderSpec":
+def quantised(spec: "EncoderSpec", tokens: "TokenRows", threads: int) -> "EncoderSpec":
     """With an int8 model made on these texts, as a run makes one for its table."""
     from pipeline import calibrating
     from pipeline.engines.int8 import graph_file, unpack

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import arithmetic, corpora, gpu, reindex, results, seeded
+from benchmarks import arithmetic, corpora, gpu, quality, reindex, results, seeded
 from benchmarks.contestants import Settings, Turn
 from benchmarks.processes import Process
 from pipeline.config import ModelSpec
@@ -117,3 +117,9 @@ def test_one_key_in_a_hundred_differs():
     found = diff.compare(np.concatenate([live, wanted]), np.array([diff.GONE], np.int8))
     assert (len(found.matches), len(found.upserts), len(found.duplicates)) == (990, 10, 0)
     assert sorted(found.matches["index"].tolist() + found.upserts["index"].tolist()) == list(range(1000))
+
+
+def test_cosines_are_of_texts_that_have_vectors() -> None:
+    exact = np.array([[1, 0], [0, 2], [0, 0]], np.float32)
+    int8 = np.array([[3, 4], [0, 1], [0, 0]], np.float32)
+    np.testing.assert_allclose(quality._cosines(exact, int8), [0.6, 1.0])
