@@ -48,10 +48,6 @@ class Crew:
             self._cluster = self._stack.enter_context(Cluster(self._resources))
         return self._cluster
 
-    @property
-    def is_started(self) -> bool:
-        return self._cluster is not None and self._cluster.started
-
 
 class Hands:
     """A crew at work on one prepared run."""
@@ -87,10 +83,9 @@ class Hands:
         )
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
-        if self._crew.is_started or sum(item.part.raw_bytes for job in jobs for item in job.inputs) > 256 * 2**20:
+        if not rewrite.fit_here(jobs):
             return self.workers().rewrite(jobs)
-        embedding = self._prepared.spec.table.embedding_column
-        return rewrite.rewrite_all(self._prepared.table, jobs, embedding)
+        return rewrite.rewrite_all(self._prepared.table, jobs, self._prepared.spec.table.embedding_column)
 
     def move(self, jobs: Sequence[Moves]) -> list[Part]:
         if sum(job.part.rows for job in jobs) > KEYS_HERE:

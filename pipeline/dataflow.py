@@ -74,12 +74,12 @@ OBJECT_STORE_BYTES = 2 * 2**30
 """For a local Ray: a slice is at most 64 MiB of text and 64 MiB of vectors, and few are in flight."""
 TASKS_PER_ENCODER = 2
 """Slices at an encoder: one in work, one at hand."""
+MOST_CPUS_PER_TASK = 0.99
+"""Reading must not ask for as many CPUs as an encoder, or Ray makes one stage of both where their pools are of one size."""
 KEYS_HERE = 1_000_000
 """Up to this many rows are compared in the driver (64 bytes each); more go through the shuffle."""
 KEYS_PER_BUCKET = 4_000_000
 DIFF_KEYS_PER_BUCKET = 2_000_000
-REWRITE_HERE_BYTES = 512 * 2**20
-"""Some seconds' work, about as long as the cluster takes to begin."""
 POLL_S = 0.5
 CONNECT_S = 5.0
 CLAIM_EVERY_S = 0.02
@@ -273,7 +273,7 @@ def choose_pools(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]]) -> Po
     spare = cpus - encoders * cpus_each
     tokenizers = int(_given(spec.tokenizers, otherwise=_auto_tokenizers(gpus_each > 0, encoders, spare)))
     writers = int(_given(spec.writers, otherwise=max(1, encoders // 4)))
-    per_task = min(1.0, spare / (tokenizers + writers))
+    per_task = min(MOST_CPUS_PER_TASK, spare / (tokenizers + writers))
     return Pools(
         device="cuda" if gpus_each else "cpu",
         encoders=encoders,
@@ -402,7 +402,8 @@ def _build_encoding(
     read: Callable[..., Iterator[pa.Table]],
     encode: "type[EncodeStage]",
 ) -> "ray.data.Dataset":
-    """Pool sizes are given for each stage: without them Ray fuses reading into the encoders, which then wait for it."""
+    """Pool sizes are given for each stage, and other CPUs: Ray fuses reading into encoders that look like it, which then wait
+    for it."""
     return _build_reading(tasks, run, pools, timeout_s, read).map_batches(
         encode,
         batch_size=1,
@@ -669,9 +670,12 @@ class ClusterWorkers:
         self._cluster, self._table, self._settings, self._embedding = cluster, table, settings, embedding
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
-        if len(jobs) < 2 or sum(item.part.raw_bytes for job in jobs for item in job.inputs) <= REWRITE_HERE_BYTES:
+        if rewriting.fit_here(jobs):
             return rewriting.rewrite_all(self._table, jobs, self._embedding)
-        return [pickle.loads(row["part"]) for row in self._run(_rewrite, [{"job": pickle.dumps(job)} for job in jobs])]
+        items = [{"job": pickle.dumps(job)} for job in jobs]
+        # A CPU each: what holds whole parts shall not run more often at a time than there are cores.
+        found = self._stream(lambda run: _items(items).map_batches(_rewrite, **_light(run) | {"num_cpus": 1}))
+        return [pickle.loads(row["part"]) for row in found]
 
     def move(self, jobs: Sequence[Moves]) -> list[Part]:
         if sum(job.part.rows for job in jobs) <= KEYS_HERE:
@@ -726,16 +730,12 @@ class ClusterWorkers:
             return compare_here(self._table, sides, renewed=renewed)
         num_buckets = math.ceil(num_rows / KEYS_PER_BUCKET)
         items = [{"part": pickle.dumps((part, number, side, num_buckets))} for number, (part, side) in enumerate(sides)]
-        found = self._run(_part_keys, items, then=lambda keys: _compared(keys, num_buckets, renewed=renewed))
-        return compare.merge([pickle.loads(row["difference"]) for row in found])
 
-    def _run(
-        self,
-        stage: Callable[..., Any],
-        items: list[dict[str, bytes]],
-        then: Callable[["ray.data.Dataset"], "ray.data.Dataset"] = lambda flow: flow,
-    ) -> list[dict[str, Any]]:
-        return list(self._stream(lambda run: then(_items(items).map_batches(stage, **_light(run)))))
+        def flow(run: str) -> "ray.data.Dataset":
+            return _compared(_items(items).map_batches(_part_keys, **_light(run)), num_buckets, renewed=renewed)
+
+        found = self._stream(flow)
+        return compare.merge([pickle.loads(row["difference"]) for row in found])
 
     def _stream(self, flow: Callable[[str], "ray.data.Dataset"]) -> Iterator[dict[str, Any]]:
         self._cluster.start()

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from ray.data._internal.logical.optimizers import get_execution_plan
 
 from jobs.embed import embed as embed_on_ray
 from pipeline import dataflow, run
@@ -12,10 +13,13 @@ from pipeline.config import ResourceSpec
 from pipeline.dataflow import Cluster, ClusterWorkers
 from pipeline.errors import ConfigError, RunError, StorageError, StorageUnavailable
 from pipeline.monitor import Monitor
+from pipeline.planning import Task
+from pipeline.pools import Pools
 from pipeline.storage import Folder
-from pipeline.table import snapshot
+from pipeline.table import rewrite, snapshot
 from pipeline.table.commit import compare_here
 from pipeline.table.compare import KEPT, NEW, OLD
+from pipeline.unit import Unit
 from tests.inline import embed, read_table, same_rows, spec_of
 
 
@@ -57,11 +61,31 @@ def test_a_commit_whose_heavy_parts_run_on_workers_gives_the_same_table(ray_addr
     write_corpus(tmp_path / "a.jsonl", [f"doc {n}" for n in range(300)])
     embed(spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "here", limits={"unit_rows": 40}))
     monkeypatch.setattr(dataflow, "KEYS_HERE", 0)
-    monkeypatch.setattr(dataflow, "REWRITE_HERE_BYTES", 0)
+    monkeypatch.setattr(rewrite, "HERE_BYTES", 0)
     limits, resources = {"unit_rows": 40}, {"ray_address": ray_address}
     there = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "there", limits=limits, resources=resources)
     assert embed_on_ray(there).counts.new == 300
     same_rows(read_table(tmp_path / "there"), read_table(tmp_path / "here"))
+
+
+def stages_of(pools: Pools) -> list[str]:
+    """The operators that Ray makes of the flow, from the last to the first."""
+    flow = dataflow._build_flow([Task(unit=Unit(unit_id="0" * 32, spans=(), sources=()), done=())], "run", pools, 60.0)
+    operators = [get_execution_plan(flow._logical_plan)[0].dag]
+    while operators[-1].input_dependencies:
+        operators += operators[-1].input_dependencies
+    return [operator.name for operator in operators]
+
+
+def test_reading_encoding_and_writing_are_stages_of_their_own(ray_address):
+    with Cluster(ResourceSpec(ray_address=ray_address, encoders=1)) as cluster:
+        pools = replace(cluster.pools(), cpus_per_task=dataflow.MOST_CPUS_PER_TASK)
+        write, encode, read, _ = stages_of(pools)
+        assert "_write" in write
+        assert "EncodeStage" in encode
+        assert "_read" in read
+        # Why: with a whole CPU each, Ray makes one of them.
+        assert len(stages_of(replace(pools, cpus_per_task=1.0))) == 3
 
 
 def test_an_encoder_that_does_not_give_the_tables_vectors_is_refused(ray_address, tiny_model, tmp_path):

@@ -44,6 +44,14 @@ def test_whatever_the_size_every_stage_fits_beside_the_encoders(cpus):
     assert pools.encoders * pools.cpus_per_encoder + pools.cpus_per_task * (pools.tokenizers + pools.writers) <= cpus
 
 
+@pytest.mark.parametrize("cpus", range(3, 20))
+def test_reading_never_looks_like_encoding(cpus):
+    """Ray would fuse them: test_dataflow.py."""
+    pools = choose_pools(ResourceSpec(encoders=1), [{"CPU": float(cpus)}])
+    assert pools.tokenizers == pools.encoders
+    assert pools.cpus_per_task < pools.cpus_per_encoder
+
+
 @pytest.mark.parametrize(
     ("spec", "nodes"),
     [

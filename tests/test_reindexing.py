@@ -23,7 +23,19 @@ from pipeline.crew import Crew
 from pipeline.encoder import Encoder
 from pipeline.errors import CommitConflict, GateFailed
 from pipeline.storage import Folder
-from pipeline.table import clean, commit, layout, materialise, owners, purge, record, rollback, snapshot
+from pipeline.table import (
+    clean,
+    commit,
+    layout,
+    materialise,
+    owners,
+    purge,
+    record,
+    revision,
+    rewrite,
+    rollback,
+    snapshot,
+)
 from pipeline.table.rows import dataset
 from tests import inline
 from tests.inline import read_table, same_rows, spec_of
@@ -252,12 +264,7 @@ def letters(table: Folder) -> list[tuple[str | None, str, int, str, str]]:
     return sorted(found, key=str)
 
 
-HISTORIES = pytest.mark.parametrize(
-    ("mode", "refuses"), [*((mode, False) for mode in MODES), ("whole", True), ("chunks", True), ("means", True)]
-)
-
-
-@HISTORIES
+@pytest.mark.parametrize(("mode", "refuses"), [("whole", True), ("chunks", False), ("means", True), ("places", False)])
 @settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_ten_generations_equal_a_build_from_nothing(mode, refuses, seed, tiny_model, tmp_path_factory):
@@ -265,7 +272,9 @@ def test_ten_generations_equal_a_build_from_nothing(mode, refuses, seed, tiny_mo
 
 
 @pytest.mark.slow
-@HISTORIES
+@pytest.mark.parametrize(
+    ("mode", "refuses"), [*((mode, False) for mode in MODES), ("whole", True), ("chunks", True), ("means", True)]
+)
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_so_do_those_of_other_histories(mode, refuses, seed, tiny_model, tmp_path_factory):
@@ -352,6 +361,17 @@ def small(tmp_path, tiny_model) -> RunSpec:
     spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table")
     inline.embed(spec)
     return spec
+
+
+def test_a_small_part_that_finds_no_room_beside_others_stays_in_the_table(small, tmp_path, monkeypatch):
+    """Every group has one part: nothing fits beside another."""
+    monkeypatch.setattr(revision, "MANY_SMALL", 1)
+    monkeypatch.setattr(rewrite, "LEAST_FULL", 8)
+    monkeypatch.setattr(revision, "SMALL_SHARE", 1e-6)
+    write_rows(tmp_path / "corpus" / "d.jsonl", rows_of(("d0", "another text")))
+    version, encoded = reindexed(small)
+    assert (version.counts.rows, version.counts.new, encoded) == (10, 1, 1)
+    assert read_table(small.table.path).num_rows == 10
 
 
 def test_a_renamed_file_is_read_and_nothing_is_written(small, tmp_path):

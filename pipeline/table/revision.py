@@ -27,9 +27,10 @@ from pipeline.table.rewrite import Input, Rewrite
 from pipeline.table.snapshot import Counts, Snapshot, Tally
 from pipeline.unit import Unit
 
-SMALL = MANY_SMALL = 8
-"""So many parts of a partition that are smaller than so great a part of a full one are merged when another joins them; fewer
-are left alone."""
+SMALL_SHARE = 8
+"""A part is small below this fraction, an eighth, of a full one."""
+MANY_SMALL = 8
+"""So many small parts of a partition are merged when new rows join them; fewer are left alone."""
 
 
 class Workers(Protocol):
@@ -143,7 +144,7 @@ def _assemble(
     losing = {number for number, rows in removed.items() if len(rows) < parent.parts[number].rows}
     dropped = {number for number in removed if number not in losing}
     full = rewrite.full_bytes(raw_bytes([*parent.parts, *revision.fresh]))
-    merged = _small_beside(parent, revision.fresh, losing | dropped, full // SMALL)
+    merged = _small_beside(parent, revision.fresh, losing | dropped, full // SMALL_SHARE)
     jobs = [
         Moves(
             part=parent.parts[number],
@@ -195,7 +196,7 @@ def _small_beside(parent: Snapshot, fresh: Iterable[Part], others: set[int], sma
     joined = {part.partition for part in fresh}
     small: dict[layout.Partition, set[int]] = {}
     for number, part in enumerate(parent.parts):
-        if part.size < small_bytes and part.partition in joined and number not in others:
+        if part.raw_bytes < small_bytes and part.partition in joined and number not in others:
             small.setdefault(part.partition, set()).add(number)
     return set().union(*(numbers for numbers in small.values() if len(numbers) >= MANY_SMALL))
 

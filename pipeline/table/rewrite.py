@@ -24,11 +24,13 @@ from pipeline.table.part import Part, distinct_sources, encode_sorted, raw_bytes
 
 SMALL_BYTES = 32 * 2**20
 """Staged parts below this are merged with others of their partition."""
-MERGED_BYTES = 16 * 2**20, 256 * 2**20
-"""Least and most bytes in memory of the parts that are merged into one: a share of the table in between. One changed row
-costs writing as much. A rewrite holds its files twice, and a row group of each."""
-PARTS = 64
-"""Full ones of a table that is neither so small nor so large that the bounds hold."""
+LEAST_FULL, MOST_FULL = 16 * 2**20, 128 * 2**20
+"""Bytes in memory of a full part, the most that a merged one gets: a share of the table in between. One changed row costs
+writing as much; a rewrite holds some four times as much."""
+FULL_PARTS = 64
+"""Of a table that is neither so small nor so large that these bounds hold."""
+HERE_BYTES = 512 * 2**20
+"""Of the parts that one process rewrites by itself: some seconds' work, about as long as a cluster takes to begin."""
 
 READERS = 8
 """Inputs that are read at a time: in a store each takes a request's time."""
@@ -62,7 +64,7 @@ class Rewrite:
 
 def full_bytes(table_bytes: int) -> int:
     """How large merged parts get in a table of so many bytes in memory."""
-    return min(max(MERGED_BYTES[0], table_bytes // PARTS), MERGED_BYTES[1])
+    return min(max(LEAST_FULL, table_bytes // FULL_PARTS), MOST_FULL)
 
 
 def choose(staged: Sequence[Input], live: Sequence[Input], full: int, folder: str) -> tuple[list[Part], list[Rewrite]]:
@@ -77,10 +79,13 @@ def choose(staged: Sequence[Input], live: Sequence[Input], full: int, folder: st
             as_is.append(item.part)
     for item in live:
         inputs.setdefault(item.part.partition, []).append(item)
+    new = {item.part.location for item in staged}
     rewrites: list[Rewrite] = []
     for group in (group for found in inputs.values() for group in _groups(found, full)):
-        if len(group) == 1 and not group[0].is_changed:
-            as_is.append(group[0].part)
+        first = group[0]
+        # What is live has its place already: only staged parts can be published as they are.
+        if len(group) == 1 and not first.is_changed and first.part.location in new:
+            as_is.append(first.part)
         else:
             rewrites.append(Rewrite(inputs=tuple(group), output=f"{folder}merged/{len(rewrites):06d}.parquet"))
     return as_is, rewrites
@@ -97,21 +102,26 @@ def without_sources(live: Sequence[Part], dropped: Set[int]) -> list[Input]:
     ]
 
 
-def _groups(inputs: Collection[Input], most: int) -> Iterator[list[Input]]:
-    """At most so many bytes each, and about as many in all. Rows of neighbouring source files come together: what changes in
-    a night stands in few parts."""
-    total = raw_bytes(item.part for item in inputs)
-    even = total / max(1, math.ceil(total / most))
+def _groups(inputs: Collection[Input], full: int) -> Iterator[list[Input]]:
+    """At most so many bytes each, unless it is a single part, and about as many in all. Rows of neighbouring source files
+    come together: what changes in a night stands in few parts."""
+    rest, size = raw_bytes(item.part for item in inputs), 0
     group: list[Input] = []
-    before, number = 0, 1  # bytes of the groups that are full, and which one this is
     for item in sorted(inputs, key=lambda item: (min(item.part.sources, default=0), item.part.location)):
-        size, more = raw_bytes(item.part for item in group), item.part.raw_bytes
-        if group and (size + more > most or before + size + more / 2 > number * even):
+        more = item.part.raw_bytes
+        even = rest / max(1, math.ceil(rest / full))  # an equal share of what is left
+        if group and (size + more > full or size + more / 2 > even):
             yield group
-            group, before, number = [], before + size, number + 1
+            rest, group, size = rest - size, [], 0
         group.append(item)
+        size += more
     if group:
         yield group
+
+
+def fit_here(jobs: Sequence[Rewrite]) -> bool:
+    """They are few enough for one process."""
+    return len(jobs) < 2 or raw_bytes(item.part for job in jobs for item in job.inputs) <= HERE_BYTES
 
 
 def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.table import part, revision, rewrite, snapshot
@@ -135,18 +135,30 @@ def staged(size: int, source: int = 0, partition: Partition = ()) -> Input:
     )
 
 
-@given(st.lists(st.tuples(st.integers(1, 40 * 2**20), st.sampled_from("ab")), min_size=1, max_size=40))
-def test_merged_parts_are_of_one_size_and_of_neighbouring_sources(found: list[tuple[int, str]]) -> None:
-    items = [staged(size, source, (("lang", name),)) for source, (size, name) in enumerate(found)]
+SIZES = st.tuples(st.integers(1, 40 * 2**20), st.sampled_from("ab"), st.sampled_from(["staged", "live", "losing"]))
+
+
+@given(st.lists(SIZES, min_size=1, max_size=40))
+@example([(40 * 2**20, "a", "staged")] * 8 + [(1, "a", "staged")] * 3)
+@example([(15 * 2**20, "a", "losing"), *[(2 * 2**20, "a", "live")] * 8, (15 * 2**20, "a", "staged")])
+def test_merged_parts_are_of_one_size_and_of_neighbouring_sources(found: list[tuple[int, str, str]]) -> None:
+    items = [staged(size, source, (("lang", name),)) for source, (size, name, _) in enumerate(found)]
+    items = [
+        replace(item, removed=b"1234") if kind == "losing" else item
+        for item, (_, _, kind) in zip(items, found, strict=True)
+    ]
+    new = [item for item, (_, _, kind) in zip(items, found, strict=True) if kind == "staged"]
     full = 32 * 2**20
-    as_is, jobs = rewrite.choose(items, [], full, "folder/")
-    groups = [list(job.inputs) for job in jobs] + [[item] for item in items if item.part in as_is]
+    as_is, jobs = rewrite.choose(new, [item for item in items if item not in new], full, "folder/")
+    assert {part.path for part in as_is} <= {item.part.path for item in new}
+    groups = [list(job.inputs) for job in jobs] + [[item] for item in new if item.part in as_is]
+    groups.sort(key=lambda group: group[0].part.path)
     assert sorted(item.part.path for group in groups for item in group) == [item.part.path for item in items]
     for name in "ab":
-        own = sorted((group for group in groups if group[0].part.partition == (("lang", name),)), key=str)
+        own = [group for group in groups if group[0].part.partition == (("lang", name),)]
         assert all(item.part.partition == (("lang", name),) for group in own for item in group)
-        own.sort(key=lambda group: group[0].part.path)
-        assert [item.part.path for group in own for item in group] == sorted(i.part.path for g in own for i in g)
+        paths = [item.part.path for group in own for item in group]
+        assert paths == sorted(paths)
         sizes = [raw_bytes(item.part for item in group) for group in own]
         assert all(size <= full or len(group) == 1 for size, group in zip(sizes, own, strict=True))
         assert all(first + second > full / 2 for first, second in itertools.pairwise(sizes))
@@ -158,22 +170,20 @@ def test_a_small_table_is_cut_evenly(rows: int) -> None:
     _, jobs = rewrite.choose(items, [], rewrite.full_bytes(rows * 1650), "folder/")
     sizes = [raw_bytes(item.part for item in job.inputs) for job in jobs]
     assert len(sizes) > 1
-    assert min(sizes) > 0.6 * max(sizes) > 0.4 * rewrite.MERGED_BYTES[0]
+    assert min(sizes) > 0.6 * max(sizes) > 0.4 * rewrite.LEAST_FULL
 
 
 def test_parts_grow_with_their_table_between_two_bounds() -> None:
-    least, most = rewrite.MERGED_BYTES
-    sizes = [rewrite.full_bytes(gib * 2**30) for gib in (0, 1, 4, 16, 1000)]
-    assert sizes == [least, least, 64 * 2**20, most, most]
+    sizes = [rewrite.full_bytes(gib * 2**30) for gib in (0, 1, 4, 8, 1000)]
+    assert sizes == [rewrite.LEAST_FULL, rewrite.LEAST_FULL, 64 * 2**20, rewrite.MOST_FULL, rewrite.MOST_FULL]
 
 
 @pytest.mark.parametrize(("size", "merged"), [(2**20, 9), (12 * 2**20, 0)])
 def test_new_rows_pull_in_parts_that_are_far_from_full(size: int, merged: int) -> None:
-    parts = tuple(staged(2 * size, source).part for source in range(9))
+    parts = tuple(staged(size, source).part for source in range(9))
     parent = replace(snapshot.empty(), parts=parts)
-    full = rewrite.full_bytes(raw_bytes(parts))
-    found = revision._small_beside(parent, [staged(1000, 9).part], set(), full // revision.SMALL)
-    assert len(found) == merged
+    small_bytes = rewrite.full_bytes(raw_bytes(parts)) // revision.SMALL_SHARE
+    assert len(revision._small_beside(parent, [staged(1000, 9).part], set(), small_bytes)) == merged
 
 
 @pytest.mark.parametrize("piece_rows", [1, 3, 1000])
