@@ -141,9 +141,9 @@ def make_keys(start: int, stop: int, side: int) -> Keys:
     return keys
 
 
-def _make_block(batch: pa.Table, num_buckets: int) -> Iterator[pa.Table]:
+def _make_block(batch: pa.Table) -> Iterator[pa.Table]:
     for start, stop, side in zip(*(batch.column(name).to_pylist() for name in ("start", "stop", "side")), strict=True):
-        yield dataflow.in_buckets(make_keys(start, stop, side), num_buckets)
+        yield dataflow.in_buckets(make_keys(start, stop, side))
 
 
 def measure_keys(rows: int) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def measure_keys(rows: int) -> dict[str, Any]:
         memory = Peak()
         started = time.perf_counter()
         keys = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _make_block, batch_size=1, batch_format="pyarrow", fn_kwargs={"num_buckets": num_buckets}, num_cpus=0.5
+            _make_block, batch_size=1, batch_format="pyarrow", num_cpus=0.5
         )
         flow = dataflow.diffed(keys, num_buckets, fates, renewed=False)
         upserts = matches = 0

@@ -65,7 +65,7 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
             prepared = run.calibrate(prepared, cluster)
             encoded = _encode(prepared, cluster)
         timings = run.timings(prepared, encoded)
-        version, published = run.publish(prepared, cluster, uuid.uuid4().hex[:12], timings)
+        version, published = run.publish(prepared, cluster, uuid.uuid4().hex[:12], timings | run.pace(encoded))
     total = {"total": time.perf_counter() - started}
     return run.summarise(prepared, version, encoded, timings | published | total)
 

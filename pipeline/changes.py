@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import guard, identity, wanted
+from pipeline import guard, identity, planning, wanted
 from pipeline.crew import KEYS_HERE, Crew, Hands
 from pipeline.errors import GateFailed
 from pipeline.run import Prepared
@@ -107,6 +107,19 @@ def check_deleted(prepared: Prepared, changes: Changes | None, *, allowed: bool 
     )
 
 
+def check_built(prepared: Prepared, tally: Tally, *, allowed: bool = False) -> None:
+    """The same for a full build whose rows are counted: before it, not all formats tell how many there are."""
+    before = prepared.parent.counts.documents
+    guard.check_deleted(
+        prepared.table.url,
+        rows=before,
+        deleted=max(0, before - tally.documents - tally.failed),
+        files=len(prepared.files),
+        limit=prepared.spec.limits.max_deleted_rows,
+        allowed=allowed,
+    )
+
+
 def find(prepared: Prepared, crew: Crew, *, writes: bool) -> Changes:
     """Read the source files that are new or changed, compare their rows with the live ones, and look for texts that need no
     encoding. With `writes` dead letters are staged.
@@ -175,10 +188,9 @@ class _Read:
         self.kept = prepared.plan.kept
         self.unread: dict[str, str] = {}
         """Path -> reason."""
-        rows = sum(span.rows or 0 for unit in prepared.plan.added for span in unit.spans)
-        unknown = any(span.rows is None for unit in prepared.plan.added for span in unit.spans)
-        self._num_rows = min(max(rows, prepared.survey.rows_estimate if unknown else 0), prepared.survey.rows_estimate)
-        self._on_cluster = self._num_rows > KEYS_HERE
+        self._num_rows = _rows_to_read(prepared)
+        self._num_keys = _num_keys(prepared, self._num_rows)
+        self._on_cluster = self._num_keys > KEYS_HERE
         self._keys: list[Keys] = [np.zeros(0, KEY)]
         self._datasets: list[Any] = []
         readable: Sequence[Unit] = prepared.plan.added
@@ -243,7 +255,7 @@ class _Read:
         parent = self._prepared.parent
         parts = parent.parts
         live_rows = sum(part.rows for part in parts)
-        renewed = parent.output != self._prepared.output
+        renewed = planning.shape(parent.output_spec) != planning.shape(self._prepared.output_spec)
         chunked = _is_chunked(parent)
         if self._on_cluster:
             yield from self._hands.workers().diff(
@@ -253,7 +265,7 @@ class _Read:
                 self.fates,
                 renewed=renewed,
                 chunked=chunked,
-                num_keys=self._num_rows + live_rows,
+                num_keys=self._num_keys + live_rows,
             )
             return
         keys = np.concatenate(self._keys)
@@ -262,6 +274,22 @@ class _Read:
         items = [(scan, part, number) for number, part in enumerate(parts)]
         found = self._hands.each(_live_keys, items, rows=live_rows // 10)
         yield diff.compare(np.concatenate([keys, *found]), self.fates, renewed=renewed)
+
+
+def _rows_to_read(prepared: Prepared) -> int:
+    """Of the sources; an estimate where only reading can tell."""
+    spans = [span for unit in prepared.plan.added for span in unit.spans]
+    rows, estimate = sum(span.rows or 0 for span in spans), prepared.survey.rows_estimate
+    return estimate if any(span.rows is None for span in spans) else min(rows, estimate)
+
+
+def _num_keys(prepared: Prepared, rows: int) -> int:
+    """About so many: of the wanted rows, with as many chunks to a document as the table has, and of the live ones that they
+    may be."""
+    counts = prepared.parent.counts
+    tallies = prepared.parent.tallies()
+    live_rows = sum(tally.rows for unit, tally in tallies.items() if unit not in prepared.plan.kept)
+    return round(rows * max(1.0, counts.rows / max(1, counts.documents))) + live_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

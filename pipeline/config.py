@@ -251,7 +251,7 @@ class LimitSpec:
     """A limit on rows below 1 is a share, else a count."""
 
     max_failed_rows: float = 0.01
-    """Of the rows read."""
+    """Of all rows of the source."""
     max_deleted_rows: float = 0.2
     """Of the table's rows, that one reindex may take from it."""
     max_row_bytes: int = 16 * 2**20

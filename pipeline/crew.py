@@ -23,8 +23,9 @@ if TYPE_CHECKING:  # Ray loads only when there is work for it.
 
 ROWS_HERE = 200_000
 """So many source rows are read, and ten times as many live ones looked through, before a cluster would have started."""
-KEYS_HERE = 1_000_000
-"""Wanted rows whose keys this process holds (57 bytes each); more meet the live ones in the cluster's shuffle."""
+KEYS_HERE = 2_000_000
+"""Wanted rows, and live ones whose place they may take, whose keys this process holds (57 bytes each); more meet in the
+cluster's shuffle."""
 
 
 class Crew:

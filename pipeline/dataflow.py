@@ -62,7 +62,7 @@ from pipeline.table import rewrite as rewriting
 from pipeline.table.calibration import Measurement
 from pipeline.table.commit import compare_here, part_keys
 from pipeline.table.compare import Difference
-from pipeline.table.diff import KEY, Fates, Found, Keys
+from pipeline.table.diff import KEY, Fates, Found
 from pipeline.table.owners import Moves
 from pipeline.table.part import Part
 from pipeline.table.record import Effort
@@ -713,13 +713,13 @@ class ClusterWorkers:
         items = [{"item": pickle.dumps((part, number, chunked))} for number, part in enumerate(parts)]
 
         def flow(run: str) -> "ray.data.Dataset":
-            kwargs = {"num_buckets": num_buckets, "skipped": skipped}
+            kwargs = {"skipped": skipped}
             keys = [
                 dataset.map_batches(_wanted_of, batch_size=None, batch_format="pyarrow", fn_kwargs=kwargs, num_cpus=0.5)
                 for dataset in read
             ]
             if items:
-                keys.append(_items(items).map_batches(_live_keys, **_light(run, num_buckets=num_buckets)))
+                keys.append(_items(items).map_batches(_live_keys, **_light(run)))
             return diffed(keys[0].union(*keys[1:]), num_buckets, fates, renewed=renewed)
 
         yield from map(found_of, self._stream(flow))
@@ -729,7 +729,7 @@ class ClusterWorkers:
         if num_rows <= KEYS_HERE:
             return compare_here(self._table, sides, renewed=renewed)
         num_buckets = math.ceil(num_rows / KEYS_PER_BUCKET)
-        items = [{"part": pickle.dumps((part, number, side, num_buckets))} for number, (part, side) in enumerate(sides)]
+        items = [{"part": pickle.dumps((part, number, side))} for number, (part, side) in enumerate(sides)]
 
         def flow(run: str) -> "ray.data.Dataset":
             return _compared(_items(items).map_batches(_part_keys, **_light(run)), num_buckets, renewed=renewed)
@@ -753,9 +753,9 @@ def _items(items: Sequence[dict[str, bytes]]) -> "ray.data.Dataset":
     return ray.data.from_items(list(items), override_num_blocks=len(items))
 
 
-def _light(run: str, **more: Any) -> dict[str, Any]:
+def _light(run: str) -> dict[str, Any]:
     """How a stage runs that mostly waits for storage, an item at a time."""
-    return {"batch_size": 1, "batch_format": "pyarrow", "fn_kwargs": {"run": run, **more}, "num_cpus": 0.5}
+    return {"batch_size": 1, "batch_format": "pyarrow", "fn_kwargs": {"run": run}, "num_cpus": 0.5}
 
 
 def _do(batch: pa.Table, run: str) -> Iterator[pa.Table]:
@@ -783,24 +783,26 @@ def _known(batch: pa.Table) -> pa.Table:
     return batch.select(["known"]).filter(batch.column("known").is_valid())
 
 
-def _wanted_of(batch: pa.Table, num_buckets: int, skipped: frozenset[int]) -> pa.Table:
+def _wanted_of(batch: pa.Table, skipped: frozenset[int]) -> pa.Table:
     keys = _keys_of(batch.filter(batch.column("key").is_valid()), KEY)
-    return in_buckets(keys[~np.isin(keys["group"], list(skipped))], num_buckets)
+    return in_buckets(keys[~np.isin(keys["group"], list(skipped))])
 
 
-def _live_keys(batch: pa.Table, run: str, num_buckets: int) -> Iterator[pa.Table]:
+def _live_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
     for item in batch.column("item").to_pylist():
         part, number, chunked = pickle.loads(item)
         for keys in live.keys(_settings(run).open_table(), part, number, chunked=chunked):
-            yield in_buckets(keys, num_buckets)
+            yield in_buckets(keys)
 
 
-def in_buckets(keys: Keys, num_buckets: int) -> pa.Table:
-    return pa.table({"bucket": diff.bucket_of(keys, num_buckets), "key": _cells(keys)})
+def in_buckets(keys: np.ndarray[Any, Any]) -> pa.Table:
+    """Rows with the same id have the same `bucket`: its first half, for Ray hashes what it distributes by; numbers from 0 up
+    would come several to a block."""
+    return pa.table({"bucket": keys["id"][:, 0].astype(np.int64), "key": _cells(keys)})
 
 
 def diffed(keys: "ray.data.Dataset", num_buckets: int, fates: Fates, *, renewed: bool) -> "ray.data.Dataset":
-    """Whole buckets meet in one block each; a block is compared at once."""
+    """All rows with an id meet in one block of `num_buckets`; a block is compared at once."""
     return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
         _diff_block,
         batch_size=None,
@@ -840,13 +842,13 @@ def _rewrite(batch: pa.Table, run: str) -> pa.Table:
 
 def _part_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
     for item in batch.column("part").to_pylist():
-        part, number, side, num_buckets = pickle.loads(item)
+        part, number, side = pickle.loads(item)
         for rows in part_keys(_settings(run).open_table(), part, number, side):
-            yield pa.table({"bucket": compare.bucket_of(rows, num_buckets), "key": _cells(rows)})
+            yield in_buckets(rows)
 
 
 def _compared(keys: "ray.data.Dataset", num_buckets: int, *, renewed: bool) -> "ray.data.Dataset":
-    """Whole buckets meet in one block each; a block is compared at once."""
+    """As in `diffed`."""
     return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
         _compare_block, batch_size=None, batch_format="pyarrow", fn_kwargs={"renewed": renewed}, num_cpus=0.5
     )

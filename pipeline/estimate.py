@@ -13,6 +13,8 @@ from pipeline.table.snapshot import Snapshot
 
 TELLING_S = 10.0
 """Of encoding; the speed of less than that says little."""
+TOKENS_PER_S = "tokens_per_s"
+"""Among a version's timings: of the run that published it."""
 VERSIONS = 20
 """So many are looked at, at most."""
 
@@ -62,17 +64,13 @@ def estimate(tokens: int, history: Sequence[Snapshot], price_per_hour: float | N
 
 def rate(history: Sequence[Snapshot]) -> Rate | None:
     """Of the latest version that encoded for long enough to tell; else of the one that did for longest."""
-    known = [
-        version
-        for version in history[-VERSIONS:]
-        if version.counts.tokens > 0 and version.timings.get("flow", 0.0) > 0.0
-    ]
+    known = [version for version in history[-VERSIONS:] if version.timings.get(TOKENS_PER_S, 0.0) > 0.0]
     if not known:
         return None
     telling = [version for version in known if version.timings["flow"] >= TELLING_S]
     chosen = telling[-1] if telling else max(known, key=lambda version: version.timings["flow"])
     return Rate(
         version=chosen.version,
-        tokens_per_s=chosen.counts.tokens / chosen.timings["flow"],
+        tokens_per_s=chosen.timings[TOKENS_PER_S],
         start_s=chosen.timings.get("start", 0.0),
     )

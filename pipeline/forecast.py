@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline import estimate, pools, run, texts
 from pipeline.changes import Changes, StaleFile, check_deleted
@@ -17,6 +19,7 @@ from pipeline.estimate import Rate
 from pipeline.metrics import duration, size
 from pipeline.planning import Task
 from pipeline.run import Prepared
+from pipeline.schema import N_TOKENS
 from pipeline.stages import from_cell
 from pipeline.table import snapshot
 from pipeline.table.snapshot import Snapshot
@@ -24,6 +27,9 @@ from pipeline.tokenizing import Tokenizer
 
 SAMPLE_TEXTS = 512
 """Texts whose tokens are counted for a forecast."""
+SAMPLE_PARTS = 4
+"""Of the table, whose tokens are added up for the forecast of a build."""
+TOKENS_GUESSED = 64.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +99,7 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
     full = changes is None and not prepared.plan.changes_nothing
     tokens = _count_tokens(prepared, changes) if changes is not None else 0
     if full:
-        per_row = _tokens_per_row(prepared)
-        tokens = round(prepared.survey.rows_estimate * per_row)
+        tokens = round(prepared.survey.rows_estimate * _tokens_per_document(prepared))
     expected = estimate.estimate(tokens, _history(prepared), price_per_hour)
     losing = np.unique(changes.removed["part"]).tolist() if changes is not None else []
     return Forecast(
@@ -138,13 +143,18 @@ def _history(prepared: Prepared) -> list[Snapshot]:
     return [snapshot.read_alone(prepared.table, number) for number in range(first, last + 1)]
 
 
-def _tokens_per_row(prepared: Prepared) -> float:
-    """Of the version's rows, if it has any; else a guess of a short paragraph."""
-    for number in range(prepared.parent.version, 0, -1):
-        counts = snapshot.read_alone(prepared.table, number).counts
-        if counts.tokens and counts.new + counts.changed:
-            return counts.tokens / (counts.new + counts.changed)
-    return 64.0
+def _tokens_per_document(prepared: Prepared) -> float:
+    """Of those that the table has, by some of its parts; without a table a guess of a short paragraph."""
+    parent = prepared.parent
+    parts = [parent.parts[number] for number in np.linspace(0, len(parent.parts) - 1, SAMPLE_PARTS).astype(int)]
+    tokens = rows = 0
+    for part in dict.fromkeys(parts) if parent.parts else ():
+        with prepared.table.open(part.location) as file:
+            found = pq.read_table(file, columns=[N_TOKENS], use_threads=False).column(N_TOKENS)
+        tokens, rows = tokens + (pc.sum(found).as_py() or 0), rows + len(found)
+    if not tokens:
+        return TOKENS_GUESSED
+    return float(tokens / rows * parent.counts.rows / max(1, parent.counts.documents))
 
 
 def _count_tokens(prepared: Prepared, changes: Changes) -> int:

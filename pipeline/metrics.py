@@ -106,6 +106,11 @@ def _notebook() -> Callable[[str], None] | None:
     return lambda text: handle.update(Pretty(text))
 
 
+def say(text: str) -> None:
+    """A line of its own, before a run has begun."""
+    Console(file=sys.stderr, highlight=False).print(text, soft_wrap=True)
+
+
 def per_second(rate: float) -> str:
     """`0.9`, `230`, `1,204`"""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"

@@ -4,6 +4,7 @@ What differs stands in changes.py, who does the work in crew.py; here it is enco
 """
 
 import contextlib
+import functools
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import run, wanted
-from pipeline.changes import Changes, StaleFile, check_deleted, find, live_places
+from pipeline.changes import Changes, StaleFile, check_built, check_deleted, find, live_places
 from pipeline.config import RunSpec
 from pipeline.crew import Crew, Hands
 from pipeline.errors import RunError
@@ -58,7 +59,7 @@ def reindex(
         return nothing_to_do(prepared)
     if is_full(prepared):
         check_deleted(prepared, None, allowed=allow_deletes)
-        return _build(prepared, crew, started)
+        return _build(prepared, crew, started, functools.partial(check_built, prepared, allowed=allow_deletes))
     planned = time.perf_counter()
     changes = find(prepared, crew, writes=True)
     found_s = time.perf_counter() - planned
@@ -67,7 +68,8 @@ def reindex(
     check_deleted(prepared, changes, allowed=allow_deletes)
     encoded = encode(prepared, crew, changes)
     timings = run.timings(prepared, encoded) | {"diff": found_s}
-    version, upkeep, published = publish(prepared, crew, changes, uuid.uuid4().hex[:12], timings)
+    name = uuid.uuid4().hex[:12]
+    version, upkeep, published = publish(prepared, crew, changes, name, timings | run.pace(encoded))
     total = {"total": time.perf_counter() - started}
     return summarise(prepared, changes, version, upkeep, encoded, timings | published | total)
 
@@ -95,13 +97,13 @@ def is_full(prepared: Prepared) -> bool:
     return not prepared.parent.version or prepared.renews
 
 
-def _build(prepared: Prepared, crew: Crew, started: float) -> run.Summary:
+def _build(prepared: Prepared, crew: Crew, started: float, check: Callable[[Tally], None]) -> run.Summary:
     cluster = crew.cluster()
     prepared = run.calibrate(prepared, cluster)
     with Progress(units=len(prepared.plan.tasks), rows=prepared.rows_to_do) as progress:
         encoded = run.encode(prepared, cluster, progress)
     timings = run.timings(prepared, encoded)
-    version, published = run.publish(prepared, cluster, uuid.uuid4().hex[:12], timings)
+    version, published = run.publish(prepared, cluster, uuid.uuid4().hex[:12], timings | run.pace(encoded), check)
     total = {"total": time.perf_counter() - started}
     return run.summarise(prepared, version, encoded, timings | published | total)
 
@@ -315,6 +317,8 @@ class Reindexed:
     counts: Counts
     to_encode: int
     """Distinct texts that this run had to encode."""
+    reusable: int
+    """New and changed rows with a text that has a vector, or that another of them has."""
     upkeep: Upkeep
     stale_files: tuple[StaleFile, ...]
     docs_per_s: float
@@ -340,7 +344,7 @@ class Reindexed:
                 f"{counts.unchanged:,} untouched",
                 f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them in files that were read)"
                 + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
-                f"  texts      {self.to_encode:,} encoded, {counts.new + counts.changed - self.to_encode:,} rows with a "
+                f"  texts      {self.to_encode:,} encoded, {self.reusable:,} rows with a "
                 f"vector that was there, {per_second(self.docs_per_s)} docs/s",
                 f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
                 f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
@@ -362,6 +366,8 @@ def summarise(
     timings: Mapping[str, float],
 ) -> Reindexed:
     notes = [*prepared.encoder.notes, *([f"ran {encoded.pools}"] if encoded.pools else [])]
+    if prepared.vectors.int8 is not None:
+        notes.append(str(prepared.vectors.int8))
     if not prepared.exclusive:
         notes.append(run.NOT_EXCLUSIVE)
     return Reindexed(
@@ -370,6 +376,7 @@ def summarise(
         published=version.version != prepared.parent.version,
         counts=version.counts,
         to_encode=changes.to_encode,
+        reusable=len(changes.upserts) - changes.to_encode,
         upkeep=upkeep,
         stale_files=changes.stale_files,
         docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
@@ -386,6 +393,7 @@ def nothing_to_do(prepared: Prepared, stale_files: Sequence[StaleFile] = (), **s
         published=False,
         counts=prepared.parent.counts,
         to_encode=0,
+        reusable=0,
         upkeep=Upkeep(untouched=len(prepared.parent.parts)),
         stale_files=tuple(stale_files),
         docs_per_s=0.0,

@@ -7,7 +7,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +17,8 @@ from pipeline import identity, planning, schema, where
 from pipeline.chunking import check_room
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.errors import InputError, RunError, SourceChanged, StorageError, StorageUnavailable
-from pipeline.metrics import Progress, duration, per_second, size
+from pipeline.estimate import TOKENS_PER_S
+from pipeline.metrics import Progress, duration, per_second, say, size
 from pipeline.model.folder import EncoderSpec, Int8Graph, encoder_spec
 from pipeline.planning import Plan, Task
 from pipeline.pools import Pools
@@ -374,7 +375,8 @@ def _check_vectors(spec: RunSpec, parent: Snapshot, vectors: VectorSpec) -> None
         changes = "; ".join(_differences(before, now))
         raise InputError(
             f"table {spec.table.path!r} was built with another model or other model settings ({changes}): vectors of two "
-            "models don't compare; use the table's settings, or another table.path"
+            "models don't compare; use the table's settings or another table.path, or let `python -m jobs.reindex` build the "
+            "table anew with --new-model"
         )
 
 
@@ -436,6 +438,7 @@ def calibrate_with(prepared: Prepared, pools: Pools, sampler: Sampler) -> Prepar
     started = time.perf_counter()
     if prepared.vectors.needs_int8:
         prepared = _quantise(prepared, pools, sampler)
+        say(str(prepared.vectors.int8))
     if prepared.vectors.needs_ranges:
         prepared = _measure_ranges(prepared, pools, sampler)
     return replace(prepared, calibrate_s=time.perf_counter() - started)
@@ -669,13 +672,24 @@ def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
     }
 
 
+def pace(encoded: Encoded) -> dict[str, float]:
+    """What forecasts go by: of this run alone, since earlier ones may have encoded much of its version."""
+    tokens = encoded.effort.tokens
+    return {TOKENS_PER_S: tokens / encoded.seconds} if tokens and encoded.seconds else {}
+
+
 def publish(
-    prepared: Prepared, cluster: "Cluster", run: str, timings: Mapping[str, float]
+    prepared: Prepared,
+    cluster: "Cluster",
+    run: str,
+    timings: Mapping[str, float],
+    check: Callable[[snapshot.Tally], None] = lambda tally: None,
 ) -> tuple[Snapshot, dict[str, float]]:
     """Commit the version and bring the folder into its state; returns it with the seconds that both took. Where all that was
     to do was to try dead letters again, and all failed again, there is nothing to commit: the parent is returned.
 
-    Raises RunError when slices are missing, too many rows failed or the gate refuses; CommitConflict when overtaken.
+    Raises RunError when slices are missing, too many rows failed or the gate refuses, what `check` raises of all rows of the
+    new version, and CommitConflict when overtaken.
     """
     from pipeline.dataflow import ClusterWorkers
 
@@ -695,6 +709,7 @@ def publish(
         return prepared.parent, {}
     tally = work.tally(prepared.parent)
     check_failed(prepared, tally.failed + _lost_rows(prepared.parent, plan), tally.documents + tally.failed)
+    check(tally)
     workers = ClusterWorkers(
         cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
     )

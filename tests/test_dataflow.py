@@ -3,7 +3,9 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import ray.data
 from ray.data._internal.logical.optimizers import get_execution_plan
 
 from jobs.embed import embed as embed_on_ray
@@ -16,7 +18,7 @@ from pipeline.monitor import Monitor
 from pipeline.planning import Task
 from pipeline.pools import Pools
 from pipeline.storage import Folder
-from pipeline.table import rewrite, snapshot
+from pipeline.table import diff, rewrite, snapshot
 from pipeline.table.commit import compare_here
 from pipeline.table.compare import KEPT, NEW, OLD
 from pipeline.unit import Unit
@@ -55,6 +57,17 @@ def test_the_shuffle_finds_what_this_process_finds(ray_address, tiny_model, tmp_
             for kind in ("upserts", "deletes", "duplicates"):
                 assert sorted(getattr(there, kind).tolist()) == sorted(getattr(here, kind).tolist())
         assert (here.new, len(here.duplicates)) == (400, 200)
+
+
+def test_buckets_are_of_about_one_size(ray_address):
+    with Cluster(ResourceSpec(ray_address=ray_address)) as cluster:
+        cluster.start()
+        keys = np.zeros(20_000, diff.KEY)
+        keys["id"] = np.random.default_rng(0).integers(0, 2**64, (len(keys), 2), np.uint64)
+        blocks = ray.data.from_arrow(dataflow.in_buckets(keys)).repartition(20, keys=["bucket"])
+        sizes = [batch.num_rows for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow")]
+    assert sum(sizes) == 20_000
+    assert max(sizes) < 1_300
 
 
 def test_a_commit_whose_heavy_parts_run_on_workers_gives_the_same_table(ray_address, tiny_model, tmp_path, monkeypatch):

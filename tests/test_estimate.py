@@ -10,7 +10,7 @@ from pipeline.table.snapshot import Counts, Snapshot
 
 
 def version(number: int, tokens: int, flow: float | None, start: float = 0.0) -> Snapshot:
-    timings = {"start": start} | ({"flow": flow} if flow is not None else {})
+    timings = {"start": start} | ({"flow": flow, "tokens_per_s": tokens / flow} if flow else {})
     return replace(snapshot.empty(), version=number, counts=Counts(tokens=tokens), timings=timings)
 
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import changes, reindexing, run
+from pipeline import changes, forecast, reindexing, run
 from pipeline.config import LimitSpec, RunSpec
 from pipeline.crew import Crew
 from pipeline.encoder import Encoder
@@ -477,6 +477,47 @@ def test_kept_columns_can_be_added_without_encoding(tmp_path, tiny_model):
     assert version.counts.changed == 2
     inline.embed(spec_of(tmp_path / "corpus", tiny_model, tmp_path / "fresh", **sections))
     same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "fresh"))
+
+
+def test_another_choice_of_rows_touches_only_those_that_it_is_about(tmp_path, tiny_model):
+    for name, kinds in {"a": "xyx", "b": "xxx"}.items():
+        rows = [{"id": f"{name}{n}", "text": f"text {name} {n}", "kind": kind} for n, kind in enumerate(kinds)]
+        write_rows(tmp_path / "corpus" / f"{name}.jsonl", rows)
+    keep = {"source": {"keep": ["kind"]}}
+    inline.embed(spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", **keep))
+    chosen = {"source": {"keep": ["kind"], "where": "kind == 'x'"}}
+    version, encoded = reindexed(spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", **chosen))
+    counts = version.counts
+    assert (encoded, counts.new, counts.changed, counts.deleted, counts.unchanged) == (0, 0, 0, 1, 5)
+    inline.embed(spec_of(tmp_path / "corpus", tiny_model, tmp_path / "fresh", **chosen))
+    same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "fresh"))
+    version, encoded = reindexed(spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", **keep))
+    assert (encoded, version.counts.new, version.counts.unchanged) == (1, 1, 5)
+
+
+def test_a_table_that_would_be_compared_in_large_goes_to_the_cluster_whichever_side_is_large(small, tmp_path):
+    """Nearly all files vanished: few rows to read, many that may be theirs."""
+    for name in "bc":
+        (tmp_path / "corpus" / f"{name}.jsonl").unlink()
+    write_rows(tmp_path / "corpus" / "a.jsonl", rows_of(("a0", "text a 0")))
+    assert changes._num_keys(run.prepare(small, writes=False), 1) == 1 + 9
+
+
+def test_documents_to_read_count_with_their_chunks(tmp_path, tiny_model):
+    spec = spec_for(Corpus(tmp_path / "corpus", 3).folder, tiny_model, tmp_path / "table", MODES["chunks"])
+    counts = inline.embed(spec).counts
+    assert counts.rows > counts.documents
+    assert changes._num_keys(run.prepare(spec, writes=False), counts.documents) == counts.rows
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_forecast_of_a_build_counts_the_tokens_of_whole_documents(mode, tmp_path, tiny_model):
+    corpus = Corpus(tmp_path / "corpus", 3)
+    spec = spec_for(corpus.folder, tiny_model, tmp_path / "table", MODES[mode])
+    tokens = inline.embed(spec).counts.tokens
+    prepared = run.prepare(spec, writes=False)
+    documents = prepared.parent.counts.documents
+    assert forecast._tokens_per_document(prepared) * documents == pytest.approx(tokens, rel=1e-6)
 
 
 @pytest.mark.parametrize("when", ["before it looks", "before it publishes"])

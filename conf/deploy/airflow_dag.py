@@ -26,7 +26,7 @@ with DAG(
         ),
         env={"RAY_API_SERVER_ADDRESS": "{{ conn.ray.host }}", "RAY_AUTH_TOKEN": "{{ conn.ray.password }}"},
         append_env=True,
-        retries=1,  # goes on where the first try stopped
-        retry_delay=timedelta(minutes=15),
+        # A second try would find nothing to do after a run that ended with dead letters, and hide them.
+        retries=0,
         execution_timeout=timedelta(hours=8),
     )

@@ -46,11 +46,6 @@ def keys(rows: pa.Table, part: int, side: int, first_index: int = 0) -> Keys:
     return out
 
 
-def bucket_of(rows: Keys, num_buckets: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Our own bucket number, the same on every machine and in every version of Arrow."""
-    return (rows["id"][:, 0] % np.uint64(num_buckets)).astype(np.int64)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """Positions (part, index) of the rows that matter, and how many there are of each kind."""

@@ -161,11 +161,6 @@ def merge(found: Iterable[Found]) -> Found:
     )
 
 
-def bucket_of(keys: Keys, num_buckets: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Our own bucket number, the same on every machine and in every version of Arrow."""
-    return (keys["id"][:, 0] % np.uint64(num_buckets)).astype(np.int64)
-
-
 def words(hashes: Any) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """The first halves of some hashes, sorted, each once: enough to leave out nearly all rows that have none of them."""
     return np.unique(hashes[:, 0])

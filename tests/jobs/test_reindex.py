@@ -109,6 +109,7 @@ def test_the_command_plans_exactly_and_does_what_it_planned(night, ray_address, 
     for name in ("new", "changed", "deleted", "unchanged"):
         assert planned[name] == done["counts"][name], name
     assert planned["to_encode"] == done["to_encode"] == done["counts"]["encoded"] == NEW_TEXTS
+    assert planned["reusable"] == done["reusable"]
     assert planned["deleted"] == ROWS // 25
     same_rows(read_table(tmp_path / "table"), read_table(night / "today"))
     check_owners(Folder(str(tmp_path / "table")))
@@ -170,6 +171,31 @@ def test_another_model_takes_the_place_of_the_table_s_only_when_asked(ray_addres
     capsys.readouterr()
     assert reindex.main([str(config)]) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_build_with_another_model_takes_no_more_rows_than_a_night_may(ray_address, tmp_path):
+    """Lines are counted only as they are read."""
+    from tests.tiny import build_tiny_model
+
+    lines = [json.dumps({"id": f"{n}", "text": f"text {n}", "label": 0}) + "\n" for n in range(10)]
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text("".join(lines))
+    for seed in (0, 1):
+        build_tiny_model(tmp_path / f"model-{seed}", seed=seed)
+    spec = spec_of(tmp_path / "corpus", tmp_path / "model-0", tmp_path / "table", table={"partition_by": ["label"]})
+    inline.embed(spec)
+    (tmp_path / "corpus" / "a.jsonl").write_text("".join(lines[:7]))
+    config = write_config(
+        tmp_path, tmp_path / "corpus", tmp_path / "model-1", tmp_path / "table", ray_address=ray_address
+    )
+    with pytest.raises(pipeline.PipelineError, match=r"max_deleted_rows is 0\.2") as raised:
+        reindex.main([str(config), "--new-model"])
+    assert raised.value.exit_code == 1
+    assert snapshot.current(Folder(str(tmp_path / "table"))).version == 1
+    assert reindex.main([str(config), "--new-model", "--allow-deletes"]) == 0
+    version = snapshot.current(Folder(str(tmp_path / "table")))
+    assert (version.counts.rows, version.counts.deleted) == (7, 3)
+    assert "tokens_per_s" not in version.timings  # nothing was left to encode: it tells no rate
 
 
 def test_a_bad_night_leaves_the_rows_of_what_cannot_be_read(night, ray_address, tiny_model, tmp_path, capsys):

@@ -23,7 +23,7 @@ def keys_of(rows: dict[str, tuple[int, int]], part: int, side: int) -> compare.K
 
 
 def in_buckets(rows: compare.Keys, num_buckets: int) -> compare.Difference:
-    bucket = compare.bucket_of(rows, num_buckets)
+    bucket = rows["id"][:, 0] % num_buckets
     return compare.merge([compare.compare(rows[bucket == number]) for number in range(num_buckets)])
 
 

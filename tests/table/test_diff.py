@@ -32,7 +32,7 @@ def test_every_row_is_told_as_what_it_is(live, wanted, data):
     buckets = data.draw(st.sampled_from([1, 3]))
     renewed = data.draw(st.booleans())
     keys = keys[list(order)]
-    pieces = [keys[diff.bucket_of(keys, buckets) == bucket] for bucket in range(buckets)]
+    pieces = [keys[keys["id"][:, 0] % buckets == bucket] for bucket in range(buckets)]
     found = diff.merge(diff.compare(piece, FATES, renewed=renewed) for piece in pieces)
 
     times = Counter(row["id"] for row, _ in wanted)
