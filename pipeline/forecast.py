@@ -28,7 +28,7 @@ from pipeline.tokenizing import Tokenizer
 SAMPLE_TEXTS = 512
 """Texts whose tokens are counted for a forecast."""
 SAMPLE_PARTS = 4
-"""Of the table, whose tokens are added up for the forecast of a build."""
+"""Or some more: parts of the table whose tokens are added up for the forecast of a build."""
 TOKENS_GUESSED = 64.0
 
 
@@ -146,9 +146,8 @@ def _history(prepared: Prepared) -> list[Snapshot]:
 def _tokens_per_document(prepared: Prepared) -> float:
     """Of those that the table has, by some of its parts; without a table a guess of a short paragraph."""
     parent = prepared.parent
-    parts = [parent.parts[number] for number in np.linspace(0, len(parent.parts) - 1, SAMPLE_PARTS).astype(int)]
     tokens = rows = 0
-    for part in dict.fromkeys(parts) if parent.parts else ():
+    for part in parent.parts[:: max(1, len(parent.parts) // SAMPLE_PARTS)]:
         with prepared.table.open(part.location) as file:
             found = pq.read_table(file, columns=[N_TOKENS], use_threads=False).column(N_TOKENS)
         tokens, rows = tokens + (pc.sum(found).as_py() or 0), rows + len(found)
