@@ -1,6 +1,6 @@
 """What a reindex costs beside a build, and what comparing key sets costs as they grow.
 
-    python -m benchmarks.reindex titles [--rows 200000 50000] [--model minilm|tiny]
+    python -m benchmarks.reindex titles [--rows 200000 50000] [--model PATH]
     python -m benchmarks.reindex keys [--millions 2 20]
 
 `titles`: arXiv titles in 20 files, one per cent of them changed, in (a) two files, (b) all of them, written anew under other
@@ -226,13 +226,13 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         for name, case in cases.items():
             told = size[name]
             files = told.get("files") or {}
-            rewritten = files.get("rewritten", ""), round(files["rewritten_bytes"] / 1e6) if files else ""
+            count, megabytes = (files["rewritten"], round(files["rewritten_bytes"] / 1e6)) if files else ("", "")
             stages = told.get("stages", {})
             parts = ", ".join(f"{part} {stages[part]:.1f}" for part in SHOWN if stages.get(part, 0) >= 0.05)
             share = f"{told['share']:.1%}" if "share" in told else ""
             lines.append(
                 f"| {size['rows']:,} | {case} | {told['seconds']:.2f} | {share} | {told.get('encoded', 0):,} | "
-                f"{rewritten[0]} | {rewritten[1]} | {parts} |"
+                f"{count} | {megabytes} | {parts} |"
             )
     return "\n".join(lines)
 

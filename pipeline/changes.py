@@ -4,6 +4,7 @@ and vectors looked for; texts that nobody has are left to encode.
 Comes in: a prepared run and a crew. Goes out: `Changes`. Writes nothing but dead letters, into staging.
 """
 
+import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -189,8 +190,8 @@ class _Read:
         self.unread: dict[str, str] = {}
         """Path -> reason."""
         self._num_rows = _rows_to_read(prepared)
-        self._num_keys = _num_keys(prepared, self._num_rows)
-        self._on_cluster = self._num_keys > KEYS_HERE
+        self._num_wanted = _num_wanted(prepared, self._num_rows)
+        self._on_cluster = self._num_wanted + _num_affected(prepared) > KEYS_HERE
         self._keys: list[Keys] = [np.zeros(0, KEY)]
         self._datasets: list[Any] = []
         readable: Sequence[Unit] = prepared.plan.added
@@ -256,6 +257,13 @@ class _Read:
         parts = parent.parts
         live_rows = sum(part.rows for part in parts)
         renewed = planning.shape(parent.output_spec) != planning.shape(self._prepared.output_spec)
+        if renewed and self.unread:
+            path, reason = min(self.unread.items())
+            raise GateFailed(
+                f"the columns or partitions of table {self._prepared.table.url} change, so that all rows are written anew, "
+                f"but {path!r} can't be read ({reason}), and its rows can't stay: nothing was published; mend the file, or "
+                "take it out of the source, and start again"
+            )
         chunked = _is_chunked(parent)
         if self._on_cluster:
             yield from self._hands.workers().diff(
@@ -265,7 +273,7 @@ class _Read:
                 self.fates,
                 renewed=renewed,
                 chunked=chunked,
-                num_keys=self._num_keys + live_rows,
+                num_keys=self._num_wanted + live_rows,
             )
             return
         keys = np.concatenate(self._keys)
@@ -277,19 +285,24 @@ class _Read:
 
 
 def _rows_to_read(prepared: Prepared) -> int:
-    """Of the sources; an estimate where only reading can tell."""
+    """Of the sources; an estimate, by the files' sizes, where only reading can tell."""
     spans = [span for unit in prepared.plan.added for span in unit.spans]
-    rows, estimate = sum(span.rows or 0 for span in spans), prepared.survey.rows_estimate
-    return estimate if any(span.rows is None for span in spans) else min(rows, estimate)
+    unknown = {span.file.path: span.file.size for span in spans if span.rows is None}
+    total = sum(file.size for file in prepared.files)
+    estimate = prepared.survey.rows_estimate
+    more = math.ceil(estimate * sum(unknown.values()) / total) if unknown and total else 0
+    return min(sum(span.rows or 0 for span in spans) + more, estimate)
 
 
-def _num_keys(prepared: Prepared, rows: int) -> int:
-    """About so many: of the wanted rows, with as many chunks to a document as the table has, and of the live ones that they
-    may be."""
+def _num_wanted(prepared: Prepared, rows: int) -> int:
+    """About so many keys these rows have, with as many chunks to a document as in the table."""
     counts = prepared.parent.counts
-    tallies = prepared.parent.tallies()
-    live_rows = sum(tally.rows for unit, tally in tallies.items() if unit not in prepared.plan.kept)
-    return round(rows * max(1.0, counts.rows / max(1, counts.documents))) + live_rows
+    return math.ceil(rows * max(1.0, counts.rows / max(1, counts.documents)))
+
+
+def _num_affected(prepared: Prepared) -> int:
+    """Live rows whose file is read again, or gone."""
+    return sum(tally.rows for unit, tally in prepared.parent.tallies().items() if unit not in prepared.plan.kept)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

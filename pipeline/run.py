@@ -335,12 +335,10 @@ def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot, forms: C
     if not parent.source_schema:
         return surveyed
     fixed = snapshot.hex_to_schema(parent.source_schema)
-    same_roles = identity.digest(planning.output_spec(spec, fixed, forms)) == parent.output
-    if not same_roles or fixed.names != surveyed.names:
+    if planning.shape(planning.output_spec(spec, fixed, forms)) != planning.shape(parent.output_spec):
         return surveyed
-    return pa.schema(
-        [surveyed.field(name) if name in spec.source.schema else fixed.field(name) for name in fixed.names]
-    )
+    told = set(fixed.names) - set(spec.source.schema)
+    return pa.schema([fixed.field(name) if name in told else surveyed.field(name) for name in surveyed.names])
 
 
 def _check_not_held(table: Folder, parent: Snapshot) -> None:
@@ -708,8 +706,9 @@ def publish(
     if not plan.added and not plan.dropped and not retried:
         return prepared.parent, {}
     tally = work.tally(prepared.parent)
-    check_failed(prepared, tally.failed + _lost_rows(prepared.parent, plan), tally.documents + tally.failed)
-    check(tally)
+    failed = tally.failed + _lost_rows(prepared.parent, plan)
+    check_failed(prepared, failed, tally.documents + tally.failed)
+    check(replace(tally, failed=failed))
     workers = ClusterWorkers(
         cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
     )

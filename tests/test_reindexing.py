@@ -495,19 +495,64 @@ def test_another_choice_of_rows_touches_only_those_that_it_is_about(tmp_path, ti
     assert (encoded, version.counts.new, version.counts.unchanged) == (1, 1, 5)
 
 
-def test_a_table_that_would_be_compared_in_large_goes_to_the_cluster_whichever_side_is_large(small, tmp_path):
-    """Nearly all files vanished: few rows to read, many that may be theirs."""
+def test_types_that_were_guessed_stay_when_the_choice_of_rows_changes(tmp_path, tiny_model):
+    def write(values):
+        rows = [{"id": f"{n}", "text": f"text {n}", "price": value} for n, value in enumerate(values)]
+        write_rows(tmp_path / "corpus" / "a.jsonl", rows)
+
+    write([1.5, 2])
+    inline.embed(spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", source={"keep": ["price"]}))
+    write([1, 2])
+    chosen = {"keep": ["price"], "where": "length(text) > 0"}
+    version, encoded = reindexed(spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", source=chosen))
+    assert (encoded, version.counts.changed, version.counts.unchanged) == (0, 1, 1)
+    assert read_table(tmp_path / "table")["price"].to_pylist() == [1.0, 2.0]
+
+
+def test_the_columns_do_not_change_while_a_file_can_not_be_read(tmp_path, tiny_model):
+    """Its rows would stay in files with the columns of before."""
+    for name in "ab":
+        rows = pa.table({"id": [f"{name}{n}" for n in range(9)], "text": ["a text"] * 9, "kind": ["x"] * 9})
+        (tmp_path / "corpus").mkdir(exist_ok=True)
+        pq.write_table(rows, tmp_path / "corpus" / f"{name}.parquet")
+    inline.embed(spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table"))
+    content = (tmp_path / "corpus" / "a.parquet").read_bytes()
+    (tmp_path / "corpus" / "a.parquet").write_bytes(content[: len(content) // 2])
+    spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", source={"keep": ["kind"]})
+    with pytest.raises(GateFailed, match=r"a\.parquet' can't be read"):
+        inline.reindex(spec)
+    (tmp_path / "corpus" / "a.parquet").write_bytes(content)
+    assert reindexed(spec)[0].counts.changed == 18
+
+
+def test_live_rows_of_files_that_vanished_count_too(small, tmp_path):
+    """Nearly all did: few rows to read, many that may be theirs."""
     for name in "bc":
         (tmp_path / "corpus" / f"{name}.jsonl").unlink()
     write_rows(tmp_path / "corpus" / "a.jsonl", rows_of(("a0", "text a 0")))
-    assert changes._num_keys(run.prepare(small, writes=False), 1) == 1 + 9
+    prepared = run.prepare(small, writes=False)
+    assert (changes._rows_to_read(prepared), changes._num_affected(prepared)) == (1, 9)
+
+
+def test_of_files_that_do_not_tell_their_rows_only_those_that_changed_count(tmp_path, tiny_model):
+    lines = [json.dumps({"id": f"a{n}", "text": f"text {n}"}) + "\n" for n in range(100)]
+    (tmp_path / "corpus").mkdir()
+    with gzip.open(tmp_path / "corpus" / "a.jsonl.gz", "wt") as file:
+        file.writelines(lines)
+    write_rows(tmp_path / "corpus" / "b.jsonl", rows_of(*((f"b{n}", f"text {n}") for n in range(100))))
+    spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table")
+    inline.embed(spec)
+    write_rows(tmp_path / "corpus" / "b.jsonl", rows_of(*((f"b{n}", f"text {n}") for n in range(99))))
+    prepared = run.prepare(spec, writes=False)
+    assert prepared.survey.rows_known is None
+    assert 0 < changes._rows_to_read(prepared) < prepared.survey.rows_estimate
 
 
 def test_documents_to_read_count_with_their_chunks(tmp_path, tiny_model):
     spec = spec_for(Corpus(tmp_path / "corpus", 3).folder, tiny_model, tmp_path / "table", MODES["chunks"])
     counts = inline.embed(spec).counts
     assert counts.rows > counts.documents
-    assert changes._num_keys(run.prepare(spec, writes=False), counts.documents) == counts.rows
+    assert changes._num_wanted(run.prepare(spec, writes=False), counts.documents) == counts.rows
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -497,6 +497,7 @@ def test_missing_credentials_are_an_input_error(moto: S3Server, monkeypatch: pyt
     assert isinstance(fails_clearly(lambda: list_pattern("s3://bucket/x", options), "credentials"), InputError)
 
 
+@pytest.mark.slow
 def test_an_unreachable_endpoint_is_an_input_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but not listening: refuses

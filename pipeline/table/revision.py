@@ -143,7 +143,8 @@ def _assemble(
     removed, moves = _by_part(revision.removed), _by_part(revision.moved)
     losing = {number for number, rows in removed.items() if len(rows) < parent.parts[number].rows}
     dropped = {number for number in removed if number not in losing}
-    full = rewrite.full_bytes(raw_bytes([*parent.parts, *revision.fresh]))
+    staying = [part for number, part in enumerate(parent.parts) if number not in dropped]
+    full = rewrite.full_bytes(raw_bytes([*staying, *revision.fresh]))
     merged = _small_beside(parent, revision.fresh, losing | dropped, full // SMALL_SHARE)
     jobs = [
         Moves(

@@ -68,8 +68,8 @@ def full_bytes(table_bytes: int) -> int:
 
 
 def choose(staged: Sequence[Input], live: Sequence[Input], full: int, folder: str) -> tuple[list[Part], list[Rewrite]]:
-    """(parts to publish as they are, rewrites that make the others). `live` are parts that lose some rows; `full` bytes are
-    the most that a merged one gets."""
+    """(parts to publish as they are, rewrites that make the others). `live` are parts that lose some rows or are to
+    be merged; `full` bytes are the most that a merged one gets."""
     as_is: list[Part] = []
     inputs: dict[Partition, list[Input]] = {}
     for item in staged:

@@ -140,6 +140,19 @@ def test_the_shuffle_finds_what_this_process_finds(mode, ray_address, tiny_model
     check_owners(Folder(str(tmp_path / "table")))
 
 
+@pytest.mark.slow
+def test_the_shuffle_finds_files_that_vanished_and_nothing_to_read(ray_address, tiny_model, tmp_path, monkeypatch):
+    for number, rows in enumerate(first_rows()[:2]):
+        write_file(tmp_path / "corpus", number, rows)
+    spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", resources={"ray_address": ray_address})
+    inline.embed(replace(spec, limits=replace(spec.limits, unit_rows=100)))
+    (tmp_path / "corpus" / "1.parquet").unlink()
+    monkeypatch.setattr(changes, "KEYS_HERE", 0)
+    limits = replace(spec.limits, unit_rows=100, max_deleted_rows=1000)
+    found = pipeline.reindex(replace(spec, limits=limits))
+    assert (found.counts.deleted, found.counts.rows) == (len(first_rows()[1]), len(first_rows()[0]))
+
+
 def test_another_model_takes_the_place_of_the_table_s_only_when_asked(ray_address, tmp_path, capsys):
     from tests.tiny import build_tiny_model
 
