@@ -43,9 +43,11 @@ VECTOR_BYTES = 64 * 2**20
 """Of one slice, as the table has them and as they travel."""
 FLOAT_BYTES = 256 * 2**20
 """The same as float32: an encoder holds them so, however few bits the table keeps."""
-SLICES_PER_ENCODER = 4
-"""A small corpus is cut into at least so many slices per encoder, so that none idles and little is lost in a crash. More
-of them would waste more: rows are sorted by length within their slice, and encoders begin with shapes new to them."""
+SLICES_PER_ENCODER = 2
+"""A small corpus is cut into at least so many slices per encoder: while one is written the next is encoded. More of them
+would waste more: rows are sorted by length within their slice, and encoders begin with shapes new to them."""
+FEW_ROUNDS = 8
+"""Slices per encoder, up to which one that is left over at the end is worth avoiding."""
 NOTICEABLE = 0.005
 """Share of clipped numbers that a summary mentions: ranges of 1,024 texts leave 0.2 % of such texts' numbers outside."""
 NOT_EXCLUSIVE = (
@@ -550,7 +552,7 @@ def evened(slice_rows: int, rows: int, encoders: int) -> int:
     """Slices a little smaller, so that each encoder gets as many: of three for two encoders one would be done alone."""
     rounds = -(-rows // (slice_rows * encoders))
     smaller = -(-rows // max(1, rounds * encoders))
-    few = rounds <= 2 * SLICES_PER_ENCODER
+    few = rounds <= FEW_ROUNDS
     return min(slice_rows, smaller) if few and smaller >= MIN_SLICE_ROWS // 2 else slice_rows
 
 
