@@ -28,6 +28,15 @@ class Task:
     unit: Unit
     done: tuple[tuple[int, int], ...]
 
+    @property
+    def rows_to_do(self) -> int | None:
+        """Source rows, or texts; None where only reading can tell."""
+        if self.unit.hashes is not None:
+            return len(self.unit.hashes)
+        rows = [span.rows for span in self.unit.spans]
+        done = sum(stop - first for first, stop in self.done)
+        return None if None in rows else sum(count for count in rows if count is not None) - done
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -24,6 +24,7 @@ from pipeline.planning import Plan, Task
 from pipeline.pools import Pools
 from pipeline.quantize import SCALAR
 from pipeline.reading import SLICE_BYTES, first_spans
+from pipeline.slicing import evened
 from pipeline.source import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
 from pipeline.table import calibration, commit, int8, layout, materialise, record, snapshot
@@ -46,8 +47,6 @@ FLOAT_BYTES = 256 * 2**20
 SLICES_PER_ENCODER = 2
 """A small corpus is cut into at least so many slices per encoder: while one is written the next is encoded. More of them
 would waste more: rows are sorted by length within their slice, and encoders begin with shapes new to them."""
-FEW_ROUNDS = 8
-"""Slices per encoder, up to which one that is left over at the end is worth avoiding."""
 NOTICEABLE = 0.005
 """Share of clipped numbers that a summary mentions: ranges of 1,024 texts leave 0.2 % of such texts' numbers outside."""
 NOT_EXCLUSIVE = (
@@ -111,13 +110,9 @@ class Prepared:
 
     @property
     def rows_to_do(self) -> int | None:
-        """Source rows that the tasks hold, or texts; None where only reading can tell."""
-        units = [task.unit for task in self.plan.tasks]
-        if any(unit.hashes is not None for unit in units):
-            return sum(len(unit.hashes or ()) for unit in units)
-        rows = [span.rows for unit in units for span in unit.spans]
-        done = sum(stop - first for task in self.plan.tasks for first, stop in task.done)
-        return None if None in rows else sum(count for count in rows if count is not None) - done
+        """Of all tasks; None where only reading can tell."""
+        rows = [task.rows_to_do for task in self.plan.tasks]
+        return None if None in rows else sum(count for count in rows if count is not None)
 
 
 def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_model: bool = False) -> Prepared:
@@ -545,15 +540,13 @@ def _slice_rows(prepared: Prepared, pools: Pools) -> int:
     share = -(-estimate // (pools.encoders * SLICES_PER_ENCODER))
     rows = min(most, max(MIN_SLICE_ROWS, share))
     # Of documents that are chunked nobody knows yet how many rows they become.
-    return rows if prepared.spec.chunk is not None else evened(rows, estimate, pools.encoders)
+    return rows if prepared.spec.chunk is not None else evened(rows, _unit_rows(prepared), pools.encoders)
 
 
-def evened(slice_rows: int, rows: int, encoders: int) -> int:
-    """Slices a little smaller, so that each encoder gets as many: of three for two encoders one would be done alone."""
-    rounds = -(-rows // (slice_rows * encoders))
-    smaller = -(-rows // max(1, rounds * encoders))
-    few = rounds <= FEW_ROUNDS
-    return min(slice_rows, smaller) if few and smaller >= MIN_SLICE_ROWS // 2 else slice_rows
+def _unit_rows(prepared: Prepared) -> list[int]:
+    """Of each task, what is left to do; all as one where only reading can tell."""
+    rows = [task.rows_to_do for task in prepared.plan.tasks]
+    return [prepared.survey.rows_estimate] if None in rows else [count for count in rows if count is not None]
 
 
 def stored_vector_bytes(prepared: Prepared) -> int:

@@ -3,11 +3,9 @@
 import dataclasses
 
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import run
 from pipeline.planning import make_plan
 from pipeline.table import snapshot
 from pipeline.table.record import Effort, Record
@@ -69,21 +67,3 @@ def test_a_first_version_numbers_its_spans_from_zero_in_source_order():
 def test_a_recorded_unit_keeps_the_numbers_that_its_parts_carry():
     plan = make_plan({unit: spans_of(unit) for unit in "ab"}, snapshot.empty(), {"b": [recorded("b", (7,))]})
     assert [unit.sources for unit in plan.added] == [(0,), (7,)]
-
-
-@pytest.mark.parametrize(
-    ("slice_rows", "rows", "encoders", "expected"),
-    [
-        (256, 600, 2, 150),  # not 256, 256 and 88
-        (256, 2280, 2, 228),
-        (256, 380, 2, 190),
-        (256, 200, 2, 256),  # too few to be worth a second slice
-        (256, 300, 64, 256),
-        (2048, 2048 * 8, 4, 2048),
-        (50, 1010, 3, 50),  # what limits.unit_rows asks for stays
-        (807, 10_000, 1, 807),  # where there are many, one more or less is nothing
-        (256, 0, 2, 256),
-    ],
-)
-def test_encoders_get_slices_of_one_size_and_number(slice_rows, rows, encoders, expected):
-    assert run.evened(slice_rows, rows, encoders) == expected
