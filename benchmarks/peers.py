@@ -183,13 +183,14 @@ def _compare(
     entries = {name: ENTRIES[name] for name in arguments.only}
     precisions = sorted({entry.precision for entry in entries.values()})
     turns: dict[str, list[Turn]] = {name: [] for name in [*precisions, *entries]}
+    refused: set[str] = set()
     with contextlib.ExitStack() as stack:
         processes = {}
         for name in precisions:
             ceiling = Process("ceiling", replace(settings, precision=name))
             processes[name] = stack.enter_context(contextlib.closing(ceiling))
-        for name, entry in list(entries.items()):
-            if name not in entries:
+        for name, entry in entries.items():
+            if entry.precision in refused:
                 continue
             own = replace(settings, precision=entry.precision)
             if not entry.ours:
@@ -202,9 +203,10 @@ def _compare(
                 if "in int8 this model loses too much" not in str(error):
                     raise
                 print(f"{corpus.name}: int8 is left out, the run refuses it: {str(error).strip().splitlines()[-1]}")
-                entries = {name: entry for name, entry in entries.items() if entry.precision != "int8"}
+                refused.add(entry.precision)
                 continue
             processes[name] = stack.enter_context(contextlib.closing(process))
+        entries = {name: entry for name, entry in entries.items() if entry.precision not in refused}
         for number in range(arguments.rounds):
             order = list(processes)[number % len(processes) :] + list(processes)[: number % len(processes)]
             for name in order:

@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--name", default="quality", help="of the files of results")
     parser.add_argument("--out", type=Path, default=results.RESULTS)
     arguments = parser.parse_args()
+    sts = [arguments.data / name for name in STS] if arguments.sts is None else arguments.sts
+    retrieval = [arguments.data / name for name in RETRIEVAL] if arguments.retrieval is None else arguments.retrieval
     exact = encoder_spec(ModelSpec(path=arguments.model))
     tokenizer = Tokenizer(exact, arguments.threads)
     corpus = arguments.corpus or corpora.available(arguments.data)[0]
@@ -71,11 +73,9 @@ def main() -> None:
         Scores(build_encoder(spec, "cpu", arguments.threads), tokenizer, exact.similarity) for spec in (exact, int8)
     ]
     for one in scores:
-        for path in [arguments.data / name for name in STS] if arguments.sts is None else arguments.sts:
+        for path in sts:
             one.pairs(path)
-        for path in (
-            [arguments.data / name for name in RETRIEVAL] if arguments.retrieval is None else arguments.retrieval
-        ):
+        for path in retrieval:
             one.retrieval(path)
     cosines = _cosines(*(np.concatenate(one.vectors) for one in scores))
     rows = [

@@ -5,8 +5,8 @@
 
 `titles`: arXiv titles in 20 files, one per cent of them changed, in (a) two files, (b) all of them, written anew under other
 names and in another order. Seconds are those of the runs' own summaries, the start of Ray and of the model apart; a table of
-them is written to benchmarks/results/. `keys`: so
-many live and wanted keys through the cluster's shuffle, one per cent of them different; peak memory is of any one process.
+them is written to benchmarks/results/. `keys`: so many live and wanted keys through the cluster's shuffle, one per cent of
+them different; peak memory is of any one process.
 """
 
 import argparse

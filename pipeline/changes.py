@@ -102,22 +102,19 @@ def check_deleted(prepared: Prepared, changes: Changes | None, *, allowed: bool 
         rows = prepared.parent.counts.documents
         known = prepared.survey.rows_known
         deleted = max(0, rows - known) if known is not None else 0
-    limit = prepared.spec.limits.max_deleted_rows
-    guard.check_deleted(
-        prepared.table.url, rows=rows, deleted=deleted, files=len(prepared.files), limit=limit, allowed=allowed
-    )
+    _guard(prepared, rows, deleted, allowed)
 
 
 def check_built(prepared: Prepared, tally: Tally, *, allowed: bool = False) -> None:
     """The same for a full build whose rows are counted: before it, not all formats tell how many there are."""
     before = prepared.parent.counts.documents
+    _guard(prepared, before, max(0, before - tally.documents - tally.failed), allowed)
+
+
+def _guard(prepared: Prepared, rows: int, deleted: int, allowed: bool) -> None:
+    limit = prepared.spec.limits.max_deleted_rows
     guard.check_deleted(
-        prepared.table.url,
-        rows=before,
-        deleted=max(0, before - tally.documents - tally.failed),
-        files=len(prepared.files),
-        limit=prepared.spec.limits.max_deleted_rows,
-        allowed=allowed,
+        prepared.table.url, rows=rows, deleted=deleted, files=len(prepared.files), limit=limit, allowed=allowed
     )
 
 

@@ -4,7 +4,6 @@ Comes in: what the source holds (a survey), the current snapshot, the records in
 tried again. Goes out: a `Plan`.
 """
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -94,13 +93,13 @@ def output_spec(spec: RunSpec, source: pa.Schema, forms: Collection[str]) -> dic
     }
 
 
-def shape(output: Mapping[str, Any]) -> Any:
-    """Of an output_spec what a row can't have kept if its text and kept values are as they were: the files' columns, their
-    types and places. What chooses rows or finds their text shapes none that is there."""
+def shape(output: Mapping[str, Any]) -> str:
+    """A digest of what an output_spec says of rows beyond their text and kept values: the files' columns, their types and
+    places. What chooses rows or finds their text shapes none that is there."""
     kept = [*output.get("keep", ()), *output.get("partition_by", ())]
     shaping = ("format", "keep", "partition_by", "embedding_column", "keep_text", "rows")
     types = {name: output.get("schema", {}).get(name) for name in kept}
-    return json.loads(json.dumps([[output.get(name) for name in shaping], types]))
+    return identity.digest({name: output.get(name) for name in shaping} | {"types": types})
 
 
 def unit_ids(groups: Iterable[tuple[Span, ...]], output: str, fingerprint: str) -> dict[str, tuple[Span, ...]]:

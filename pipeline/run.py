@@ -520,13 +520,8 @@ def settings_for(prepared: Prepared, pools: Pools) -> "Settings":
 
 def _has_many_rows(prepared: Prepared, pools: Pools) -> bool:
     """In the run or in its table: whether a start of some seconds more is worth a faster encoder."""
-    rows = max(_rows_about(prepared), prepared.parent.counts.rows)  # what one run made on a node serves the next
+    rows = max(sum(_unit_rows(prepared)), prepared.parent.counts.rows)  # what one run made on a node serves the next
     return rows >= MANY_ROWS * pools.encoders
-
-
-def _rows_about(prepared: Prepared) -> int:
-    rows = prepared.rows_to_do
-    return prepared.survey.rows_estimate if rows is None else rows
 
 
 def _slice_rows(prepared: Prepared, pools: Pools) -> int:
@@ -536,11 +531,11 @@ def _slice_rows(prepared: Prepared, pools: Pools) -> int:
     most = min(prepared.spec.limits.unit_rows, max(1, room))
     if pools.device == "cpu":
         most = min(most, MAX_CPU_SLICE_ROWS)
-    estimate = _rows_about(prepared)
-    share = -(-estimate // (pools.encoders * SLICES_PER_ENCODER))
+    units = _unit_rows(prepared)
+    share = -(-sum(units) // (pools.encoders * SLICES_PER_ENCODER))
     rows = min(most, max(MIN_SLICE_ROWS, share))
     # Of documents that are chunked nobody knows yet how many rows they become.
-    return rows if prepared.spec.chunk is not None else evened(rows, _unit_rows(prepared), pools.encoders)
+    return rows if prepared.spec.chunk is not None else evened(rows, units, pools.encoders)
 
 
 def _unit_rows(prepared: Prepared) -> list[int]:
