@@ -127,8 +127,8 @@ def run(corpus: Path, model: dict[str, str], folder: Path) -> None:
 
 
 def plan(rows: int, model: str, folder: Path) -> None:
-    from pipeline import run as runs
     from pipeline.config import from_mapping
+    from pipeline.runs import prepare as runs
 
     corpus = folder / "corpus"
     titles(corpus, rows)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import corpora
 
 if TYPE_CHECKING:
+    from pipeline.encoder.tokenizer import TokenRows
     from pipeline.model.folder import EncoderSpec
-    from pipeline.tokenizing import TokenRows
 
 WARM_UP = 32
 """Texts that are embedded before the first turn."""
@@ -62,9 +62,9 @@ Contestant = Callable[..., Turn]
 def bare_encoder(settings: Settings) -> Contestant:
     """Our tokenizer and encoder over texts in memory: what the job could reach if all else were free."""
     from pipeline.config import from_mapping
-    from pipeline.encoder import build_encoder
+    from pipeline.encoder.encoder import build_encoder
+    from pipeline.encoder.tokenizer import Tokenizer
     from pipeline.model.folder import encoder_spec
-    from pipeline.tokenizing import Tokenizer
 
     model = {"path": settings.model, "precision": settings.precision, "engine": settings.engine}
     spec = encoder_spec(
@@ -99,11 +99,11 @@ def bare_encoder(settings: Settings) -> Contestant:
 
 def quantised(spec: "EncoderSpec", tokens: "TokenRows", threads: int) -> "EncoderSpec":
     """With an int8 model made on these texts, as a run makes one for its table."""
-    from pipeline import calibrating
-    from pipeline.engines.int8 import graph_file, unpack
+    from pipeline.encoder import int8
+    from pipeline.encoder.engines.int8 import graph_file, unpack
     from pipeline.model.folder import Int8Graph
 
-    content, known = calibrating.quantise(spec, tokens, threads)
+    content, known = int8.quantise(spec, tokens, threads)
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
     unpack(content, folder)

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from pipeline.chunking import chunk
 from pipeline.config import ChunkSpec
-from pipeline.tokenizing import Tokenizer
+from pipeline.encoder.chunking import chunk
+from pipeline.encoder.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("PIPELINE_TEST_DATA", ROOT.parent / "shared" / "data"))

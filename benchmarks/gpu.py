@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 
 from benchmarks import arithmetic, results, seeded
 from pipeline.config import ModelSpec
-from pipeline.encoder import BUDGET_TOKENS, OVERHEAD_TOKENS, PACKED_BUDGET_TOKENS, Encoder
-from pipeline.engines.packed_torch import PackedTorchEngine, packed_if_proven
-from pipeline.engines.torch import TorchEngine
+from pipeline.encoder.encoder import BUDGET_TOKENS, OVERHEAD_TOKENS, PACKED_BUDGET_TOKENS, Encoder
+from pipeline.encoder.engines.packed_torch import PackedTorchEngine, packed_if_proven
+from pipeline.encoder.engines.torch import TorchEngine
+from pipeline.encoder.tokenizer import Tokenizer, TokenRows
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.model.quiet import quiet_transformers
-from pipeline.tokenizing import Tokenizer, TokenRows
 
 TOKENS = {"minilm": 4_000_000, "base": 2_000_000, "large": 1_000_000, "tiny": 2_000}
 """Of a turn, roughly."""

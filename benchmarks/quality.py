@@ -18,10 +18,10 @@ from benchmarks import corpora, results
 from benchmarks.contestants import CALIBRATION, quantised
 from benchmarks.peers import MODEL
 from pipeline.config import ModelSpec
-from pipeline.encoder import Encoder, build_encoder
-from pipeline.evaluation import read_pairs, read_retrieval, score_pairs, score_retrieval
+from pipeline.encoder.encoder import Encoder, build_encoder
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec
-from pipeline.tokenizing import Tokenizer
+from pipeline.runs.evaluate import read_pairs, read_retrieval, score_pairs, score_retrieval
 
 STS = ("sts/stsb-en-dev.tsv.gz", "sts/sick-r.tsv.gz")
 RETRIEVAL = ("retrieval/xquad-en", "retrieval/cranfield")

@@ -31,8 +31,9 @@ import pyarrow.parquet as pq
 
 import pipeline
 from benchmarks import results
-from pipeline import config, dataflow
+from pipeline import config
 from pipeline.config import ResourceSpec
+from pipeline.execution.ray import flow as dataflow
 from pipeline.table.diff import GONE, KEY, LIVE_FIRST, WANTED, Keys
 
 DATA = Path(os.environ.get("PIPELINE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import run
 from pipeline.config import from_mapping
+from pipeline.runs import prepare
 from pipeline.storage import Folder
-from pipeline.table import commit, materialise, record, snapshot
+from pipeline.table import materialise, publication, record, snapshot
 from tests.proxy import Proxy, fault_proxy
 from tests.servers import rclone_server
 from tests.table.test_publish import Here, describe, make_unit, stage
@@ -75,7 +75,7 @@ def plan(count: int, place: str, form: str, options: dict[str, Any], model: str,
         }
     )
     with measured(f"plan {count:,} {form} files", count / 1000, "1,000 files", proxy) as told:
-        prepared = run.prepare(spec, writes=False)
+        prepared = prepare.prepare(spec, writes=False)
         told(f"{len(prepared.plan.tasks):,} units")
 
 
@@ -88,9 +88,9 @@ def publish(count: int, options: dict[str, Any], proxy: Proxy) -> None:
             stage(table, unit, [f"{number}-{row}x" for row in range(ROWS_PER_UNIT)])
     with measured(f"read the records of {what}", count, "unit", proxy):
         found = record.read_all(table, [unit.unit_id for unit in units])
-    work = commit.Work(done=[(unit, found[unit.unit_id]) for unit in units], kept=frozenset())
+    work = publication.Work(done=[(unit, found[unit.unit_id]) for unit in units], kept=frozenset())
     with measured(f"commit {what}", count, "unit", proxy):
-        version = commit.publish(table, snapshot.empty(), work, describe(), Here(table))
+        version = publication.publish(table, snapshot.empty(), work, describe(), Here(table))
     with measured(f"materialise {what}", count, "unit", proxy) as told:
         materialise.materialise(table, version)
         told(f"{len(version.parts)} parts")

@@ -51,8 +51,8 @@ def main() -> None:
 
 def _measure(arguments: argparse.Namespace) -> None:
     from pipeline.config import ModelSpec
+    from pipeline.encoder.tokenizer import Tokenizer
     from pipeline.model.folder import encoder_spec
-    from pipeline.tokenizing import Tokenizer
 
     spec = encoder_spec(ModelSpec(path=arguments.model))
     ours, library = Tokenizer(spec, arguments.threads[0]), _library(spec)

@@ -22,10 +22,10 @@ import pyarrow as pa
 
 from pipeline import identity
 from pipeline.storage import Folder
-from pipeline.table import commit, layout, materialise, record, snapshot
+from pipeline.table import layout, materialise, publication, record, snapshot
 from pipeline.table.part import Part, encode_part, part_schema
 from pipeline.table.record import Effort, Record
-from pipeline.unit import Unit
+from pipeline.work import Unit
 from tests.servers import moto_server, rclone_server
 from tests.table.test_publish import Here, describe, make_unit
 
@@ -111,8 +111,8 @@ def publish(
     done: Sequence[tuple[Unit, Sequence[Record]]],
     kept: frozenset[str] = frozenset(),
 ) -> snapshot.Snapshot:
-    work = commit.Work(done=done, kept=kept)
-    return commit.publish(table, parent, work, describe(), Here(table))
+    work = publication.Work(done=done, kept=kept)
+    return publication.publish(table, parent, work, describe(), Here(table))
 
 
 def stage(table: Folder, unit: Unit, number: int, rows: int) -> list[Record]:

@@ -15,14 +15,14 @@ import pyarrow as pa
 from jobs.command import main_of, parser
 from pipeline.config import RunSpec, load
 from pipeline.errors import InputError, one_line
-from pipeline.published import published
+from pipeline.runs.published import published
 from pipeline.schema import ID
-from pipeline.search import SCORE, nearest
+from pipeline.table.search import SCORE, nearest
 
 
 def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
     """The nearest rows, best first. Raises InputError where there is no published version, or one of other vectors."""
-    from pipeline.embedder import embedder
+    from pipeline.encoder.embedder import embedder
 
     if num_rows < 1:
         raise InputError(f"--top is {num_rows}; give how many rows to show, 1 or more")

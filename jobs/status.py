@@ -19,10 +19,10 @@ from typing import Any
 from jobs.command import Arguments, main_of, parser
 from pipeline.config import load
 from pipeline.errors import InputError
-from pipeline.metrics import size
-from pipeline.status import files, status
+from pipeline.progress import size
 from pipeline.storage import Folder
-from pipeline.table import clean, purge, rollback
+from pipeline.table.operations import purge, restore, vacuum
+from pipeline.table.status import files, status
 
 PENDING = 10
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs.add_argument("--release", action="store_true", help="end the hold of a rollback")
     verbs.add_argument("--clean", action="store_true", help="remove old files that no kept version needs")
     verbs.add_argument("--purge", metavar="ID", nargs="+", help="erase these rows; @FILE has an id per line")
-    command.add_argument("--older-than", metavar="DAYS", type=float, default=clean.OLD_DAYS, help="with --clean (7)")
+    command.add_argument("--older-than", metavar="DAYS", type=float, default=vacuum.OLD_DAYS, help="with --clean (7)")
     arguments = command.parse_args(argv)
     spec = load(arguments.config, arguments.set)
     table = Folder(spec.table.path, spec.table.storage_options)
@@ -44,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.files is not None:
         return _show_files(arguments, table)
     if arguments.rollback is not None:
-        version = rollback.roll_back(table, arguments.rollback)
+        version = restore.roll_back(table, arguments.rollback)
         text = (
             f"version {version.version} of {table.url} has the rows of version {arguments.rollback}; it holds the table"
         )
         arguments.show({"version": version.version, "rows_of": arguments.rollback}, f"{text} until --release")
         return 0
     if arguments.release:
-        version = rollback.release(table)
+        version = restore.release(table)
         arguments.show({"version": version.version, "held": False}, f"{table.url} is released: runs publish again")
         return 0
     if arguments.clean:
@@ -75,7 +75,7 @@ def _show_files(arguments: Arguments, table: Folder) -> int:
 def _clean(arguments: Arguments, table: Folder) -> int:
     if not arguments.older_than >= 0:
         raise InputError(f"--older-than is {arguments.older_than}; give days, 0 or more")
-    litter = clean.clean(table, arguments.older_than, dry_run=arguments.dry_run)
+    litter = vacuum.clean(table, arguments.older_than, dry_run=arguments.dry_run)
     kinds = {"orphans": litter.orphans, "trash": litter.trash, "staging": litter.staging} | (
         {"leases": litter.leases} if litter.leases else {}
     )

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from jobs.command import main_of, parser
 from pipeline.config import RunSpec, load
-from pipeline.embedder import embedder
+from pipeline.encoder.embedder import embedder
 from pipeline.errors import InputError, StorageError
-from pipeline.evaluation import (
+from pipeline.model.folder import EncoderSpec, encoder_spec
+from pipeline.runs.evaluate import (
     Encode,
     PairsScore,
     RetrievalScore,
@@ -28,9 +29,8 @@ from pipeline.evaluation import (
     score_pairs,
     score_retrieval,
 )
-from pipeline.model.folder import EncoderSpec, encoder_spec
-from pipeline.published import is_published, published
-from pipeline.verification import Oracle, verify
+from pipeline.runs.published import is_published, published
+from pipeline.runs.verify import Oracle, verify
 
 OUTSIDE_TOLERANCE = 1
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
     from numpy.typing import NDArray
 
-    from pipeline.dataflow import Cluster
-    from pipeline.forecast import Forecast
-    from pipeline.reindexing import Reindexed
-    from pipeline.run import Encoded, PlanSummary, Prepared, Summary
+    from pipeline.execution.ray.flow import Cluster
+    from pipeline.runs.forecast import Forecast
+    from pipeline.runs.prepare import Encoded, PlanSummary, Prepared, Summary
+    from pipeline.runs.reindex import Reindexed
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
@@ -41,33 +41,33 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
     With `retry_failed` the table's dead letters are tried again, too; else a row is when its file changes. Killed at any
     moment, the same call goes on. Raises PipelineError.
     """
-    from pipeline import run
     from pipeline.errors import SourceChanged
+    from pipeline.runs import prepare
 
     started = time.perf_counter()
     given = _spec(spec)
-    run.check_shared(given)
-    prepared = run.prepare(given, writes=True, retry_failed=retry_failed)
+    prepare.check_shared(given)
+    prepared = prepare.prepare(given, writes=True, retry_failed=retry_failed)
     if prepared.plan.changes_nothing:
-        return run.nothing_to_do(prepared)
+        return prepare.nothing_to_do(prepared)
     _quiet_ray()
-    from pipeline.dataflow import Cluster  # Ray loads only when there is work.
+    from pipeline.execution.ray.flow import Cluster  # Ray loads only when there is work.
 
-    with Cluster(run.resources_for(given)) as cluster:
+    with Cluster(prepare.resources_for(given)) as cluster:
         try:
-            prepared = run.calibrate(prepared, cluster)
+            prepared = prepare.calibrate(prepared, cluster)
             encoded = _encode(prepared, cluster)
         except SourceChanged:
             # A file was replaced under our hands: plan what stands there now, once.
-            prepared = run.prepare(given, writes=True, retry_failed=retry_failed)
+            prepared = prepare.prepare(given, writes=True, retry_failed=retry_failed)
             if prepared.plan.changes_nothing:
-                return run.nothing_to_do(prepared)
-            prepared = run.calibrate(prepared, cluster)
+                return prepare.nothing_to_do(prepared)
+            prepared = prepare.calibrate(prepared, cluster)
             encoded = _encode(prepared, cluster)
-        timings = run.timings(prepared, encoded)
-        version, published = run.publish(prepared, cluster, uuid.uuid4().hex[:12], timings | run.pace(encoded))
+        timings = prepare.timings(prepared, encoded)
+        version, published = prepare.publish(prepared, cluster, uuid.uuid4().hex[:12], timings | prepare.pace(encoded))
     total = {"total": time.perf_counter() - started}
-    return run.summarise(prepared, version, encoded, timings | published | total)
+    return prepare.summarise(prepared, version, encoded, timings | published | total)
 
 
 def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False) -> "Reindexed | Summary":
@@ -79,15 +79,16 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
     are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another reindex is at work on the table and
     has not ended within `limits.wait_s`.
     """
-    from pipeline import reindexing, run
-    from pipeline.crew import Crew
     from pipeline.errors import SourceChanged
+    from pipeline.execution.crew import Crew
+    from pipeline.runs import prepare
+    from pipeline.runs import reindex as reindexing
 
     started = time.perf_counter()
     given = _spec(spec)
-    run.check_shared(given)
+    prepare.check_shared(given)
     _quiet_ray()
-    with reindexing.alone(given), Crew(run.resources_for(given)) as crew:
+    with reindexing.alone(given), Crew(prepare.resources_for(given)) as crew:
         once = functools.partial(
             reindexing.reindex, given, crew, started, new_model=new_model, allow_deletes=allow_deletes
         )
@@ -102,11 +103,12 @@ def plan_reindex(
     spec: Spec, *, new_model: bool = False, allow_deletes: bool = False, price_per_hour: float | None = None
 ) -> "Forecast":
     """What `reindex` would do now, with exact counts: reads the changed files, writes nothing."""
-    from pipeline import reindexing, run
-    from pipeline.crew import Crew
+    from pipeline.execution.crew import Crew
+    from pipeline.runs import prepare
+    from pipeline.runs import reindex as reindexing
 
     given = _spec(spec)
-    with Crew(run.resources_for(given)) as crew:
+    with Crew(prepare.resources_for(given)) as crew:
         return reindexing.plan(
             given, crew, new_model=new_model, allow_deletes=allow_deletes, price_per_hour=price_per_hour
         )
@@ -119,19 +121,19 @@ def _quiet_ray() -> None:
 
 
 def _encode(prepared: "Prepared", cluster: "Cluster") -> "Encoded":
-    from pipeline import run
-    from pipeline.metrics import Progress
+    from pipeline.progress import Progress
+    from pipeline.runs import prepare
 
     tasks = prepared.plan.tasks
     with Progress(units=len(tasks), rows=prepared.rows_to_do) as progress:
-        return run.encode(prepared, cluster, progress)
+        return prepare.encode(prepared, cluster, progress)
 
 
 def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
     """What `embed` would do now; writes nothing."""
-    from pipeline import run
+    from pipeline.runs import prepare
 
-    return run.summarise_plan(run.prepare(_spec(spec), writes=False, retry_failed=retry_failed))
+    return prepare.summarise_plan(prepare.prepare(_spec(spec), writes=False, retry_failed=retry_failed))
 
 
 def read(
@@ -176,7 +178,7 @@ def encode(
     none. Texts are not chunked: what the model doesn't read of a long one is cut off. Raises InputError, also where a text
     has no vector.
     """
-    from pipeline.embedder import embedder
+    from pipeline.encoder.embedder import embedder
     from pipeline.errors import InputError
     from pipeline.model.folder import encoder_spec
 

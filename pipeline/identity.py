@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.arrays import decode, is_list, list_parts, struct_children
-from pipeline.unit import Span
+from pipeline.work import Span
 
 SEMANTICS = 1
 """Raised when our own code moves a vector beyond the stated tolerance."""

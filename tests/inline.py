@@ -11,19 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from pipeline import config, dataflow, reindexing, run, stages, texts
-from pipeline.changes import Changes, find
+from pipeline import config
 from pipeline.config import RunSpec
-from pipeline.crew import Crew
-from pipeline.dataflow import Cluster, Pools
-from pipeline.encoder import Encoder, build_encoder
+from pipeline.encoder.encoder import Encoder, build_encoder
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.execution.crew import Crew
+from pipeline.execution.ray import flow
+from pipeline.execution.ray.flow import Cluster, Pools
 from pipeline.model.folder import EncoderSpec
-from pipeline.planning import Task
-from pipeline.run import Prepared
-from pipeline.stages import Settings
+from pipeline.runs import prepare
+from pipeline.runs import reindex as reindexing
+from pipeline.runs.plan import Task
+from pipeline.runs.prepare import Prepared
+from pipeline.runs.row_changes import Changes, find
+from pipeline.stages import distinct_texts
+from pipeline.stages import encode as stages
+from pipeline.stages.encode import Settings
 from pipeline.table.calibration import Measurement
 from pipeline.table.snapshot import Snapshot
-from pipeline.tokenizing import Tokenizer
 
 POOLS = Pools(
     device="cpu", encoders=1, cpus_per_encoder=1, gpus_per_encoder=0, tokenizers=1, writers=1, cpus_per_task=1
@@ -52,15 +57,15 @@ def embed(
     retry_failed: bool = False,
 ) -> Snapshot:
     """Publish what a run would. `shuffle` seeds another order of the units; `stop_after` slices it dies, unpublished."""
-    prepared = run.prepare(spec, writes=True, retry_failed=retry_failed)
+    prepared = prepare.prepare(spec, writes=True, retry_failed=retry_failed)
     if prepared.plan.changes_nothing:
         return prepared.parent
     pools = replace(POOLS, encoders=encoders)
     if prepared.vectors.needs_calibration:
-        prepared = run.calibrate_with(prepared, pools, Sampler())
-    settings = run.settings_for(prepared, pools)
+        prepared = prepare.calibrate_with(prepared, pools, Sampler())
+    settings = prepare.settings_for(prepared, pools)
     encoder, tokenizer = built(settings.encoder_here())
-    dataflow.prove(encoder, settings, tokenizer)
+    flow.prove(encoder, settings, tokenizer)
     tasks = list(prepared.plan.tasks)
     if shuffle is not None:
         random.Random(shuffle).shuffle(tasks)
@@ -70,7 +75,7 @@ def embed(
             raise Died
         report = stages.write(stages.encode(row, encoder, settings, "inline"), settings)
         assert report.column("refused")[0].as_py() is None, report.to_pylist()
-    version, _ = run.publish(prepared, Cluster(spec.resources), "inline", {})
+    version, _ = prepare.publish(prepared, Cluster(spec.resources), "inline", {})
     return version
 
 
@@ -78,7 +83,7 @@ def reindex(
     spec: RunSpec, *, encoders: int = 1, stop_after: int | None = None, encoded: list[int] | None = None
 ) -> Snapshot:
     """Publish what a reindex would, by row. `stop_after` slices it dies; `encoded` hears how many texts the encoder got."""
-    prepared = run.prepare(spec, writes=True)
+    prepared = prepare.prepare(spec, writes=True)
     if prepared.plan.changes_nothing:
         return prepared.parent
     with Crew(spec.resources) as crew:
@@ -99,15 +104,15 @@ def encode(
     encoded: list[int] | None = None,
 ) -> None:
     """The texts that a reindex has to encode."""
-    settings = run.settings_for(prepared, replace(POOLS, encoders=encoders))
+    settings = prepare.settings_for(prepared, replace(POOLS, encoders=encoders))
     encoder, tokenizer = built(settings.encoder_here())
-    slices = (row for task in reindexing.tasks(changes) for row in texts.read(task, settings, tokenizer))
+    slices = (row for task in reindexing.tasks(changes) for row in distinct_texts.read(task, settings, tokenizer))
     for done, row in enumerate(slices):
         if done == stop_after:
             raise Died
         if encoded is not None:
             encoded.append(stages.from_cell(row, "documents").num_rows)
-        report = texts.write(stages.encode(row, encoder, settings, "inline"), settings)
+        report = distinct_texts.write(stages.encode(row, encoder, settings, "inline"), settings)
         assert report.column("refused")[0].as_py() is None, report.to_pylist()
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import pipeline
 from pipeline.config import ModelSpec
-from pipeline.embedder import embedder
+from pipeline.encoder.embedder import embedder
 from pipeline.errors import ConfigError, InputError
 from pipeline.model.folder import encoder_spec, resolve_model
 from tests import inline

@@ -13,9 +13,9 @@ from benchmarks import arithmetic, corpora, gpu, quality, reindex, results, seed
 from benchmarks.contestants import Settings, Turn
 from benchmarks.processes import Process
 from pipeline.config import ModelSpec
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec
 from pipeline.table import diff
-from pipeline.tokenizing import Tokenizer
 
 
 def test_flops_are_those_that_torch_counts(tiny_model):

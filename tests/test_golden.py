@@ -10,11 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import config, identity, planning
+from pipeline import config, identity
 from pipeline.model.digest import folder_digest
 from pipeline.model.folder import encoder_spec
-from pipeline.run import _calibration_key
-from pipeline.unit import SourceFile, Span
+from pipeline.runs import plan
+from pipeline.runs.prepare import _calibration_key
+from pipeline.work import SourceFile, Span
 
 FILES = {
     "config.json": {
@@ -96,7 +97,7 @@ def test_the_fingerprint_of_a_run(folder):
 def test_the_output_of_a_run_and_its_units(folder):
     schema = pa.schema({"shard": pa.string(), "n": pa.int64(), "title": pa.string(), "body": pa.string()})
     schema = schema.append(pa.field("year", pa.int16())).append(pa.field("lang", pa.string()))
-    output = identity.digest(planning.output_spec(run_of(folder), schema, {"jsonl"}))
+    output = identity.digest(plan.output_spec(run_of(folder), schema, {"jsonl"}))
     assert output == "8c1bd9661015f43730b2bc6acfa41ab0"
     file = SourceFile(path="x/a.jsonl", size=100, version="100-1", format="jsonl")
     span = Span(file=file, kind="bytes", start=0, stop=100, rows=None)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pipeline import identity
 from pipeline.arrays import cast_exactly
-from pipeline.columns import plain_type
+from pipeline.sources.columns import plain_type
 from pipeline.table.calibration import Calibration
-from pipeline.unit import SourceFile, Span
+from pipeline.work import SourceFile, Span
 from tests.arrows import ALL, arrays
 
 FILE = SourceFile(path="/data/a.parquet", size=10, version="10-1", format="parquet")

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import hub
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError
 from pipeline.model.copied import ModelFile, copied_folder, list_model
 from pipeline.model.digest import folder_digest, vector_file_names
-from pipeline.storage import is_remote
+from pipeline.storage import hub, is_remote
 
 _PACKAGE = "package:"
 _HUB = "hf://"

@@ -17,7 +17,7 @@ from pipeline import identity
 from pipeline.errors import InputError, RunError
 from pipeline.storage import Folder
 from pipeline.table import layout
-from pipeline.unit import Span, Unit
+from pipeline.work import Span, Unit
 
 TEXTS = 1024
 """Aimed at by a sample."""

@@ -99,7 +99,7 @@ def encoder_here(encoder: EncoderSpec, table: Folder, path: str | None) -> Encod
 
 def _fetch(table: Folder, path: str, digest: str) -> Path:
     """The graph's file on this node, copied by now or by this call; InputError if it is gone or damaged."""
-    from pipeline.engines.int8 import graph_file, unpack
+    from pipeline.encoder.engines.int8 import graph_file, unpack
 
     def copy(folder: Path) -> None:
         where = layout.int8_graph(path, digest)

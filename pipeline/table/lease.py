@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import StorageError, TableBusy
-from pipeline.process import Process, is_dead, this_process
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
 from pipeline.table import clock, layout
+from pipeline.table.process import Process, is_dead, this_process
 
 LEASE_S = 300.0
 """How long a table stays taken by a run that died where nobody can see it."""

@@ -42,7 +42,7 @@ class Part:
     staged: str | None = None
     """Where it lies until its version is materialised."""
     owners: str | None = None
-    """The list that says which span each row belongs to now, where the column `source` doesn't any more; owners.py."""
+    """The list that says which span each row belongs to now, where the column `source` doesn't any more; row_sources.py."""
 
     @property
     def location(self) -> str:

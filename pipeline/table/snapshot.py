@@ -1,6 +1,6 @@
 """One committed state of the table: a JSON file whose creation is the commit, with its lists of parts and sources.
 
-Reads and writes these three; how a new state comes about stands in commit.py.
+Reads and writes these three; how a new state comes about stands in publication.py.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
 from pipeline.table import layout
 from pipeline.table.part import Part, parts_to_table, table_to_parts
-from pipeline.unit import Unit
+from pipeline.work import Unit
 
 SOURCES = pa.schema(
     [

@@ -27,13 +27,13 @@ UNIT_ROWS = 100
 BOUND = (ENCODERS * IN_FLIGHT + WRITERS + 1) * UNIT_ROWS
 """Rows that a kill may cost: slices at the encoders, at the writer, and one between them."""
 SLOWED_S = {
-    "pipeline.engines.torch:TorchEngine.start": 0.04,
-    "pipeline.stages:_tokenize": 0.2,
-    "pipeline.stages:create": 0.1,
-    "pipeline.table.commit:_check_gate": 0.1,
-    "pipeline.table.commit:write_changes": 0.1,
-    "pipeline.table.commit:check_staged": 0.1,
-    "pipeline.table.commit:create": 0.1,
+    "pipeline.encoder.engines.torch:TorchEngine.start": 0.04,
+    "pipeline.stages.encode:_tokenize": 0.2,
+    "pipeline.stages.encode:create": 0.1,
+    "pipeline.table.publication:_check_gate": 0.1,
+    "pipeline.table.publication:write_changes": 0.1,
+    "pipeline.table.publication:check_staged": 0.1,
+    "pipeline.table.publication:create": 0.1,
     "pipeline.table.materialise:_copy_all": 0.1,
     "pipeline.table.materialise:_copy_lists": 0.1,
     "pipeline.table.materialise:_remove_staged": 0.1,

@@ -20,7 +20,7 @@ import sys
 import time
 
 FOLDER = os.environ.get("FAULT_FOLDER", "")
-COUNTED = ("pipeline.stages", "encode")
+COUNTED = ("pipeline.stages.encode", "encode")
 
 
 class Hook(importlib.abc.MetaPathFinder):
@@ -157,7 +157,7 @@ if FOLDER:
         wrappers.setdefault(module, []).append((function, fatal))
     if os.environ.get("POISON"):
         kinds = [item.split(":") for item in os.environ["POISON"].split(",")]
-        wrappers.setdefault("pipeline.engines.torch", []).append(("TorchEngine.start", poisoned(kinds)))
-        wrappers.setdefault("pipeline.engines.openvino", []).append(("OpenVinoEngine.encode", poisoned(kinds)))
+        wrappers.setdefault("pipeline.encoder.engines.torch", []).append(("TorchEngine.start", poisoned(kinds)))
+        wrappers.setdefault("pipeline.encoder.engines.openvino", []).append(("OpenVinoEngine.encode", poisoned(kinds)))
     for module, chosen in wrappers.items():
         sys.meta_path.insert(0, Hook(module, chosen))

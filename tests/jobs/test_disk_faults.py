@@ -16,9 +16,9 @@ import yaml
 
 from jobs import embed as job
 from jobs.command import main_of
-from pipeline import stages
 from pipeline.config import RunSpec
 from pipeline.errors import InputError, PipelineError, StorageError
+from pipeline.stages import encode
 from pipeline.storage import Folder
 from pipeline.table import layout, record, snapshot
 from tests import faulty
@@ -164,7 +164,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run_in_words(
 
 def after_slices(patch: pytest.MonkeyPatch, count: int, happens) -> None:
     """What happens to the disk after so many slices were written."""
-    write, done = stages.write, []
+    write, done = encode.write, []
 
     def writing(row, settings):
         report = write(row, settings)
@@ -173,7 +173,7 @@ def after_slices(patch: pytest.MonkeyPatch, count: int, happens) -> None:
             happens()
         return report
 
-    patch.setattr(stages, "write", writing)
+    patch.setattr(encode, "write", writing)
 
 
 def outcome(tmp_path: Path, capsys, corpus: Path, model: Path, table: Path) -> tuple[int, str]:
@@ -255,7 +255,7 @@ def test_the_whole_job_ends_with_exit_1_and_one_line_and_goes_on(corpus, tiny_mo
             "limits": {"unit_rows": UNIT_ROWS, "max_failed_rows": 10},
         }
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        run = faulty.start(tmp_path, SLOW="pipeline.engines.torch:TorchEngine.start:0.3")
+        run = faulty.start(tmp_path, SLOW="pipeline.encoder.engines.torch:TorchEngine.start:0.3")
         if fault == "read-only":
             while len(list(disk.table.glob("staging/records/*/*.json"))) < 2:
                 assert run.poll() is None, said(tmp_path)

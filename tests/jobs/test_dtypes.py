@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 import pipeline
 from jobs import embed as job
 from jobs import search
-from pipeline import run, stages
 from pipeline.config import RunSpec
 from pipeline.errors import GateFailed, InputError, RunError, SourceChanged
 from pipeline.quantize import PACKED, SCALAR, outside
+from pipeline.runs import prepare
+from pipeline.stages import encode
 from pipeline.table import calibration, snapshot
 from pipeline.table.part import QUANTISED
 from pipeline.table.record import Effort
@@ -197,7 +198,7 @@ def test_a_run_that_died_after_the_calibration_goes_on_with_it(corpus, tiny_mode
     before = ranges_file(tmp_path / "table").stat().st_mtime_ns
     planned = pipeline.plan(spec)
     assert planned.fingerprint is not None
-    assert run.prepare(spec, writes=False).rows_to_do in (None, 120 - 40 * stop_after)
+    assert prepare.prepare(spec, writes=False).rows_to_do in (None, 120 - 40 * stop_after)
     version = inline.embed(spec)
     assert ranges_file(tmp_path / "table").stat().st_mtime_ns == before
     assert version.fingerprint == planned.fingerprint
@@ -217,31 +218,31 @@ class Measured(inline.Sampler):
 
 def test_of_two_first_runs_the_faster_one_decides_for_both(corpus, tiny_model, tmp_path):
     spec = table_spec(corpus, tiny_model, tmp_path / "table", "int8")
-    slower = run.prepare(spec, writes=True)
+    slower = prepare.prepare(spec, writes=True)
     version = inline.embed(spec)
     texts = frozenset([b"a", b"b"])
     measured = calibration.Measurement(texts=texts, units=frozenset(), minimum=(-1.0,) * 32, maximum=(1.0,) * 32)
-    slower = run.calibrate_with(slower, inline.POOLS, Measured(measured))
+    slower = prepare.calibrate_with(slower, inline.POOLS, Measured(measured))
     assert slower.vectors.fingerprint == version.fingerprint
     assert np.array_equal(slower.vectors.calibration.ranges, ranges_of(tmp_path / "table"))
 
 
 def test_a_file_that_is_replaced_while_it_is_measured_is_planned_again(corpus, tiny_model, tmp_path):
-    prepared = run.prepare(table_spec(corpus, tiny_model, tmp_path / "table", "int8"), writes=True)
+    prepared = prepare.prepare(table_spec(corpus, tiny_model, tmp_path / "table", "int8"), writes=True)
     write_rows(corpus / "b.jsonl", ["b0", "b1"])
     with pytest.raises(SourceChanged, match=r"b\.jsonl"):
-        run.calibrate_with(prepared, inline.POOLS, inline.Sampler())
+        prepare.calibrate_with(prepared, inline.POOLS, inline.Sampler())
     assert not (tmp_path / "table" / "meta" / "calibration").exists()
 
 
 @pytest.mark.parametrize(("dtype", "rows"), [("float32", 25), ("float16", 50), ("uint8", 100), ("binary", 807)])
 def test_a_slice_holds_so_many_bytes_of_vectors_as_they_travel(corpus, tiny_model, tmp_path, monkeypatch, dtype, rows):
-    prepared = run.prepare(table_spec(corpus, tiny_model, tmp_path / "table", dtype), writes=False)
-    monkeypatch.setattr(run, "VECTOR_BYTES", 3200 + 31)
+    prepared = prepare.prepare(table_spec(corpus, tiny_model, tmp_path / "table", dtype), writes=False)
+    monkeypatch.setattr(prepare, "VECTOR_BYTES", 3200 + 31)
     prepared = replace(prepared, survey=replace(prepared.survey, rows_estimate=10_000))
-    assert run.settings_for(prepared, inline.POOLS).slice_rows == rows
-    monkeypatch.setattr(run, "FLOAT_BYTES", 3200)
-    assert run.settings_for(prepared, inline.POOLS).slice_rows == 25
+    assert prepare.settings_for(prepared, inline.POOLS).slice_rows == rows
+    monkeypatch.setattr(prepare, "FLOAT_BYTES", 3200)
+    assert prepare.settings_for(prepared, inline.POOLS).slice_rows == 25
 
 
 def test_a_dry_run_before_the_calibration_loads_neither_torch_nor_ray_and_says_so(corpus, tiny_model, tmp_path):
@@ -281,21 +282,21 @@ def test_vectors_of_another_dtype_model_or_ranges_are_refused(corpus, tiny_model
     inline.embed(spec)
     for other in ("uint8", "float32", "ubinary"):
         with pytest.raises(InputError, match=f'dtype was "int8", is "{other}"'):
-            run.prepare(replace(spec, table=replace(spec.table, dtype=other)), writes=True)
+            prepare.prepare(replace(spec, table=replace(spec.table, dtype=other)), writes=True)
     with pytest.raises(InputError, match="built with another model"):
-        run.prepare(table_spec(corpus, odd_model, tmp_path / "table", "int8"), writes=True)
+        prepare.prepare(table_spec(corpus, odd_model, tmp_path / "table", "int8"), writes=True)
     path = ranges_file(tmp_path / "table")
     content = path.read_text()
     path.unlink()
     with pytest.raises(InputError, match=r"built with stand in .*/meta/calibration/.*gone: put it back"):
-        run.prepare(spec, writes=True)
+        prepare.prepare(spec, writes=True)
     with pytest.raises(InputError, match="which is gone"):
         search.search(spec, "x", 1)
     path.write_text(content.replace('"rows": 120', '"rows": 121'))
     with pytest.raises(InputError, match=r"ranges\.json, which is another file now: put it back"):
-        run.prepare(spec, writes=True)
+        prepare.prepare(spec, writes=True)
     path.write_text(content)
-    assert run.prepare(spec, writes=True).plan.changes_nothing
+    assert prepare.prepare(spec, writes=True).plan.changes_nothing
 
 
 @pytest.mark.parametrize("dtype", [*SCALAR, "float16"])
@@ -421,7 +422,7 @@ def test_ranges_of_an_attempt_with_another_source_are_not_taken(tiny_model, tmp_
     assert path != first
     assert json.loads(path.read_text())["rows"] == 300
     # From now on the version's own ranges count, whatever the source looks like and whatever else stands there.
-    narrowed = run.prepare(replace(spec, source=replace(spec.source, limit=100)), writes=True)
+    narrowed = prepare.prepare(replace(spec, source=replace(spec.source, limit=100)), writes=True)
     assert narrowed.vectors.fingerprint == version.fingerprint
 
 
@@ -431,7 +432,7 @@ def test_a_file_that_arrives_after_a_crash_costs_nothing_that_was_done(corpus, t
         inline.embed(spec, stop_after=1)
     before = ranges_file(tmp_path / "table").read_bytes()
     write_rows(corpus / "z.jsonl.gz", [f"z{n}" for n in range(30)])
-    assert run.prepare(spec, writes=False).vectors.fingerprint is not None
+    assert prepare.prepare(spec, writes=False).vectors.fingerprint is not None
     version = inline.embed(spec)
     assert ranges_file(tmp_path / "table").read_bytes() == before
     assert (version.counts.rows, version.counts.encoded) == (150, 150)
@@ -454,23 +455,23 @@ def test_a_first_version_with_many_clipped_numbers_is_not_published(tiny_model, 
         RunError, match=r"% of 12,800 numbers lie outside .*ranges\.json .*delete that file and run again"
     ):
         inline.embed(spec)
-    assert not snapshot.versions(run.prepare(spec, writes=False).table)
+    assert not snapshot.versions(prepare.prepare(spec, writes=False).table)
     ranges_file(tmp_path / "table").unlink()
     assert inline.embed(spec).counts.rows == 400
 
 
 def test_it_ends_as_soon_as_that_is_sure(tiny_model, tmp_path):
-    prepared = run.prepare(
+    prepared = prepare.prepare(
         spec_of(write_texts(tmp_path / "a.jsonl", various(9)), tiny_model, tmp_path / "t"), writes=False
     )
     half = Effort(coded=50_000, clipped=1_999)
-    run._check_clipped(prepared, half, done=0.5)
-    run._check_clipped(prepared, Effort(coded=9_999, clipped=9_999), done=1.0)
+    prepare._check_clipped(prepared, half, done=0.5)
+    prepare._check_clipped(prepared, Effort(coded=9_999, clipped=9_999), done=1.0)
     with pytest.raises(RunError, match=r"4\.0% of 50,000"):
-        run._check_clipped(prepared, half + Effort(clipped=2), done=0.5)
+        prepare._check_clipped(prepared, half + Effort(clipped=2), done=0.5)
     with pytest.raises(RunError, match=r"4\.0% of 50,000"):
-        run._check_clipped(prepared, half)
-    run._check_clipped(replace(prepared, parent=replace(prepared.parent, version=1)), half)
+        prepare._check_clipped(prepared, half)
+    prepare._check_clipped(replace(prepared, parent=replace(prepared.parent, version=1)), half)
 
 
 def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp_path):
@@ -478,10 +479,10 @@ def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp
     spec = spec_of(source, tiny_model, tmp_path / "table", table={"dtype": "uint8"})
     first = inline.embed(spec)
     write_texts(source, [*TOPICS[:3], *various(400)])
-    prepared = run.prepare(spec, writes=True)
+    prepared = prepare.prepare(spec, writes=True)
     units, written = {unit.unit_id for unit in prepared.plan.added}, []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run.commit, "publish", lambda table, parent, work, *_: written.extend(work.done) or 1 / 0)
+        patched.setattr(prepare.commit, "publish", lambda table, parent, work, *_: written.extend(work.done) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             inline.embed(spec)
     assert {unit.unit_id for unit, _ in written} == units
@@ -490,11 +491,11 @@ def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp
     assert second.fingerprint == first.fingerprint
     share = clipped_share(tiny_model, source, tmp_path, ranges_of(tmp_path / "table"))
     assert effort.clipped / effort.coded == pytest.approx(share, abs=1e-3)
-    encoded = replace(run.NOTHING_ENCODED, effort=effort)
-    (note,) = [line for line in run.summarise(prepared, second, encoded, {}).notes if "lie outside" in line]
+    encoded = replace(prepare.NOTHING_ENCODED, effort=effort)
+    (note,) = [line for line in prepare.summarise(prepared, second, encoded, {}).notes if "lie outside" in line]
     assert note.startswith(f"{share:.1%} of the uint8 numbers of this run lie outside")
     quiet = replace(encoded, effort=replace(effort, clipped=effort.coded // 1000))
-    assert "lie outside" not in str(run.summarise(prepared, second, quiet, {}))
+    assert "lie outside" not in str(prepare.summarise(prepared, second, quiet, {}))
 
 
 @pytest.mark.parametrize("texts", [[], ["alone"], ["alone"] * 50])
@@ -509,13 +510,13 @@ def test_too_few_rows_end_the_run_with_what_to_do(tiny_model, tmp_path, texts):
 
 def test_zero_vectors_are_refused_though_their_codes_look_like_others(corpus, tiny_model, tmp_path, monkeypatch):
     spec = table_spec(corpus, tiny_model, tmp_path / "table", "int8")
-    whole = stages._vectors_of
+    whole = encode._vectors_of
 
     def zeroed(*args):
         encoded, vectors, failed = whole(*args)
         return encoded, vectors * (np.arange(len(vectors)) != 3)[:, None], failed
 
-    monkeypatch.setattr(stages, "_vectors_of", zeroed)
+    monkeypatch.setattr(encode, "_vectors_of", zeroed)
     with pytest.raises(GateFailed, match="not finite or are zero"):
         inline.embed(spec)
 
@@ -530,7 +531,7 @@ def test_ray_measures_the_same_ranges_and_gives_the_same_table(corpus, tiny_mode
     assert summary.seconds["calibrate"] > 0
     # The vectors that were measured left no probes of their own.
     (probed,) = (there / "staging" / "probes").iterdir()
-    assert probed.stem == run.prepare(spec, writes=False).vectors.fingerprint
+    assert probed.stem == prepare.prepare(spec, writes=False).vectors.fingerprint
     assert np.allclose(ranges_of(there), ranges_of(here), atol=1e-6)
     apart = np.abs(vectors_of(read_table(there)).astype(int) - vectors_of(read_table(here)))
     assert apart.max() <= 1
@@ -556,4 +557,4 @@ def test_the_summary_tells_of_few_texts(tiny_model, tmp_path):
     write_rows(tmp_path / "a.jsonl", [f"d{n}" for n in range(12)])
     spec = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", table={"dtype": "int8"})
     inline.embed(spec)
-    assert "measured on 12 texts only" in str(run.nothing_to_do(run.prepare(spec, writes=True)))
+    assert "measured on 12 texts only" in str(prepare.nothing_to_do(prepare.prepare(spec, writes=True)))

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline import config
-from pipeline.columns import partition_value
 from pipeline.errors import ConfigError, InputError
 from pipeline.schema import NULL_PARTITION
-from pipeline.source import hive_partition
+from pipeline.sources.columns import partition_value
+from pipeline.sources.survey import hive_partition
 from pipeline.table import layout
 from tests.inline import embed, read_table, spec_of
 

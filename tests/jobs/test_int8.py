@@ -7,8 +7,9 @@ import pyarrow.compute as pc
 import pytest
 
 import pipeline
-from pipeline import calibrating, run
+from pipeline.encoder import int8
 from pipeline.errors import InputError, RunError
+from pipeline.runs import prepare
 from tests import inline
 from tests.inline import read_table, same_rows, vectors_of
 
@@ -94,11 +95,11 @@ def test_with_int8_codes_the_ranges_are_those_of_int8_vectors(corpus, tiny_model
     assert version.embeddings[0]["calibration"] is not None
     assert version.embeddings[0]["int8"] is not None
     assert pipeline.plan(spec).fingerprint == version.fingerprint
-    assert run.prepare(spec, writes=True).plan.changes_nothing
+    assert prepare.prepare(spec, writes=True).plan.changes_nothing
 
 
 def test_a_model_that_loses_too_much_is_refused_before_any_row(corpus, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrating, "LEAST_COSINE", 1.0)
+    monkeypatch.setattr(int8, "LEAST_COSINE", 1.0)
     with pytest.raises(
         RunError, match=r"in int8 this model loses too much: on \d+ texts .* set model.precision to float32"
     ):
@@ -119,16 +120,16 @@ def test_a_table_whose_model_is_gone_or_damaged_says_so(damage, corpus, tiny_mod
     for path in (tmp_path / "table" / "meta" / "calibration").rglob("int8.json"):
         path.unlink()
     with pytest.raises(InputError, match=r"the int8 model that the table was built with stands in .* gone"):
-        run.prepare(spec, writes=True)
+        prepare.prepare(spec, writes=True)
 
 
 def test_float32_and_int8_never_meet_in_a_table(corpus, tiny_model, tmp_path):
     inline.embed(int8_spec(corpus, tiny_model, tmp_path / "table"))
     with pytest.raises(InputError, match=r'encoder\.precision was "int8", is "float32"'):
-        run.prepare(inline.spec_of(corpus, tiny_model, tmp_path / "table"), writes=True)
+        prepare.prepare(inline.spec_of(corpus, tiny_model, tmp_path / "table"), writes=True)
     inline.embed(inline.spec_of(corpus, tiny_model, tmp_path / "exact"))
     with pytest.raises(InputError, match=r'encoder\.precision was "float32", is "int8"'):
-        run.prepare(int8_spec(corpus, tiny_model, tmp_path / "exact"), writes=True)
+        prepare.prepare(int8_spec(corpus, tiny_model, tmp_path / "exact"), writes=True)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_float32_and_int8_never_meet_in_a_table(corpus, tiny_model, tmp_path):
 def test_what_can_t_be_is_said_before_any_work(model, words, corpus, tiny_model, tmp_path):
     spec = inline.spec_of(corpus, tiny_model, tmp_path / "table", model=model)
     with pytest.raises(InputError, match=words):
-        run.prepare(spec, writes=True)
+        prepare.prepare(spec, writes=True)
 
 
 def test_a_job_computes_in_int8_and_its_table_is_searched_and_verified(corpus, tiny_model, ray_address, tmp_path):
@@ -156,8 +157,8 @@ def test_a_job_computes_in_int8_and_its_table_is_searched_and_verified(corpus, t
     assert not pipeline.embed(spec).published
 
     from jobs.search import search
-    from pipeline.published import published
-    from pipeline.verification import verify
+    from pipeline.runs.published import published
+    from pipeline.runs.verify import verify
 
     text = json.loads((corpus / "a.jsonl").read_text().splitlines()[5])
     assert search(spec, text["text"], 1).column("id").to_pylist() == [text["id"]]
@@ -169,4 +170,4 @@ def test_a_job_computes_in_int8_and_its_table_is_searched_and_verified(corpus, t
 def test_gpus_are_left_alone(corpus, tiny_model, tmp_path):
     spec = int8_spec(corpus, tiny_model, tmp_path / "table", resources={"gpus_per_encoder": 1})
     with pytest.raises(InputError, match=r"precision 'int8' runs on CPUs: set\s+resources.gpus_per_encoder to 0"):
-        run.prepare(spec, writes=True)
+        prepare.prepare(spec, writes=True)

@@ -15,10 +15,10 @@ from tests.inline import read_table, same_rows
 
 ROWS, UNIT_ROWS, ENCODERS, IN_FLIGHT, WRITERS = 1200, 100, 1, 2, 1
 MOMENTS = {
-    "reading": "pipeline.stages:_tokenize:4",
-    "encoding": "pipeline.stages:encode:4",
-    "between the parts and the record": "pipeline.stages:create:4",
-    "before the commit": "pipeline.table.commit:create:1",
+    "reading": "pipeline.stages.encode:_tokenize:4",
+    "encoding": "pipeline.stages.encode:encode:4",
+    "between the parts and the record": "pipeline.stages.encode:create:4",
+    "before the commit": "pipeline.table.publication:create:1",
     "after the commit, before materialising": "pipeline.table.materialise:materialise:1",
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
 }

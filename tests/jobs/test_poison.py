@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from pipeline.config import ModelSpec
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec
-from pipeline.tokenizing import Tokenizer
 from tests.chaos import processes
 from tests.faulty import encoded, said, start
 from tests.inline import read_table, same_rows
@@ -124,12 +124,15 @@ def ag_news(corpora: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("pipeline.dataflow:build_encoder", "5 encoders died while they loaded the model"),
+        ("pipeline.execution.ray.flow:build_encoder", "5 encoders died while they loaded the model"),
         (
-            "pipeline.stages:_tokenize",
+            "pipeline.stages.encode:_tokenize",
             "5 workers died, or hung for limits.unit_timeout_s, as they were to read rows of",
         ),
-        ("pipeline.stages:create", "5 workers died, or hung for limits.unit_timeout_s, as they were to write rows of"),
+        (
+            "pipeline.stages.encode:create",
+            "5 workers died, or hung for limits.unit_timeout_s, as they were to write rows of",
+        ),
     ],
 )
 def test_work_that_ends_every_worker_ends_the_run_in_words(function, message, tiny_model, tmp_path):

@@ -19,20 +19,22 @@ import yaml
 
 import pipeline
 from jobs import reindex
-from pipeline import changes, crew, dataflow
+from pipeline.execution import crew
+from pipeline.execution.ray import flow
+from pipeline.runs import row_changes
 from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
 from tests import faulty, inline
 from tests.inline import read_table, same_rows, spec_of
-from tests.test_reindexing import MODES, Corpus, check_owners, spec_for
+from tests.runs.test_reindex import MODES, Corpus, check_owners, spec_for
 
 ROWS, FILES, UNIT_ROWS, ENCODERS, WRITERS = 2000, 5, 50, 1, 1
 MOMENTS = {
-    "reading the changed files": "pipeline.wanted:keys:1",
-    "encoding": "pipeline.texts:_tokenize:3",
-    "between the vectors and their record": "pipeline.texts:create:2",
-    "writing rows": "pipeline.wanted:write:1",
-    "before the commit": "pipeline.table.commit:create:1",
+    "reading the changed files": "pipeline.stages.row_writer:keys:1",
+    "encoding": "pipeline.stages.distinct_texts:_tokenize:3",
+    "between the vectors and their record": "pipeline.stages.distinct_texts:create:2",
+    "writing rows": "pipeline.stages.row_writer:write:1",
+    "before the commit": "pipeline.table.publication:create:1",
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
 }
 QUICK = ("between the vectors and their record",)
@@ -131,10 +133,10 @@ def test_the_shuffle_finds_what_this_process_finds(mode, ray_address, tiny_model
     corpus.insert()
     corpus.write()
     inline.embed(spec_for(corpus.folder, tiny_model, tmp_path / "fresh", MODES[mode]))
-    for module in (changes, crew, dataflow):
+    for module in (row_changes, crew, flow):
         monkeypatch.setattr(module, "KEYS_HERE", 0)
     monkeypatch.setattr(crew, "ROWS_HERE", 0)
-    monkeypatch.setattr(dataflow, "DIFF_KEYS_PER_BUCKET", 20)
+    monkeypatch.setattr(flow, "DIFF_KEYS_PER_BUCKET", 20)
     assert pipeline.reindex(replace(spec, resources=replace(spec.resources, ray_address=ray_address))).published
     same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "fresh"))
     check_owners(Folder(str(tmp_path / "table")))
@@ -147,7 +149,7 @@ def test_the_shuffle_finds_files_that_vanished_and_nothing_to_read(ray_address, 
     spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", resources={"ray_address": ray_address})
     inline.embed(replace(spec, limits=replace(spec.limits, unit_rows=100)))
     (tmp_path / "corpus" / "1.parquet").unlink()
-    monkeypatch.setattr(changes, "KEYS_HERE", 0)
+    monkeypatch.setattr(row_changes, "KEYS_HERE", 0)
     limits = replace(spec.limits, unit_rows=100, max_deleted_rows=1000)
     found = pipeline.reindex(replace(spec, limits=limits))
     assert (found.counts.deleted, found.counts.rows) == (len(first_rows()[1]), len(first_rows()[0]))

@@ -20,7 +20,8 @@ import yaml
 from jobs import reindex
 from jobs.command import main_of
 from pipeline.storage import Folder
-from pipeline.table import layout, lease, rollback, snapshot
+from pipeline.table import layout, lease, snapshot
+from pipeline.table.operations import restore
 from tests import faulty, inline
 from tests.inline import read_table, same_rows, spec_of
 from tests.servers import S3Server
@@ -28,7 +29,7 @@ from tests.servers import S3Server
 FILES, ROWS = 4, 100
 """Of the corpus, and of each of its files."""
 TIMEOUT_S = 150
-SLOW_COMMIT = {"SLOW": "pipeline.table.commit:create:8"}
+SLOW_COMMIT = {"SLOW": "pipeline.table.publication:create:8"}
 
 
 def write(folder: Path, number: int, text: str = "news about") -> None:
@@ -210,7 +211,7 @@ def test_readers_see_the_old_version_until_the_commit_and_then_the_new_one(scene
 
 MOMENTS = 10
 UNIT_ROWS = 40
-SLOW_ENCODE = {"SLOW": "pipeline.stages:encode:0.4"}
+SLOW_ENCODE = {"SLOW": "pipeline.stages.encode:encode:0.4"}
 IN_FLIGHT = 4
 """Slices: an encoder holds two, a writer one, and one may be written by a worker that outlives its driver."""
 
@@ -311,7 +312,7 @@ def test_files_that_are_cut_off_keep_their_rows_and_are_told(scene, capsys):
 def test_a_table_that_was_rolled_back_is_left_alone(scene, capsys, tiny_model):
     (scene.corpus / "3.parquet").unlink()
     assert scene.run(capsys, "--allow-deletes")[0] == 0
-    rollback.roll_back(Folder(str(scene.table)), 1)
+    restore.roll_back(Folder(str(scene.table)), 1)
     code, _, said = scene.run(capsys, "--allow-deletes")
     assert code == 2
     assert "is held so" in said

@@ -9,9 +9,9 @@ import yaml
 from jobs import search
 from pipeline import config
 from pipeline.errors import InputError
-from pipeline.search import nearest
 from pipeline.storage import Folder
 from pipeline.table import snapshot
+from pipeline.table.search import nearest
 from tests.inline import embed, read_table, spec_of, vectors_of
 from tests.tiny import build_tiny_model
 

@@ -69,7 +69,7 @@ def test_no_log_record_manifest_or_state_of_ray_holds_a_secret(outcome, moto, ti
             "table": {"path": f"{place}/table", "storage_options": options},
             "limits": {"unit_rows": 100},
         }
-        faults = {"SLOW": "pipeline.engines.torch:TorchEngine.start:0.3"}
+        faults = {"SLOW": "pipeline.encoder.engines.torch:TorchEngine.start:0.3"}
         faults |= {"POISON": f"{token_of('中', tiny_model)}:kill"} if outcome == "poison" else {}
         environment = faulty.environment(tmp_path, STORE_SECRET=SECRET, STORE_TOKEN=TOKEN, **faults)
         # Workers of a cluster have its environment, not the driver's.
@@ -125,8 +125,8 @@ def files_of(bucket: str, options: dict) -> Iterator[tuple[str, bytes]]:
 
 def token_of(text: str, model: Path) -> int:
     from pipeline.config import ModelSpec
+    from pipeline.encoder.tokenizer import Tokenizer
     from pipeline.model.folder import encoder_spec
-    from pipeline.tokenizing import Tokenizer
 
     return int(Tokenizer(encoder_spec(ModelSpec(path=str(model))), 1).tokenize([text]).ids[1])
 

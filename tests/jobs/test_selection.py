@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import reading
 from pipeline.errors import InputError, RunError
+from pipeline.sources import reader
 from tests import inline
 from tests.inline import read_table, spec_of
 
@@ -208,7 +208,7 @@ def test_the_share_of_failed_rows_is_of_those_that_were_to_embed(tiny_model, tmp
 
 
 def test_rows_that_a_filter_leaves_out_are_recorded_in_slices_too(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "SPARSE_ROWS", 4)
+    monkeypatch.setattr(reader, "SPARSE_ROWS", 4)
     rows = [{"id": f"d{n:04}", "text": "oil", "year": n} for n in range(20_000)]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = spec_of(

@@ -11,7 +11,8 @@ import pipeline
 from jobs import embed, status
 from pipeline.errors import CommitConflict, InputError
 from pipeline.storage import Folder
-from pipeline.table import clean, commit, rollback, snapshot
+from pipeline.table import publication, snapshot
+from pipeline.table.operations import restore, vacuum
 from tests import inline
 
 ROOT = Path(__file__).parents[2]
@@ -69,17 +70,17 @@ def test_a_rolled_back_table_is_held_until_it_is_released_and_then_follows_its_s
 
 def test_a_rival_that_publishes_before_the_rollback_wins(config, monkeypatch):
     table = two_versions(config)
-    check = commit.check_staged
+    check = publication.check_staged
 
     def and_then_a_rival_publishes(*arguments):
         check(*arguments)
-        monkeypatch.setattr(commit, "check_staged", check)
+        monkeypatch.setattr(publication, "check_staged", check)
         write_source(config, "three", {"c1": "of people"})
         inline.embed(pipeline.config.load(config))
 
-    monkeypatch.setattr(commit, "check_staged", and_then_a_rival_publishes)
+    monkeypatch.setattr(publication, "check_staged", and_then_a_rival_publishes)
     with pytest.raises(CommitConflict, match="another run published version 3"):
-        rollback.roll_back(table, 1)
+        restore.roll_back(table, 1)
     current = snapshot.current(table)
     assert (current.version, current.rows_of, current.counts.rows) == (3, None, 4)
     assert pipeline.read(table.url).to_table().num_rows == inline.read_table(table.url).num_rows == 4
@@ -109,7 +110,7 @@ def test_the_command_says_how_the_table_stands_and_ends_with_2_for_what_it_can_n
     assert {(info.path, info.version) for info in table.list(temporary=True)} == before
     write_source(config, "two", {"a2": "york"})
     inline.embed(pipeline.config.load(config))
-    clean.clean(table, 0)
+    vacuum.clean(table, 0)
     code, _, told = run(config, "--rollback", 1)
     assert (code, "nothing was published" in told, snapshot.versions(table)) == (2, True, [1, 2, 3])
 

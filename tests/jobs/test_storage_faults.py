@@ -130,7 +130,7 @@ def start(folder: Path, source: str, model: Path, table: str, options: dict) -> 
         "limits": {"unit_rows": UNIT_ROWS},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return faulty.start(folder, SLOW="pipeline.engines.torch:TorchEngine.start:0.1")
+    return faulty.start(folder, SLOW="pipeline.encoder.engines.torch:TorchEngine.start:0.1")
 
 
 def rows_in(server: S3Server, bucket: str) -> pa.Table:

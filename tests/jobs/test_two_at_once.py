@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import dataflow, run, stages
+from pipeline.execution.ray import flow
+from pipeline.runs import prepare
+from pipeline.stages import encode
 from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
 from tests import faulty, inline
@@ -19,7 +21,7 @@ from tests.inline import read_table, same_rows, spec_of
 from tests.tiny import build_tiny_model
 
 ROWS = 600
-BOTH_AT_IT = {"SLOW": "pipeline.table.commit:create:6"}
+BOTH_AT_IT = {"SLOW": "pipeline.table.publication:create:6"}
 """Both have planned before either commits."""
 TIMEOUT_S = 240
 
@@ -132,21 +134,21 @@ def test_a_publisher_that_was_stopped_and_overtaken_leaves_the_later_version(cor
 def test_a_writer_that_comes_after_its_slice_was_recorded_changes_nothing(published, corpus, tiny_model, tmp_path):
     """As a worker does that its driver gave up, and that lives on: it has the slice, and writes it once more."""
     spec = spec_of(corpus, tiny_model, tmp_path / "table")
-    prepared = run.prepare(spec, writes=True)
-    settings = run.settings_for(prepared, inline.POOLS)
+    prepared = prepare.prepare(spec, writes=True)
+    settings = prepare.settings_for(prepared, inline.POOLS)
     encoder, tokenizer = inline.built(settings.encoder)
-    dataflow.prove(encoder, settings, tokenizer)
+    flow.prove(encoder, settings, tokenizer)
     (task,) = prepared.plan.tasks
     encoded = [
-        stages.encode(row, encoder, settings, "zombie") for row in stages.read_and_tokenize(task, settings, tokenizer)
+        encode.encode(row, encoder, settings, "zombie") for row in encode.read_and_tokenize(task, settings, tokenizer)
     ]
     for row in encoded:
-        stages.write(row, settings)
+        encode.write(row, settings)
     if published:
         inline.embed(spec)
     before = state(prepared.table)
     for row in encoded:
-        stages.write(row, settings)
+        encode.write(row, settings)
     assert state(prepared.table) == before
     assert inline.embed(spec).version == 1
     assert inline.embed(spec).version == 1

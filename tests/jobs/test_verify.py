@@ -13,7 +13,7 @@ import pytest
 
 import pipeline
 from jobs import verify
-from pipeline.evaluation import read_pairs, read_retrieval, score_pairs, score_retrieval
+from pipeline.runs.evaluate import read_pairs, read_retrieval, score_pairs, score_retrieval
 from tests import inline
 from tests.conftest import DATA
 from tests.tiny import build_tiny_model, load_oracle

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pipeline.config import ModelSpec
-from pipeline.engines.torch import TorchEngine
+from pipeline.encoder.engines.torch import TorchEngine
 from pipeline.errors import InputError
 from pipeline.model import digest
 from pipeline.model.digest import folder_digest, vector_files

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as RustTokenizer
 
 from pipeline.config import ModelSpec
-from pipeline.encoder import build_encoder
+from pipeline.encoder.encoder import build_encoder
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
 from pipeline.model.quiet import quiet_transformers
-from pipeline.tokenizing import Tokenizer
 from tests.architectures import build_architecture
 from tests.tiny import build_tiny_model, load_oracle
 

@@ -8,11 +8,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.config import ModelSpec
-from pipeline.encoder import Encoder, build_encoder
+from pipeline.encoder.encoder import Encoder, build_encoder
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
 from pipeline.model.transformer import ARCHITECTURES, REFUSED, read_transformer
-from pipeline.tokenizing import Tokenizer
 from tests.architectures import (
     ARCHITECTURE_NAMES,
     REFUSED_SAMPLES,

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ModelSpec
-from pipeline.encoder import Encoded, Encoder, build_encoder
+from pipeline.encoder.encoder import Encoded, Encoder, build_encoder
+from pipeline.encoder.tokenizer import Tokenizer, TokenRows
 from pipeline.model.folder import EncoderSpec, encoder_spec
-from pipeline.tokenizing import Tokenizer, TokenRows
 from tests.tiny import load_oracle
 
 TOLERANCE = 1e-5

@@ -11,7 +11,7 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from pipeline.engines import torch as torch_engine
+from pipeline.encoder.engines import torch as torch_engine
 from pipeline.model.folder import EncoderSpec
 
 Key = tuple[Any, ...]

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from pipeline.config import ModelSpec
-from pipeline.encoder import BUDGET_TOKENS, Encoder
-from pipeline.engines.torch import TorchEngine
+from pipeline.encoder.encoder import BUDGET_TOKENS, Encoder
+from pipeline.encoder.engines.torch import TorchEngine
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec
-from pipeline.tokenizing import Tokenizer
 from tests.architectures import build_architecture
 from tests.parity import figures
 from tests.parity.combinations import Combination, SharedTransformer, all_combinations, sample, token_combinations

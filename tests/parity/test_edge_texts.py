@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.config import ModelSpec
-from pipeline.encoder import build_encoder
+from pipeline.encoder.encoder import build_encoder
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec
-from pipeline.tokenizing import Tokenizer
 from tests import inline
 from tests.architectures import build_architecture
 from tests.inline import read_table, spec_of, vectors_of

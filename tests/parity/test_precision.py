@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import ModelSpec
-from pipeline.encoder import build_encoder
+from pipeline.encoder.encoder import build_encoder
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec, resolve_model
 from pipeline.model.quiet import quiet_transformers
-from pipeline.tokenizing import Tokenizer
 from tests.architectures import build_architecture
 from tests.parity.combinations import FAST
 from tests.parity.comparison import all_at_once, assert_same_tokens, difference, lowest_cosine

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.config import ModelSpec
-from pipeline.encoder import build_encoder
+from pipeline.encoder.encoder import build_encoder
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
 from pipeline.model.transformer import REFUSED
-from pipeline.tokenizing import Tokenizer
 from tests.parity.document import Block
 from tests.parity.saved import change
 from tests.tiny import build_tiny_model

@@ -26,7 +26,7 @@ from pipeline.table.calibration import (
     sample,
     stored,
 )
-from pipeline.unit import SourceFile, Span
+from pipeline.work import SourceFile, Span
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StorageError, TableBusy
-from pipeline.process import is_dead, this_process
 from pipeline.storage import Folder, s3
-from pipeline.table import clean, clock, layout, lease
+from pipeline.table import clock, layout, lease
+from pipeline.table.operations import vacuum
+from pipeline.table.process import is_dead, this_process
 from tests.servers import S3Server
 from tests.table.turns import take_turns
 
@@ -189,9 +190,9 @@ def test_a_damaged_file_binds_nobody(content, table):
 def test_cleaning_removes_all_but_the_last(table, monkeypatch):
     for number in (8, 9, 10):
         table.write(layout.lease(number), b"{}")
-    assert clean.clean(table).files == ()
-    assert [info.path for info in clean.clean(table, 0, dry_run=True).leases] == [layout.lease(8), layout.lease(9)]
-    clean.clean(table, 0)
+    assert vacuum.clean(table).files == ()
+    assert [info.path for info in vacuum.clean(table, 0, dry_run=True).leases] == [layout.lease(8), layout.lease(9)]
+    vacuum.clean(table, 0)
     assert [info.path for info in table.list(layout.LEASES)] == [layout.lease(10)]
 
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.table import part, revision, rewrite, snapshot
+from pipeline.table import part, snapshot
 from pipeline.table.layout import Partition
+from pipeline.table.operations import compact, merge_rows
+from pipeline.table.operations.compact import Input, merged
 from pipeline.table.part import Part, encode_part, part_schema, raw_bytes, split_by_partition
-from pipeline.table.rewrite import Input, merged
 
 
 def part_of(kept: pa.Table, embedding: str = "embedding", dim: int = 3) -> tuple[pa.Table, bytes]:
@@ -149,7 +150,7 @@ def test_merged_parts_are_of_one_size_and_of_neighbouring_sources(found: list[tu
     ]
     new = [item for item, (_, _, kind) in zip(items, found, strict=True) if kind == "staged"]
     full = 32 * 2**20
-    as_is, jobs = rewrite.choose(new, [item for item in items if item not in new], full, "folder/")
+    as_is, jobs = compact.choose(new, [item for item in items if item not in new], full, "folder/")
     assert {part.path for part in as_is} <= {item.part.path for item in new}
     groups = [list(job.inputs) for job in jobs] + [[item] for item in new if item.part in as_is]
     groups.sort(key=lambda group: group[0].part.path)
@@ -167,23 +168,23 @@ def test_merged_parts_are_of_one_size_and_of_neighbouring_sources(found: list[tu
 @pytest.mark.parametrize("rows", [20_000, 200_000])
 def test_a_small_table_is_cut_evenly(rows: int) -> None:
     items = [staged(4096 * 1650, source) for source in range(rows // 4096)]
-    _, jobs = rewrite.choose(items, [], rewrite.full_bytes(rows * 1650), "folder/")
+    _, jobs = compact.choose(items, [], compact.full_bytes(rows * 1650), "folder/")
     sizes = [raw_bytes(item.part for item in job.inputs) for job in jobs]
     assert len(sizes) > 1
-    assert min(sizes) > 0.6 * max(sizes) > 0.4 * rewrite.LEAST_FULL
+    assert min(sizes) > 0.6 * max(sizes) > 0.4 * compact.LEAST_FULL
 
 
 def test_parts_grow_with_their_table_between_two_bounds() -> None:
-    sizes = [rewrite.full_bytes(gib * 2**30) for gib in (0, 1, 4, 8, 1000)]
-    assert sizes == [rewrite.LEAST_FULL, rewrite.LEAST_FULL, 64 * 2**20, rewrite.MOST_FULL, rewrite.MOST_FULL]
+    sizes = [compact.full_bytes(gib * 2**30) for gib in (0, 1, 4, 8, 1000)]
+    assert sizes == [compact.LEAST_FULL, compact.LEAST_FULL, 64 * 2**20, compact.MOST_FULL, compact.MOST_FULL]
 
 
 @pytest.mark.parametrize(("size", "merged"), [(2**20, 9), (12 * 2**20, 0)])
 def test_new_rows_pull_in_parts_that_are_far_from_full(size: int, merged: int) -> None:
     parts = tuple(staged(size, source).part for source in range(9))
     parent = replace(snapshot.empty(), parts=parts)
-    small_bytes = rewrite.full_bytes(raw_bytes(parts)) // revision.SMALL_SHARE
-    assert len(revision._small_beside(parent, [staged(1000, 9).part], set(), small_bytes)) == merged
+    small_bytes = compact.full_bytes(raw_bytes(parts)) // merge_rows.SMALL_SHARE
+    assert len(merge_rows._small_beside(parent, [staged(1000, 9).part], set(), small_bytes)) == merged
 
 
 @pytest.mark.parametrize("piece_rows", [1, 3, 1000])

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import planning
 from pipeline.errors import CommitConflict, InputError, RunError, StorageError
+from pipeline.runs import plan as planning
 from pipeline.storage import Folder, s3
-from pipeline.table import clean, commit, layout, materialise, purge, record, rollback, rows, snapshot
+from pipeline.table import layout, materialise, publication, record, rows, snapshot
+from pipeline.table.operations import purge, restore, vacuum
 from pipeline.table.snapshot import Snapshot
 from tests.servers import S3Server
 from tests.table.test_publish import Here, describe, make_unit, stage
@@ -60,12 +61,12 @@ def embed(table: Folder, desired: Desired, model: str = MODEL) -> Snapshot:
     for task in plan.tasks:
         stage(table, task.unit, IDS[names[task.unit.unit_id]], attempt=uuid.uuid4().hex)
     plan = planning.with_records(plan, record.read_all(table, [unit.unit_id for unit in plan.added]))
-    commit.check_current(table, parent, model)
+    publication.check_current(table, parent, model)
     if plan.tasks:
         raise RunError("no complete record: start again")
-    work = commit.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
+    work = publication.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
     described = dataclasses.replace(describe(), fingerprint=model)
-    version = commit.publish(table, parent, work, described, Here(table))
+    version = publication.publish(table, parent, work, described, Here(table))
     materialise.materialise(table, version)
     return version
 
@@ -271,11 +272,11 @@ def two_versions(table: Folder) -> None:
 
 
 def roll_back(table: Folder) -> Snapshot:
-    return rollback.roll_back(table, 1)
+    return restore.roll_back(table, 1)
 
 
-def clean_all(table: Folder) -> clean.Litter:
-    return clean.clean(table, 0)
+def clean_all(table: Folder) -> vacuum.Litter:
+    return vacuum.clean(table, 0)
 
 
 @pytest.mark.slow
@@ -397,7 +398,7 @@ def test_of_two_publishers_in_the_same_instant_on_a_store_one_wins(server, monke
         create(store, key, data)
 
     monkeypatch.setattr(s3.S3, "create", create_together)
-    monkeypatch.setattr(commit, "SETTLE_S", 1.5)
+    monkeypatch.setattr(publication, "SETTLE_S", 1.5)
     with ThreadPoolExecutor(2) as pool:
         ours, theirs = pool.submit(embed, table, OURS), pool.submit(embed, table, THEIRS)
         errors = [run.exception() for run in (ours, theirs)]
@@ -415,7 +416,7 @@ def test_of_two_publishers_in_the_same_instant_on_a_store_one_wins(server, monke
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_on_a_store_too_the_one_that_goes_on_late_leaves_whole_versions(server, monkeypatch):
-    monkeypatch.setattr(commit, "SETTLE_S", 0.1)  # nothing is under way meanwhile
+    monkeypatch.setattr(publication, "SETTLE_S", 0.1)  # nothing is under way meanwhile
     bucket = server.make_bucket("late")
     for moment in (20, 35, 45, 55, 65, 80):
         table = Folder(f"{bucket}/{moment}", server.storage_options)

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.errors import CommitConflict, InputError
 from pipeline.storage import Folder
-from pipeline.table import clean, clock, layout, materialise, purge, rollback, rows, snapshot
+from pipeline.table import clock, layout, materialise, rows, snapshot
+from pipeline.table.operations import purge, restore, vacuum
 from tests.inline import embed, read_table, spec_of
 from tests.table.test_publish import (
     Crash,
@@ -68,7 +69,7 @@ def test_a_rollback_gives_the_rows_of_its_version_wherever_it_is_stopped(number,
 
     def roll_back_once(place):
         if max(snapshot.versions(place)) == 3:
-            rollback.roll_back(place, number)
+            restore.roll_back(place, number)
         else:
             materialise.finish(place)
 
@@ -87,7 +88,7 @@ def test_a_rollback_gives_the_rows_of_its_version_wherever_it_is_stopped(number,
     counts = current.counts
     assert counts.new + counts.changed + counts.unchanged == wanted.num_rows
     assert snapshot.is_held(table, current)
-    assert rollback.release(table).version == 4
+    assert restore.release(table).version == 4
     assert not snapshot.is_held(table, snapshot.current(table))
     publish(table, HISTORY[2])
     assert rows_in_folder(table) == expected_rows(HISTORY[2])
@@ -97,12 +98,12 @@ def test_what_cannot_be_rolled_back_is_told_and_nothing_is_published(tmp_path):
     table = table_with_history(tmp_path)
     for number, words in [(3, "the current one"), (9, "no version 9"), (0, "no version 0")]:
         with pytest.raises(InputError, match=words):
-            rollback.roll_back(table, number)
+            restore.roll_back(table, number)
     with pytest.raises(InputError, match="is not held"):
-        rollback.release(table)
-    clean.clean(table, 0)
+        restore.release(table)
+    vacuum.clean(table, 0)
     with pytest.raises(InputError, match="cleaned away or purged"):
-        rollback.roll_back(table, 1)
+        restore.roll_back(table, 1)
     assert snapshot.versions(table) == [1, 2, 3]
 
 
@@ -112,11 +113,11 @@ def test_cleaning_keeps_two_versions_whole_and_takes_what_is_old(tmp_path):
     stage(table, make("forsaken", 77), ["9x"])
     table.write("data/day=x/part-000003-99999-dead.parquet", b"orphan")
     (tmp_path / "data" / ".tmp-unfinished").write_bytes(b"")
-    assert clean.clean(table).files == ()  # nothing is a week old
-    pending = {info.path for info in clean.clean(table, 0, dry_run=True).files}
+    assert vacuum.clean(table).files == ()  # nothing is a week old
+    pending = {info.path for info in vacuum.clean(table, 0, dry_run=True).files}
     # What no version names leaves data/ at once, and goes for good when it is old.
     assert "meta/trash/000003/data/day=x/part-000003-99999-dead.parquet" in pending
-    until_done(tmp_path, lambda place: clean.clean(place, 0))
+    until_done(tmp_path, lambda place: vacuum.clean(place, 0))
     assert [content(table, number) for number in (2, 3)] == kept
     assert {info.path for info in table.list("data")} == {part.path for part in snapshot.current(table).parts}
     with pytest.raises(InputError, match="cleaned away"):
@@ -129,8 +130,8 @@ def test_staged_work_that_nobody_went_on_with_is_cleaned(tmp_path, monkeypatch):
     table = table_with_history(tmp_path)
     stage(table, make("forsaken", 77), ["9x"])
     now = clock.now(table)
-    monkeypatch.setattr(clock, "now", lambda _: now + 8 * clean.DAY_S)
-    litter = clean.clean(table)
+    monkeypatch.setattr(clock, "now", lambda _: now + 8 * vacuum.DAY_S)
+    litter = vacuum.clean(table)
     assert len(litter.staging) == 2
     assert not table.list(layout.STAGING)
 
@@ -141,11 +142,11 @@ def test_a_version_published_meanwhile_stops_the_cleaning(tmp_path, monkeypatch)
 
     def and_then_one_is_published(_):
         publish(table, HISTORY[0])
-        return now + 8 * clean.DAY_S
+        return now + 8 * vacuum.DAY_S
 
     monkeypatch.setattr(clock, "now", and_then_one_is_published)
     with pytest.raises(CommitConflict, match="nothing was deleted"):
-        clean.clean(table)
+        vacuum.clean(table)
     assert len(content(table, 1)) == 3
 
 
@@ -216,10 +217,10 @@ def write_lines(path, ids):
 
 def test_a_purge_neither_ends_a_hold_nor_takes_one_up_again(tmp_path):
     table = table_with_history(tmp_path)
-    rollback.roll_back(table, 1)
+    restore.roll_back(table, 1)
     purge.purge(table, ["1x"])
     assert snapshot.is_held(table, snapshot.current(table))
-    rollback.release(table)
+    restore.release(table)
     purge.purge(table, ["2y"])
     assert not snapshot.is_held(table, snapshot.current(table))
 

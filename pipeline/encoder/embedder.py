@@ -1,0 +1,60 @@
+"""Texts in, vectors out, in this process: for queries, trials and checks; a table is made by a run.
+
+The vectors are those that a table gets: the same tokenizer and the same encoder. Knows no tables, no chunks and no Ray.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.encoder.encoder import Encoded, Encoder, build_encoder
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.model.folder import EncoderSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Embedder:
+    tokenizer: Tokenizer
+    encoder: Encoder
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The vectors of all texts; a text that has none is named with its reason."""
+        return self.encoder.encode(self.tokenizer.tokenize(texts))
+
+
+def embedder(spec: EncoderSpec, device: str | None = None) -> Embedder:
+    """The embedder of `spec`. The last two encoders are kept, since loading takes seconds; prompts share theirs.
+
+    `device` is `cpu` or `cuda`; None takes a GPU where there is one. Uses all of the process's cores. Raises InputError.
+    """
+    return Embedder(_tokenizer(spec), _encoder(_without_prompt(spec), device or _device(spec)))
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(spec: EncoderSpec) -> Tokenizer:
+    return Tokenizer(spec, _cores())
+
+
+@functools.lru_cache(maxsize=2)
+def _encoder(spec: EncoderSpec, device: str) -> Encoder:
+    # A graph is made for many texts.
+    return build_encoder(replace(spec, engine="torch") if spec.precision != "int8" else spec, device, _cores())
+
+
+def _without_prompt(spec: EncoderSpec) -> EncoderSpec:
+    """What the encoder knows of: no prompt, unless its length is kept out of pooling."""
+    return replace(spec, prompt="") if spec.include_prompt else spec
+
+
+def _device(spec: EncoderSpec) -> str:
+    if spec.precision == "int8":
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _cores() -> int:
+    """That this process may use: fewer than the machine has in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

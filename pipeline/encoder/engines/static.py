@@ -1,0 +1,50 @@
+"""A StaticEmbedding on torch: padded token ids in, the mean of the tokens' fixed vectors out, in float32.
+
+The vectors are used as float32 whatever type they are stored in. Knows no texts, no batching and no retries.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
+from numpy.typing import NDArray
+
+from pipeline.encoder.engines.device import ready_device, translated_errors
+from pipeline.errors import InputError
+from pipeline.model.folder import EncoderSpec
+from pipeline.model.modules import build_post_modules, static_vectors
+
+BUDGET_TOKENS = {"cpu": 262144, "cuda": 4194304}
+"""Padded tokens per batch. A token costs one row of a table: batches only spread what a call costs."""
+OVERHEAD_TOKENS = {"cpu": 4096, "cuda": 65536}
+
+
+class StaticEngine:
+    """Implements engines.base.Engine. Sets torch's thread count for the whole process."""
+
+    name = "static"
+
+    def __init__(self, spec: EncoderSpec, device: str, threads: int) -> None:
+        self.dim = spec.dim
+        self._device = ready_device(device, threads)
+        self._vectors = _load_vectors(spec.transformer_folder).to(self._device)
+        self._post = build_post_modules(spec).eval().to(self._device)
+
+    @torch.inference_mode()
+    def encode(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+        """ids int32 [n, width], lengths int32 [n] -> float32 [n, dim]."""
+        with translated_errors():
+            tokens = torch.from_numpy(ids[np.arange(ids.shape[1]) < lengths[:, None]]).to(self._device)
+            first = torch.from_numpy(np.cumsum(lengths) - lengths).to(self._device, torch.int32)
+            means = F.embedding_bag(tokens, self._vectors, first, mode="mean")
+            result: NDArray[np.float32] = self._post(means).contiguous().cpu().numpy()
+            return result
+
+
+def _load_vectors(folder: Path) -> torch.Tensor:
+    """float32 [vocabulary, dim]; InputError where they are damaged or more than tensors."""
+    try:
+        return static_vectors(folder)
+    except Exception as error:
+        raise InputError(f"the weights in {str(folder)!r} don't load: {type(error).__name__}: {error}") from None

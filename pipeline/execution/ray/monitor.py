@@ -1,0 +1,71 @@
+"""The run's memory in the cluster: hands out the settings, gathers progress, keeps encoders from running ahead of writers and
+counts what workers die of.
+
+An actor on the driver's node that uses no CPU. Imports next to nothing: its process is the first that a run waits for.
+"""
+
+from collections.abc import Callable, Collection
+
+from pipeline.execution.strikes import Attempts, Work, Worker
+
+SliceKey = tuple[str, int]
+"""Unit and first row."""
+
+
+class Monitor:
+    def __init__(self, alive_nodes: Callable[[], Collection[str]], unrecorded: int, encoders: int) -> None:
+        """`alive_nodes`: the cluster's, by their ids; `unrecorded`: slices that may be encoded, or be in work, without being
+        recorded: what a crash can cost; `encoders`: how many start at a time."""
+        self._alive_nodes = alive_nodes
+        self._settings: bytes | None = None
+        self._unrecorded, self._encoders = unrecorded, encoders
+        self._claimed: set[SliceKey] = set()
+        self._attempts = Attempts()
+        self._starting: dict[str, str] = {}
+        self._rows = self._tokens = 0
+
+    def put_settings(self, settings: bytes) -> None:
+        self._settings = settings
+
+    def get_settings(self) -> bytes | None:
+        return self._settings
+
+    def starting(self, worker: Worker) -> int:
+        """An encoder begins to load its model; returns how many died before they were ready, as far as that is sure."""
+        self._starting[worker.name] = worker.node
+        alive = self._alive_nodes()
+        return max(0, sum(node in alive for node in self._starting.values()) - self._encoders)
+
+    def ready(self, worker: Worker) -> None:
+        self._starting.pop(worker.name, None)
+
+    def claim(self, key: SliceKey, worker: Worker) -> int | None:
+        """The strikes against the slice, if an encoder may start it now; one that was claimed before, by an encoder that
+        died, may. None while too many slices are encoded and not recorded."""
+        if key not in self._claimed and len(self._claimed) >= self._unrecorded:
+            return None
+        self._claimed.add(key)
+        return self.begin(("encode", key), worker)
+
+    def begin(self, work: Work, worker: Worker) -> int:
+        """The strikes against the work."""
+        alive = self._alive_nodes() if self._attempts.standing(work) else ()
+        return self._attempts.begin(work, worker, alive)
+
+    def end(self, work: Work) -> None:
+        self._attempts.end(work)
+
+    def release(self, key: SliceKey) -> None:
+        """The slice is recorded, or will never be."""
+        self._claimed.discard(key)
+        self._attempts.end(("write", key))
+
+    def add_progress(self, rows: int, tokens: int) -> None:
+        self._rows += rows
+        self._tokens += tokens
+
+    def take_progress(self) -> tuple[int, int]:
+        """Rows and tokens since the last call."""
+        taken = self._rows, self._tokens
+        self._rows = self._tokens = 0
+        return taken

@@ -1,0 +1,178 @@
+"""What a reindex would do, and what that would cost: exact counts of rows and texts, tokens from a sample of them.
+
+Comes in: a prepared run and its changes. Goes out: a `Forecast`.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.errors import GateFailed
+from pipeline.execution import pools
+from pipeline.progress import duration, size
+from pipeline.runs import estimate, prepare
+from pipeline.runs.estimate import Rate
+from pipeline.runs.plan import Task
+from pipeline.runs.prepare import Prepared
+from pipeline.runs.row_changes import Changes, StaleFile, check_deleted
+from pipeline.schema import N_TOKENS
+from pipeline.stages import distinct_texts
+from pipeline.stages.encode import from_cell
+from pipeline.table import snapshot
+from pipeline.table.snapshot import Snapshot
+
+SAMPLE_TEXTS = 512
+"""Texts whose tokens are counted for a forecast."""
+SAMPLE_PARTS = 4
+"""Or some more: parts of the table whose tokens are added up for the forecast of a build."""
+TOKENS_GUESSED = 64.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a reindex would do, for a person (`str`) and for machines (`to_dict`)."""
+
+    table: str
+    version: int
+    """The current one."""
+    full: bool
+    """The table would be built whole: there is none yet, or its model is another."""
+    new: int
+    changed: int
+    deleted: int
+    unchanged: int
+    reusable: int
+    """New and changed rows with a text that has a vector, or that another of them has."""
+    to_encode: int
+    """Distinct texts; of a full build the rows."""
+    tokens: int
+    """About so many, from a sample."""
+    seconds: float | None
+    """Of starting and encoding, at the rate of an earlier run; None where there was none."""
+    price: float | None
+    parts_rewritten: int
+    bytes_rewritten: int
+    stale_files: tuple[StaleFile, ...] = ()
+    changes_pending: bool = True
+    plan_s: float = 0.0
+    rate: Rate | None = None
+    """Of that run."""
+    refusal: str | None = None
+    """Why a run would publish nothing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"plan for {self.table} (now at version {self.version})"]
+        if self.full:
+            lines.append(f"  build      all of {self.to_encode:,} rows, about {self.tokens:,} tokens")
+        elif self.changes_pending:
+            lines += [
+                f"  rows       {self.new:,} new, {self.changed:,} changed, {self.deleted:,} deleted, "
+                f"{self.unchanged:,} unchanged",
+                f"  texts      {self.to_encode:,} to encode (about {self.tokens:,} tokens), {self.reusable:,} rows with a "
+                "vector that is there",
+                f"  files      {self.parts_rewritten:,} of the table to write anew ({size(self.bytes_rewritten)})",
+            ]
+        if self.changes_pending and self.seconds is not None and self.rate is not None:
+            price = f", {self.price:,.2f} at this price" if self.price is not None else ""
+            lines.append(
+                f"  encoding   about {duration(self.seconds)}, at the {self.rate.tokens_per_s:,.0f} tokens/s of version "
+                f"{self.rate.version}{price}"
+            )
+        lines += [f"  stale      {item.path}: {item.reason}; its rows stay" for item in self.stale_files[:5]]
+        lines += [f"  refused    {self.refusal}"] if self.refusal else []
+        lines += [
+            f"  planned in {duration(self.plan_s)}",
+            "  changes pending" if self.changes_pending else "  nothing to do",
+        ]
+        return "\n".join(lines)
+
+
+def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float | None, started: float) -> Forecast:
+    """`changes` is None for a full build, or where nothing changed."""
+    full = changes is None and not prepared.plan.changes_nothing
+    tokens = _count_tokens(prepared, changes) if changes is not None else 0
+    if full:
+        tokens = round(prepared.survey.rows_estimate * _tokens_per_document(prepared))
+    expected = estimate.estimate(tokens, _history(prepared), price_per_hour)
+    losing = np.unique(changes.removed["part"]).tolist() if changes is not None else []
+    return Forecast(
+        table=prepared.table.url,
+        version=prepared.parent.version,
+        full=full,
+        new=changes.new if changes else prepared.survey.rows_estimate if full and not prepared.parent.version else 0,
+        changed=changes.changed
+        if changes
+        else prepared.survey.rows_estimate
+        if full and prepared.parent.version
+        else 0,
+        deleted=len(changes.deletes) if changes else 0,
+        unchanged=changes.unchanged if changes else 0 if full else prepared.parent.counts.rows,
+        reusable=len(changes.upserts) - changes.to_encode if changes else 0,
+        to_encode=changes.to_encode if changes else prepared.survey.rows_estimate if full else 0,
+        tokens=tokens,
+        seconds=expected.seconds,
+        price=expected.price,
+        parts_rewritten=len(losing),
+        bytes_rewritten=sum(prepared.parent.parts[number].size for number in losing),
+        stale_files=changes.stale_files if changes else (),
+        changes_pending=full or (changes is not None and not changes.changes_nothing),
+        plan_s=round(time.perf_counter() - started, 3),
+        rate=expected.rate,
+        refusal=_refusal(prepared, changes),
+    )
+
+
+def _refusal(prepared: Prepared, changes: Changes | None) -> str | None:
+    try:
+        check_deleted(prepared, changes)
+    except GateFailed as error:
+        return str(error)
+    return None
+
+
+def _history(prepared: Prepared) -> list[Snapshot]:
+    last = prepared.parent.version
+    first = max(1, last - estimate.VERSIONS + 1)
+    return [snapshot.read_alone(prepared.table, number) for number in range(first, last + 1)]
+
+
+def _tokens_per_document(prepared: Prepared) -> float:
+    """Of those that the table has, by some of its parts; without a table a guess of a short paragraph."""
+    parent = prepared.parent
+    tokens = rows = 0
+    for part in parent.parts[:: max(1, len(parent.parts) // SAMPLE_PARTS)]:
+        with prepared.table.open(part.location) as file:
+            found = pq.read_table(file, columns=[N_TOKENS], use_threads=False).column(N_TOKENS)
+        tokens, rows = tokens + (pc.sum(found).as_py() or 0), rows + len(found)
+    if not tokens:
+        return TOKENS_GUESSED
+    return float(tokens / rows * parent.counts.rows / max(1, parent.counts.documents))
+
+
+def _count_tokens(prepared: Prepared, changes: Changes) -> int:
+    """Of the texts to encode, from a sample of them."""
+
+    if not changes.texts:
+        return 0
+    settings = prepare.settings_for(prepared, pools.ALONE)
+    tokenizer = Tokenizer(settings.encoder, 1)
+    chosen = [changes.texts[number] for number in np.linspace(0, len(changes.texts) - 1, 4).astype(int)]
+    tokens = counted = 0
+    for unit in dict.fromkeys(chosen):
+        most = math.ceil(SAMPLE_TEXTS / 4)
+        step = max(1, len(unit.only or ()) // most)
+        some = replace(unit, only=(unit.only or ())[::step])
+        for row in distinct_texts.read(Task(unit=some, done=()), settings, tokenizer):
+            found = from_cell(row, "documents")
+            tokens += sum(found.column("n_tokens").to_pylist())
+            counted += found.num_rows
+    return round(tokens / max(1, counted) * changes.to_encode)

@@ -1,0 +1,359 @@
+"""JSON Lines: the types of a sample, and the rows of a span.
+
+Bad lines, broken streams and values that don't fit become errors of their row; only storage can fail here.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from pipeline.config import SourceSpec
+from pipeline.sources.columns import Block, partition_values
+from pipeline.sources.formats import values as text_values
+from pipeline.sources.formats.compression import reader
+from pipeline.sources.formats.form import SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Misfit, Needed
+from pipeline.sources.formats.scan import Line, line_blocks, lines, span_lines
+from pipeline.work import SourceFile, Span
+
+_MAX_DEPTH = 100
+
+Convert = Callable[[Any], Any]
+
+
+class _BadLine(Misfit):
+    """No JSON object."""
+
+
+class _Written(float):
+    """A float that keeps the text it was written as."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "_Written":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
+# --- the sample
+
+
+def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: SourceSpec) -> Look:
+    """The types of the columns in the first lines; raises Misfit if one column holds values of two kinds.
+
+    Null where only nulls were seen, and where `spec.schema` says the type. One string makes a string of a text column:
+    what else it holds are bad rows.
+    """
+    types: dict[str, pa.DataType] = {}
+    names: set[str] = set()
+    objects_only: set[str] = set()
+    rows, size, objects = 0, 0, 0
+    for line in _rows(lines(reader(opened, file), 0, None, SAMPLE_BYTES)):
+        rows, size = rows + 1, size + len(line.raw)
+        try:
+            record = _parse(line)
+        except _BadLine:
+            continue
+        planned = {name: pa.null() for name in columns if name in record and name in spec.schema}
+        found = {name: _type_of(record[name], name) for name in columns if name in record and name not in spec.schema}
+        objects += 1
+        names.update(record)
+        objects_only.update(name for name in found if record[name] == {})
+        for name, kind in (planned | found).items():
+            seen = types.get(name, pa.null())
+            is_text = name in spec.text_columns and pa.string() in (seen, kind)
+            types[name] = pa.string() if is_text else join_types(name, seen, kind)
+        if rows >= SAMPLE_ROWS or size >= SAMPLE_BYTES:
+            break
+    empty = [name for name in objects_only if pa.types.is_null(types[name])]
+    if empty:
+        raise Misfit(
+            f"column {empty[0]!r} holds nothing but objects without keys, and nobody can tell its type: leave it out, or give "
+            f"it in source.schema, such as map<string, string>; found"
+        )
+    return Look(names=names, types=types, rows=rows, size=size, readable=objects > 0)
+
+
+def join(name: str, a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    """The type of a column in two files; None where there is none."""
+    try:
+        return join_types(name, a, b)
+    except Misfit:
+        return None
+
+
+def join_types(name: str, a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    """The type of a column that holds both; integers and floats make float64. Raises Misfit where there is none."""
+    if a == b or pa.types.is_null(b):
+        return a
+    if pa.types.is_null(a):
+        return b
+    if {a, b} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if pa.types.is_list(a) and pa.types.is_list(b):
+        return pa.list_(join_types(name, a.value_type, b.value_type))
+    if pa.types.is_struct(a) and pa.types.is_struct(b):
+        fields = {item.name: item.type for item in a}
+        for item in b:
+            fields[item.name] = join_types(name, fields.get(item.name, pa.null()), item.type)
+        return pa.struct(list(fields.items()))
+    raise Misfit(f"column {name!r} holds both {a} and {b}")
+
+
+def _type_of(value: Any, name: str, depth: int = 0) -> pa.DataType:
+    if value is None:
+        return pa.null()
+    if depth > _MAX_DEPTH:
+        raise Misfit(f"column {name!r} holds values nested more than {_MAX_DEPTH} levels deep")
+    if isinstance(value, list):
+        item: pa.DataType = pa.null()
+        for each in value:
+            item = join_types(name, item, _type_of(each, name, depth + 1))
+        return pa.list_(item)
+    if isinstance(value, dict):
+        # An object without keys is no struct that a file could hold; others of the column may show its keys. One with a key
+        # that is no text will be a bad row.
+        fields = [(key, _type_of(each, name, depth + 1)) for key, each in value.items() if _is_valid(key)]
+        return pa.struct(fields) if fields else pa.null()
+    return {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}[type(value)]
+
+
+# --- the rows of a span
+
+
+def blocks(
+    opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
+) -> Iterator[Block]:
+    """All rows of the span in order. Rows that are not `needed` are counted, not parsed."""
+    convert = {item.name: _converter(item.type) for item in schema}
+    missing = {name: value.as_py() for name, value in partition_values(span.file, schema).items()}
+    written = any(_has_decimals(kind) for kind in schema.types)
+    rows = _rows(span_lines(opened, span, max_row_bytes))
+    return line_blocks(rows, needed, lambda group: _parse_block(group, schema, convert, missing, written))
+
+
+def _rows(stream: Iterator[Line]) -> Iterator[Line]:
+    return (line for line in stream if line.error is not None or line.content.strip())
+
+
+def _parse_block(
+    group: Sequence[Line],
+    schema: pa.Schema,
+    convert: Mapping[str, Convert],
+    missing: Mapping[str, Any],
+    written: bool,
+) -> Block:
+    """`missing` is the value of a key that an object lacks; null for those not named."""
+    errors: dict[int, str] = {}
+    values: dict[str, list[Any]] = {name: [None] * len(group) for name in schema.names}
+    for row, line in enumerate(group):
+        if line.error is not None:
+            errors[row] = line.error
+            continue
+        try:
+            record = _parse(line, written)
+        except Misfit as misfit:
+            errors[row] = str(misfit)
+            continue
+        for name, fit in convert.items():
+            if name not in record:
+                values[name][row] = missing.get(name)
+                continue
+            value = record[name]
+            try:
+                values[name][row] = None if value is None else fit(value)
+            except (Misfit, RecursionError) as misfit:
+                errors.setdefault(row, f"column {name!r}: {str(misfit) or 'nested too deeply'}")
+    columns = pa.table([_array(values[item.name], item.type) for item in schema], schema=schema)
+    positions = pa.array([line.position for line in group], pa.int64())
+    return Block(rows=len(group), columns=columns, positions=positions, errors=errors)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        # Arrow makes dictionaries of a few types of Python values only.
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)
+
+
+def _parse(line: Line, written: bool = False) -> dict[str, Any]:
+    if line.error is not None:
+        raise _BadLine(line.error)
+    try:
+        record = json.loads(
+            line.content.decode(), parse_constant=_no_constant, parse_float=_Written if written else None
+        )
+    except UnicodeDecodeError as error:
+        raise _BadLine(f"the line is not valid UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise _BadLine(f"malformed JSON: {error.msg} (character {error.pos})") from None
+    except RecursionError:
+        raise _BadLine("malformed JSON: nested too deeply") from None
+    except ValueError as error:
+        raise _BadLine(f"malformed JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise _BadLine(f"the line holds {_kind(record)}, not a JSON object")
+    return record
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
+
+
+# --- values of the planned type
+
+
+def _converter(kind: pa.DataType) -> Convert:
+    """A function that gives the value as Arrow takes it, or raises Misfit. Nothing is rounded, cut or dropped."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
+    if any(check(kind) for check in lists):
+        item = _nullable(_converter(kind.value_type))
+        return lambda value: [item(each) for each in _a(list, value, kind)]
+    if pa.types.is_fixed_size_list(kind):
+        item = _nullable(_converter(kind.value_type))
+        return lambda value: _exactly(kind.list_size, [item(each) for each in _a(list, value, kind)])
+    if pa.types.is_struct(kind):
+        return _struct_converter(kind)
+    if pa.types.is_map(kind):
+        return _map_converter(kind)
+    if pa.types.is_dictionary(kind):
+        return _converter(kind.value_type)
+    if text_values.is_text(kind):
+        return lambda value: _string(value, kind)
+    if pa.types.is_boolean(kind):
+        return lambda value: _a(bool, value, kind)
+    if pa.types.is_integer(kind):
+        return lambda value: _integer(value, kind)
+    if pa.types.is_floating(kind):
+        return lambda value: _float(value, kind)
+    if pa.types.is_decimal(kind):
+        return lambda value: _decimal(value, kind)
+    return lambda value: _from_text(value, kind)
+
+
+def _has_decimals(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_has_decimals(kind.field(index).type) for index in range(kind.num_fields))
+    return pa.types.is_decimal(kind) or (pa.types.is_dictionary(kind) and _has_decimals(kind.value_type))
+
+
+def _nullable(convert: Convert) -> Convert:
+    return lambda value: None if value is None else convert(value)
+
+
+def _struct_converter(kind: pa.DataType) -> Convert:
+    fields = {item.name: _nullable(_converter(item.type)) for item in kind}
+
+    def convert(value: Any) -> dict[str, Any]:
+        unknown = _a(dict, value, kind).keys() - fields.keys()
+        if unknown:
+            raise Misfit(f"the key {min(unknown)!r} is not among those of {kind}")
+        return {name: fit(value.get(name)) for name, fit in fields.items()}
+
+    return convert
+
+
+def _map_converter(kind: pa.DataType) -> Convert:
+    """From an object, if keys are strings or can be parsed from them, or from an array of [key, value] pairs."""
+    key, item = _converter(kind.key_type), _nullable(_converter(kind.item_type))
+
+    def convert(value: Any) -> list[tuple[Any, Any]]:
+        pairs = list(value.items()) if isinstance(value, dict) else _a(list, value, kind)
+        if not all(isinstance(pair, tuple) or (isinstance(pair, list) and len(pair) == 2) for pair in pairs):
+            raise Misfit(f"an array of anything but [key, value] does not fit {kind}")
+        if any(name is None for name, _ in pairs):
+            raise Misfit(f"a key that is null does not fit {kind}")
+        return [(key(name), item(each)) for name, each in pairs]
+
+    return convert
+
+
+def _from_text(value: Any, kind: pa.DataType) -> Any:
+    """What JSON has no type for and strings stand for; an Arrow scalar, because Python has no nanoseconds."""
+    values, errors = text_values.parse([_a(str, value, kind)], kind)
+    if errors:
+        raise Misfit(f"the string {errors[0]}")
+    return values[0]
+
+
+def _decimal(value: Any, kind: pa.DataType) -> Any:
+    if isinstance(value, str):
+        return _from_text(value, kind)
+    number = _a((int, _Written), value, kind)
+    try:
+        return pa.scalar(Decimal(number.text if isinstance(number, _Written) else number), kind)
+    except (pa.ArrowException, ValueError):
+        raise Misfit(f"the number does not fit {kind}") from None
+
+
+def _string(value: Any, kind: pa.DataType) -> str:
+    text = str(_a(str, value, kind))
+    if not _is_valid(text):
+        raise Misfit("is not valid UTF-8: a \\u escape is half of a surrogate pair")
+    return text
+
+
+def _is_valid(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _integer(value: Any, kind: pa.DataType) -> int:
+    number = int(_a(int, value, kind))
+    signed = pa.types.is_signed_integer(kind)
+    lowest = -(2 ** (kind.bit_width - 1)) if signed else 0
+    if not lowest <= number < lowest + 2**kind.bit_width:
+        raise Misfit(f"an integer out of the range of {kind} does not fit")
+    return number
+
+
+def _float(value: Any, kind: pa.DataType) -> float:
+    number = _a((int, float), value, kind)
+    try:
+        nearest = float(number)
+        if not pa.types.is_float64(kind):
+            nearest = pa.scalar(nearest, kind).as_py()
+    except OverflowError:
+        nearest = math.inf
+    if not math.isfinite(nearest) or (isinstance(number, int) and int(nearest) != number):
+        raise Misfit(f"the number can't be held exactly by {kind}")
+    return nearest
+
+
+def _exactly(size: int, items: list[Any]) -> list[Any]:
+    if len(items) != size:
+        raise Misfit(f"a list of {len(items)} values does not fit one of {size}")
+    return items
+
+
+def _a(kinds: type | tuple[type, ...], value: Any, kind: pa.DataType) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        _refuse(value, kind)
+    return value
+
+
+def _refuse(value: Any, kind: pa.DataType) -> Any:
+    raise Misfit(f"{_kind(value)} does not fit {kind}")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", int: "an integer"}
+    return names.get(type(value), "a number" if isinstance(value, float) else "null")
+
+
+FORM = Form(
+    blocks=blocks,
+    look=look,
+    suffixes=(".jsonl", ".ndjson"),
+    divisible=lambda file, spec: True,
+    join=join,
+)

@@ -1,0 +1,82 @@
+"""The formats by name, and which one a file has. A new format is a file of its own and an entry here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from pipeline.config import SourceSpec
+from pipeline.errors import InputError
+from pipeline.sources.columns import Block
+from pipeline.sources.formats import arrow, delimited, html, jsonl, lines, parquet, text
+from pipeline.sources.formats.form import Form, Look, Needed
+from pipeline.sources.spans import PACKED_RATIO, Extent
+from pipeline.work import Compression, FormatName, SourceFile, Span
+
+FORMS: Mapping[FormatName, Form] = {
+    "parquet": parquet.FORM,
+    "jsonl": jsonl.FORM,
+    "csv": delimited.CSV,
+    "tsv": delimited.TSV,
+    "arrow": arrow.FORM,
+    "lines": lines.FORM,
+    "text": text.FORM,
+    "html": html.FORM,
+}
+_COMPRESSIONS: Mapping[str, Compression] = {".gz": "gz", ".zst": "zst"}
+
+
+def format_of(path: str, asked: str) -> tuple[FormatName, Compression]:
+    """The format asked for, or with "auto" the one that the name's end stands for, and how the file is compressed.
+
+    Raises InputError for a name that stands for no format.
+    """
+    name = path.rpartition("/")[2].lower()
+    compression: Compression = ""
+    for suffix, packed in _COMPRESSIONS.items():
+        if name.endswith(suffix):
+            name, compression = name.removesuffix(suffix), packed
+            break
+    for known, form in FORMS.items():
+        fits = asked == known or (asked == "auto" and name.endswith(form.suffixes))
+        if fits and (form.packable or asked != "auto"):
+            return known, compression if form.packable else ""
+        if fits and not compression:
+            return known, ""
+    suffixes = [suffix for form in FORMS.values() for suffix in form.suffixes]
+    raise InputError(
+        f"the format of {path!r} is unknown: expected one of {', '.join(suffixes)}, all but Parquet and Arrow also with "
+        f".gz or .zst; narrow source.path, or set source.format to one of {', '.join(FORMS)}"
+    )
+
+
+def readahead_bytes(file: SourceFile) -> int:
+    """For `open_pinned`; 0 where exact ranges are read."""
+    return FORMS[file.format].readahead_bytes
+
+
+def blocks(
+    opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
+) -> Iterator[Block]:
+    """All rows of the span in order, with the columns of `schema`; see `form.Blocks`."""
+    return FORMS[span.file.format].blocks(opened, span, schema, spec, max_row_bytes, needed)
+
+
+def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: SourceSpec) -> Look:
+    """What the file says of the columns and of itself; see `form.LookInto`."""
+    return FORMS[file.format].look(opened, file, columns, spec)
+
+
+def extent(file: SourceFile, look: Look | None, spec: SourceSpec) -> Extent:
+    """How the file can be cut; `look` is None for a file that was not looked into."""
+    form = FORMS[file.format]
+    if look is not None and look.row_groups is not None:
+        return Extent(file=file, row_groups=look.row_groups)
+    if form.every and look is not None and not look.readable:
+        return Extent(file=file)
+    return Extent(
+        file=file,
+        unit_bytes=form.unit_bytes // PACKED_RATIO if file.compression else form.unit_bytes,
+        divisible=not file.compression and form.divisible(file, spec),
+        rows=form.rows_per_file,
+    )

@@ -1,0 +1,406 @@
+"""A unit of work becomes slices: documents that can be embedded, and dead letters for the rows that can't.
+
+Which rows a unit has, their order and their numbers depend on the files alone, so that rows an earlier run recorded can
+be left out. Bad data never raises; SourceChanged and StorageError do.
+"""
+
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import LimitSpec, SourceSpec
+from pipeline.errors import one_line
+from pipeline.schema import DEAD_LETTERS, ID, POSITION, SOURCE, TEXT
+from pipeline.sources import filter
+from pipeline.sources.columns import Block, RestLost, Unread, column_names, folder_misfits, join_ids, row_bytes, to_ids
+from pipeline.sources.formats import registry
+from pipeline.storage import check_unchanged, checks_itself, pinned
+from pipeline.work import NO_PLACE, Slice, Span, Unit
+
+SLICE_BYTES = 64 * 2**20
+"""Of text and kept columns."""
+SPARSE_ROWS = 256
+"""A slice covers at most so many times its rows, however few of them `where` lets through: what was read is recorded."""
+
+Intervals = Sequence[tuple[int, int]]
+Needed = Callable[[int, int], bool]
+_Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Consecutive rows of a unit, all from one span and all to do, and those of them that `where` lets through."""
+
+    first_row: int
+    num_rows: int
+    block: Block | None
+    """Of the rows let through; None if there are none."""
+    places: _Numbers
+    """Where each of these stands among the piece's rows."""
+    sizes: _Numbers
+    """Bytes of each of these."""
+    span: Span
+    source: int
+
+    @property
+    def stop_row(self) -> int:
+        return self.first_row + self.num_rows
+
+    @property
+    def let_through(self) -> int:
+        return len(self.places)
+
+    def split(self, count: int) -> tuple["_Piece", "_Piece | None"]:
+        """The piece that ends before the row let through after `count` of them, and the rest."""
+        if self.block is None or count >= self.let_through:
+            return self, None
+        at = int(self.places[count])
+        head = replace(
+            self,
+            num_rows=at,
+            block=self.block.slice(0, count),
+            places=self.places[:count],
+            sizes=self.sizes[:count],
+        )
+        rest = replace(
+            self,
+            first_row=self.first_row + at,
+            num_rows=self.num_rows - at,
+            block=self.block.slice(count, self.let_through),
+            places=self.places[count:] - at,
+            sizes=self.sizes[count:],
+        )
+        return head, rest
+
+
+def read_slices(
+    unit: Unit,
+    schema: pa.Schema,
+    spec: SourceSpec,
+    keep: Sequence[str],
+    limits: LimitSpec,
+    slice_rows: int,
+    done: Intervals,
+    slice_bytes: int = SLICE_BYTES,
+    partition_by: Sequence[str] = (),
+) -> Iterator[Slice]:
+    """Slices of at most `slice_rows` rows and `slice_bytes`, of the rows that no interval [first, stop) of `done` holds.
+
+    The last one says that it is the last; where nothing else is left to say, it is empty. `schema` is the survey's,
+    `keep` names kept and partition columns, `partition_by` those of them that name folders. Raises SourceChanged and
+    StorageError.
+    """
+    wanted = _wanted(schema, spec, keep)
+    pending = _Pending(0)
+    for todo, stop_row in _pieces(unit, wanted, spec, limits, done):
+        rest = todo
+        while rest is not None:
+            if not pending.num_rows:
+                pending = _Pending(rest.first_row)
+            fitting = pending.fitting(rest, slice_rows, slice_bytes)
+            if fitting is not None:
+                head, rest = rest.split(fitting)
+                pending.add(head)
+            else:
+                yield _slice(unit, pending, wanted, spec, keep, partition_by, last=False)
+                pending = _Pending(pending.stop_row)
+        if pending.stop_row < stop_row:  # rows that an earlier run recorded
+            if pending.num_rows:
+                yield _slice(unit, pending, wanted, spec, keep, partition_by, last=False)
+            pending = _Pending(stop_row)
+    yield _slice(unit, pending, wanted, spec, keep, partition_by, last=True)
+
+
+class _Pending:
+    """The slice that is being filled: rows [first_row, stop_row) of the unit."""
+
+    def __init__(self, first_row: int) -> None:
+        self.first_row = self.stop_row = first_row
+        self.pieces: list[_Piece] = []
+        """Those with rows let through."""
+        self.rows = self.bytes = 0
+        """Of the rows let through."""
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop_row - self.first_row
+
+    def add(self, piece: _Piece) -> None:
+        self.stop_row = piece.stop_row
+        if piece.let_through:
+            self.pieces.append(piece)
+            self.rows += piece.let_through
+            self.bytes += int(piece.sizes.sum())
+
+    def fitting(self, piece: _Piece, slice_rows: int, slice_bytes: int) -> int | None:
+        """How many of its rows let through can be added; None if the slice must be finished first."""
+        if self.stop_row != piece.first_row or self.num_rows >= SPARSE_ROWS * slice_rows:
+            return None
+        left = int(np.searchsorted(np.cumsum(piece.sizes), slice_bytes - self.bytes, side="right"))
+        fitting = min(slice_rows - self.rows, left)
+        if fitting or not piece.let_through:
+            return fitting
+        return None if self.rows else 1
+
+
+def first_spans(
+    groups: Sequence[tuple[Span, ...]], schema: pa.Schema, spec: SourceSpec, keep: Sequence[str], limits: LimitSpec
+) -> list[tuple[Span, ...]]:
+    """The spans that hold the first `spec.limit` rows that pass `spec.where`; the last one is cut to the row.
+
+    Reads as far as that where the files don't say how many rows they have.
+    """
+    if spec.limit is None:
+        return list(groups)
+    left = spec.limit
+    wanted = _wanted(schema, spec, keep)
+    taken: dict[Span, Span] = {}
+    for span in sorted((span for group in groups for span in group), key=lambda span: (span.file.path, span.start)):
+        if not left:
+            break
+        taken[span], matching = _first_rows(span, left, wanted, spec, limits)
+        left -= matching
+    chosen = [tuple(taken[span] for span in group if span in taken) for group in groups]
+    return [group for group in chosen if group]
+
+
+def _first_rows(span: Span, count: int, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec) -> tuple[Span, int]:
+    """The span, cut after the row that is the `count`th to pass `where`, and how many of its rows pass."""
+    if spec.where is None and span.rows is not None:
+        return (span, span.rows) if span.rows <= count else (replace(span, take=count, rows=count), count)
+    rows = matching = 0
+    for block in _blocks(span, wanted, spec, limits, lambda first, rows: spec.where is not None):
+        passing = _let_through(block, spec) if spec.where is not None else np.arange(block.rows)
+        if matching + len(passing) > count:
+            take = rows + int(passing[count - matching])
+            return replace(span, take=take, rows=take), count
+        rows, matching = rows + block.rows, matching + len(passing)
+    return replace(span, rows=rows), matching
+
+
+def _wanted(schema: pa.Schema, spec: SourceSpec, keep: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in column_names(spec, keep)])
+
+
+# --- rows of the sources
+
+
+def _pieces(
+    unit: Unit, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, done: Intervals
+) -> Iterator[tuple[_Piece | None, int]]:
+    """The rows to do, and each time how many rows of the unit have gone by."""
+    row = 0
+    for span, source in zip(unit.spans, unit.sources, strict=True):
+        only = _only(unit, source)
+        for block in _blocks(span, wanted, spec, limits, _needed(done, row)):
+            stop = row + block.rows
+            for start, end in _gaps(done, row, stop):
+                part = block.slice(start - row, end - row) if block.columns is not None else None
+                yield _piece(part, start, end - start, span, source, spec, only), end
+            row = stop
+            yield None, row
+
+
+def _piece(
+    block: Block | None,
+    first_row: int,
+    num_rows: int,
+    span: Span,
+    source: int,
+    spec: SourceSpec,
+    only: pa.Array | None,
+) -> _Piece:
+    """`block` is None where `where` rules out all the rows unseen."""
+    places = _let_through(block, spec, only) if block is not None else np.zeros(0, np.int64)
+    if block is not None and len(places) < block.rows:
+        block = _taken(block, places) if len(places) else None
+    sizes = row_bytes(block.columns) if block is not None else np.zeros(0, np.int64)
+    return _Piece(
+        first_row=first_row, num_rows=num_rows, block=block, places=places, sizes=sizes, span=span, source=source
+    )
+
+
+def _taken(block: Block, places: _Numbers) -> Block:
+    rows = pa.array(places)
+    return Block(
+        rows=len(places),
+        columns=block.columns.take(rows),
+        positions=block.positions.take(rows),
+        errors={new: block.errors[old] for new, old in enumerate(places.tolist()) if old in block.errors},
+    )
+
+
+def _only(unit: Unit, source: int) -> pa.Array | None:
+    """The positions in a source that the unit is about; None for all."""
+    if unit.only is None:
+        return None
+    return pa.array([position for number, position in unit.only if number == source], pa.int64())
+
+
+def _let_through(block: Block, spec: SourceSpec, only: pa.Array | None = None) -> _Numbers:
+    """The rows for which `where` holds, and bad ones: nobody knows whether it would hold for them. Of these those at the
+    positions `only`."""
+    if block.excluded:
+        return np.zeros(0, np.int64)
+    passing = np.ones(block.rows, bool)
+    if spec.where is not None:
+        passing = filter.matches(block.columns, spec.where)
+        passing[list(block.errors)] = True
+    if only is not None:
+        passing &= pc.is_in(pc.fill_null(block.positions, NO_PLACE), only).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(passing)
+
+
+def _blocks(span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed) -> Iterator[Block]:
+    """The rows of the span, as many as it takes."""
+    left = span.take
+    with pinned(span.file, spec.storage_options, registry.readahead_bytes(span.file)) as opened:
+        for block in registry.blocks(opened, span, wanted, spec, limits.max_row_bytes, needed):
+            if not checks_itself(span.file.path):
+                # Before anybody records what was read, not only at the end of the file.
+                check_unchanged(span.file, spec.storage_options)
+            if left is None or block.rows <= left:
+                yield block
+                left = None if left is None else left - block.rows
+            elif left:
+                yield block.slice(0, left)
+                left = 0
+            if left == 0:
+                return
+
+
+def _needed(done: Intervals, base: int) -> Needed:
+    """Whether any of `count` rows from `first` on, counted from `base`, is to do."""
+    return lambda first, count: next(_gaps(done, base + first, base + first + count), None) is not None
+
+
+def _gaps(done: Intervals, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The parts of [start, stop) outside the sorted, disjoint intervals."""
+    index = bisect.bisect_right(done, start, key=lambda interval: interval[1])
+    while start < stop:
+        first, end = done[index] if index < len(done) else (stop, stop)
+        if start < min(first, stop):
+            yield start, min(first, stop)
+        start, index = max(start, end), index + 1
+
+
+# --- slices
+
+
+def _slice(
+    unit: Unit,
+    pending: _Pending,
+    wanted: pa.Schema,
+    spec: SourceSpec,
+    keep: Sequence[str],
+    partition_by: Sequence[str],
+    *,
+    last: bool,
+) -> Slice:
+    blocks = [(piece, piece.block) for piece in pending.pieces if piece.block is not None]
+    sorted_out = [_sort_out(piece, block, spec, keep, partition_by) for piece, block in blocks]
+    nothing = _documents_schema(wanted, keep).empty_table()
+    documents = pa.concat_tables([nothing, *(documents for documents, _ in sorted_out)])
+    dead_letters = pa.concat_tables([DEAD_LETTERS.empty_table(), *(letters for _, letters in sorted_out)])
+    return Slice(
+        unit_id=unit.unit_id,
+        first_row=pending.first_row,
+        num_rows=pending.num_rows,
+        skipped=pending.num_rows - documents.num_rows - dead_letters.num_rows,
+        broken=any(isinstance(error, RestLost) for _, block in blocks for error in block.errors.values()),
+        unread={
+            piece.source: str(error)
+            for piece, block in blocks
+            for error in block.errors.values()
+            if isinstance(error, Unread)
+        },
+        last=last,
+        documents=documents.combine_chunks(),
+        dead_letters=dead_letters.combine_chunks(),
+    )
+
+
+def _documents_schema(wanted: pa.Schema, keep: Sequence[str]) -> pa.Schema:
+    carried = [wanted.field(name) for name in keep]
+    return pa.schema(
+        [
+            pa.field(ID, pa.string()),
+            pa.field(TEXT, pa.large_string()),
+            *carried,
+            pa.field(SOURCE, pa.int32()),
+            pa.field(POSITION, pa.int64()),
+        ]
+    )
+
+
+def _sort_out(
+    piece: _Piece, block: Block, spec: SourceSpec, keep: Sequence[str], partition_by: Sequence[str]
+) -> tuple[pa.Table, pa.Table]:
+    """(documents, dead letters): every row of the block is in one of them, unless its text is null and may be."""
+    columns, rows = block.columns, block.rows
+    ids = _ids(block, piece.span.file.name, spec)
+    texts = _texts(columns, spec)
+    errors = dict(block.errors)
+    skipped = set(np.flatnonzero(texts.is_null()).tolist() if spec.on_null == "skip" else ()) - errors.keys()
+    for row in np.flatnonzero(ids.is_null()).tolist():
+        errors.setdefault(row, f"the id (column {_quoted(spec.id_columns)}) is null")
+    for row in np.flatnonzero(texts.is_null()).tolist():
+        errors.setdefault(row, f"the text (column {_quoted(spec.text_columns)}) is null")
+    for name in partition_by:
+        for row, reason in folder_misfits(name, columns.column(name)).items():
+            errors.setdefault(row, f"the partition column {name!r} {reason}")
+    sources = pa.repeat(pa.scalar(piece.source, pa.int32()), rows)
+    schema = _documents_schema(columns.schema, keep)
+    carried = [columns.column(name) for name in keep]
+    documents = pa.table([ids, texts, *carried, sources, block.positions], schema=schema)
+    if not errors:
+        return documents, DEAD_LETTERS.empty_table()
+    bad = pa.array(sorted(errors.keys() - skipped), pa.int64())
+    letters = pa.table(
+        [
+            ids.take(bad),
+            sources.take(bad),
+            pa.repeat(piece.span.file.path, len(bad)),
+            block.positions.take(bad),
+            pa.repeat("read", len(bad)),
+            pa.array([one_line(errors[row]) for row in bad.to_pylist()], pa.string()),
+            texts.take(bad),
+        ],
+        schema=DEAD_LETTERS,
+    )
+    good = np.ones(rows, bool)
+    good[list(errors)] = False
+    return documents.filter(pa.array(good)), letters
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _ids(block: Block, file: str, spec: SourceSpec) -> pa.Array:
+    if spec.id_columns:
+        return join_ids([_array(to_ids(block.columns.column(name)), pa.string()) for name in spec.id_columns])
+    made = [None if position is None else f"{file}:{position}" for position in block.positions.to_pylist()]
+    return pa.array(made, pa.string())
+
+
+def _texts(columns: pa.Table, spec: SourceSpec) -> pa.Array:
+    """Text columns joined by a line feed, nulls skipped; null where all are."""
+    parts = [_array(columns.column(name), pa.large_string()) for name in spec.text_columns]
+    if len(parts) == 1:
+        return parts[0]
+    some = np.logical_or.reduce([part.is_valid().to_numpy(zero_copy_only=False) for part in parts])
+    # Arrow's join drops rows in which all values are null, so it gets none of them.
+    filled = [part.filter(pa.array(some)) for part in parts]
+    joined = pc.binary_join_element_wise(*filled, pa.scalar("\n", pa.large_string()), null_handling="skip")
+    return joined.take(pa.array(np.cumsum(some) - 1, pa.int64(), mask=~some))
+
+
+def _array(values: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.Array:
+    combined = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return combined.cast(kind)

@@ -1,0 +1,416 @@
+"""What there is to embed: the source files, the types of their columns, and the spans that units are made of.
+
+Comes in: a SourceSpec. Goes out: `SourceFile`s and a `Survey`. Nothing is read here but footers and first lines; how a
+span becomes documents stands in reader.py, what is special to a format in formats/.
+"""
+
+import contextlib
+import difflib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import cast
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from pipeline.config import SourceSpec
+from pipeline.errors import ConfigError, InputError
+from pipeline.schema import NULL_PARTITION
+from pipeline.sources import dataset, filter, type_names
+from pipeline.sources.columns import (
+    can_be_id,
+    carried_type,
+    column_names,
+    partition_type,
+    partition_value,
+    plain_type,
+    unite,
+    without_nulls,
+)
+from pipeline.sources.formats import registry
+from pipeline.sources.formats.form import Join, Look, Misfit
+from pipeline.sources.formats.values import can_be_text
+from pipeline.sources.spans import PACKED_RATIO, cut
+from pipeline.storage import FileInfo, list_pattern, open_pinned
+from pipeline.work import FormatName, SourceFile, Span
+
+_SAVED_WITH_ARROW = ("dataset_info.json", "state.json")
+_SAVED_ABOVE_ARROW = "dataset_dict.json"
+_SAMPLED_FILES = 8
+_THREADS = 16
+_LOOK_BYTES = 2**16
+_ROW_BYTES_GUESS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A `key=value` folder that speaks for a file."""
+
+    column: str
+    value: str | None
+    path: str
+    """Of one such file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What planning needs to know of the sources."""
+
+    schema: pa.Schema
+    """Of the columns that are read: id, texts, kept and partition columns, under their names in the source."""
+    spans: list[tuple[Span, ...]]
+    """The spans of each unit, in path order."""
+    rows_known: int | None
+    """Rows of all files; None where only reading can tell."""
+    rows_estimate: int
+    bytes: int
+    """Of the files as they are stored."""
+    folders: tuple["Folder", ...] = ()
+    """What folders say of columns that their files lack, each value once."""
+
+
+# --- files
+
+
+def list_sources(spec: SourceSpec) -> list[SourceFile]:
+    """The files of all patterns, each once, sorted by path.
+
+    Raises InputError for a pattern without files and for a file whose format is unknown.
+    """
+    patterns, asked = _patterns(spec)
+    found = {file.path: file for pattern in patterns for file in list_pattern(pattern, spec.storage_options)}
+    return [_source_file(file, asked) for _, file in sorted(_without_companions(found).items())]
+
+
+def _patterns(spec: SourceSpec) -> tuple[Sequence[str], str]:
+    """What to list, and the format asked for; a data set stands for its files."""
+    if not dataset.is_dataset(spec):
+        return spec.patterns, spec.format
+    files = dataset.data_files(spec)
+    return files.paths, files.format
+
+
+def _source_file(file: FileInfo, asked: str) -> SourceFile:
+    form, compression = registry.format_of(file.path, asked)
+    return SourceFile(
+        path=file.path,
+        size=file.size,
+        version=file.version,
+        format=form,
+        compression=compression,
+        partition=hive_partition(file.path),
+    )
+
+
+def _without_companions(found: Mapping[str, FileInfo]) -> Mapping[str, FileInfo]:
+    """Without what `datasets` leaves beside the Arrow files of a saved data set: descriptions, and caches of results."""
+    folders = {_folder(path) for path in found if path.endswith(".arrow") and not _is_cache(path)}
+    above = {_folder(folder) for folder in folders}
+
+    def is_companion(path: str) -> bool:
+        folder, name = _folder(path), path.rpartition("/")[2]
+        if folder in folders and (name in _SAVED_WITH_ARROW or _is_cache(path)):
+            return True
+        return name == _SAVED_ABOVE_ARROW and folder in folders | above
+
+    return {path: file for path, file in found.items() if not is_companion(path)}
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _is_cache(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.startswith("cache-") and name.endswith(".arrow")
+
+
+def hive_partition(path: str) -> tuple[tuple[str, str | None], ...]:
+    """The `key=value` folders of a path, unescaped, in path order; a key that comes again counts where it is deepest."""
+    pairs: dict[str, str | None] = {}
+    for folder in path.split("/")[:-1]:
+        key, equals, value = folder.partition("=")
+        if key and equals:
+            pairs[_unescaped(key)] = None if value == NULL_PARTITION else _unescaped(value)
+    return tuple(pairs.items())
+
+
+def _unescaped(text: str) -> str:
+    """As it is where the escaped bytes are no UTF-8: two folders must not come to one value."""
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text
+
+
+# --- survey
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """The type of a column so far, and a file that has it."""
+
+    type: pa.DataType
+    path: str
+
+
+def survey(
+    files: Sequence[SourceFile],
+    spec: SourceSpec,
+    partition_by: Sequence[str] = (),
+    before: Mapping[str, pa.DataType] | None = None,
+) -> Survey:
+    """Look into the files once, for types and for spans: all footers and schemas, the first lines of some other files.
+
+    Raises InputError for columns that don't exist, don't fit together or can't be what they are meant for, and if no
+    file can be read. A single file that can't be read is no error: reading it makes a dead letter. `before` are types of
+    an earlier survey: of a column that no sampled file happens to have.
+    """
+    columns = list(column_names(spec, [*spec.keep, *partition_by]))
+    planned = _planned_types(spec, columns, files)
+    looks = _look_into(files, columns, spec)
+    _check_readable(files, looks)
+    plain = {*spec.id_columns, *spec.text_columns, *partition_by}
+    absent = {**(before or {}), **planned} if any(not registry.FORMS[form].every for form in _formats(files)) else {}
+    kinds = {
+        name: _column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
+        for name in columns
+    }
+    schema = pa.schema(list(kinds.items()))
+    _check_roles(schema, spec)
+    if spec.where is not None:
+        filter.check(spec.where, schema)
+    spans = cut(registry.extent(file, looks.get(file.path), spec) for file in files)
+    known = [span.rows for group in spans for span in group]
+    return Survey(
+        schema=schema,
+        spans=spans,
+        rows_known=None if None in known else sum(cast(list[int], known)),
+        rows_estimate=_estimate_rows(spans, looks),
+        bytes=sum(file.size for file in files),
+        folders=tuple(_folders(columns, files, looks)),
+    )
+
+
+def check_folders(folders: Iterable["Folder"], schema: pa.Schema) -> None:
+    """Raises InputError for a value in a folder's name that its column can't hold."""
+    for folder in folders:
+        kind = schema.field(folder.column).type
+        if partition_value(folder.value, kind) is None:
+            raise InputError(
+                f"column {folder.column!r} is {kind}, but the folders of {folder.path!r} say {folder.value!r}, which is no "
+                "such value: give its type in source.schema (string holds all), or narrow source.path"
+            )
+
+
+def _folders(columns: Sequence[str], files: Sequence[SourceFile], looks: Mapping[str, Look]) -> Iterator["Folder"]:
+    for name in columns:
+        distinct = {value: path for path, value in _folder_values(name, files, looks)}
+        yield from (Folder(column=name, value=value, path=path) for value, path in distinct.items())
+
+
+def _given_type(name: str, kind: str) -> pa.DataType:
+    try:
+        return type_names.parse(kind)
+    except ConfigError as error:
+        raise ConfigError(f"source.schema.{name}: {error}") from None
+
+
+def _planned_types(spec: SourceSpec, columns: Sequence[str], files: Sequence[SourceFile]) -> Mapping[str, pa.DataType]:
+    """Of `source.schema`; raises InputError for a column that is not read, and for a type that can't be."""
+    for name in spec.schema:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, 1, 0.5) or columns
+            raise InputError(
+                f"source.schema gives a type to column {name!r}, which is not read; the nearest is {near[0]!r}: rename "
+                "it, or add it to source.keep"
+            )
+    if not spec.schema:
+        return {}
+    planned = {name: _given_type(name, kind) for name, kind in spec.schema.items()}
+    for form in _formats(files):
+        for name, kind in planned.items():
+            if registry.FORMS[form].strings_only and not can_be_text(kind):
+                raise InputError(f"source.schema.{name} is {kind}, but {form} files hold strings: give a flat type")
+    return planned
+
+
+def _look_into(files: Sequence[SourceFile], columns: Sequence[str], spec: SourceSpec) -> dict[str, Look]:
+    """By path. All files of formats that say what they hold, of others some that are spread over the list."""
+    chosen: list[SourceFile] = []
+    for form in _formats(files):
+        those = [file for file in files if file.format == form]
+        every = registry.FORMS[form].every
+        chosen += those if every else _spread([file for file in those if file.size] or those, _SAMPLED_FILES)
+
+    def look(file: SourceFile) -> tuple[str, Look]:
+        with contextlib.closing(open_pinned(file, spec.storage_options, _LOOK_BYTES)) as opened:
+            try:
+                return file.path, registry.look(opened, file, columns, spec)
+            except Misfit as misfit:
+                raise InputError(f"{misfit} in {file.path!r}: {_FIX_TYPES}") from None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(pool.map(look, chosen))
+
+
+_FIX_TYPES = "a column needs one type; leave it out of source.keep, set its type in source.schema, or convert the files"
+
+
+def _formats(files: Iterable[SourceFile]) -> Iterator[FormatName]:
+    """In the order of the registry."""
+    present = {file.format for file in files}
+    return (form for form in registry.FORMS if form in present)
+
+
+def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
+    """First, last and evenly between."""
+    if len(files) <= count:
+        return list(files)
+    return [files[round(index * (len(files) - 1) / (count - 1))] for index in range(count)]
+
+
+def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> None:
+    if not any(look.readable for look in looks.values()):
+        formats = ", ".join(_formats(files))
+        raise InputError(
+            f"none of the {len(files)} source files can be read, the first is {files[0].path!r}: expected {formats}; "
+            "check source.path and source.format"
+        )
+
+
+# --- types
+
+
+def _column_type(
+    name: str,
+    files: Sequence[SourceFile],
+    looks: Mapping[str, Look],
+    planned: pa.DataType | None,
+    absent: pa.DataType | None,
+    *,
+    plain: bool,
+) -> pa.DataType:
+    """The one type of a column in all files that have it, and in the names of the folders of those that don't.
+
+    `planned` is what the user says, `absent` what the column is if no file that was looked into has it.
+    """
+    kinds = [kind for form in _formats(files) if (kind := _kind_in(name, files, looks, form, planned, plain=plain))]
+    values = _folder_values(name, files, looks)
+    if values and not (kinds and pa.types.is_string(kinds[0].type)):
+        kinds.append(_Kind(type=partition_type(value for _, value in values), path=values[0][0]))
+    if not kinds and absent is not None:
+        kinds = [_Kind(type=plain_type(absent) if plain else absent, path="the table")]
+    if not kinds:
+        raise InputError(_unknown_column(name, files, looks))
+    if planned is not None:
+        kinds = [_Kind(type=plain_type(planned) if plain else planned, path="source.schema")]
+    kind = kinds[0]
+    for other in kinds[1:]:
+        kind = _unite(name, kind, other)
+    carried = carried_type(kind.type)
+    if carried is None:
+        raise InputError(
+            f"column {name!r} is {kind.type} in {kind.path!r}, which a Parquet file can't hold: leave it out of "
+            "source.keep, or convert the files"
+        )
+    return without_nulls(carried)
+
+
+def _folder_values(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> list[tuple[str, str | None]]:
+    """(path, value) of the files that lack the column and whose folders name it."""
+    known = {form for form in _formats(files) if _has_format(name, files, looks, form)}
+    lacking = [file for file in files if not _has_column(name, file, looks, known)]
+    return [(file.path, value) for file in lacking for key, value in file.partition if key == name]
+
+
+def _has_format(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look], form: FormatName) -> bool:
+    found = (looks.get(file.path) for file in files if file.format == form)
+    return any(look is not None and name in look.types for look in found)
+
+
+def _has_column(name: str, file: SourceFile, looks: Mapping[str, Look], formats: Collection[FormatName]) -> bool:
+    """A file that was not sampled is taken for one like the others of its format; an unreadable one lacks nothing."""
+    look = looks.get(file.path)
+    if look is None:
+        return file.format in formats
+    return not look.readable or name in look.types
+
+
+def _kind_in(
+    name: str,
+    files: Sequence[SourceFile],
+    looks: Mapping[str, Look],
+    form: FormatName,
+    planned: pa.DataType | None,
+    *,
+    plain: bool,
+) -> _Kind | None:
+    """In all files of one format; in the first one that has it if the type is planned anyway."""
+    kind: _Kind | None = None
+    for file in files:
+        look = looks.get(file.path)
+        if file.format != form or look is None or name not in look.types:
+            continue
+        if name in look.duplicates:
+            raise InputError(f"{file.path!r} has more than one column {name!r}: rename one")
+        found = look.types[name]
+        here = _Kind(type=plain_type(found) if plain else found, path=file.path)
+        if kind is None:
+            kind = here
+        elif planned is None:
+            kind = _unite(name, kind, here, registry.FORMS[form].join)
+    return kind
+
+
+def _unite(name: str, a: _Kind, b: _Kind, join: Join | None = None) -> _Kind:
+    kind = join(name, a.type, b.type) if join is not None else unite(a.type, b.type)
+    if kind is None:
+        raise InputError(f"column {name!r} is {a.type} in {a.path!r} but {b.type} in {b.path!r}: {_FIX_TYPES}")
+    return _Kind(type=kind, path=a.path if kind == a.type else b.path)
+
+
+def _check_roles(schema: pa.Schema, spec: SourceSpec) -> None:
+    for name in spec.text_columns:
+        kind = schema.field(name).type
+        if not pa.types.is_string(kind):
+            raise InputError(f"source.text names column {name!r}, which is {kind}: expected a column of strings")
+    for name in spec.id_columns:
+        kind = schema.field(name).type
+        if not can_be_id(kind):
+            raise InputError(
+                f"source.id names column {name!r}, which is {kind}: expected strings, integers, binary, dates, decimals "
+                "or timestamps; null makes ids from file and position"
+            )
+
+
+def _unknown_column(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> str:
+    known = {key for file in files for key, _ in file.partition}
+    for look in looks.values():
+        known.update(look.names)
+    near = difflib.get_close_matches(name, known, 3, 0.6) or sorted(known)[:10]
+    return f"no source file has a column {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}"
+
+
+# --- rows
+
+
+def _estimate_rows(spans: Sequence[tuple[Span, ...]], looks: Mapping[str, Look]) -> int:
+    rows = 0.0
+    sampled: dict[FormatName, list[Look]] = {}
+    for file in {span.file.path: span.file for group in spans for span in group}.values():
+        if (look := looks.get(file.path)) is not None and look.rows:
+            sampled.setdefault(file.format, []).append(look)
+    row_bytes = {form: _row_bytes(found) for form, found in sampled.items()}
+    for span in (span for group in spans for span in group):
+        if span.rows is not None:
+            rows += span.rows
+        elif (look := looks.get(span.file.path)) is None or look.readable:
+            packed = PACKED_RATIO if span.file.compression else 1
+            rows += (span.stop - span.start) * packed / row_bytes.get(span.file.format, _ROW_BYTES_GUESS)
+    return round(rows)
+
+
+def _row_bytes(looks: Sequence[Look]) -> float:
+    return max(1.0, sum(look.size for look in looks) / sum(look.rows for look in looks))

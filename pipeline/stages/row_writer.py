@@ -1,0 +1,332 @@
+"""The rows that units want in the table: first their keys, to be compared with the live ones, then those rows that differ,
+put together from source columns and vectors.
+
+Functions of one piece of work each; who does them, and where, is not known here. Spans are named by their place in the
+unit until `write` gives them the numbers of the version.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import identity, schema
+from pipeline.encoder.chunking import failed_texts
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.errors import GateFailed
+from pipeline.quantize import Codes
+from pipeline.stages import encode
+from pipeline.stages.distinct_texts import read_wanted
+from pipeline.stages.encode import Settings
+from pipeline.storage import Folder
+from pipeline.table import scan
+from pipeline.table.diff import KEY, WANTED, Keys
+from pipeline.table.part import Part
+from pipeline.table.snapshot import Tally, to_parquet
+from pipeline.work import Unit
+
+ROWS_BYTES = 64 * 2**20
+"""Of rows in memory before they are written."""
+
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+"""uint64[n, 2]"""
+GetTokenizer = Callable[[], Tokenizer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A unit whose rows are to be known. The number of a span in it is its place among the spans."""
+
+    unit: Unit
+    number: int
+    """Of the unit among those of the run."""
+    folder: str | None
+    """Where dead letters go; None where nothing is to be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a unit's rows come to."""
+
+    number: int
+    tally: Tally
+    unread: Mapping[int, str]
+    """Spans that can't be read, or not to their end, and why."""
+    letters: tuple[str, ...]
+    """Files of dead letters."""
+
+
+def keys(item: Reading, settings: Settings, tokenizer: GetTokenizer) -> Iterator[Keys | Known]:
+    """KEY[n] of the unit's rows, some at a time, and in the end what they come to. Raises SourceChanged."""
+    unit, tally = item.unit, Tally()
+    unread: dict[int, str] = {}
+    letters: list[str] = []
+    chunked = settings.chunk is not None and settings.chunk.rows == "chunks"
+    for piece in read_wanted(unit, settings):
+        documents, dead = piece.documents, piece.dead_letters
+        if chunked:
+            tokenized = encode.tokenize_chunks(documents, settings, tokenizer())
+            assert tokenized.chunks is not None
+            paths = {number: span.file.path for span, number in zip(unit.spans, unit.sources, strict=True)}
+            if tokenized.failed:
+                dead = pa.concat_tables([dead, encode.letters(documents, tokenized.failed, "tokenize", paths)])
+            found = _chunk_keys(tokenized.documents, tokenized.chunks)
+            num_documents = tokenized.documents.num_rows
+        else:
+            found, num_documents = _document_keys(documents, settings), documents.num_rows
+        found["group"], found["side"] = item.number, WANTED
+        yield found
+        unread |= piece.unread
+        tally += Tally(rows=len(found), documents=num_documents, failed=dead.num_rows, skipped=piece.skipped)
+        if dead.num_rows and item.folder is not None:
+            letters.append(f"{item.folder}letters/{item.number:06d}-{piece.first_row:012d}.parquet")
+            settings.open_table().write(letters[-1], to_parquet(dead))
+    yield Known(number=item.number, tally=tally, unread=unread, letters=tuple(letters))
+
+
+def _document_keys(documents: pa.Table, settings: Settings) -> Keys:
+    out = np.zeros(documents.num_rows, KEY)
+    out["id"] = identity.id_hashes(documents.column(schema.ID))
+    texts = documents.column(schema.TEXT)
+    out["content"] = scan.hash_words(identity.content_hashes(texts, settings.encoder.prompt))
+    out["row"] = identity.row_hashes(documents.select(settings.carried)).to_numpy()
+    out["place"] = documents.column(schema.SOURCE).to_numpy()
+    out["more"] = documents.column(schema.POSITION).to_numpy()
+    return out
+
+
+def _chunk_keys(documents: pa.Table, chunks: pa.Table) -> Keys:
+    number = chunks.column(schema.DOCUMENT).to_numpy()
+    out = np.zeros(chunks.num_rows, KEY)
+    out["id"] = identity.id_hashes(_chunk_ids(documents, chunks))
+    out["content"] = scan.hash_words(chunks.column(schema.CONTENT_HASH))
+    out["row"] = chunks.column(schema.ROW_HASH).to_numpy()
+    out["place"] = documents.column(schema.SOURCE).to_numpy()[number]
+    out["more"] = documents.column(schema.POSITION).to_numpy()[number]
+    return out
+
+
+def _chunk_ids(documents: pa.Table, chunks: pa.Table) -> pa.Array:
+    names = documents.column(schema.ID).to_pylist()
+    pairs = zip(chunks.column(schema.DOCUMENT).to_pylist(), chunks.column(schema.CHUNK_INDEX).to_pylist(), strict=True)
+    return pa.array([f"{names[document]}#{index}" for document, index in pairs], pa.string())
+
+
+# --- the rows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Order:
+    """Rows of one unit to write."""
+
+    unit: Unit
+    """Of these rows' documents alone."""
+    number: int
+    numbers: tuple[int, ...]
+    """Of its spans in the version."""
+    upserts: Keys
+    """UPSERT[n]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """Rows of some units, which go into the same parts."""
+
+    orders: tuple[Order, ...]
+    vectors: tuple[str, ...]
+    """Files that have the vectors of their texts."""
+    output: str
+    """What the paths of the parts begin with."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Written:
+    parts: tuple[Part, ...]
+    letters: tuple[str, ...]
+    """Files of dead letters: documents with a text that has no vector."""
+    lost: Mapping[int, Tally]
+    """Of each unit, what such documents would have been."""
+    lost_ids: Hashes
+    """uint64[n, 2]: hashes of the ids of all rows of such documents."""
+
+
+def write(item: Orders, settings: Settings, tokenizer: GetTokenizer) -> Iterator[Written]:
+    """Stage parts with the rows. Raises SourceChanged, and GateFailed where a row is not found again."""
+    table = settings.open_table()
+    hashes = np.concatenate([order.upserts["content"] for order in item.orders])
+    stock = _Stock(table, item.vectors, [row.tobytes() for row in np.unique(hashes, axis=0)], settings)
+    writer = _Writer(table, item.output, item.orders[0].unit.unit_id, settings)
+    lost: dict[int, Tally] = {}
+    lost_ids: list[Hashes] = [np.zeros((0, 2), np.uint64)]
+    for order in item.orders:
+        found = 0
+        for piece in read_wanted(order.unit, settings):
+            rows = _rows(piece.documents, order, stock, settings, tokenizer)
+            writer.add(rows.documents, rows.chunks, rows.codes, order.numbers)
+            writer.add_letters(rows.letters, order.numbers)
+            found += rows.found
+            lost[order.number] = lost.get(order.number, Tally()) + rows.lost
+            lost_ids.append(rows.lost_ids)
+        if found != len(order.upserts):
+            raise GateFailed(
+                f"{len(order.upserts)} rows of {order.unit.spans[0].file.path!r} were to be written, {found} were found: "
+                "nothing was published; this is a bug, keep the staging folder for a report"
+            )
+    writer.flush()
+    yield Written(
+        parts=tuple(writer.parts), letters=tuple(writer.letters), lost=lost, lost_ids=np.concatenate(lost_ids)
+    )
+
+
+class _Stock:
+    """Vectors by the hash of their text."""
+
+    def __init__(self, table: Folder, paths: Sequence[str], hashes: Sequence[bytes], settings: Settings) -> None:
+        kind = settings.part_schema.field(settings.table.embedding_column).type
+        rows = scan.vectors(table, paths, hashes)
+        if rows is None:
+            rows = scan.vectors_schema(kind).empty_table()
+        bad = rows.column(scan.ERROR).is_valid().to_pylist()
+        failed = rows.filter(pa.array(bad, pa.bool_()))
+        rows = rows.filter(pa.array([not item for item in bad], pa.bool_()))
+        self.failed = {
+            row[schema.CONTENT_HASH]: (row[scan.STAGE], row[scan.ERROR])
+            for row in failed.drop_columns([scan.VECTOR]).to_pylist()
+        }
+        self._row = {item: number for number, item in enumerate(rows.column(schema.CONTENT_HASH).to_pylist())}
+        values = rows.column(scan.VECTOR).combine_chunks()
+        self._codes = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, kind.list_size)
+        self._tokens, self._truncated = rows.column(schema.N_TOKENS), rows.column(schema.TRUNCATED)
+
+    def of(self, hashes: Sequence[bytes]) -> tuple[Codes, pa.ChunkedArray, pa.ChunkedArray]:
+        """(codes, tokens, whether truncated) of these texts; GateFailed where one is missing."""
+        try:
+            numbers = np.array([self._row[item] for item in hashes], np.int64)
+        except KeyError:
+            raise GateFailed(
+                "a text has no vector and no error: nothing was published; this is a bug, keep the staging folder for a report"
+            ) from None
+        rows = pa.array(numbers)
+        return self._codes[numbers], self._tokens.take(rows), self._truncated.take(rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """Those of one slice: documents with all columns of the table but the vector, or documents and their chunks."""
+
+    documents: pa.Table
+    chunks: pa.Table | None
+    codes: Codes
+    letters: pa.Table
+    found: int
+    """Of the wanted rows, failed ones among them."""
+    lost: Tally
+    lost_ids: Hashes
+
+
+def _rows(documents: pa.Table, order: Order, stock: _Stock, settings: Settings, tokenizer: GetTokenizer) -> _Rows:
+    chunked = settings.chunk is not None and settings.chunk.rows == "chunks"
+    paths = {number: span.file.path for span, number in zip(order.unit.spans, order.unit.sources, strict=True)}
+    chunks: pa.Table | None = None
+    if chunked:
+        tokenized = encode.tokenize_chunks(documents, settings, tokenizer())
+        documents, chunks = tokenized.documents, tokenized.chunks
+        assert chunks is not None
+        ids, owner = _chunk_ids(documents, chunks), chunks.column(schema.DOCUMENT).to_numpy()
+        hashes = chunks.column(schema.CONTENT_HASH).to_pylist()
+    else:
+        ids, owner = documents.column(schema.ID), np.arange(documents.num_rows)
+        hashes = identity.content_hashes(documents.column(schema.TEXT), settings.encoder.prompt).to_pylist()
+    names = identity.id_hashes(ids)
+    wanted = _is_among(names, order.upserts["id"])
+    bad_rows = {row: stock.failed[item] for row, item in enumerate(hashes) if wanted[row] and item in stock.failed}
+    reasons = {row: reason for row, (_, reason) in bad_rows.items()}
+    if chunked:
+        reasons = failed_texts(owner, reasons)
+    stages_of = {int(owner[row]): stage for row, (stage, _) in bad_rows.items()}
+    failed = {document: (stages_of[document], reason) for document, reason in reasons.items()}
+    letters = _letters(documents, failed, paths)
+    bad = np.isin(owner, np.array(sorted(failed), np.int64))
+    good = np.flatnonzero(wanted & ~bad)
+    codes, tokens, truncated = stock.of([hashes[row] for row in good.tolist()])
+    if chunks is None:
+        documents = documents.take(pa.array(good))
+        documents = documents.append_column(
+            schema.CONTENT_HASH, pa.array([hashes[row] for row in good.tolist()], pa.binary(16))
+        )
+        documents = documents.append_column(schema.ROW_HASH, identity.row_hashes(documents.select(settings.carried)))
+        documents = documents.append_column(schema.N_TOKENS, tokens).append_column(schema.TRUNCATED, truncated)
+    else:
+        chunks = chunks.take(pa.array(good))
+    return _Rows(
+        documents=documents,
+        chunks=chunks,
+        codes=codes,
+        letters=letters,
+        found=int(wanted.sum()),
+        lost=Tally(rows=int(bad.sum()), documents=len(failed), failed=-len(failed)),
+        lost_ids=names[bad],
+    )
+
+
+def _is_among(
+    names: Hashes,
+    wanted: Hashes,
+) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    known = {row.tobytes() for row in wanted}
+    return np.array([row.tobytes() in known for row in names], bool)
+
+
+def _letters(documents: pa.Table, failed: Mapping[int, tuple[str, str]], paths: Mapping[int, str]) -> pa.Table:
+    made = [encode.letters(documents, {row: reason}, stage, paths) for row, (stage, reason) in sorted(failed.items())]
+    return pa.concat_tables([schema.DEAD_LETTERS.empty_table(), *made])
+
+
+class _Writer:
+    """Rows of many units in few parts."""
+
+    def __init__(self, table: Folder, output: str, unit_id: str, settings: Settings) -> None:
+        self._table, self._output, self._unit_id, self._settings = table, output, unit_id, settings
+        self._places = (f"{output}-{index:05d}.parquet" for index in itertools.count())
+        self._waiting: list[pa.Table] = []
+        self.parts: list[Part] = []
+        self.letters: list[str] = []
+
+    def add(self, documents: pa.Table, chunks: pa.Table | None, codes: Codes, numbers: tuple[int, ...]) -> None:
+        for rows, own in encode.row_batches(numbered(documents, numbers), chunks, codes):
+            if rows.num_rows:
+                self._waiting.append(encode.part_rows(rows, own, self._settings))
+            if sum(rows.nbytes for rows in self._waiting) >= ROWS_BYTES:
+                self.flush()
+
+    def add_letters(self, letters: pa.Table, numbers: tuple[int, ...]) -> None:
+        if letters.num_rows:
+            self.letters.append(f"{self._output}-{len(self.letters):05d}.letters")
+            self._table.write(self.letters[-1], to_parquet(numbered(letters, numbers)))
+
+    def flush(self) -> None:
+        if self._waiting:
+            rows = pa.concat_tables(self._waiting)
+            self.parts += encode.write_parts(self._table, rows, self._unit_id, self._places, self._settings)
+            self._waiting = []
+
+
+def numbered(rows: pa.Table, numbers: tuple[int, ...]) -> pa.Table:
+    """With the numbers of the version in place of those of the unit."""
+    found = np.array(numbers, np.int32)[rows.column(schema.SOURCE).to_numpy()]
+    index = rows.schema.get_field_index(schema.SOURCE)
+    return rows.set_column(index, rows.schema.field(schema.SOURCE), pa.array(found, pa.int32()))
+
+
+def order_of(unit: Unit, number: int, numbers: tuple[int, ...], upserts: Keys) -> Order:
+    """Of the documents that these rows are of."""
+    return Order(unit=only(unit, upserts), number=number, numbers=numbers, upserts=upserts)
+
+
+def only(unit: Unit, rows: Keys) -> Unit:
+    """The unit of the documents alone that these rows (UPSERT or ROW) are of."""
+    places = np.unique(np.stack([rows["span"].astype(np.int64), rows["position"]], axis=1), axis=0)
+    return replace(unit, only=tuple((int(span), int(position)) for span, position in places.tolist()))

@@ -1,0 +1,251 @@
+"""Erase rows for good: a new version without them, then every older file that still holds them.
+
+Ids come in; a table of chunks takes the ids of documents, too. What is left of them: the new version's list of changes
+names them as deleted, for those who follow it, until they are purged once more. Encodes nothing; knows no sources: a row
+that stays in its source comes back when its unit is planned anew.
+"""
+
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import schema
+from pipeline.errors import InputError
+from pipeline.storage import Folder
+from pipeline.table import layout, materialise, publication, row_sources, snapshot
+from pipeline.table.compare import NEW, OLD
+from pipeline.table.part import Part, distinct_sources, encode_part
+from pipeline.table.snapshot import Counts, Snapshot, Tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purged:
+    version: int
+    """The current one now."""
+    rows: int
+    """That left the table."""
+    dead_letters: int
+    files: int
+    """Of older versions and of staging, erased or written anew without the rows."""
+
+
+def purge(table: Folder, ids: Sequence[str]) -> Purged:
+    """Erase these rows. Stopped anywhere, the same call again finishes it.
+
+    Reads the id column of every part, and holds one part at a time. Raises InputError if nothing of them is found anywhere,
+    CommitConflict if another run published first.
+    """
+    parent = materialise.finish(table)
+    chunked = bool(parent.version) and schema.DOC_ID in snapshot.hex_to_schema(parent.schema).names
+    wanted = _Wanted(ids=pa.array(sorted(set(ids)), pa.string()), chunked=chunked)
+    with publication.conflict_if_overtaken(table, parent, parent.fingerprint):
+        staged = _forget_staged(table, wanted)
+        version, rows, letters = _publish_without(table, parent, wanted, bool(staged))
+    if version.version != parent.version:
+        materialise.materialise(table, version)
+    own = layout.changes(version.version) if version.version != parent.version else None
+    table.delete(staged)
+    files = len(staged) + _erase_elsewhere(table, version, wanted, own)
+    if not rows and not letters and not files:
+        raise InputError(
+            f"table {table.url} holds none of the {len(wanted.ids)} ids, the first is {ids[0]!r}: give them as the id "
+            "column has them"
+        )
+    return Purged(version=version.version, rows=rows, dead_letters=letters, files=files)
+
+
+def _forget_staged(table: Folder, wanted: "_Wanted") -> list[str]:
+    """Staged files with the ids. They go when another version is there: until then, a run that read their records may publish
+    them. Later runs don't, as the records go now; a record whose parts are gone would be invalid anyway."""
+    found = [info.path for info in table.list(layout.STAGED_PARTS) if _holds(table, info.path, wanted)]
+    units = {layout.staged_unit(path) for path in found}
+    table.delete(info.path for info in table.list(layout.RECORDS) if layout.staged_unit(info.path) in units)
+    return found
+
+
+def _publish_without(table: Folder, parent: Snapshot, wanted: "_Wanted", anyway: bool) -> tuple[Snapshot, int, int]:
+    """(the version without the rows, how many left it, how many of its dead letters); `parent` where it has none of them,
+    unless a version is wanted anyway."""
+    nonce = uuid.uuid4().hex[:12]
+    folder = layout.publication(nonce)
+    held = [part for part in parent.parts if _holds(table, part.path, wanted)]
+    letters = [(rows, wanted.among(rows)) for rows in publication.dead_letters(table, parent)]
+    num_letters = sum(pc.sum(found).as_py() or 0 for _, found in letters)
+    if not held and not num_letters and not (anyway and parent.version):
+        return parent, 0, 0
+    gone = _Gone()
+    smaller = [
+        replacement
+        for index, part in enumerate(held)
+        if (replacement := _without(table, parent, part, wanted, folder, index, nonce, gone)) is not None
+    ]
+    for rows, found in letters:
+        gone.letters.update(rows.filter(found).column(schema.SOURCE).to_pylist())
+    kept_letters = (rows.filter(pc.invert(found)) for rows, found in letters)
+    publication.write_dead_letters(table, folder, kept_letters)
+    parts = [part for part in parent.parts if part not in held] + smaller
+    sides = [(part, OLD) for part in held] + [(part, NEW) for part in smaller]
+    difference = publication.compare_here(table, sides)
+    publication.write_changes(table, folder, parent, parts, ([part for part, _ in sides], difference))
+    tally = sum(gone.by_unit(parent).values(), Tally())
+    version = replace(
+        parent,
+        version=parent.version + 1,
+        parent=parent.version,
+        publication=folder,
+        run="purge",
+        time=snapshot.utc_now(),
+        # A hold goes on, one that was ended stays so.
+        rows_of=parent.rows_of if snapshot.is_held(table, parent) else None,
+        counts=Counts(
+            rows=parent.counts.rows - tally.rows,
+            documents=parent.counts.documents - tally.documents,
+            deleted=len(difference.deletes),
+            unchanged=parent.counts.rows - tally.rows,
+            reused=parent.counts.rows - tally.rows,
+            failed=parent.counts.failed - num_letters,
+            skipped=parent.counts.skipped + tally.documents + tally.failed,
+        ),
+        gate=dict(parent.gate) | {"rows": parent.counts.rows - tally.rows},
+        timings={},
+        parts=tuple(parts),
+        sources=_amended(parent, gone),
+    )
+    publication.commit(table, version)
+    return version, tally.rows, num_letters
+
+
+class _Gone:
+    """What leaves the table, by the number of its source."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[int] = Counter()
+        self.documents: Counter[int] = Counter()
+        self.letters: Counter[int] = Counter()
+
+    def by_unit(self, parent: Snapshot) -> dict[str, Tally]:
+        found: dict[str, Tally] = {}
+        for unit, numbers in parent.units().items():
+            rows, documents, failed = (
+                sum(counter[number] for number in numbers) for counter in (self.rows, self.documents, self.letters)
+            )
+            if rows or failed:
+                found[unit] = Tally(rows=rows, documents=documents, failed=failed)
+        return found
+
+
+def _without(
+    table: Folder, parent: Snapshot, part: Part, wanted: "_Wanted", folder: str, index: int, nonce: str, gone: _Gone
+) -> Part | None:
+    """The part without the rows, staged; None where it has no others."""
+    with table.open(part.path) as file:
+        rows = row_sources.applied(table, part, pq.read_table(file, use_threads=False))
+    found = wanted.among(rows)
+    leaving, staying = rows.filter(found), rows.filter(pc.invert(found))
+    gone.rows.update(leaving.column(schema.SOURCE).to_pylist())
+    documents = leaving
+    if schema.DOC_ID in rows.column_names:
+        # A document's first chunk stands for it, as in the count of the whole.
+        documents = leaving.filter(pc.equal(leaving.column(schema.CHUNK_INDEX), 0))
+    gone.documents.update(documents.column(schema.SOURCE).to_pylist())
+    if not staying.num_rows:
+        return None
+    content = encode_part(staying, str(parent.embeddings[0]["column"]))
+    staged = f"{folder}purged/part-{index:05d}.parquet"
+    table.write(staged, content)
+    return replace(
+        part,
+        path=layout.data_part(part.partition, parent.version + 1, index, nonce),
+        staged=staged,
+        size=content.size,
+        rows=staying.num_rows,
+        raw_bytes=staying.nbytes,
+        sources=distinct_sources(staying),
+        owners=None,
+    )
+
+
+def _amended(parent: Snapshot, gone: _Gone) -> pa.Table:
+    """The list of sources with the counts of units as they are now: what was purged is left out, as if filtered."""
+    before = parent.tallies()
+    left = {
+        unit: Tally(
+            rows=before[unit].rows - tally.rows,
+            documents=before[unit].documents - tally.documents,
+            failed=before[unit].failed - tally.failed,
+            skipped=before[unit].skipped + tally.documents + tally.failed,
+        )
+        for unit, tally in gone.by_unit(parent).items()
+    }
+    return snapshot.with_tallies(parent.sources, left)
+
+
+def _erase_elsewhere(table: Folder, current: Snapshot, wanted: "_Wanted", own: str | None) -> int:
+    """Every file below the table that has ids, but the live parts, the list of changes `own`, and what a publisher may yet
+    commit, staged work among it; returns how many held some.
+
+    Lists of rows are written anew without them. Superseded parts are deleted: versions that held them can't be read or brought
+    back any more.
+    """
+    live = {part.path for part in current.parts}
+    erased = 0
+    listed = table.list()
+    committed = next((info.modified for info in listed if info.path == layout.snapshot(current.version)), 0.0)
+    for info in listed:
+        # What was written before this version was there can't become the next one any more.
+        if info.path.startswith(layout.PUBLICATIONS) and (_is_list(info.path) or info.modified >= committed):
+            continue
+        if info.path in live or (own is not None and info.path.startswith(own)):
+            continue
+        if not info.path.startswith(_HOLDERS) or info.path.endswith(".json") or not _holds(table, info.path, wanted):
+            continue
+        if info.path.startswith(layout.DATA) and max(snapshot.versions(table)) != current.version:
+            continue  # a part of the version that was published meanwhile
+        erased += 1
+        if info.path.startswith(_LISTS):
+            rows = snapshot.read_parquet(table.read(info.path))
+            table.write(info.path, snapshot.to_parquet(rows.filter(pc.invert(wanted.among(rows)))))
+            continue
+        table.delete([info.path])
+    return erased
+
+
+_LISTS = (layout.CHANGES, layout.DEAD_LETTERS)
+_HOLDERS = (layout.DATA, layout.TRASH, layout.PUBLICATIONS, *_LISTS)
+
+
+def _is_list(path: str) -> bool:
+    return path.endswith(("/parts.parquet", "/sources.parquet", "/consumed.parquet"))
+
+
+def _holds(table: Folder, path: str, wanted: "_Wanted") -> bool:
+    """Vectors without ids, by the hash of their text, may be of any row."""
+    with table.open(path) as file:
+        reader = pq.ParquetFile(file)
+        columns = [name for name in (schema.ID, schema.DOC_ID) if name in reader.schema_arrow.names]
+        if not columns:
+            return True
+        batches = reader.iter_batches(publication.KEYS_PER_READ, columns=columns)
+        return any(pc.any(wanted.among(pa.Table.from_batches([batch]))).as_py() for batch in batches)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Wanted:
+    ids: pa.Array
+    chunked: bool
+    """The table's rows are chunks: ids of documents stand for all of theirs."""
+
+    def among(self, rows: pa.Table) -> pa.ChunkedArray:
+        """Which rows have one of the ids."""
+        found = pc.is_in(rows.column(schema.ID), self.ids)
+        if not self.chunked:
+            return found
+        if schema.DOC_ID in rows.column_names:
+            return pc.or_(found, pc.is_in(rows.column(schema.DOC_ID), self.ids))
+        # Lists of changes hold the ids of chunks alone.
+        return pc.or_(found, pc.is_in(pc.replace_substring_regex(rows.column(schema.ID), r"#\d+$", ""), self.ids))

@@ -1,0 +1,184 @@
+"""What we rely on in Ray, on a real cluster: the shuffle, rewriting on workers, errors, holding encoders back."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray.data
+from ray.data._internal.logical.optimizers import get_execution_plan
+
+from jobs.embed import embed as embed_on_ray
+from pipeline.config import ResourceSpec
+from pipeline.errors import ConfigError, RunError, StorageError, StorageUnavailable
+from pipeline.execution.pools import Pools
+from pipeline.execution.ray import flow as dataflow
+from pipeline.execution.ray.flow import Cluster, ClusterWorkers
+from pipeline.execution.ray.monitor import Monitor
+from pipeline.execution.strikes import Worker
+from pipeline.runs import prepare as run
+from pipeline.runs.plan import Task
+from pipeline.storage import Folder
+from pipeline.table import diff, snapshot
+from pipeline.table.compare import KEPT, NEW, OLD
+from pipeline.table.operations import compact
+from pipeline.table.publication import compare_here
+from pipeline.work import Unit
+from tests.inline import embed, read_table, same_rows, spec_of
+
+
+def write_corpus(path, names):
+    path.write_text("".join(json.dumps({"id": name, "text": f"text of {name}"}) + "\n" for name in names))
+
+
+def test_the_shuffle_finds_what_this_process_finds(ray_address, tiny_model, tmp_path, monkeypatch):
+    """Two tables with rows in common stand for the old and the new state of one."""
+    for name, first in [("old", 0), ("new", 100)]:
+        write_corpus(tmp_path / f"{name}.jsonl", [f"doc {n}" for n in range(first, first + 200)])
+        embed(spec_of(tmp_path / f"{name}.jsonl", tiny_model, tmp_path / "tables" / name))
+    spec = spec_of(
+        tmp_path / "new.jsonl", tiny_model, tmp_path / "tables" / "new", resources={"ray_address": ray_address}
+    )
+    root = Folder(str(tmp_path / "tables"))
+    parts = [
+        replace(part, path=f"{name}/{part.path}")
+        for name in ("old", "new")
+        for part in snapshot.current(Folder(f"{root.url}/{name}")).parts
+    ]
+    monkeypatch.setattr(dataflow, "KEYS_HERE", 0)
+    monkeypatch.setattr(dataflow, "KEYS_PER_BUCKET", 40)
+    with Cluster(spec.resources) as cluster:
+        prepared = run.prepare(spec, writes=False)
+        settings = run.settings_for(prepared, cluster.pools())
+        settings = replace(settings, table=replace(settings.table, path=root.url))
+        workers = ClusterWorkers(cluster, root, lambda: settings, "embedding")
+        for sides in [(OLD, NEW), (KEPT, NEW), (NEW, NEW)]:
+            pairs = list(zip(parts, sides, strict=True))
+            there, here = workers.compare(pairs), compare_here(root, pairs)
+            assert (there.new, there.changed, there.unchanged) == (here.new, here.changed, here.unchanged)
+            for kind in ("upserts", "deletes", "duplicates"):
+                assert sorted(getattr(there, kind).tolist()) == sorted(getattr(here, kind).tolist())
+        assert (here.new, len(here.duplicates)) == (400, 200)
+
+
+def test_buckets_are_of_about_one_size(ray_address):
+    with Cluster(ResourceSpec(ray_address=ray_address)) as cluster:
+        cluster.start()
+        keys = np.zeros(20_000, diff.KEY)
+        keys["id"] = np.random.default_rng(0).integers(0, 2**64, (len(keys), 2), np.uint64)
+        blocks = ray.data.from_arrow(dataflow.in_buckets(keys)).repartition(20, keys=["bucket"])
+        sizes = [batch.num_rows for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow")]
+    assert sum(sizes) == 20_000
+    assert max(sizes) < 1_300
+
+
+def test_a_commit_whose_heavy_parts_run_on_workers_gives_the_same_table(ray_address, tiny_model, tmp_path, monkeypatch):
+    write_corpus(tmp_path / "a.jsonl", [f"doc {n}" for n in range(300)])
+    embed(spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "here", limits={"unit_rows": 40}))
+    monkeypatch.setattr(dataflow, "KEYS_HERE", 0)
+    monkeypatch.setattr(compact, "HERE_BYTES", 0)
+    limits, resources = {"unit_rows": 40}, {"ray_address": ray_address}
+    there = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "there", limits=limits, resources=resources)
+    assert embed_on_ray(there).counts.new == 300
+    same_rows(read_table(tmp_path / "there"), read_table(tmp_path / "here"))
+
+
+def stages_of(pools: Pools) -> list[str]:
+    """The operators that Ray makes of the flow, from the last to the first."""
+    flow = dataflow._build_flow([Task(unit=Unit(unit_id="0" * 32, spans=(), sources=()), done=())], "run", pools, 60.0)
+    operators = [get_execution_plan(flow._logical_plan)[0].dag]
+    while operators[-1].input_dependencies:
+        operators += operators[-1].input_dependencies
+    return [operator.name for operator in operators]
+
+
+def test_reading_encoding_and_writing_are_stages_of_their_own(ray_address):
+    with Cluster(ResourceSpec(ray_address=ray_address, encoders=1)) as cluster:
+        pools = replace(cluster.pools(), cpus_per_task=dataflow.MOST_CPUS_PER_TASK)
+        write, encode, read, _ = stages_of(pools)
+        assert "_write" in write
+        assert "EncodeStage" in encode
+        assert "_read" in read
+        # Why: with a whole CPU each, Ray makes one of them.
+        assert len(stages_of(replace(pools, cpus_per_task=1.0))) == 3
+
+
+def test_an_encoder_that_does_not_give_the_tables_vectors_is_refused(ray_address, tiny_model, tmp_path):
+    """The snapshot's probe vectors are bent by hand, as another library or device would bend the encoder's."""
+    write_corpus(tmp_path / "a.jsonl", ["one", "two"])
+    spec = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", resources={"ray_address": ray_address})
+    embed(spec)
+    path = tmp_path / "table" / "meta" / "versions" / "000001.json"
+    state = json.loads(path.read_text())
+    state["probes"] = [[value + 0.5 for value in vector] for vector in state["probes"]]
+    path.write_text(json.dumps(state))
+    write_corpus(tmp_path / "a.jsonl", ["one", "two", "three"])
+    with pytest.raises(RunError, match="no longer gives the vectors"):
+        embed_on_ray(spec)
+    assert read_table(tmp_path / "table").num_rows == 2
+
+
+def test_a_file_that_changes_under_the_run_is_planned_again(ray_address, tiny_model, tmp_path, monkeypatch):
+    write_corpus(tmp_path / "a.jsonl", ["one", "two"])
+    spec = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", resources={"ray_address": ray_address})
+    prepare = run.prepare
+    plans = []
+
+    def and_then_it_changes(*args, **kwargs):
+        plans.append(prepare(*args, **kwargs))
+        if len(plans) == 1:
+            write_corpus(tmp_path / "a.jsonl", ["one", "two", "three"])
+        return plans[-1]
+
+    monkeypatch.setattr(run, "prepare", and_then_it_changes)
+    assert embed_on_ray(spec).counts.rows == 3
+    assert len(plans) == 2
+
+
+def test_an_address_that_does_not_answer_is_a_configuration_error():
+    with (
+        Cluster(ResourceSpec(ray_address="127.0.0.1:1")) as cluster,
+        pytest.raises(ConfigError, match=r"127\.0\.0\.1:1"),
+    ):
+        cluster.start()
+
+
+def test_resources_that_the_cluster_lacks_are_an_error_before_any_work(ray_address, tiny_model, tmp_path):
+    write_corpus(tmp_path / "a.jsonl", ["one"])
+    resources = {"ray_address": ray_address, "gpus_per_encoder": 1}
+    with pytest.raises(ConfigError, match="room for 0"):
+        embed_on_ray(spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", resources=resources))
+    assert not (tmp_path / "table" / "staging" / "records").exists()
+
+
+def test_a_workers_error_comes_out_of_rays_wrappings():
+    class Wrapped(Exception):
+        cause = StorageError("the disk is full")
+
+    assert str(dataflow._translate(Wrapped())) == "the disk is full"
+    assert isinstance(dataflow._translate(ValueError("x\ny")), RunError)
+    told = "Traceback ..\npipeline.errors.StorageUnavailable: can't write x\nFailed to apply UDF transform"
+    assert repr(dataflow._translate(RuntimeError(told))) == repr(StorageUnavailable("can't write x"))
+
+
+def test_encoders_wait_for_writers_and_an_encoder_that_died_does_not_block_its_slice():
+    monitor = Monitor(lambda: {"here"}, unrecorded=2, encoders=1)
+    first, second, third = ("u", 0), ("u", 5), ("v", 0)
+    one, two = Worker("one", "here"), Worker("two", "here")
+    assert monitor.claim(first, one) == 0
+    assert monitor.claim(second, two) == 0
+    assert monitor.claim(third, two) is None
+    assert monitor.claim(first, two) == 1
+    monitor.release(second)
+    assert monitor.claim(third, two) == 0
+
+
+def test_encoders_that_die_before_they_are_ready_are_counted_beyond_those_that_start_together():
+    alive = {"a", "b"}
+    monitor = Monitor(lambda: alive, unrecorded=2, encoders=2)
+    assert [monitor.starting(Worker(name, "a")) for name in ("1", "2")] == [0, 0]
+    assert monitor.starting(Worker("3", "b")) == 1
+    monitor.ready(Worker("3", "b"))
+    assert monitor.starting(Worker("4", "b")) == 1
+    alive.remove("a")
+    assert monitor.starting(Worker("5", "b")) == 0
