@@ -65,7 +65,7 @@ def test_a_rolled_back_table_is_held_until_it_is_released_and_then_follows_its_s
     assert status.main([str(config), "--release"]) == 0
     inline.embed(pipeline.config.load(config))
     inline.same_rows(pipeline.read(table.url).to_table().sort_by("id"), second)
-    assert [version.rows_of for version in pipeline.status.status(table).versions] == [None, None, 1, None]
+    assert [version.rows_of for version in pipeline.table.status.status(table).versions] == [None, None, 1, None]
 
 
 def test_a_rival_that_publishes_before_the_rollback_wins(config, monkeypatch):
