@@ -275,7 +275,8 @@ def _openvino_engine(spec: EncoderSpec, threads: int, prompt_length: int, *, tok
     """None where auto has to do without: it is not installed, or gives other vectors than torch."""
     if spec.engine == "auto" and not openvino_is_installed():
         return None
-    from pipeline.encoder.engines.graph import Unsupported, float32_graph
+    from pipeline.encoder.engines.graph import Unsupported
+    from pipeline.encoder.engines.kept_graph import float32_graph
     from pipeline.encoder.engines.openvino import OpenVinoEngine
 
     if spec.precision == "int8":

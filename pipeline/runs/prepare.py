@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline import identity, schema
 from pipeline.config import ResourceSpec, RunSpec
+from pipeline.encoder.agreement import Quantised
 from pipeline.encoder.chunking import check_room
 from pipeline.encoder.tokenizer import framing_tokens
 from pipeline.errors import InputError, RunError, SourceChanged, StorageError, StorageUnavailable
@@ -32,7 +33,6 @@ from pipeline.sources.survey import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
 from pipeline.table import calibration, int8, layout, materialise, publication, record, snapshot
 from pipeline.table.calibration import Calibration, Measurement
-from pipeline.table.int8 import Quantised
 from pipeline.table.part import part_schema, vector_bytes
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import build_encoder
-from pipeline.encoder.engines.graph import Unsupported, float32_graph
+from pipeline.encoder.engines.graph import Unsupported
+from pipeline.encoder.engines.kept_graph import float32_graph
 from pipeline.encoder.engines.openvino import OpenVinoEngine
 from pipeline.encoder.engines.torch import TorchEngine
 from pipeline.encoder.int8 import FEWEST, quantise
