@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.engines.base import Answer, Engine, EngineLost, OutOfMemory
 from pipeline.encoder.engines.feed import feed_for
-from pipeline.encoder.tokenizer import Tokenizer, TokenRows
+from pipeline.encoder.token_rows import TokenRows
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError, RunError
+from pipeline.model.architectures import ARCHITECTURES
 from pipeline.model.folder import EncoderSpec, openvino_is_installed
-from pipeline.model.transformer import ARCHITECTURES
 
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 131072}
 """Padded tokens per batch. On the CPU larger batches leave the cache."""

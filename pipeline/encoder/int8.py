@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.agreement import Agreement, Quantised, digest_of
 from pipeline.encoder.encoder import build_encoder, token_types_of
-from pipeline.encoder.tokenizer import TokenRows
+from pipeline.encoder.token_rows import TokenRows
 from pipeline.errors import InputError, RunError
 from pipeline.model.folder import EncoderSpec, Int8Graph
 from pipeline.similarities import spearman

@@ -17,7 +17,7 @@ from pipeline import identity, schema
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.agreement import Quantised
 from pipeline.encoder.chunking import check_room
-from pipeline.encoder.tokenizer import framing_tokens
+from pipeline.encoder.tokenizer_backend import framing_tokens
 from pipeline.errors import InputError, RunError, SourceChanged, StorageError, StorageUnavailable
 from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened

@@ -22,7 +22,8 @@ from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
 from pipeline.encoder import int8 as calibrating
 from pipeline.encoder.chunking import chunk, failed_texts, mean_vectors
 from pipeline.encoder.encoder import Embeddings, Encoder
-from pipeline.encoder.tokenizer import Tokenizer, arrow_to_tokens, tokens_to_arrow
+from pipeline.encoder.token_rows import arrow_to_tokens, tokens_to_arrow
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError, SourceChanged, one_line
 from pipeline.model.folder import EncoderSpec
 from pipeline.quantize import Codes, outside, quantize

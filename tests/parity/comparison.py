@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import Embeddings, Encoder, build_encoder
-from pipeline.encoder.tokenizer import Tokenizer, TokenRows
+from pipeline.encoder.token_rows import TokenRows
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from tests.tiny import load_oracle
 
