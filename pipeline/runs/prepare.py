@@ -125,11 +125,11 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     """
     started = time.perf_counter()
     with before_work():
-        encoder = encoder_spec(spec.model)
         resources_for(spec)
         check_paths(spec)
         table = Folder(spec.table.path, spec.table.storage_options)
         parent = materialise.finish(table) if writes else snapshot.current(table)
+        encoder = encoder_spec(spec.model, parent.fingerprint_of.get("encoder"))
         _check_not_held(table, parent)
         files = list_sources(spec.source)
         forms = {file.format for file in files}
@@ -143,6 +143,8 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         renews = new_model and bool(parent.version) and parent.fingerprint != described.fingerprint
         if renews:
             parent = replace(parent, probes=())
+            encoder = encoder_spec(spec.model)  # a table that is built anew keeps no earlier prompt
+            _check_chunks(spec, encoder)
             described = _describe_vectors(spec, encoder, table, snapshot.empty())
         else:
             _check_vectors(spec, parent, described)
