@@ -1,5 +1,4 @@
-"""A configuration comes in, as a YAML file or a mapping, and a `RunSpec` goes out: the typed, frozen description of a run
-that everything below takes.
+"""A configuration comes in, a YAML file or a mapping, and a `RunSpec` goes out, typed and frozen, for everything below.
 
 Every key is a field of one of the specs, its default is the field's, and the string under the field is its help. From these
 `make docs-update` makes docs/configuration.md and the JSON Schema for editors. A new key is therefore one field with its

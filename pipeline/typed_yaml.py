@@ -181,8 +181,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         for option in get_args(hint):
             if _matches(value, option):
                 return _convert(value, option, where)
-        expected = " or ".join(in_words(option) for option in get_args(hint))
-        raise ConfigError(f"{where} is {told(value)}; expected {expected}")
+        raise ConfigError(f"{where} is {told(value)}; expected {in_words(hint)}")
     if not _matches(value, hint):
         # Options hold secrets: of a wrong value only its type may be told.
         given = type(value).__name__ if "storage_options" in where else told(value)
@@ -234,6 +233,8 @@ def in_words(hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Literal:
         return " | ".join(str(option) for option in get_args(hint))
+    if origin is Union or origin is types.UnionType:
+        return " or ".join(in_words(option) for option in get_args(hint))
     if origin is tuple:
         return "a list of strings"
     if dataclasses.is_dataclass(hint):
