@@ -135,9 +135,9 @@ class ModelSpec:
     max_seq_length: int | None = None
     """The model reads so many tokens of a text, special tokens and prompt included; null takes the model's own number."""
     prompt: str | None = None
-    """This text is put before every document; null takes the one that `prompt_name` or the model names, if any."""
+    """This text is put before every document; null takes the one that `prompt_name` or the model names, "" none at all."""
     prompt_name: str | None = None
-    """The model's own prompt of this name is put before every document; null takes the model's default one, if any."""
+    """The model's own prompt of this name is put before every document; null takes its prompt `document`, else its default."""
     normalize: bool | None = None
     """True makes every vector unit length, after all modules; null and false leave them as the model's modules do."""
     truncate_dim: int | None = None
