@@ -1,4 +1,5 @@
-"""The map of the code is made here: the tree of files with what each says of itself, and the picture of what imports what.
+"""The map of the code is made here: the tree of files with what each says of itself, and the picture of what imports
+what.
 
 The sentences are those of the docstrings and of the comments at the top; the lines for packages are the README's.
 """
@@ -18,10 +19,11 @@ SHOWN = {
 }
 """The tree shows these folders."""
 ENDINGS = (".py", ".yaml", ".crontab")
+"""The tree names files that end so."""
 
 
 def first_sentence(path: Path) -> str:
-    """What a file says of itself first: its docstring, or the comment at its top."""
+    """Find what a file says of itself first, in its docstring or in the comment at its top."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         said = ast.get_docstring(ast.parse(text)) or ""
@@ -32,13 +34,13 @@ def first_sentence(path: Path) -> str:
 
 
 def packages() -> dict[str, str]:
-    """The packages with the line that the README has for each."""
+    """Find the packages in the README, with the line that it has for each."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     return {name: " ".join(said.split()) for name, said in re.findall(r"(?m)^- `(\w+)/` (.*(?:\n  .*)*)", readme)}
 
 
 def tree() -> str:
-    """Every file in one line, under its folder."""
+    """Draw the tree: every file has a line, under its folder."""
     said = SHOWN | packages()
     lines = []
     for top in SHOWN:
@@ -63,8 +65,10 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def imports() -> str:
-    """The packages as a Mermaid flowchart, an arrow for each import. An arrow that a longer way says already is left out; one
-    against the layers of pyproject.toml is dotted."""
+    """Draw the packages as a Mermaid flowchart with an arrow for each import.
+
+    An arrow that a longer way says already is left out; one against the layers of pyproject.toml is dotted.
+    """
     edges = _edges()
     rank = {name: number for number, layer in enumerate(_layers()) for name in layer}
     down = {(a, b) for a, b in edges if rank[a] < rank[b]}
@@ -74,7 +78,7 @@ def imports() -> str:
 
 
 def _layers() -> list[list[str]]:
-    """The layers that import-linter holds, without those of the files at the root."""
+    """Read the layers that import-linter holds; the files at the root of the package are left out."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     names = [re.split(r" *[|:] *", layer.replace("pipeline.", "")) for layer in contracts[0]["layers"]]
     return [[name for name in layer if name == "api" or _is_package(name)] for layer in names]

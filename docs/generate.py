@@ -1,10 +1,10 @@
-"""The parts of docs/ that follow from the code: this compares them with what is committed, or writes them.
+"""Parts of docs/ follow from the code: this makes them, and compares them with what is committed or writes them.
 
     python -m docs.generate            # names each page that differs, and ends with 1 if there is one
     python -m docs.generate --write    # writes them: `make docs-update`
 
-A page holds marks, `<!-- made: NAME -->` and `<!-- end of NAME -->`. What stands between them is made by the function of
-that name; all else on the page is written by hand.
+A page holds marks, `<!-- made: NAME -->` and `<!-- end of NAME -->`. What stands between them is made by the function
+of that name; all else on the page is written by hand.
 """
 
 import argparse
@@ -23,7 +23,7 @@ MADE = {"configuration": configuration, "commands": commands, "tree": tree, "imp
 
 
 def pages() -> Mapping[Path, str]:
-    """Every page with made parts, and the schema, as they should be."""
+    """Make every page, and the schema, as they should be."""
     made = {}
     for path in sorted(DOCS.glob("*.md")):
         text = path.read_text(encoding="utf-8")

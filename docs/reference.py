@@ -30,18 +30,18 @@ class Key:
     name: str
     hint: Any
     default: Any
-    """`dataclasses.MISSING` where the key is required."""
+    """It is `dataclasses.MISSING` where the key is required."""
     help: str
 
     @property
     def section(self) -> type | None:
-        """The dataclass of a key that holds a section."""
+        """A key that holds a section has its dataclass here."""
         hints = (self.hint, *get_args(self.hint))
         return next((hint for hint in hints if isinstance(hint, type) and dataclasses.is_dataclass(hint)), None)
 
 
 def keys(spec: type) -> list[Key]:
-    """The fields of a dataclass, each with the string that stands under it."""
+    """List the fields of a dataclass, each with the string that stands under it."""
     body = ast.parse(inspect.getsource(spec)).body[0]
     assert isinstance(body, ast.ClassDef)
     helps = {
@@ -59,7 +59,7 @@ def _default(item: "dataclasses.Field[Any]") -> Any:
 
 
 def configuration() -> str:
-    """A table of keys for each section."""
+    """Make a table of keys for each section."""
     parts = []
     for key in keys(RunSpec):
         assert key.section is not None
@@ -84,7 +84,7 @@ def _row(key: Key, prefix: str) -> str:
 
 
 def _cells(*cells: str) -> str:
-    """A row of a Markdown table."""
+    """Make a row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
@@ -94,7 +94,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def schema() -> str:
-    """The JSON Schema of a configuration, as the text of docs/schema.json."""
+    """Make the JSON Schema of a configuration, as the text of docs/schema.json."""
     described = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A run of embedding-pipeline"}
     return json.dumps(described | _schema_of(RunSpec), indent=1) + "\n"
 
@@ -122,11 +122,11 @@ def _schema_of(hint: Any) -> dict[str, Any]:
 
 
 class _Built(Exception):
-    """Carries a command's parser out of its `main`."""
+    """It carries a command's parser out of its `main`."""
 
 
 def parser_of(command: str) -> argparse.ArgumentParser | None:
-    """The parser that the module jobs.<command> builds in its `main`; None for a module that is no command."""
+    """Catch the parser that the module jobs.<command> builds in its `main`; a module that is no command has none."""
     main = getattr(importlib.import_module(f"jobs.{command}"), "main", None)
 
     def caught(parser: argparse.ArgumentParser, *_: Any) -> Any:
@@ -142,7 +142,7 @@ def parser_of(command: str) -> argparse.ArgumentParser | None:
 
 
 def commands() -> str:
-    """What each command says of itself, and a table of its arguments."""
+    """Tell what each command says of itself, with a table of its arguments."""
     parts = []
     for path in sorted((ROOT / "jobs").glob("*.py")):
         parser = parser_of(path.stem) if path.stem != "__init__" else None
@@ -154,7 +154,7 @@ def commands() -> str:
 
 
 def _wrapped(text: str) -> str:
-    """The paragraphs of a docstring within the width of a page; what is indented is code and stays."""
+    """Wrap the paragraphs of a docstring; what is indented is code and stays as it is."""
     paragraphs = text.strip().split("\n\n")
     return "\n\n".join(text if text.startswith(" ") else textwrap.fill(text, 120) for text in paragraphs)
 

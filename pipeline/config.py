@@ -1,9 +1,10 @@
 """A configuration comes in, a YAML file or a mapping, and a `RunSpec` goes out, typed and frozen, for everything below.
 
-Every key is a field of one of the specs, its default is the field's, and the string under the field is its help. From these
-`make docs-update` makes docs/configuration.md and the JSON Schema for editors. A new key is therefore one field with its
-string; only a value that its type doesn't rule out needs a check in `__post_init__`. How values are read and what is said of
-wrong ones stands in typed_yaml.py. This file knows nothing of storage, models or Ray; it only says what was asked for.
+Every key is a field of one of the specs, its default is the field's, and the string under the field is its help. From
+these `make docs-update` makes docs/configuration.md and the JSON Schema for editors. A new key is therefore one field
+with its string; only a value that its type doesn't rule out needs a check in `__post_init__`. How values are read and
+what is said of wrong ones stands in typed_yaml.py. This file knows nothing of storage, models or Ray; it only says what
+was asked for.
 """
 
 import dataclasses
@@ -23,8 +24,8 @@ Auto = Literal["auto"]
 Format = Literal["auto", "parquet", "jsonl", "csv", "tsv", "arrow", "lines", "text", "html"]
 
 _FOLDER_KEY = re.compile(r"""(?![_.])[^\0-\x1f\x7f-\x9f\u2028\u2029/\\=%?*:;&#"<>|\[\]{}^`]+""")
-"""The name of a column that can begin a `key=value` folder. It stands there unescaped, because pyarrow alone among the
-readers unescapes it; pyarrow and Spark hide what begins with "_" or "."."""
+"""A column with such a name can begin a `key=value` folder. The name stands there unescaped, because pyarrow alone
+among the readers unescapes it; pyarrow and Spark hide what begins with "_" or "."."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class CsvSpec:
     quote: str | None = None
     """This one character encloses fields, and "" says that there is none; null means `"` in csv and none in tsv."""
     columns: tuple[str, ...] = ()
-    """These are the columns of files without a header line; where the list is empty, each file's first line names them."""
+    """These are the columns of files without a header line; where the list is empty, each file's first line names
+    them."""
 
     def __post_init__(self) -> None:
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in "\r\n"):
@@ -65,19 +67,20 @@ class SourceSpec:
     """This section says which files hold the documents, and what their columns mean."""
 
     path: str | tuple[str, ...]
-    """These files are read: a file, a folder with all below it, a pattern such as `corpus/*.parquet`, or a list of them, on
-    disk or in a store. `dataset:<name or folder>` reads a data set instead."""
+    """These files are read: a file, a folder with all below it, a pattern such as `corpus/*.parquet`, or a list of
+    them, on disk or in a store. `dataset:<name or folder>` reads a data set instead."""
     text: str | tuple[str, ...]
     """This column is embedded; several are joined by a newline, and nulls among them are skipped."""
     format: Format = "auto"
-    """The files have this format, and auto goes by their suffixes. `lines` takes each line for a document, `text` and `html`
-    each file."""
+    """The files have this format, and auto goes by their suffixes. `lines` takes each line for a document, `text` and
+    `html` each file."""
     id: str | tuple[str, ...] | None = None
     """This column identifies a document, or several columns do together; null makes ids from file and position."""
     keep: tuple[str, ...] = ()
     """These columns are carried into the table unchanged, whatever their type."""
     schema: Mapping[str, Any] = field(default_factory=dict)
-    """It fixes Arrow types of columns by name, as in `{price: "decimal128(10, 2)"}`; other types are read or guessed."""
+    """It fixes Arrow types of columns by name, as in `{price: "decimal128(10, 2)"}`; other types are read or
+    guessed."""
     on_null: Literal["dead_letter", "skip"] = "dead_letter"
     """A row whose text is null becomes a dead letter, or is skipped and counted."""
     where: str | None = None
@@ -101,7 +104,7 @@ class SourceSpec:
 
     @property
     def id_columns(self) -> tuple[str, ...]:
-        """Where there are none, ids are made from file and position."""
+        """These columns make the id; where there are none, it is made from file and position."""
         return () if self.id is None else _several(self.id)
 
     def __post_init__(self) -> None:
@@ -133,21 +136,25 @@ class ModelSpec:
     revision: str | None = None
     """This is a branch, a tag or a commit of a Hub id; null takes the default branch."""
     max_seq_length: int | None = None
-    """The model reads so many tokens of a text, special tokens and prompt included; null takes the model's own number."""
+    """The model reads so many tokens of a text, special tokens and prompt included; null takes the model's own
+    number."""
     prompt: str | None = None
-    """This text is put before every document; null takes the one that `prompt_name` or the model names, "" none at all."""
+    """This text is put before every document; null takes the one that `prompt_name` or the model names, "" none at
+    all."""
     prompt_name: str | None = None
-    """The model's own prompt of this name is put before every document; null takes its prompt `document`, else its default."""
+    """The model's own prompt of this name is put before every document; null takes its prompt `document`, else its
+    default."""
     normalize: bool | None = None
     """True makes every vector unit length, after all modules; null and false leave them as the model's modules do."""
     truncate_dim: int | None = None
-    """Vectors are cut to so many numbers, as Matryoshka models allow, after all modules; null takes the model's own width."""
+    """Vectors are cut to so many numbers, as Matryoshka models allow, after all modules; null takes the model's own
+    width."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
-    """It multiplies the matrices. On CPUs auto takes openvino for float32 where it is installed, gives torch's vectors, and
-    there is work enough to be worth its start."""
+    """It multiplies the matrices. On CPUs auto takes openvino for float32 where it is installed, gives torch's vectors,
+    and there is work enough to be worth its start."""
     precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
-    """The transformer computes in it. float16 and bfloat16 are for GPUs; int8 is for CPUs, needs openvino, and is quantised
-    once per table."""
+    """The transformer computes in it. float16 and bfloat16 are for GPUs; int8 is for CPUs, needs openvino, and is
+    quantised once per table."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """They go to the fsspec filesystem of the store that a model's URL names."""
 
@@ -167,7 +174,8 @@ class ChunkSpec:
     overlap_tokens: int = 0
     """A chunk repeats at most so many tokens of the one before it."""
     border: Literal["word", "sentence"] = "word"
-    """A chunk ends here. Where a sentence fills less than half a chunk, or more than one, it ends at a word after all."""
+    """A chunk ends at such a border. Where a sentence fills less than half a chunk, or more than one, it ends at a word
+    after all."""
     rows: Literal["chunks", "documents"] = "chunks"
     """The table has a row per chunk, or a row per document whose vector is the mean of its chunks' vectors."""
 
@@ -191,8 +199,8 @@ class TableSpec:
     embedding_column: str = "embedding"
     """The column of the vectors has this name."""
     dtype: Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"] = "float32"
-    """Vectors are stored in it. int8 and uint8 hold steps of each dimension's range, which is measured once per table; binary
-    and ubinary hold signs, a bit per dimension."""
+    """Vectors are stored in it. int8 and uint8 hold steps of each dimension's range, which is measured once per table;
+    binary and ubinary hold signs, a bit per dimension."""
     keep_text: bool = True
     """True stores the text beside its vector."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -249,7 +257,8 @@ class ResourceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSpec:
-    """This section bounds what a run may lose, take or wait for. A limit on rows is a share if it is below 1, else a count."""
+    """This section bounds what a run may lose, take or wait for. A limit on rows is a share if it is below 1, else a
+    count."""
 
     max_failed_rows: float = 0.01
     """If more of the source's rows fail, nothing is published."""
@@ -264,7 +273,8 @@ class LimitSpec:
     wait_s: float = 0
     """A reindex waits for so many seconds for a table that another one works on, then ends and has done nothing."""
     lease_s: float = 300
-    """For so many seconds after its last sign of life a reindex still has the table, unless it can be seen to be dead."""
+    """For so many seconds after its last sign of life a reindex still has the table, unless it can be seen to be
+    dead."""
 
     def __post_init__(self) -> None:
         for least, names in (
@@ -296,13 +306,13 @@ class RunSpec:
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """Source columns that go with the text: kept columns, then partition columns that aren't kept."""
+        """These source columns go with the text: kept columns, then partition columns that aren't kept."""
         extra = tuple(name for name in self.table.partition_by if name not in self.source.keep)
         return self.source.keep + extra
 
     @property
     def chunk_identity(self) -> dict[str, Any] | None:
-        """What changes a vector in the chunking, which is all of it."""
+        """All of the chunking changes vectors, so all of it is part of their identity."""
         return dataclasses.asdict(self.chunk) if self.chunk is not None else None
 
     @property
@@ -333,7 +343,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
 
 
 def from_mapping(raw: Mapping[str, Any]) -> RunSpec:
-    """The run that a mapping in memory describes, as `load` gives that of a file. Raises ConfigError likewise."""
+    """Make the run of a mapping in memory, as `load` makes it of a file. Raises ConfigError likewise."""
     return typed_yaml.build(RunSpec, raw)
 
 
@@ -347,7 +357,7 @@ def _check_no_nul(key: str, *paths: str) -> None:
 
 
 def _check_counts(section: str, spec: object, *names: str, otherwise: str = "") -> None:
-    """The fields hold a whole number of at least 1, or the null or auto that `otherwise` tells of."""
+    """Raise ConfigError for a field with a whole number below 1; `otherwise` names what may stand there instead."""
     for name in names:
         value = getattr(spec, name)
         if isinstance(value, int) and value < 1:

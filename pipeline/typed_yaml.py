@@ -23,11 +23,14 @@ Spec = TypeVar("Spec")
 MOST_VALUES = 10_000
 """A configuration may have so many values, each alias counted as what it stands for."""
 INTEGER_BITS = 63
+"""A whole number fits into so many bits, its sign apart: it can then become a float or an Arrow int64."""
 
 
 def load(spec: type[Spec], path: str | Path, overrides: Sequence[str] = ()) -> Spec:
-    """The dataclass `spec` with the values of a YAML file, over which `section.key=value` overrides go. Raises ConfigError for
-    a file that can't be read, that is not YAML, or whose values don't fit."""
+    """Read a YAML file, apply `section.key=value` overrides, and make the dataclass `spec` of the values.
+
+    Raises ConfigError for a file that can't be read, that is not YAML, or whose values don't fit.
+    """
     what = f"configuration file {str(path)!r}"
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -45,8 +48,10 @@ def load(spec: type[Spec], path: str | Path, overrides: Sequence[str] = ()) -> S
 
 
 def build(spec: type[Spec], raw: Mapping[str, Any]) -> Spec:
-    """The dataclass `spec` with the values of `raw`, and `${VAR}` filled from the environment. Raises ConfigError for a value
-    that doesn't fit its field."""
+    """Fill `${VAR}` from the environment, and make the dataclass `spec` of the values of `raw`.
+
+    Raises ConfigError for a value that doesn't fit its field.
+    """
     try:
         return cast(Spec, _build(spec, _fill_environment(dict(raw), "") if isinstance(raw, Mapping) else raw, ""))
     except RecursionError:
@@ -54,8 +59,8 @@ def build(spec: type[Spec], raw: Mapping[str, Any]) -> Spec:
 
 
 def _parse(text: str, what: str) -> Any:
-    """The values of a YAML text. ConfigError says of `what` where and why it is none, and shows nothing of it: it may hold a
-    secret."""
+    """Give the values of a YAML text. The ConfigError for a text that is none says of `what` where and why, and shows
+    nothing of it, because it may hold a secret."""
     try:
         return _unshared(yaml.load(text, _Loader))
     except RecursionError:
@@ -71,8 +76,8 @@ def _parse(text: str, what: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that comes twice, of which YAML would quietly take the last, and aliases that make a few lines stand
-    for billions of values."""
+    """It refuses a key that comes twice, of which YAML would quietly take the last, and aliases that make a few lines
+    stand for billions of values."""
 
     def construct_document(self, node: yaml.Node) -> Any:
         if _values(node, {}) > MOST_VALUES:
@@ -92,7 +97,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _values(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values the node stands for; infinity for one that stands in itself."""
+    """Count the values that the node stands for; a node that stands in itself has infinitely many."""
     if id(node) not in known:
         known[id(node)] = math.inf
         children: list[yaml.Node] = []
@@ -105,7 +110,7 @@ def _values(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which nothing stands in two places: an override of one of them mustn't change the other."""
+    """Copy the value so that nothing stands in two places: an override of one of them mustn't change the other."""
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
@@ -171,7 +176,8 @@ def _build(spec: type, raw: Any, where: str) -> Any:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type, or ConfigError; no guessing beyond int -> float, list -> tuple and Path -> str."""
+    """Give `value` the annotated type, or raise ConfigError. Nothing is guessed: an int may become a float, a list a
+    tuple and a Path a string."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     origin = get_origin(hint)
@@ -213,23 +219,23 @@ def _matches(value: Any, hint: Any) -> bool:
 
 
 def is_required(item: "dataclasses.Field[Any]") -> bool:
-    """Whether a configuration has to give this key, because it has no default."""
+    """Say whether a configuration has to give this key, because it has no default."""
     return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
 def dotted(where: str, key: object) -> str:
-    """The place of a key in a message, such as `source.csv.delimiter`."""
+    """Name the place of a key as messages do, such as `source.csv.delimiter`."""
     name = str(key) if str(key).isprintable() else repr(key)
     return f"{where}.{name}" if where else name
 
 
 def told(value: Any) -> str:
-    """A wrong value as messages may show it: sections and lists can hold a secret somewhere."""
+    """Show a wrong value in a message; sections and lists are not shown, because they can hold a secret somewhere."""
     return "a section" if isinstance(value, dict) else "a list" if isinstance(value, list | tuple) else repr(value)
 
 
 def in_words(hint: Any) -> str:
-    """What a value of this type is called in messages and in the reference."""
+    """Say what a value of this type is, for messages and for the reference."""
     origin = get_origin(hint)
     if origin is Literal:
         return " | ".join(str(option) for option in get_args(hint))
