@@ -37,8 +37,7 @@ class CsvSpec:
     quote: str | None = None
     """This one character encloses fields, and "" says that there is none; null means `"` in csv and none in tsv."""
     columns: tuple[str, ...] = ()
-    """These are the columns of files without a header line; where the list is empty, each file's first line names
-    them."""
+    """These are the columns of files without a header line; none means that each file's first line names them."""
 
     def __post_init__(self) -> None:
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in "\r\n"):
@@ -79,8 +78,7 @@ class SourceSpec:
     keep: tuple[str, ...] = ()
     """These columns are carried into the table unchanged, whatever their type."""
     schema: Mapping[str, Any] = field(default_factory=dict)
-    """It fixes Arrow types of columns by name, as in `{price: "decimal128(10, 2)"}`; other types are read or
-    guessed."""
+    """These columns have these Arrow types, as in `{price: "decimal128(10, 2)"}`; others are read or guessed."""
     on_null: Literal["dead_letter", "skip"] = "dead_letter"
     """A row whose text is null becomes a dead letter, or is skipped and counted."""
     where: str | None = None
@@ -136,19 +134,15 @@ class ModelSpec:
     revision: str | None = None
     """This is a branch, a tag or a commit of a Hub id; null takes the default branch."""
     max_seq_length: int | None = None
-    """The model reads so many tokens of a text, special tokens and prompt included; null takes the model's own
-    number."""
+    """The model reads so many tokens of a text, special ones and prompt included; null takes the model's own number."""
     prompt: str | None = None
-    """This text is put before every document; null takes the one that `prompt_name` or the model names, "" none at
-    all."""
+    """This text is put before every document, "" is none; null takes the one that `prompt_name` or the model names."""
     prompt_name: str | None = None
-    """The model's own prompt of this name is put before every document; null takes its prompt `document`, else its
-    default."""
+    """The model's prompt of this name is put before every document; null takes its `document`, else its default one."""
     normalize: bool | None = None
     """True makes every vector unit length, after all modules; null and false leave them as the model's modules do."""
     truncate_dim: int | None = None
-    """Vectors are cut to so many numbers, as Matryoshka models allow, after all modules; null takes the model's own
-    width."""
+    """Vectors are cut to so many numbers after all modules, as Matryoshka models allow; null takes the model's own."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """It multiplies the matrices. On CPUs auto takes openvino for float32 where it is installed, gives torch's vectors,
     and there is work enough to be worth its start."""
@@ -257,8 +251,7 @@ class ResourceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSpec:
-    """This section bounds what a run may lose, take or wait for. A limit on rows is a share if it is below 1, else a
-    count."""
+    """This section bounds what a run may lose, take or wait for. A limit on rows below 1 is a share, else a count."""
 
     max_failed_rows: float = 0.01
     """If more of the source's rows fail, nothing is published."""
@@ -273,8 +266,7 @@ class LimitSpec:
     wait_s: float = 0
     """A reindex waits for so many seconds for a table that another one works on, then ends and has done nothing."""
     lease_s: float = 300
-    """For so many seconds after its last sign of life a reindex still has the table, unless it can be seen to be
-    dead."""
+    """For so many seconds after its last sign of life a reindex has the table, unless it can be seen to be dead."""
 
     def __post_init__(self) -> None:
         for least, names in (
