@@ -14,11 +14,12 @@ from pipeline.execution import pools
 from pipeline.runs import prepare
 from pipeline.runs.prepare import Prepared
 from pipeline.stages.encode import Settings
-from pipeline.table import row_sources
+from pipeline.table.compare import Difference
 from pipeline.table.operations import compact
 from pipeline.table.operations.compact import Rewrite
 from pipeline.table.part import Part
-from pipeline.table.row_sources import Moves
+from pipeline.table.row_sources import Renumbering
+from pipeline.table.workers import WorkersHere
 
 if TYPE_CHECKING:  # Ray loads only when there is work for it.
     from pipeline.execution.ray.flow import Cluster, ClusterWorkers
@@ -88,9 +89,17 @@ class Hands:
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
         if not compact.fit_here(jobs):
             return self.workers().rewrite(jobs)
-        return compact.rewrite_all(self._prepared.table, jobs, self._prepared.spec.table.embedding_column)
+        return self._here().rewrite(jobs)
 
-    def move(self, jobs: Sequence[Moves]) -> list[Part]:
+    def renumber(self, jobs: Sequence[Renumbering]) -> list[Part]:
         if sum(job.part.rows for job in jobs) > KEYS_HERE:
-            return self.workers().move(jobs)
-        return [row_sources.move(self._prepared.table, job) for job in jobs]
+            return self.workers().renumber(jobs)
+        return self._here().renumber(jobs)
+
+    def compare(self, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
+        if sum(part.rows for part, _ in sides) > KEYS_HERE:
+            return self.workers().compare(sides, renewed=renewed)
+        return self._here().compare(sides, renewed=renewed)
+
+    def _here(self) -> WorkersHere:
+        return WorkersHere(self._prepared.table, self._prepared.spec.table.embedding_column)

@@ -30,10 +30,12 @@ from pipeline.sources import filter
 from pipeline.sources.reader import SLICE_BYTES, first_spans
 from pipeline.sources.survey import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
-from pipeline.table import calibration, int8, layout, materialise, publication, record, snapshot
+from pipeline.table import calibration, dead_letters, int8, layout, materialise, publication, record, snapshot
 from pipeline.table.calibration import Calibration, Measurement
 from pipeline.table.int8 import Quantised
+from pipeline.table.operations import replace_units
 from pipeline.table.part import part_schema, vector_bytes
+from pipeline.table.publication import Publication
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
 from pipeline.work import SourceFile
@@ -186,7 +188,7 @@ def _plan(
     retry_failed: bool = False,
 ) -> Plan:
     planned = planning.unit_ids(surveyed.spans, output, fingerprint)
-    retried = planning.retries(planned, parent, publication.dead_letters(table, parent)) if retry_failed else {}
+    retried = planning.retries(planned, parent, dead_letters.read(table, parent)) if retry_failed else {}
     wanted = (planned.keys() - parent.live_units()) | {unit.unit_id for unit in retried.values()}
     return planning.make_plan(planned, parent, record.read_all(table, wanted, writes=writes), retried)
 
@@ -687,12 +689,13 @@ def publish(
     table = prepared.table
     units = [*prepared.plan.added, *prepared.plan.retried.values()]
     plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in units]))
-    publication.check_current(table, prepared.parent, prepared.vectors.fingerprint)
+    attempt = Publication(table, prepared.parent)
+    attempt.check_current(prepared.vectors.fingerprint)
     if plan.tasks:
         raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
     retried = _recovered(prepared.parent, plan)
     done = [(unit, plan.records[unit.unit_id]) for unit in plan.added]
-    work = publication.Work(done=done, kept=plan.kept, retried=retried)
+    work = replace_units.Work(done=done, kept=plan.kept, retried=retried)
     # What gave nothing would be taken for done the next time.
     record.forget(table, [again.unit_id for unit, again in plan.retried.items() if unit not in retried])
     if not plan.added and not plan.dropped and not retried:
@@ -705,7 +708,7 @@ def publish(
         cluster, table, lambda: settings_for(prepared, cluster.pools()), prepared.spec.table.embedding_column
     )
     _check_clipped(prepared, sum((item.effort for item in work.records), Effort()))
-    version = publication.publish(table, prepared.parent, work, description(prepared, run, timings), workers)
+    version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)
     committed = time.perf_counter()
     materialise.materialise(table, version)
     return version, {"commit": committed - started, "materialise": time.perf_counter() - committed}
@@ -720,7 +723,7 @@ def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record
     return {
         unit: items
         for unit, (again, items) in found.items()
-        if publication.mends(before[unit], publication.tally_of(items), placed=again.is_placed)
+        if replace_units.mends(before[unit], replace_units.tally_of(items), placed=again.is_placed)
     }
 
 

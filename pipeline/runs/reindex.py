@@ -28,7 +28,7 @@ from pipeline.stages import row_writer
 from pipeline.stages.encode import Settings
 from pipeline.stages.row_writer import Order, Orders, Written
 from pipeline.storage import Folder, before_work
-from pipeline.table import layout, lease, materialise, publication, record, scan, snapshot
+from pipeline.table import layout, lease, materialise, record, scan, snapshot
 from pipeline.table.diff import Keys
 from pipeline.table.operations import merge_rows
 from pipeline.table.operations.merge_rows import Revision, Upkeep
@@ -151,8 +151,8 @@ def publish(
     started = time.perf_counter()
     table, parent = prepared.table, prepared.parent
     hands = Hands(prepared, crew)
-    with publication.conflict_if_overtaken(table, parent, prepared.vectors.fingerprint):
-        publication.check_current(table, parent, prepared.vectors.fingerprint)
+    with changes.publication.guarded(prepared.vectors.fingerprint):
+        changes.publication.check_current(prepared.vectors.fingerprint)
         staged, records = _all_staged(prepared, changes)
         written = list(
             hands.each(row_writer.write, _orders(prepared, hands, changes, staged), rows=len(changes.upserts))
@@ -164,7 +164,7 @@ def publish(
     prepare.check_failed(prepared, tally.failed, tally.documents + tally.failed)
     assembled = time.perf_counter()
     description = prepare.description(prepared, name, timings)
-    version, upkeep = merge_rows.publish(table, parent, made, description, hands, changes.folder, changes.nonce)
+    version, upkeep = merge_rows.publish(changes.publication, made, description, hands)
     committed = time.perf_counter()
     materialise.materialise(table, version)
     seconds = {
@@ -215,7 +215,11 @@ def _orders(prepared: Prepared, hands: Hands, changes: Changes, staged: Mapping[
         texts = {content.tobytes() for order in piece for content in order.upserts["content"]}
         files = {gathered[changes.places[text][0]] if text in changes.places else staged[text] for text in texts}
         orders.append(
-            Orders(orders=tuple(piece), vectors=tuple(sorted(files)), output=f"{changes.folder}rows/{index:06d}")
+            Orders(
+                orders=tuple(piece),
+                vectors=tuple(sorted(files)),
+                output=f"{changes.publication.folder}rows/{index:06d}",
+            )
         )
     return orders
 
@@ -245,7 +249,7 @@ def _gather(prepared: Prepared, hands: Hands, changes: Changes) -> dict[int, str
             part=parent.parts[part],
             rows=np.array(sorted(rows), np.int32),
             embedding=str(parent.embeddings[0]["column"]),
-            output=f"{changes.folder}vectors/{part:06d}.parquet",
+            output=changes.publication.staged("vectors", part),
         )
         for part, rows in sorted(rows_of.items())
     ]

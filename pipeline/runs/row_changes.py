@@ -5,7 +5,6 @@ Comes in: a prepared run and a crew. Goes out: `Changes`. Writes nothing but dea
 """
 
 import math
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,10 +21,11 @@ from pipeline.stages import row_writer
 from pipeline.stages.distinct_texts import read_wanted
 from pipeline.stages.encode import Settings
 from pipeline.stages.row_writer import Known, Reading
-from pipeline.table import diff, layout, publication, record, snapshot
+from pipeline.table import dead_letters, diff, record, snapshot
 from pipeline.table import scan as live
-from pipeline.table.diff import GONE, KEPT, KEY, STALE, Fates, Found, Keys
+from pipeline.table.diff import GONE, KEPT, STALE, WANTED_KEY, Keys, RowDifference, SourceStates
 from pipeline.table.part import Part
+from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Snapshot, Tally
 from pipeline.work import Unit, lasting_name
 
@@ -45,9 +45,8 @@ class StaleFile:
 class Changes:
     """What a run has to do, by row."""
 
-    nonce: str
-    folder: str
-    """The publication's."""
+    publication: Publication
+    """It holds what was staged for this run."""
     units: tuple[Unit, ...]
     """New to the table; the number of a span is its place in the unit."""
     numbers: tuple[tuple[int, ...], ...]
@@ -128,16 +127,16 @@ def find(prepared: Prepared, crew: Crew, *, writes: bool) -> Changes:
     Raises SourceChanged, StorageError, GateFailed where an id stands twice, and CommitConflict where another run
     published meanwhile, which moves files.
     """
-    with publication.conflict_if_overtaken(prepared.table, prepared.parent, prepared.vectors.fingerprint):
-        return _find(prepared, Hands(prepared, crew), writes=writes)
+    publication = Publication(prepared.table, prepared.parent)
+    with publication.guarded(prepared.vectors.fingerprint):
+        return _find(prepared, publication, Hands(prepared, crew), writes=writes)
 
 
-def _find(prepared: Prepared, hands: Hands, *, writes: bool) -> Changes:
-    nonce = uuid.uuid4().hex[:12]
-    read = _Read(prepared, hands, layout.publication(nonce) if writes else None)
+def _find(prepared: Prepared, publication: Publication, hands: Hands, *, writes: bool) -> Changes:
+    read = _Read(prepared, hands, publication.folder if writes else None)
     spans = [len(unit.spans) for unit in read.units]
     numbers: np.ndarray[Any, Any] | None = None
-    found: list[Found] = []
+    found: list[RowDifference] = []
     for bucket in read.compare():
         if len(bucket.duplicates):
             raise _duplicates(prepared, hands, read.units, bucket.duplicates)
@@ -156,8 +155,7 @@ def _find(prepared: Prepared, hands: Hands, *, writes: bool) -> Changes:
     upserts["unit"] = [moves[number] for number in upserts["unit"].tolist()]
     live_rows = sum(part.rows for part in prepared.parent.parts)
     return Changes(
-        nonce=nonce,
-        folder=layout.publication(nonce),
+        publication=publication,
         units=tuple(read.units[number] for number in good),
         numbers=tuple(tuple(numbers[bounds[number] : bounds[number + 1]].tolist()) for number in good),
         known=tuple(read.known[number] for number in good),
@@ -192,7 +190,7 @@ class _Read:
         self._num_rows = _rows_to_read(prepared)
         self._num_wanted = _num_wanted(prepared, self._num_rows)
         self._on_cluster = self._num_wanted + _num_affected(prepared) > KEYS_HERE
-        self._keys: list[Keys] = [np.zeros(0, KEY)]
+        self._keys: list[Keys] = [np.zeros(0, WANTED_KEY)]
         self._datasets: list[Any] = []
         readable: Sequence[Unit] = prepared.plan.added
         while readable:
@@ -233,7 +231,7 @@ class _Read:
             return []
         return [Unit(unit_id=unit_id, spans=spans, sources=tuple(range(len(spans))))]
 
-    def _fates(self) -> Fates:
+    def _fates(self) -> SourceStates:
         """Rows of a file that can't be read stay. They may be those of any file that vanished if nobody knows it yet."""
         rows = self._prepared.parent.sources.select(["source", "path", "unit_id"]).to_pylist()
         fates = np.full(max((row["source"] for row in rows), default=-1) + 1, diff.FREE, np.int8)
@@ -251,7 +249,7 @@ class _Read:
                 fates[row["source"]] = GONE
         return fates
 
-    def compare(self) -> Iterator[Found]:
+    def compare(self) -> Iterator[RowDifference]:
         """The difference, in one bucket or many."""
         parent = self._prepared.parent
         parts = parent.parts
@@ -277,11 +275,11 @@ class _Read:
             )
             return
         keys = np.concatenate(self._keys)
-        keys = keys[~np.isin(keys["group"], list(self.skipped))]
+        keys = keys[~np.isin(keys["unit"], list(self.skipped))]
         scan = _Scan(ids=diff.words(keys["id"]), fates=self.fates, chunked=chunked)
         items = [(scan, part, number) for number, part in enumerate(parts)]
         found = self._hands.each(_live_keys, items, rows=live_rows // 10)
-        yield diff.compare(np.concatenate([keys, *found]), self.fates, renewed=renewed)
+        yield diff.compare(diff.joined([keys, *found]), self.fates, renewed=renewed)
 
 
 def _rows_to_read(prepared: Prepared) -> int:
@@ -311,14 +309,14 @@ class _Scan:
 
     ids: Any
     """diff.words"""
-    fates: Fates
+    fates: SourceStates
     chunked: bool
 
 
 def _live_keys(item: tuple[_Scan, Part, int], settings: Settings, tokenizer: Callable[[], Tokenizer]) -> Iterator[Keys]:
     scan, part, number = item
     for keys in live.keys(settings.open_table(), part, number, chunked=scan.chunked):
-        yield keys[(scan.fates[keys["more"]] != KEPT) | diff.among(keys["id"], scan.ids)]
+        yield keys[(scan.fates[keys["source"]] != KEPT) | diff.among(keys["id"], scan.ids)]
 
 
 def _is_chunked(version: Snapshot) -> bool:
@@ -337,7 +335,7 @@ def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, 
     if not len(numbers):
         return {}
     letters: dict[int, int] = {}
-    for rows in publication.dead_letters(prepared.table, prepared.parent):
+    for rows in dead_letters.read(prepared.table, prepared.parent):
         for number in rows.column("source").to_pylist():
             letters[number] = letters.get(number, 0) + 1
     rows_of = {int(row["source"]): (int(row["rows"]), int(row["documents"])) for row in left}
@@ -471,6 +469,6 @@ def live_places(prepared: Prepared, hands: Hands, ids: Any) -> Keys:
     for keys in hands.each(_live_keys, items, rows=sum(part.rows for part in prepared.parent.parts) // 10):
         exact = keys[np.array([row.tobytes() in wanted_ids for row in keys["id"]], bool)]
         places = np.zeros(len(exact), diff.PLACE)
-        places["part"], places["index"] = exact["group"], exact["place"]
+        places["part"], places["index"] = exact["part"], exact["index"]
         found.append(places)
     return np.concatenate(found)

@@ -19,7 +19,7 @@ DEAD_LETTERS = "meta/dead_letters/"
 DATA = "data/"
 TRASH = "meta/trash/"
 LEASES = "meta/leases/"
-OWNERS = "meta/owners/"
+ROW_SOURCES = "meta/owners/"
 
 PartitionValue = str | int | bool | datetime.date | None
 Partition = tuple[tuple[str, PartitionValue], ...]
@@ -90,9 +90,9 @@ def consumed(publication: str) -> str:
     return f"{publication}consumed.parquet"
 
 
-def owners(version: int, index: int, nonce: str) -> str:
-    """The list of one part's owners that `version` made."""
-    return f"{OWNERS}{version:06d}-{index:05d}-{nonce}.parquet"
+def row_sources(version: int, index: int, nonce: str) -> str:
+    """The list of the row sources of one part that `version` made."""
+    return f"{ROW_SOURCES}{version:06d}-{index:05d}-{nonce}.parquet"
 
 
 def record(unit_id: str, first_row: int) -> str:

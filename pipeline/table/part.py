@@ -41,7 +41,7 @@ class Part:
     """Numbers of the spans that its rows come from."""
     staged: str | None = None
     """Where it lies until its version is materialised."""
-    owners: str | None = None
+    row_sources: str | None = None
     """The list that says which span each row belongs to now, where the column `source` doesn't any more; row_sources.py."""
 
     @property
@@ -188,7 +188,7 @@ def parts_to_table(parts: Iterable[Part]) -> pa.Table:
             "units": part.units,
             "sources": part.sources,
             "staged": part.staged,
-            "owners": part.owners,
+            "owners": part.row_sources,
         }
         for part in parts
     ]
@@ -206,7 +206,7 @@ def table_to_parts(table: pa.Table) -> list[Part]:
             units=tuple(row["units"]),
             sources=tuple(row["sources"]),
             staged=row["staged"],
-            owners=row.get("owners"),
+            row_sources=row.get("owners"),
         )
         for row in table.to_pylist()
     ]

@@ -65,13 +65,13 @@ from pipeline.storage import Folder
 from pipeline.table import compare, diff, layout, row_sources, scan
 from pipeline.table.calibration import Measurement
 from pipeline.table.compare import Difference
-from pipeline.table.diff import KEY, Fates, Found
+from pipeline.table.diff import LIVE_KEY, WANTED_KEY, RowDifference, SourceStates
 from pipeline.table.operations import compact as rewriting
 from pipeline.table.operations.compact import Rewrite
 from pipeline.table.part import Part
-from pipeline.table.publication import compare_here, part_keys
 from pipeline.table.record import Effort
-from pipeline.table.row_sources import Moves
+from pipeline.table.row_sources import Renumbering
+from pipeline.table.workers import WorkersHere
 
 OBJECT_STORE_BYTES = 2 * 2**30
 """For a local Ray: a slice is at most 64 MiB of text and 64 MiB of vectors, and few are in flight."""
@@ -674,16 +674,19 @@ class ClusterWorkers:
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
         if rewriting.fit_here(jobs):
-            return rewriting.rewrite_all(self._table, jobs, self._embedding)
+            return self._here().rewrite(jobs)
         items = [{"job": pickle.dumps(job)} for job in jobs]
         # A CPU each: what holds whole parts shall not run more often at a time than there are cores.
         found = self._stream(lambda run: _items(items).map_batches(_rewrite, **_light(run) | {"num_cpus": 1}))
         return [pickle.loads(row["part"]) for row in found]
 
-    def move(self, jobs: Sequence[Moves]) -> list[Part]:
+    def renumber(self, jobs: Sequence[Renumbering]) -> list[Part]:
         if sum(job.part.rows for job in jobs) <= KEYS_HERE:
-            return [row_sources.move(self._table, job) for job in jobs]
-        return list(self.each(_move, jobs))
+            return self._here().renumber(jobs)
+        return list(self.each(_renumber, jobs))
+
+    def _here(self) -> WorkersHere:
+        return WorkersHere(self._table, self._embedding)
 
     def each(self, do: "Do[Any, Any]", items: Sequence[Any]) -> Iterator[Any]:
         """What `do` gives for each of the items, on the cluster, in no particular order."""
@@ -705,12 +708,12 @@ class ClusterWorkers:
         read: Sequence["ray.data.Dataset"],
         skipped: frozenset[int],
         parts: Sequence[Part],
-        fates: Fates,
+        states: SourceStates,
         *,
         renewed: bool,
         chunked: bool,
         num_keys: int,
-    ) -> Iterator[Found]:
+    ) -> Iterator[RowDifference]:
         """The difference of wanted rows and the rows of `parts`, a bucket at a time; units `skipped` want nothing."""
         num_buckets = max(1, math.ceil(num_keys / DIFF_KEYS_PER_BUCKET))
         items = [{"item": pickle.dumps((part, number, chunked))} for number, part in enumerate(parts)]
@@ -723,14 +726,14 @@ class ClusterWorkers:
             ]
             if items:
                 keys.append(_items(items).map_batches(_live_keys, **_light(run)))
-            return diffed(keys[0].union(*keys[1:]), num_buckets, fates, renewed=renewed)
+            return diffed(keys[0].union(*keys[1:]), num_buckets, states, renewed=renewed)
 
         yield from map(found_of, self._stream(flow))
 
     def compare(self, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
         num_rows = sum(part.rows for part, _ in sides)
         if num_rows <= KEYS_HERE:
-            return compare_here(self._table, sides, renewed=renewed)
+            return self._here().compare(sides, renewed=renewed)
         num_buckets = math.ceil(num_rows / KEYS_PER_BUCKET)
         items = [{"part": pickle.dumps((part, number, side))} for number, (part, side) in enumerate(sides)]
 
@@ -768,8 +771,8 @@ def _do(batch: pa.Table, run: str) -> Iterator[pa.Table]:
             yield pa.table({"result": pa.array([pickle.dumps(result)], pa.large_binary())})
 
 
-def _move(job: Moves, settings: Settings, tokenizer: Callable[[], Tokenizer]) -> Iterator[Part]:
-    yield row_sources.move(settings.open_table(), job)
+def _renumber(job: Renumbering, settings: Settings, tokenizer: Callable[[], Tokenizer]) -> Iterator[Part]:
+    yield row_sources.renumber(settings.open_table(), job)
 
 
 def _wanted_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
@@ -777,7 +780,7 @@ def _wanted_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
         for found in row_writer.keys(pickle.loads(item), _settings(run), functools.partial(_tokenizer, run)):
             if isinstance(found, Known):
                 known = pa.array([pickle.dumps(found)], pa.large_binary())
-                yield pa.table({"key": pa.nulls(1, pa.binary(KEY.itemsize)), "known": known})
+                yield pa.table({"key": pa.nulls(1, pa.binary(WANTED_KEY.itemsize)), "known": known})
             elif len(found):
                 yield pa.table({"key": _cells(found), "known": pa.nulls(len(found), pa.large_binary())})
 
@@ -787,8 +790,8 @@ def _known(batch: pa.Table) -> pa.Table:
 
 
 def _wanted_of(batch: pa.Table, skipped: frozenset[int]) -> pa.Table:
-    keys = _keys_of(batch.filter(batch.column("key").is_valid()), KEY)
-    return in_buckets(keys[~np.isin(keys["group"], list(skipped))])
+    keys = _keys_of(batch.filter(batch.column("key").is_valid()), WANTED_KEY)
+    return in_buckets(keys[~np.isin(keys["unit"], list(skipped))])
 
 
 def _live_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
@@ -804,24 +807,24 @@ def in_buckets(keys: np.ndarray[Any, Any]) -> pa.Table:
     return pa.table({"bucket": keys["id"][:, 0].astype(np.int64), "key": _cells(keys)})
 
 
-def diffed(keys: "ray.data.Dataset", num_buckets: int, fates: Fates, *, renewed: bool) -> "ray.data.Dataset":
+def diffed(keys: "ray.data.Dataset", num_buckets: int, states: SourceStates, *, renewed: bool) -> "ray.data.Dataset":
     """All rows with an id meet in one block of `num_buckets`; a block is compared at once."""
     return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
         _diff_block,
         batch_size=None,
         batch_format="pyarrow",
-        fn_kwargs={"fates": fates, "renewed": renewed},
+        fn_kwargs={"states": states, "renewed": renewed},
         num_cpus=0.5,
     )
 
 
-def found_of(row: Mapping[str, Any]) -> Found:
-    found: Found = pickle.loads(row["found"])
+def found_of(row: Mapping[str, Any]) -> RowDifference:
+    found: RowDifference = pickle.loads(row["found"])
     return found
 
 
-def _diff_block(batch: pa.Table, fates: Fates, renewed: bool) -> pa.Table:
-    found = diff.compare(_keys_of(batch, KEY), fates, renewed=renewed)
+def _diff_block(batch: pa.Table, states: SourceStates, renewed: bool) -> pa.Table:
+    found = diff.compare(_keys_of(batch, LIVE_KEY), states, renewed=renewed)
     return pa.table({"found": pa.array([pickle.dumps(found)], pa.large_binary())})
 
 
@@ -846,7 +849,7 @@ def _rewrite(batch: pa.Table, run: str) -> pa.Table:
 def _part_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
     for item in batch.column("part").to_pylist():
         part, number, side = pickle.loads(item)
-        for rows in part_keys(_settings(run).open_table(), part, number, side):
+        for rows in scan.version_keys(_settings(run).open_table(), part, number, side):
             yield in_buckets(rows)
 
 

@@ -5,9 +5,8 @@ names them as deleted, for those who follow it, until they are purged once more.
 that stays in its source comes back when its unit is planned anew.
 """
 
-import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -17,10 +16,14 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.errors import InputError
 from pipeline.storage import Folder
-from pipeline.table import layout, materialise, publication, row_sources, snapshot
+from pipeline.table import dead_letters, layout, materialise, row_sources, snapshot
 from pipeline.table.compare import NEW, OLD
 from pipeline.table.part import Part, distinct_sources, encode_part
+from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Counts, Snapshot, Tally
+from pipeline.table.workers import WorkersHere
+
+ROWS_PER_READ = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,10 @@ def purge(table: Folder, ids: Sequence[str]) -> Purged:
     parent = materialise.finish(table)
     chunked = bool(parent.version) and schema.DOC_ID in snapshot.hex_to_schema(parent.schema).names
     wanted = _Wanted(ids=pa.array(sorted(set(ids)), pa.string()), chunked=chunked)
-    with publication.conflict_if_overtaken(table, parent, parent.fingerprint):
+    publication = Publication(table, parent)
+    with publication.guarded():
         staged = _forget_staged(table, wanted)
-        version, rows, letters = _publish_without(table, parent, wanted, bool(staged))
+        version, rows, letters = _publish_without(publication, wanted, bool(staged))
     if version.version != parent.version:
         materialise.materialise(table, version)
     own = layout.changes(version.version) if version.version != parent.version else None
@@ -68,55 +72,44 @@ def _forget_staged(table: Folder, wanted: "_Wanted") -> list[str]:
     return found
 
 
-def _publish_without(table: Folder, parent: Snapshot, wanted: "_Wanted", anyway: bool) -> tuple[Snapshot, int, int]:
-    """(the version without the rows, how many left it, how many of its dead letters); `parent` where it has none of them,
+def _publish_without(publication: Publication, wanted: "_Wanted", anyway: bool) -> tuple[Snapshot, int, int]:
+    """(the version without the rows, how many left it, how many of its dead letters); the parent where it has none of them,
     unless a version is wanted anyway."""
-    nonce = uuid.uuid4().hex[:12]
-    folder = layout.publication(nonce)
+    table, parent = publication.table, publication.parent
     held = [part for part in parent.parts if _holds(table, part.path, wanted)]
-    letters = [(rows, wanted.among(rows)) for rows in publication.dead_letters(table, parent)]
+    letters = [(rows, wanted.among(rows)) for rows in dead_letters.read(table, parent)]
     num_letters = sum(pc.sum(found).as_py() or 0 for _, found in letters)
     if not held and not num_letters and not (anyway and parent.version):
         return parent, 0, 0
     gone = _Gone()
-    smaller = [
-        replacement
-        for index, part in enumerate(held)
-        if (replacement := _without(table, parent, part, wanted, folder, index, nonce, gone)) is not None
-    ]
+    smaller = publication.named(_without(publication, held, wanted, gone))
     for rows, found in letters:
         gone.letters.update(rows.filter(found).column(schema.SOURCE).to_pylist())
-    kept_letters = (rows.filter(pc.invert(found)) for rows, found in letters)
-    publication.write_dead_letters(table, folder, kept_letters)
-    parts = [part for part in parent.parts if part not in held] + smaller
+    publication.write_dead_letters(rows.filter(pc.invert(found)) for rows, found in letters)
     sides = [(part, OLD) for part in held] + [(part, NEW) for part in smaller]
-    difference = publication.compare_here(table, sides)
-    publication.write_changes(table, folder, parent, parts, ([part for part, _ in sides], difference))
+    difference = WorkersHere(table, str(parent.embeddings[0]["column"])).compare(sides)
+    publication.write_changes([part for part, _ in sides], difference)
     tally = sum(gone.by_unit(parent).values(), Tally())
-    version = replace(
+    counts = Counts(
+        rows=parent.counts.rows - tally.rows,
+        documents=parent.counts.documents - tally.documents,
+        deleted=len(difference.deletes),
+        unchanged=parent.counts.rows - tally.rows,
+        reused=parent.counts.rows - tally.rows,
+        failed=parent.counts.failed - num_letters,
+        skipped=parent.counts.skipped + tally.documents + tally.failed,
+    )
+    version = publication.version_like(
         parent,
-        version=parent.version + 1,
-        parent=parent.version,
-        publication=folder,
         run="purge",
-        time=snapshot.utc_now(),
         # A hold goes on, one that was ended stays so.
         rows_of=parent.rows_of if snapshot.is_held(table, parent) else None,
-        counts=Counts(
-            rows=parent.counts.rows - tally.rows,
-            documents=parent.counts.documents - tally.documents,
-            deleted=len(difference.deletes),
-            unchanged=parent.counts.rows - tally.rows,
-            reused=parent.counts.rows - tally.rows,
-            failed=parent.counts.failed - num_letters,
-            skipped=parent.counts.skipped + tally.documents + tally.failed,
-        ),
-        gate=dict(parent.gate) | {"rows": parent.counts.rows - tally.rows},
-        timings={},
-        parts=tuple(parts),
+        counts=counts,
+        gate=dict(parent.gate) | {"rows": counts.rows},
+        parts=(*(part for part in parent.parts if part not in held), *smaller),
         sources=_amended(parent, gone),
     )
-    publication.commit(table, version)
+    publication.commit(version)
     return version, tally.rows, num_letters
 
 
@@ -127,6 +120,14 @@ class _Gone:
         self.rows: Counter[int] = Counter()
         self.documents: Counter[int] = Counter()
         self.letters: Counter[int] = Counter()
+
+    def add(self, leaving: pa.Table) -> None:
+        """Count these rows of a part."""
+        self.rows.update(leaving.column(schema.SOURCE).to_pylist())
+        if schema.DOC_ID in leaving.column_names:
+            # A document's first chunk stands for it, as in the count of the whole.
+            leaving = leaving.filter(pc.equal(leaving.column(schema.CHUNK_INDEX), 0))
+        self.documents.update(leaving.column(schema.SOURCE).to_pylist())
 
     def by_unit(self, parent: Snapshot) -> dict[str, Tally]:
         found: dict[str, Tally] = {}
@@ -139,35 +140,29 @@ class _Gone:
         return found
 
 
-def _without(
-    table: Folder, parent: Snapshot, part: Part, wanted: "_Wanted", folder: str, index: int, nonce: str, gone: _Gone
-) -> Part | None:
-    """The part without the rows, staged; None where it has no others."""
-    with table.open(part.path) as file:
-        rows = row_sources.applied(table, part, pq.read_table(file, use_threads=False))
-    found = wanted.among(rows)
-    leaving, staying = rows.filter(found), rows.filter(pc.invert(found))
-    gone.rows.update(leaving.column(schema.SOURCE).to_pylist())
-    documents = leaving
-    if schema.DOC_ID in rows.column_names:
-        # A document's first chunk stands for it, as in the count of the whole.
-        documents = leaving.filter(pc.equal(leaving.column(schema.CHUNK_INDEX), 0))
-    gone.documents.update(documents.column(schema.SOURCE).to_pylist())
-    if not staying.num_rows:
-        return None
-    content = encode_part(staying, str(parent.embeddings[0]["column"]))
-    staged = f"{folder}purged/part-{index:05d}.parquet"
-    table.write(staged, content)
-    return replace(
-        part,
-        path=layout.data_part(part.partition, parent.version + 1, index, nonce),
-        staged=staged,
-        size=content.size,
-        rows=staying.num_rows,
-        raw_bytes=staying.nbytes,
-        sources=distinct_sources(staying),
-        owners=None,
-    )
+def _without(publication: Publication, held: Sequence[Part], wanted: "_Wanted", gone: _Gone) -> Iterator[Part]:
+    """The parts without the rows, staged; a part that has no others is left out."""
+    table, embedding = publication.table, str(publication.parent.embeddings[0]["column"])
+    for index, part in enumerate(held):
+        with table.open(part.path) as file:
+            rows = row_sources.applied(table, part, pq.read_table(file, use_threads=False))
+        found = wanted.among(rows)
+        gone.add(rows.filter(found))
+        staying = rows.filter(pc.invert(found))
+        if not staying.num_rows:
+            continue
+        content, staged = encode_part(staying, embedding), publication.staged("purged", index)
+        table.write(staged, content)
+        yield replace(
+            part,
+            path=staged,
+            staged=None,
+            size=content.size,
+            rows=staying.num_rows,
+            raw_bytes=staying.nbytes,
+            sources=distinct_sources(staying),
+            row_sources=None,
+        )
 
 
 def _amended(parent: Snapshot, gone: _Gone) -> pa.Table:
@@ -230,7 +225,7 @@ def _holds(table: Folder, path: str, wanted: "_Wanted") -> bool:
         columns = [name for name in (schema.ID, schema.DOC_ID) if name in reader.schema_arrow.names]
         if not columns:
             return True
-        batches = reader.iter_batches(publication.KEYS_PER_READ, columns=columns)
+        batches = reader.iter_batches(ROWS_PER_READ, columns=columns)
         return any(pc.any(wanted.among(pa.Table.from_batches([batch]))).as_py() for batch in batches)
 
 

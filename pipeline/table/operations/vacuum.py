@@ -23,7 +23,7 @@ class Litter:
     """Files that may go, by what they are."""
 
     orphans: tuple[FileInfo, ...] = ()
-    """In data/ though no version names them, unfinished files anywhere, and lists of owners that no kept version names."""
+    """Files in data/ that no version names, unfinished files anywhere, and lists of row sources that no kept version names."""
     trash: tuple[FileInfo, ...] = ()
     """Superseded parts that no kept version holds."""
     staging: tuple[FileInfo, ...] = ()
@@ -64,7 +64,7 @@ def _litter(
 ) -> Litter:
     live = {part.path for part in current.parts}
     kept = live | {part.path for part in before.parts}
-    lists = {part.owners for version in (current, before) for part in version.parts}
+    lists = {part.row_sources for version in (current, before) for part in version.parts}
     staged = [info for info in listed if _is_work(info.path)]
     at_work = any(info.modified > at_work_after for info in staged)
     orphans, trash, staging, leases = [], [], [], []
@@ -75,7 +75,7 @@ def _litter(
         if (
             info.path.rpartition("/")[2].startswith(TEMPORARY)
             or (info.path.startswith(layout.DATA) and info.path not in live)
-            or (info.path.startswith(layout.OWNERS) and info.path not in lists and not at_work)
+            or (info.path.startswith(layout.ROW_SOURCES) and info.path not in lists and not at_work)
         ):
             orphans.append(info)
         elif info.path.startswith(layout.TRASH) and layout.trashed(info.path) not in kept:
