@@ -76,9 +76,9 @@ class RowDifference:
     """The difference within some buckets."""
 
     matches: Keys
-    """MATCH[n]"""
+    """MATCH[n]: live rows that stay as they are."""
     upserts: Keys
-    """UPSERT[n]"""
+    """UPSERT[n]: wanted rows that are to be written."""
     deletes: Keys
     """PLACE[n]: live rows that nobody wants any more."""
     left: Keys

@@ -20,7 +20,7 @@ from pipeline.table import layout
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of the vectors of some of the table's texts, computed in int8 and in float32."""
+    """How vectors of some of the table's texts agree that were computed in int8 and in float32."""
 
     texts: int
     mean_cosine: float
@@ -32,7 +32,7 @@ class Agreement:
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
     digest: str
-    """Of the graph's content."""
+    """A hash of the graph's content."""
     measured_on: int
     """Texts that the ranges of activations were measured on."""
     agreement: Agreement

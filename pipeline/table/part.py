@@ -33,7 +33,7 @@ class Part:
     size: int
     rows: int
     raw_bytes: int
-    """Of its rows in memory: text compresses so well that the file's size says little about it."""
+    """Bytes of its rows in memory: text compresses so well that the file's size says little about it."""
     partition: Partition
     units: tuple[str, ...]
     """Units that its rows come from."""
@@ -110,7 +110,7 @@ def encode_sorted(pieces: Iterable[pa.Table], schema: pa.Schema, embedding: str)
 
 
 def _groups_of(pieces: Iterable[pa.Table], schema: pa.Schema, most: int) -> Iterator[pa.Table]:
-    """The same rows, `most` at a time and the rest in the end."""
+    """Yield the rows `most` at a time, and what is left in the end."""
     held = schema.empty_table()
     for piece in pieces:
         held = pa.concat_tables([held, piece])
@@ -122,7 +122,7 @@ def _groups_of(pieces: Iterable[pa.Table], schema: pa.Schema, most: int) -> Iter
 
 
 def vector_bytes(schema: pa.Schema, embedding: str) -> int:
-    """Of one vector as it stands in the parts."""
+    """How many bytes one vector has in the parts."""
     kind = schema.field(embedding).type
     return int(kind.list_size * kind.value_type.bit_width // 8)
 
@@ -227,7 +227,7 @@ def partition_from_json(raw: Iterable[tuple[str, object]]) -> Partition:
 
 
 def raw_bytes(parts: Iterable[Part]) -> int:
-    """Of all rows in memory."""
+    """How many bytes all rows of the parts have in memory."""
     return sum(part.raw_bytes for part in parts)
 
 

@@ -112,7 +112,7 @@ class Snapshot:
     """The parts' Arrow schema, as a hex IPC message."""
     schema_text: str
     source_schema: str
-    """The schema that source files are read as, likewise: later runs keep to it."""
+    """The schema that source files are read as, as a hex IPC message: later runs keep to it."""
     probes: tuple[tuple[float, ...], ...]
     """Vectors of the built-in probe texts."""
     counts: Counts
@@ -143,7 +143,7 @@ class Snapshot:
         return {unit: tuple(number for _, _, number in sorted(spans)) for unit, spans in numbers.items()}
 
     def tallies(self) -> dict[str, Tally]:
-        """Of each live unit."""
+        """What each live unit comes to."""
         return _tallies(self.sources)
 
 
@@ -186,7 +186,7 @@ def read(table: Folder, version: int) -> Snapshot:
 
 
 def read_alone(table: Folder, version: int) -> Snapshot:
-    """The same without its lists: parts and sources are empty."""
+    """The snapshot without its lists: parts and sources are empty. Raises what `read` raises."""
     content = table.read(layout.snapshot(version))
     if content is None:
         raise InputError(f"table {table.url} has no version {version}; it has {versions(table)}")
@@ -246,7 +246,7 @@ def tally_columns(tally: Tally) -> dict[str, int]:
 
 
 def total(sources: pa.Table) -> Tally:
-    """Of all units of a list of sources together."""
+    """What all units of a list of sources come to together."""
     return sum(_tallies(sources).values(), Tally())
 
 
