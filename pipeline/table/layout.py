@@ -13,6 +13,7 @@ VERSIONS = "meta/versions/"
 STAGING = "staging/"
 RECORDS = "staging/records/"
 STAGED_PARTS = "staging/parts/"
+PROBES = "staging/probes/"
 PUBLICATIONS = "staging/publications/"
 CHANGES = "meta/changes/"
 DEAD_LETTERS = "meta/dead_letters/"
@@ -95,6 +96,18 @@ def row_sources(version: int, index: int, nonce: str) -> str:
     return f"{ROW_SOURCES}{version:06d}-{index:05d}-{nonce}.parquet"
 
 
+def row_sources_version(path: str) -> int | None:
+    """The version that made a list of row sources, or None for any other file."""
+    match = re.match(re.escape(ROW_SOURCES) + r"(\d{6,})-", path)
+    return int(match[1]) if match else None
+
+
+def publication_of(path: str) -> str | None:
+    """The folder of the publication that a staged file belongs to, or None for any other file."""
+    match = re.match(re.escape(PUBLICATIONS) + r"[^/]+/", path)
+    return match[0] if match else None
+
+
 def record(unit_id: str, first_row: int) -> str:
     return f"{RECORDS}{unit_id}/{first_row:012d}.json"
 
@@ -129,7 +142,7 @@ def int8_graph(known: str, digest: str) -> str:
 
 
 def probe_vectors(fingerprint: str) -> str:
-    return f"{STAGING}probes/{fingerprint}.json"
+    return f"{PROBES}{fingerprint}.json"
 
 
 def data_part(partition: Partition, version: int, index: int, nonce: str) -> str:

@@ -5,6 +5,7 @@ Everything before that write lies in staging and can be thrown away; everything 
 """
 
 import contextlib
+import itertools
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -152,26 +153,40 @@ class Publication:
     # --- the commit
 
     def commit(self, version: Snapshot, done: Set[str] = frozenset()) -> None:
-        """Write the version's lists, look for its staged parts, and create the snapshot, which makes it the current version.
-        What is staged of the units `done` goes when the version is materialised.
+        """Look for all files that the version names, write its lists, and create the snapshot, which makes it the current
+        version. What is staged of the units `done` goes when the version is materialised.
 
-        Raises GateFailed where a part is missing, CommitConflict where there is such a version already.
+        Raises GateFailed where a file is missing, CommitConflict where there is such a version already.
         """
         staged = self.table.list(layout.STAGING)
-        self.check_staged(staged, version.parts)
+        self.check_files(version, staged)
         consumed = [info for info in staged if layout.staged_unit(info.path) in done]
         snapshot.write_lists(self.table, self.folder, version.parts, version.sources, consumed)
         self.create(version)
 
-    def check_staged(self, staged: Sequence[FileInfo], parts: Sequence[Part]) -> None:
-        """Raises GateFailed unless every staged part that the snapshot will name is there with its size."""
-        sizes = {info.path: info.size for info in staged}
-        for part in parts:
-            if part.staged and sizes.get(part.staged) != part.size:
+    def check_files(self, version: Snapshot, staged: Sequence[FileInfo]) -> None:
+        """Raises GateFailed unless every file that the snapshot will name is there: parts with their size, staged or in
+        data/, lists of row sources, value ranges, and the int8 model."""
+        # Listed in the order in which files move: one that moves meanwhile is seen twice, not missed.
+        folders = [layout.DATA] if any(part.staged is None for part in version.parts) else []
+        if any(part.row_sources is not None for part in version.parts):
+            folders.append(layout.ROW_SOURCES)
+        listed = itertools.chain(staged, *(self.table.list(folder) for folder in folders))
+        sizes = {info.path: info.size for info in listed}
+        for part in version.parts:
+            found = [sizes[path] for path in (part.staged, part.path) if path in sizes]
+            if part.size not in found:
                 raise GateFailed(
-                    f"staged part {part.staged} has {sizes.get(part.staged)} bytes where {part.size} were written: nothing "
-                    "was published; start again"
+                    f"part {part.location} of {self.table.url} has {max(found, default=None)} bytes where {part.size} were "
+                    "written: nothing was published; start again"
                 )
+        beside = {part.row_sources for part in version.parts} - sizes.keys() - {None}
+        gone = beside | {path for path in version.model_files() if self.table.size(path) is None}
+        if gone:
+            raise GateFailed(
+                f"{len(gone)} files that the new version of {self.table.url} would name are gone, the first is "
+                f"{min(map(str, gone))}: nothing was published; start again"
+            )
 
     def create(self, version: Snapshot) -> None:
         """The commit itself. Raises CommitConflict if there is such a version already."""

@@ -132,6 +132,13 @@ class Snapshot:
         raw["counts"] = dataclasses.asdict(self.counts)
         return json.dumps(raw, indent=1).encode()
 
+    def model_files(self) -> list[str]:
+        """The files that say how the vectors are computed and read: value ranges, and the int8 model with its description."""
+        ranges = [named["path"] for entry in self.embeddings if (named := entry.get("calibration"))]
+        models = [named for entry in self.embeddings if (named := entry.get("int8"))]
+        graphs = [layout.int8_graph(named["path"], named["digest"]) for named in models]
+        return [*ranges, *(named["path"] for named in models), *graphs]
+
     def live_units(self) -> frozenset[str]:
         return frozenset(self.sources.column("unit_id").unique().to_pylist())
 

@@ -32,7 +32,7 @@ SLOWED_S = {
     "pipeline.stages.encode:create": 0.1,
     "pipeline.table.operations.replace_units:_check_gate": 0.1,
     "pipeline.table.publication:Publication.write_changes": 0.1,
-    "pipeline.table.publication:Publication.check_staged": 0.1,
+    "pipeline.table.publication:Publication.check_files": 0.1,
     "pipeline.table.publication:Publication.create": 0.1,
     "pipeline.table.materialise:_copy_all": 0.1,
     "pipeline.table.materialise:_copy_lists": 0.1,

@@ -71,15 +71,15 @@ def test_a_rolled_back_table_is_held_until_it_is_released_and_then_follows_its_s
 
 def test_a_rival_that_publishes_before_the_rollback_wins(config, monkeypatch):
     table = two_versions(config)
-    check = Publication.check_staged
+    check = Publication.check_files
 
     def and_then_a_rival_publishes(*arguments):
         check(*arguments)
-        monkeypatch.setattr(Publication, "check_staged", check)
+        monkeypatch.setattr(Publication, "check_files", check)
         write_source(config, "three", {"c1": "of people"})
         inline.embed(pipeline.config.load(config))
 
-    monkeypatch.setattr(Publication, "check_staged", and_then_a_rival_publishes)
+    monkeypatch.setattr(Publication, "check_files", and_then_a_rival_publishes)
     with pytest.raises(CommitConflict, match="another run published version 3"):
         restore.roll_back(table, 1)
     current = snapshot.current(table)

@@ -33,11 +33,18 @@ def make_unit(name: str, number: int) -> Unit:
 
 
 def stage(
-    table: Folder, unit: Unit, ids: list[str], failed: int = 0, number: int | None = None, attempt: str = "x"
+    table: Folder,
+    unit: Unit,
+    ids: list[str],
+    failed: int = 0,
+    number: int | None = None,
+    attempt: str = "x",
+    where: str | None = None,
 ) -> Record:
-    """A recorded unit with a row per id; the partition is the id's last character."""
+    """A recorded unit with a row per id; the partition is the id's last character. The texts say `where` they are, else the
+    unit."""
     number = unit.sources[0] if number is None else number
-    texts = pa.array([f"text of {name} in {unit.unit_id}" for name in ids], pa.large_string())
+    texts = pa.array([f"text of {name} in {where or unit.unit_id}" for name in ids], pa.large_string())
     vectors = np.ones((len(ids), 4), np.float32)
     rows = pa.table(
         [

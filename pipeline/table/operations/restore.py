@@ -5,9 +5,10 @@ sources or who asks.
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.storage import Folder
 from pipeline.table import dead_letters, layout, materialise, rows, snapshot
 from pipeline.table.compare import NEW, OLD
@@ -34,10 +35,12 @@ def _publish_rows_of(publication: Publication, number: int) -> Snapshot:
     table, parent = publication.table, publication.parent
     wanted = _version_to_restore(table, parent, number)
     parts = _restored(publication, wanted)
+    # The hashes of a row know nothing of the model.
+    renewed = wanted.fingerprint != parent.fingerprint
     live, back = {part.path for part in parent.parts}, {part.path for part in parts}
     sides = [(part, OLD) for part in parent.parts if part.path not in back]
     sides += [(part, NEW) for part in parts if part.path not in live]
-    difference = WorkersHere(table, str(wanted.embeddings[0]["column"])).compare(sides)
+    difference = WorkersHere(table, str(wanted.embeddings[0]["column"])).compare(sides, renewed=renewed)
     publication.write_changes([part for part, _ in sides], difference)
     publication.write_dead_letters(dead_letters.read(table, wanted))
     # Rows that were not compared are in both versions.
@@ -70,25 +73,47 @@ def _version_to_restore(table: Folder, parent: Snapshot, number: int) -> Snapsho
 
 
 def _restored(publication: Publication, wanted: Snapshot) -> list[Part]:
-    """The wanted parts: those that still are live as they are, the others copied out of the trash under new names."""
+    """The wanted parts: those that still are live as they are, the others copied out of the trash under new names. So are
+    lists of row sources that the parent doesn't name: a cleaning may take these at any moment."""
     table = publication.table
     live = {part.path for part in publication.parent.parts}
+    live_lists = {part.row_sources for part in publication.parent.parts}
     places = rows.places(table)
     gone = [part.path for part in wanted.parts if part.path not in live and part.path not in places]
     lists = [part.row_sources for part in wanted.parts if part.row_sources is not None]
     gone += [path for path in lists if table.size(path) is None]
     if gone:
-        raise InputError(
-            f"version {wanted.version} of {table.url} can't be brought back: {len(gone)} of its {len(wanted.parts)} files "
-            f"were cleaned away or purged, the first is {gone[0]}; nothing was published"
-        )
+        raise _cannot_restore(table, wanted, gone)
+    staying: list[Part] = []
     copies: list[Part] = []
-    for part in wanted.parts:
-        if part.path not in live:
-            staged = publication.staged("restored", len(copies))
-            table.copy(places[part.path], staged)
-            copies.append(replace(part, path=staged, staged=None))
-    return [part for part in wanted.parts if part.path in live] + publication.named(copies)
+    for index, part in enumerate(wanted.parts):
+        if part.row_sources is not None and part.row_sources not in live_lists:
+            own = publication.row_sources_list(index)
+            _copy(table, wanted, part.row_sources, own)
+            part = replace(part, row_sources=own)
+        if part.path in live:
+            staying.append(part)
+            continue
+        staged = publication.staged("restored", len(copies))
+        _copy(table, wanted, places[part.path], staged)
+        copies.append(replace(part, path=staged, staged=None))
+    return staying + publication.named(copies)
+
+
+def _copy(table: Folder, wanted: Snapshot, source: str, target: str) -> None:
+    try:
+        table.copy(source, target)
+    except StorageError:
+        if table.size(source) is not None:
+            raise
+        raise _cannot_restore(table, wanted, [source]) from None  # a cleaning took it since it was listed
+
+
+def _cannot_restore(table: Folder, wanted: Snapshot, gone: Sequence[str]) -> InputError:
+    return InputError(
+        f"version {wanted.version} of {table.url} can't be brought back: {len(gone)} of its {len(wanted.parts)} files "
+        f"were cleaned away or purged, the first is {gone[0]}; nothing was published"
+    )
 
 
 def release(table: Folder) -> Snapshot:
