@@ -1,5 +1,5 @@
-"""What can happen to a table, without sources and encoders: versions of some units by some model, files exported anew; and what
-holds after each step."""
+"""What can happen to a table, without sources and encoders: versions of some units by some model, and files exported anew; and
+what holds after each step."""
 
 import dataclasses
 import itertools
