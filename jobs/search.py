@@ -1,4 +1,4 @@
-"""Answer a query from a published table: encode it with the table's model, and the model's own prompt for queries where it
+"""Answer a query from a published table: encode it with the table's model and the model's own prompt for queries, if it
 has one, print the nearest documents.
 
     python -m jobs.search CONFIG.yaml "a question" [--top 5] [--json]

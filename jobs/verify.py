@@ -46,12 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = load(arguments.config, arguments.set)
     pairs = [read_pairs(path) for path in arguments.sts]
     judged = [read_retrieval(path) for path in arguments.retrieval]
-    checked, missing = None, _missing(spec) if pairs or judged else ""
-    if not missing:
-        checked = verify(published(spec), arguments.rows, arguments.seed, arguments.oracle)
-    model = encoder_spec(spec.model)
-    if checked is not None and model.precision == "int8":
-        model = published(spec).encoder_here()
+    missing = _missing(spec) if pairs or judged else ""
+    table = None if missing else published(spec)
+    checked = None if table is None else verify(table, arguments.rows, arguments.seed, arguments.oracle)
+    model = encoder_spec(spec.model) if table is None else table.encoder_here()
     queries = model.for_queries()
     encode, encode_queries, function = _encode(model), _encode(queries), model.similarity
     scores: list[PairsScore | RetrievalScore] = [

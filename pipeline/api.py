@@ -213,7 +213,8 @@ def similarity(a: Any, b: Any, *, model: Model | None = None, function: str | No
     if function is None and model is not None:
         from pipeline.model.folder import encoder_spec
 
-        function = encoder_spec(_model(model)).similarity
+        # Vectors are compared whatever stood in front of their texts.
+        function = encoder_spec(dataclasses.replace(_model(model), prompt="", prompt_name=None)).similarity
     return similarities(a, b, function or "cosine")
 
 

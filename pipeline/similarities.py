@@ -4,11 +4,12 @@ Beside the arrays that come in and go out 128 MiB are held at most. The formulas
 (util/similarity.py). Knows no texts and no models, and needs no torch.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
 
@@ -46,6 +47,20 @@ def pairwise_similarities(a: Any, b: Any, function: str = "cosine") -> NDArray[n
     for few in _blocks(len(left), _BLOCK_NUMBERS // max(1, left.shape[1])):
         scores[few] = compare(left[few], right[few])
     return scores
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Pearson's correlation of the ranks, equal values sharing the mean of theirs; NaN where one side is constant."""
+    ranks = [_ranks(values) for values in (a, b)]
+    x, y = (values - values.mean() for values in ranks)
+    scale = math.sqrt(float((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / scale if scale else math.nan
+
+
+def _ranks(values: ArrayLike) -> NDArray[np.float64]:
+    _, group, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[group]
+    return ranks
 
 
 def as_vectors(values: Any) -> Floats:

@@ -13,13 +13,14 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import spearmanr
 
 import pipeline
 from pipeline.errors import InputError
-from pipeline.similarities import pairwise_similarities, similarities
+from pipeline.similarities import pairwise_similarities, similarities, spearman
 from tests.tiny import build_tiny_model, load_oracle
 
 FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
@@ -204,3 +205,13 @@ def test_similarity_needs_no_torch():
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout == "False\n"
+
+
+FEW_VALUES = st.integers(-5, 5)  # so that many are equal
+
+
+@given(pairs=st.lists(st.tuples(FEW_VALUES, FEW_VALUES), min_size=3, max_size=40))
+def test_spearman_is_that_of_scipy(pairs):
+    a, b = np.array(pairs, float).T
+    assume(len(set(a)) > 1 and len(set(b)) > 1)
+    assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)

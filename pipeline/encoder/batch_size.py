@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import identity
 from pipeline.encoder.encoder import Encoder
-from pipeline.encoder.tokenizer import TokenRows
+from pipeline.encoder.token_rows import TokenRows
 from pipeline.model.cache import kept
 from pipeline.model.folder import EncoderSpec
 

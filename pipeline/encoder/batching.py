@@ -8,6 +8,7 @@ Pure numpy; knows no tokens, no model and no device.
 import numpy as np
 from numpy.typing import NDArray
 
+Ids = NDArray[np.int32]
 Lengths = NDArray[np.int64]
 Rows = NDArray[np.int64]
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ChunkSpec
-from pipeline.encoder.tokenizer import Tokenizer, TokenRows
+from pipeline.encoder.token_rows import TokenRows
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError
 
 _UNSPACED = re.compile(

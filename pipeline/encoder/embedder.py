@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.encoder.encoder import Encoded, Encoder, build_encoder
+from pipeline.encoder.encoder import Embeddings, Encoder, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import EncoderSpec
 
@@ -18,7 +18,7 @@ class Embedder:
     tokenizer: Tokenizer
     encoder: Encoder
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[str]) -> Embeddings:
         """The vectors of all texts; a text that has none is named with its reason."""
         return self.encoder.encode(self.tokenizer.tokenize(texts))
 

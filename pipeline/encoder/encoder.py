@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.engines.base import Answer, Engine, EngineLost, OutOfMemory
 from pipeline.encoder.engines.feed import feed_for
-from pipeline.encoder.tokenizer import Tokenizer, TokenRows
+from pipeline.encoder.token_rows import TokenRows
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError, RunError
+from pipeline.model.architectures import ARCHITECTURES
 from pipeline.model.folder import EncoderSpec, openvino_is_installed
-from pipeline.model.transformer import ARCHITECTURES
 
 BUDGET_TOKENS = {"cpu": 1024, "cuda": 131072}
 """Padded tokens per batch. On the CPU larger batches leave the cache."""
@@ -35,12 +36,12 @@ COMPILING_OVERHEAD_TOKENS = 64
 MOST_LOST, MOST_HUNG = 16, 3
 """Rows of one call that may cost their engine its process, and of these, hang it: more are not the rows' fault."""
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called after each batch with (rows settled, tokens encoded) since the last call; equal rows are settled together."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Encoded:
+class Embeddings:
     vectors: NDArray[np.float32]
     """[n, dim] in the order of the rows; NaN in failed rows."""
     failed: dict[int, str]
@@ -64,7 +65,7 @@ class Encoder:
         self.budget_tokens = budget_tokens
         self.overhead_tokens = overhead_tokens
 
-    def encode(self, tokens: TokenRows, on_progress: Progress | None = None) -> Encoded:
+    def encode(self, tokens: TokenRows, on_progress: OnProgress | None = None) -> Embeddings:
         """Encode all rows that have tokens."""
         distinct = _distinct_rows(tokens)
         work = _Work(tokens, distinct, np.full((len(distinct.rows), self.engine.dim), np.nan, np.float32))
@@ -219,7 +220,7 @@ class _Work:
         self._reasons[int(batch[0])] = reason
         return 0
 
-    def result(self) -> Encoded:
+    def result(self) -> Embeddings:
         group = self._distinct.group
         vectors = np.full((len(group), self._vectors.shape[1]), np.nan, np.float32)
         present = group >= 0
@@ -227,7 +228,7 @@ class _Work:
         failed = {int(row): "the text has no tokens" for row in np.flatnonzero(~present)} | self._tokens.failed
         for number, reason in self._reasons.items():
             failed |= {int(row): reason for row in np.flatnonzero(group == number)}
-        return Encoded(
+        return Embeddings(
             vectors=vectors,
             failed=dict(sorted(failed.items())),
             rows_encoded=self._rows_encoded,
@@ -275,7 +276,8 @@ def _openvino_engine(spec: EncoderSpec, threads: int, prompt_length: int, *, tok
     """None where auto has to do without: it is not installed, or gives other vectors than torch."""
     if spec.engine == "auto" and not openvino_is_installed():
         return None
-    from pipeline.encoder.engines.graph import Unsupported, float32_graph
+    from pipeline.encoder.engines.graph import Unsupported
+    from pipeline.encoder.engines.kept_graph import float32_graph
     from pipeline.encoder.engines.openvino import OpenVinoEngine
 
     if spec.precision == "int8":

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoder.agreement import Agreement, Quantised, digest_of
 from pipeline.encoder.encoder import build_encoder, token_types_of
-from pipeline.encoder.tokenizer import TokenRows
+from pipeline.encoder.token_rows import TokenRows
 from pipeline.errors import InputError, RunError
 from pipeline.model.folder import EncoderSpec, Int8Graph
-from pipeline.runs.evaluate import spearman
-from pipeline.table.int8 import Agreement, Quantised, digest_of
+from pipeline.similarities import spearman
 
 MEASURED_ON, JUDGED_ON = 256, 512
 """Texts: those whose activations are measured, and others that the result is judged on."""
@@ -28,8 +28,9 @@ LEAST_COSINE, LEAST_RANK = 0.99, 0.97
 def quantise(spec: EncoderSpec, tokens: TokenRows, threads: int) -> tuple[bytes, Quantised]:
     """(the graph's content, what is known of it). Raises InputError where the model can't be quantised, RunError where there
     are too few texts or the vectors are too far from float32."""
-    from pipeline.encoder.engines.graph import Unsupported, float32_graph
+    from pipeline.encoder.engines.graph import Unsupported
     from pipeline.encoder.engines.int8 import graph_file, quantised, unpack
+    from pipeline.encoder.engines.kept_graph import float32_graph
 
     measured, judged = _split(tokens)
     exact = replace(spec, precision="float32", engine="torch", int8=None)

@@ -5,9 +5,9 @@ They catch what a fingerprint can't see: another driver, library or device that 
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import RunError
 
@@ -33,10 +33,8 @@ TEXTS = (
 MIN_COSINE = {"float32": 0.99999, "float16": 0.9999, "bfloat16": 0.999, "int8": 0.995}
 """How far two machines may differ for the same model, per compute precision."""
 
-Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-
-def to_json(vectors: Vectors) -> bytes:
+def to_json(vectors: NDArray[np.float32]) -> bytes:
     return json.dumps([[float(f"{value:.9g}") for value in row] for row in vectors.tolist()]).encode()
 
 
@@ -44,7 +42,7 @@ def from_json(data: bytes) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in json.loads(data))
 
 
-def check(vectors: Vectors, expected: Sequence[Sequence[float]], precision: str) -> None:
+def check(vectors: NDArray[np.float32], expected: Sequence[Sequence[float]], precision: str) -> None:
     """Raises RunError when a probe's vector is not the expected one within the tolerance of the precision."""
     wanted = np.asarray(expected, np.float64)
     if wanted.shape != vectors.shape:

@@ -5,6 +5,7 @@ stays light and refuses what can't work before any work is done.
 """
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError
 from pipeline.model.origin import Origin, locate, resolve_model
+from pipeline.model.prompts import document_prompt, earlier_prompt, query_prompt
 from pipeline.model.saved import SavedModel, read_saved_model
 from pipeline.model.saved_modules import Normalize, PostModule, StaticEmbedding, TokenModule, WeightedLayerPooling
 from pipeline.model.transformer import Transformer
@@ -88,8 +90,8 @@ class EncoderSpec:
         return any(isinstance(module, WeightedLayerPooling) for module in self.token_modules)
 
     def for_queries(self) -> "EncoderSpec":
-        """The same encoder with the model's own prompt for queries, where it has one."""
-        return replace(self, prompt=self.query_prompt) if self.query_prompt else self
+        """This encoder with the prompt that `encode_query` of sentence-transformers puts in front of queries."""
+        return replace(self, prompt=self.query_prompt)
 
     @property
     def unit_length(self) -> bool:
@@ -124,10 +126,15 @@ class EncoderSpec:
         return known
 
 
-def encoder_spec(spec: ModelSpec) -> EncoderSpec:
-    """Resolve `spec` against the model's files; InputError where they don't fit or hold what is not supported."""
+def encoder_spec(spec: ModelSpec, table: Mapping[str, Any] | None = None) -> EncoderSpec:
+    """Resolve `spec` against the model's files; InputError where they don't fit or hold what is not supported.
+
+    `table` is the `identity()` of the encoder that built a table, where there is one: a table that this model built before
+    documents got their own prompt keeps the prompt it has, unless `spec` names one.
+    """
     origin, folder = locate(spec)
     saved = read_saved_model(folder)
+    kept = earlier_prompt(spec, saved, table) if table and table.get("model") == origin.digest else None
     truncate_dim = _truncate_dim(spec, saved)
     ends_normalized = saved.post_modules[-1:] == (Normalize(),) and truncate_dim is None
     transformer = None if isinstance(saved.first, StaticEmbedding) else saved.first
@@ -139,7 +146,7 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
         model_type=transformer.model_type if transformer else "",
         max_seq_length=_max_seq_length(spec, transformer),
         do_lower_case=transformer is not None and transformer.do_lower_case,
-        prompt=_prompt(spec, saved),
+        prompt=document_prompt(spec, saved) if kept is None else kept,
         include_prompt=saved.include_prompt,
         token_modules=saved.token_modules,
         pooling=saved.pooling,
@@ -150,8 +157,13 @@ def encoder_spec(spec: ModelSpec) -> EncoderSpec:
         engine="torch" if spec.engine == "auto" else spec.engine,
         dim=truncate_dim or saved.width,
         similarity=saved.similarity,
-        query_prompt=saved.prompts["query"],
-        notes=(*filter(None, [origin.note]), *saved.notes, *_precision_notes(spec, transformer)),
+        query_prompt=query_prompt(saved),
+        notes=(
+            *filter(None, [origin.note]),
+            *saved.notes,
+            *_precision_notes(spec, transformer),
+            *_prompt_notes(saved, kept),
+        ),
     )
 
 
@@ -183,6 +195,17 @@ def openvino_is_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+def _prompt_notes(saved: SavedModel, kept: str | None) -> list[str]:
+    """Tells of a table that keeps another prompt than a new one would get."""
+    own = next((saved.prompts[name] for name in ("document", "passage", "corpus") if saved.prompts.get(name)), "")
+    if kept is None or not own or own == kept:
+        return []
+    return [
+        f"the table was built with the prompt {kept!r} and keeps it; the model's own prompt for documents is {own!r}: to "
+        "take it, set model.prompt_name and build the table anew with --new-model"
+    ]
+
+
 def _precision_notes(spec: ModelSpec, transformer: Transformer | None) -> list[str]:
     if spec.precision in ("float16", "bfloat16"):
         return [f"model.precision {spec.precision} is for GPUs: a CPU without instructions for it is many times slower"]
@@ -208,22 +231,6 @@ def _max_seq_length(spec: ModelSpec, transformer: Transformer | None) -> int | N
             f"set model.max_seq_length to at most {positions}"
         )
     return length
-
-
-def _prompt(spec: ModelSpec, saved: SavedModel) -> str:
-    """An explicit prompt, else the named one, else the model's default one; "" if there is none."""
-    if spec.prompt is not None:
-        return spec.prompt
-    name = saved.default_prompt_name if spec.prompt_name is None else spec.prompt_name
-    if name is None:
-        return ""
-    if name not in saved.prompts:
-        who = "the model's default_prompt_name" if spec.prompt_name is None else "model.prompt_name"
-        known = ", ".join(repr(known) for known in saved.prompts)
-        raise InputError(
-            f"{who} {name!r} is not known; the model's prompts are {known}: choose one or give model.prompt"
-        )
-    return saved.prompts[name]
 
 
 def _truncate_dim(spec: ModelSpec, saved: SavedModel) -> int | None:

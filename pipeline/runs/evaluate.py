@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.similarities import pairwise_similarities, similarities
+from pipeline.similarities import pairwise_similarities, similarities, spearman
 
 Vectors = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]
@@ -139,20 +139,6 @@ def _highest(scores: Vectors, count: int) -> NDArray[np.int64]:
     last = np.partition(descending, count - 1)[count - 1]
     candidates = np.flatnonzero(~(descending > last))
     return candidates[np.argsort(descending[candidates], kind="stable")[:count]]
-
-
-def spearman(a: ArrayLike, b: ArrayLike) -> float:
-    """Pearson's correlation of the ranks, equal values sharing the mean of theirs; NaN where one side is constant."""
-    ranks = [_ranks(values) for values in (a, b)]
-    x, y = (values - values.mean() for values in ranks)
-    scale = math.sqrt(float((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / scale if scale else math.nan
-
-
-def _ranks(values: ArrayLike) -> NDArray[np.float64]:
-    _, group, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[group]
-    return ranks
 
 
 def ndcg(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:

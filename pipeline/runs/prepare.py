@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from pipeline import identity, schema
 from pipeline.config import ResourceSpec, RunSpec
+from pipeline.encoder.agreement import Quantised
 from pipeline.encoder.chunking import check_room
-from pipeline.encoder.tokenizer import framing_tokens
+from pipeline.encoder.tokenizer_backend import framing_tokens
 from pipeline.errors import InputError, RunError, SourceChanged, StorageError, StorageUnavailable
 from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened
@@ -32,7 +33,6 @@ from pipeline.sources.survey import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
 from pipeline.table import calibration, dead_letters, int8, layout, materialise, publication, record, snapshot
 from pipeline.table.calibration import Calibration, Measurement
-from pipeline.table.int8 import Quantised
 from pipeline.table.operations import replace_units
 from pipeline.table.part import part_schema, vector_bytes
 from pipeline.table.publication import Publication
@@ -127,11 +127,11 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     """
     started = time.perf_counter()
     with before_work():
-        encoder = encoder_spec(spec.model)
         resources_for(spec)
         check_paths(spec)
         table = Folder(spec.table.path, spec.table.storage_options)
         parent = materialise.finish(table) if writes else snapshot.current(table)
+        encoder = encoder_spec(spec.model, parent.fingerprint_of.get("encoder"))
         _check_not_held(table, parent)
         files = list_sources(spec.source)
         forms = {file.format for file in files}
@@ -145,6 +145,8 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         renews = new_model and bool(parent.version) and parent.fingerprint != described.fingerprint
         if renews:
             parent = replace(parent, probes=())
+            encoder = encoder_spec(spec.model)  # a table that is built anew keeps no earlier prompt
+            _check_chunks(spec, encoder)
             described = _describe_vectors(spec, encoder, table, snapshot.empty())
         else:
             _check_vectors(spec, parent, described)

@@ -42,7 +42,7 @@ def published(spec: RunSpec) -> Published:
     version = snapshot.current(table)
     if not version.version:
         raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
-    encoder = encoder_spec(spec.model)
+    encoder = encoder_spec(spec.model, version.fingerprint_of.get("encoder"))
     ranges = calibration.stored(table, version.embeddings[0])
     quantised = int8.stored(table, version.embeddings[0])
     if quantised is not None and encoder.precision == "int8":

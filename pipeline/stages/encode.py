@@ -21,8 +21,9 @@ from pipeline import identity, schema
 from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
 from pipeline.encoder import int8 as calibrating
 from pipeline.encoder.chunking import chunk, failed_texts, mean_vectors
-from pipeline.encoder.encoder import Encoded, Encoder
-from pipeline.encoder.tokenizer import Tokenizer, arrow_to_tokens, tokens_to_arrow
+from pipeline.encoder.encoder import Embeddings, Encoder
+from pipeline.encoder.token_rows import arrow_to_tokens, tokens_to_arrow
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError, SourceChanged, one_line
 from pipeline.model.folder import EncoderSpec
 from pipeline.quantize import Codes, outside, quantize
@@ -313,7 +314,7 @@ def encode(
 
 def _vectors_of(
     tokens: pa.Table, encoder: Encoder, settings: Settings, on_progress: Callable[[int, int], None] | None
-) -> tuple[Encoded, Vectors, Mapping[int, str]]:
+) -> tuple[Embeddings, Vectors, Mapping[int, str]]:
     """(what the encoder did, a vector for each row of the table or NaN, document -> reason why it has none)."""
     encoded = encoder.encode(arrow_to_tokens(tokens.column(schema.TOKENS)), on_progress)
     if settings.chunk is None or settings.chunk.rows == "chunks":

@@ -4,49 +4,18 @@ Comes in and goes out: the graph's content, and how it agrees with float32. What
 known here.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.encoder.agreement import Agreement, Quantised, digest_of
 from pipeline.errors import InputError, StorageError
 from pipeline.model.cache import kept
 from pipeline.model.folder import EncoderSpec
 from pipeline.storage import Folder
 from pipeline.table import layout
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How vectors of some of the table's texts agree that were computed in int8 and in float32."""
-
-    texts: int
-    mean_cosine: float
-    least_cosine: float
-    rank: float
-    """Spearman's correlation of the similarities of all pairs of these texts; 1 where there are no two pairs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantised:
-    digest: str
-    """A hash of the graph's content."""
-    measured_on: int
-    """Texts that the ranges of activations were measured on."""
-    agreement: Agreement
-
-    def __str__(self) -> str:
-        return (
-            f"the model was quantised to int8 on {self.measured_on:,} texts of this table; on {self.agreement.texts:,} its "
-            f"vectors have a mean cosine of {self.agreement.mean_cosine:.4f} with those of float32 (least "
-            f"{self.agreement.least_cosine:.3f}), and rank pairs alike to {self.agreement.rank:.4f}"
-        )
-
-
-def digest_of(graph: bytes) -> str:
-    return hashlib.blake2b(graph, digest_size=16).hexdigest()
 
 
 def create(table: Folder, path: str, graph: bytes, made: Quantised) -> None:

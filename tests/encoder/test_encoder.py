@@ -6,7 +6,8 @@ import pytest
 from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import Encoder, build_encoder
 from pipeline.encoder.engines.base import EngineLost, OutOfMemory
-from pipeline.encoder.tokenizer import Tokenizer, TokenRows
+from pipeline.encoder.token_rows import TokenRows
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError
 from pipeline.model.folder import encoder_spec
 from tests.tiny import build_tiny_model

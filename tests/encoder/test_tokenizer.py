@@ -16,7 +16,9 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from pipeline.config import ModelSpec
 from pipeline.encoder import tokenizer as tokenizing
-from pipeline.encoder.tokenizer import Tokenizer, TokenRows, _cuts, arrow_to_tokens, framing_tokens, tokens_to_arrow
+from pipeline.encoder.token_rows import TokenRows, arrow_to_tokens, tokens_to_arrow
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.encoder.tokenizer_backend import framing_tokens, safe_cuts
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
 from tests.architectures import build_static
@@ -295,7 +297,7 @@ ODD = st.text(
 @settings(max_examples=300, deadline=None)
 @given(text=ODD)
 def test_a_text_cut_where_it_can_be_has_the_first_ids_of_the_whole(backend, text):
-    cuts = re.compile(f"[{_cuts(backend)}]")
+    cuts = re.compile(f"[{safe_cuts(backend)}]")
     whole = backend.encode(text, add_special_tokens=False).ids
     for end in range(1, len(text)):
         if cuts.match(text[end]) and not text[end - 1].isspace():
@@ -315,15 +317,15 @@ def test_a_text_cut_where_it_can_be_has_the_first_ids_of_the_whole(backend, text
 )
 def test_where_nothing_is_known_nothing_is_cut(part, step):
     tokenizer, _ = bert()
-    assert _cuts(tokenizer) is not None
+    assert safe_cuts(tokenizer) is not None
     setattr(tokenizer, part, step)
-    assert _cuts(tokenizer) is None
+    assert safe_cuts(tokenizer) is None
 
 
 def test_an_added_token_with_a_space_forbids_cutting():
     tokenizer, _ = bert()
     tokenizer.add_tokens(["new york"])
-    assert _cuts(tokenizer) is None
+    assert safe_cuts(tokenizer) is None
 
 
 @pytest.mark.parametrize("max_seq_length", [16, 256])

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 import pipeline
-from pipeline.encoder.tokenizer import Tokenizer, arrow_to_tokens
+from pipeline.encoder.token_rows import arrow_to_tokens
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.execution.ray.flow import Pools
 from pipeline.runs import prepare
 from pipeline.stages import encode

@@ -11,8 +11,9 @@ from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import Encoder, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError
+from pipeline.model.architectures import ARCHITECTURES, REFUSED
 from pipeline.model.folder import encoder_spec
-from pipeline.model.transformer import ARCHITECTURES, REFUSED, read_transformer
+from pipeline.model.transformer import read_transformer
 from tests.architectures import (
     ARCHITECTURE_NAMES,
     REFUSED_SAMPLES,

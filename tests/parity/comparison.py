@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ModelSpec
-from pipeline.encoder.encoder import Encoded, Encoder, build_encoder
-from pipeline.encoder.tokenizer import Tokenizer, TokenRows
+from pipeline.encoder.encoder import Embeddings, Encoder, build_encoder
+from pipeline.encoder.token_rows import TokenRows
+from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from tests.tiny import load_oracle
 
@@ -18,30 +19,30 @@ TOLERANCE = 1e-5
 """Of |ours - theirs| over the length of their vector; for unit vectors the greatest difference of a number."""
 
 Vectors = NDArray[np.float32]
-Composition = Callable[[Encoder, TokenRows], Encoded]
+Composition = Callable[[Encoder, TokenRows], Embeddings]
 """A way to put rows into batches."""
 
 
-def all_at_once(encoder: Encoder, tokens: TokenRows) -> Encoded:
+def all_at_once(encoder: Encoder, tokens: TokenRows) -> Embeddings:
     return Encoder(encoder.engine, budget_tokens=10**6, overhead_tokens=10**6).encode(tokens)
 
 
-def one_by_one(encoder: Encoder, tokens: TokenRows) -> Encoded:
+def one_by_one(encoder: Encoder, tokens: TokenRows) -> Embeddings:
     return Encoder(encoder.engine, budget_tokens=1).encode(tokens)
 
 
-def odd_budget(encoder: Encoder, tokens: TokenRows) -> Encoded:
+def odd_budget(encoder: Encoder, tokens: TokenRows) -> Embeddings:
     return Encoder(encoder.engine, budget_tokens=97, overhead_tokens=5).encode(tokens)
 
 
-def shuffled(encoder: Encoder, tokens: TokenRows) -> Encoded:
+def shuffled(encoder: Encoder, tokens: TokenRows) -> Embeddings:
     """In another order, and put back."""
     order = np.array(random.Random(0).sample(range(len(tokens)), len(tokens)), np.int64)
     moved = encoder.encode(TokenRows.concatenated([tokens.slice(row, row + 1) for row in order]))
     vectors = np.empty_like(moved.vectors)
     vectors[order] = moved.vectors
     failed = {int(order[row]): reason for row, reason in moved.failed.items()}
-    return Encoded(
+    return Embeddings(
         vectors=vectors,
         failed=dict(sorted(failed.items())),
         rows_encoded=moved.rows_encoded,
@@ -117,7 +118,7 @@ def oracle_ids(oracle: Any, texts: Sequence[str], prompt: str) -> list[list[int]
     return [ids[mask].tolist() for ids, mask in rows]
 
 
-def difference(encoded: Encoded, tokens: TokenRows, expected: Vectors) -> float:
+def difference(encoded: Embeddings, tokens: TokenRows, expected: Vectors) -> float:
     """The largest of a row; rows without a vector of use must be the same on both sides, and have none in ours."""
     useless = ~np.isfinite(expected).all(axis=1) | ~expected.any(axis=1) | (tokens.lengths == 0)
     assert list(encoded.failed) == np.flatnonzero(useless).tolist(), encoded.failed

@@ -18,8 +18,8 @@ from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError
+from pipeline.model.architectures import REFUSED
 from pipeline.model.folder import encoder_spec
-from pipeline.model.transformer import REFUSED
 from tests.parity.document import Block
 from tests.parity.saved import change
 from tests.tiny import build_tiny_model

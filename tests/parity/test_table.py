@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
+from pipeline.model.architectures import ARCHITECTURES
 from pipeline.model.saved_modules import POOLING_MODES
-from pipeline.model.transformer import ARCHITECTURES
 from tests.architectures import ARCHITECTURE_NAMES
 from tests.parity.cards import CARDS
 from tests.parity.combinations import CUT_CHOICES, DENSE_CHOICES, PROMPT_CHOICES

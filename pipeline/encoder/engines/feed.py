@@ -10,10 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoder.batching import Lengths, Rows, few_widths, packed_batches, padded_tokens, token_batches
+from pipeline.encoder.batching import Ids, Lengths, Rows, few_widths, packed_batches, padded_tokens, token_batches
 from pipeline.encoder.engines.base import Answer, CompilingEngine, Engine, PackingEngine, StreamingEngine
-
-Ids = NDArray[np.int32]
 
 
 class Feed(Protocol):

@@ -1,13 +1,9 @@
-"""A transformer as an OpenVINO graph: a file in; token ids in, the last layer's token vectors out.
+"""An OpenVINO graph's file in; token ids in, the token vectors of the transformer's last layer out.
 
-All of OpenVINO's settings stand here, and where a model's float32 graph is kept on this node. Loads neither torch nor
-transformers; how a graph is made is tracing.py's and int8.py's business.
+All of OpenVINO's settings stand here. This file loads neither torch nor transformers, and doesn't know how a graph is made.
 """
 
 import functools
-import hashlib
-import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +11,8 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from pipeline.model.cache import kept
-from pipeline.model.folder import EncoderSpec
-
-FORMAT = 2
-"""Raised when a graph is made otherwise: graphs that are kept on nodes are then made anew."""
-PROOF_WIDTH = 512
-"""Of the longest batch that a graph is proven with."""
 KEPT_SHAPES = 256
 """Compiled code for so many shapes of a matrix is kept, some 100 kB each."""
-
-_NAME, _REFUSED = "graph.xml", "unsupported"
 
 
 class Unsupported(Exception):
@@ -68,41 +55,3 @@ def read_graph(file: Path) -> Any:
 def save_graph(graph: Any, file: Path) -> None:
     """Write `file` and the weights beside it, as they are: OpenVINO would make float16 of float32."""
     openvino.save_model(graph, file, compress_to_fp16=False)
-
-
-def float32_graph(spec: EncoderSpec, *, token_types: bool) -> Path:
-    """The file of the model's float32 graph on this node, made and proven by now or by this call.
-
-    `token_types`: as in TorchEngine. Raises Unsupported where torch and the graph don't agree, InputError where the model
-    doesn't load.
-    """
-    if spec.needs_all_layers:
-        raise Unsupported("a module reads the token vectors of all layers")
-    width = min(spec.max_seq_length or PROOF_WIDTH, PROOF_WIDTH)
-
-    def make(folder: Path) -> None:
-        from pipeline.encoder.engines.tracing import (
-            trace,  # torch and transformers load only where there is no graph yet
-        )
-
-        try:
-            trace(spec, folder / _NAME, token_types=token_types, width=width)
-        except Unsupported as reason:  # kept, too: finding out takes seconds
-            (folder / _REFUSED).write_text(str(reason), encoding="utf-8")
-
-    folder = kept("graphs", _key(spec, token_types, width), make)
-    if (folder / _REFUSED).exists():
-        raise Unsupported((folder / _REFUSED).read_text(encoding="utf-8"))
-    return folder / _NAME
-
-
-def _key(spec: EncoderSpec, token_types: bool, width: int) -> str:
-    content = {
-        "format": FORMAT,
-        "model": spec.origin.digest,
-        "transformer": spec.transformer,
-        "width": width,
-        "token_types": token_types,
-        "versions": [version(package) for package in ("openvino", "transformers", "torch")],
-    }
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

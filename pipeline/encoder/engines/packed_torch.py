@@ -20,9 +20,9 @@ from pipeline.encoder.engines.packing import PackedRows, pack_rows
 from pipeline.encoder.engines.recording import Outputs, Recording
 from pipeline.encoder.engines.torch import TorchEngine
 from pipeline.errors import RunError
+from pipeline.model.architectures import ARCHITECTURES
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
-from pipeline.model.transformer import ARCHITECTURES
 
 LEAST_SIZE = 1024
 """Tokens of the smallest constant size; the others are its doubles."""

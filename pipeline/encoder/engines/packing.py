@@ -6,9 +6,8 @@ Pure numpy; knows no model and no device.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ids = NDArray[np.int32]
+from pipeline.encoder.batching import Ids
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,9 @@ from pipeline.encoder.engines.head import Head
 from pipeline.encoder.engines.packed_linear import pack_linear_layers
 from pipeline.encoder.engines.transfer import Transfer
 from pipeline.errors import InputError
+from pipeline.model.architectures import ARCHITECTURES
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
-from pipeline.model.transformer import ARCHITECTURES
 
 IN_FLIGHT = {"cpu": 1, "cuda": 3}
 """Batches in work at a time: one that the GPU computes, one that waits for it, one whose vectors are fetched."""

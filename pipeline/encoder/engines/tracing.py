@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from pipeline.encoder.engines.graph import Compiled, Unsupported, save_graph
 from pipeline.encoder.engines.torch import load_transformer
+from pipeline.model.architectures import ARCHITECTURES
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
-from pipeline.model.transformer import ARCHITECTURES
 
 TOLERANCE = 5e-5
 """Of a token's vector against torch's, relative to its largest number: sums in another order."""

@@ -11,7 +11,7 @@ from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import PACKED_BUDGET_TOKENS, Encoder, build_encoder
 from pipeline.encoder.engines.packed_torch import PackedTorchEngine, packed_if_proven
 from pipeline.encoder.engines.torch import TorchEngine
-from pipeline.encoder.tokenizer import TokenRows
+from pipeline.encoder.token_rows import TokenRows
 from pipeline.model.folder import encoder_spec
 from tests.architectures import build_architecture
 from tests.tiny import build_tiny_model

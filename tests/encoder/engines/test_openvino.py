@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import build_encoder
-from pipeline.encoder.engines.graph import Unsupported, float32_graph
+from pipeline.encoder.engines.graph import Unsupported
+from pipeline.encoder.engines.kept_graph import float32_graph
 from pipeline.encoder.engines.openvino import OpenVinoEngine
 from pipeline.encoder.engines.torch import TorchEngine
 from pipeline.encoder.int8 import FEWEST, quantise
-from pipeline.encoder.tokenizer import TokenRows
+from pipeline.encoder.token_rows import TokenRows
 from pipeline.errors import InputError, RunError
 from pipeline.model.folder import encoder_spec
 from tests.architectures import build_architecture
