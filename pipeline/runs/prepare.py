@@ -6,7 +6,6 @@
 import json
 import math
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +17,7 @@ from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.agreement import Quantised
 from pipeline.encoder.chunking import check_room
 from pipeline.encoder.tokenizer_backend import framing_tokens
-from pipeline.errors import InputError, RunError, SourceChanged, StorageError, StorageUnavailable
+from pipeline.errors import InputError, RunError, SourceChanged
 from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened
 from pipeline.model.folder import EncoderSpec, Int8Graph, encoder_spec
@@ -31,7 +30,17 @@ from pipeline.sources import filter
 from pipeline.sources.reader import SLICE_BYTES, first_spans
 from pipeline.sources.survey import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
-from pipeline.table import calibration, dead_letters, int8, layout, materialise, publication, record, snapshot
+from pipeline.table import (
+    calibration,
+    dead_letters,
+    int8,
+    layout,
+    materialise,
+    publication,
+    readiness,
+    record,
+    snapshot,
+)
 from pipeline.table.calibration import Calibration, Measurement
 from pipeline.table.operations import replace_units
 from pipeline.table.part import part_schema, vector_bytes
@@ -133,6 +142,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         parent = materialise.finish(table) if writes else snapshot.current(table)
         encoder = encoder_spec(spec.model, parent.fingerprint_of.get("encoder"))
         _check_not_held(table, parent)
+        readiness.check_own(table, parent)
         files = list_sources(spec.source)
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
@@ -160,7 +170,9 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         if described.needs_calibration:
             described = _describe_vectors(spec, encoder, table, snapshot.empty() if renews else parent, output)
         plan = _plan(table, parent, surveyed, output, described.fingerprint, writes=writes, retry_failed=retry_failed)
-        exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
+        if not plan.changes_nothing:
+            readiness.check_writable(table)
+        exclusive = table.creates_exclusively() if writes and not plan.changes_nothing else True
     return Prepared(
         spec=spec,
         encoder=described.encoder,
@@ -317,19 +329,6 @@ def _check_apart(spec: RunSpec, table: Folder, files: Sequence[SourceFile]) -> N
             f"table.path {spec.table.path!r} holds the source file {inside!r}: the run would read what it writes; give the "
             "table a folder of its own"
         )
-
-
-def _check_writable(table: Folder) -> bool:
-    """Whether create-only writes hold on the table's store; raises InputError if nothing can be written there."""
-    try:
-        probe = f"{layout.STAGING}probe-{uuid.uuid4().hex[:12]}"
-        table.write(probe, b"")
-        table.delete([probe])
-        return table.creates_exclusively()
-    except StorageUnavailable:
-        raise
-    except StorageError as error:
-        raise InputError(f"table.path {table.url!r} can't be written: {error}") from None
 
 
 def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot, forms: Collection[str]) -> pa.Schema:

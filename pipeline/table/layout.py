@@ -7,8 +7,9 @@ import urllib.parse
 from pipeline.schema import NULL_PARTITION, UNESCAPED
 
 FORMAT = 1
-"""Raised when a reader of the old format would misread the new one."""
+"""The format of parts, value ranges and int8 models. It is part of each unit's identity: raised, it makes every table new."""
 
+META = "meta/"
 VERSIONS = "meta/versions/"
 STAGING = "staging/"
 RECORDS = "staging/records/"

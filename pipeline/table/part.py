@@ -201,7 +201,8 @@ def table_to_parts(table: pa.Table) -> list[Part]:
             path=row["path"],
             size=row["size"],
             rows=row["rows"],
-            raw_bytes=row["raw_bytes"],
+            # The first tables of format 1 don't tell.
+            raw_bytes=row.get("raw_bytes", row["size"]),
             partition=partition_from_json(json.loads(row["partition"])),
             units=tuple(row["units"]),
             sources=tuple(row["sources"]),

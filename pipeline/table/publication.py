@@ -141,14 +141,24 @@ class Publication:
             counts=counts,
             gate={"duplicate_ids": 0, "bad_vectors": 0, "rows": sum(part.rows for part in parts)},
             timings=description.timings,
+            min_reader=snapshot.least_reader(parts, None),
             parts=tuple(parts),
             sources=sources,
         )
 
     def version_like(self, other: Snapshot, **changed: Any) -> Snapshot:
         """The new version as another one was, but for what `changed` says."""
-        own: dict[str, Any] = {"version": self.number, "parent": self.parent.version, "publication": self.folder}
-        return replace(other, **own, time=snapshot.utc_now(), timings={}, **changed)
+        made = replace(other, **changed)
+        return replace(
+            made,
+            version=self.number,
+            parent=self.parent.version,
+            publication=self.folder,
+            time=snapshot.utc_now(),
+            timings={},
+            format=snapshot.FORMAT,
+            min_reader=snapshot.least_reader(made.parts, made.rows_of),
+        )
 
     # --- the commit
 

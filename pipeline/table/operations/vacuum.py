@@ -51,7 +51,7 @@ def clean(table: Folder, older_than_days: float = OLD_DAYS, *, dry_run: bool = F
         raise CommitConflict(f"another run published {table.url} meanwhile: nothing was deleted, start again")
     before = snapshot.read(table, current.version - 1) if current.version > 1 else snapshot.empty()
     at_work = _is_at_work(listed, current.version, now) or lease.holder(table, now) is not None
-    litter = _litter(listed, (current, before), now - older_than_days * DAY_S, now - clock.WRITING_S, at_work=at_work)
+    litter = _litter(listed, (current, before), now, older_than_days * DAY_S, at_work=at_work)
     if not dry_run:
         # A record whose parts are gone is invalid, parts without a record are orphans: either is safe to stop at.
         table.delete(info.path for info in litter.files)
@@ -63,9 +63,7 @@ def _is_at_work(listed: Sequence[FileInfo], current: int, now: float) -> bool:
     return any(info.modified > now - AT_WORK_S and _is_work(info.path, current) for info in listed)
 
 
-def _litter(
-    listed: Sequence[FileInfo], kept: Sequence[Snapshot], old_before: float, written_before: float, *, at_work: bool
-) -> Litter:
+def _litter(listed: Sequence[FileInfo], kept: Sequence[Snapshot], now: float, old_s: float, *, at_work: bool) -> Litter:
     """What may go; of the `kept` versions the first is the current one."""
     current = kept[0]
     live = {part.path for part in current.parts}
@@ -75,29 +73,39 @@ def _litter(
     last_lease = max((layout.lease_number(info.path) or 0 for info in listed), default=0)
     for info in listed:
         path = info.path
-        temporary = path.rpartition("/")[2].startswith(TEMPORARY)
-        # A file in staging may be one by which a process looks at the clock; an unfinished one may be written just now.
-        passing = temporary or path.startswith(layout.STAGING)
-        if info.modified > (min(old_before, written_before) if passing else old_before):
+        if info.modified > now - max(old_s, _least_age(path)):
             continue
         if (
-            temporary
+            _is_unfinished(path)
             or (path.startswith(layout.DATA) and path not in live)
             or (path.startswith(layout.ROW_SOURCES) and path not in lists and not at_work)
         ):
             orphans.append(info)
         elif path.startswith(layout.TRASH) and layout.trashed(path) not in parts:
             trash.append(info)
-        elif path.startswith(layout.STAGING) and not (at_work and _is_work(path, current.version)):
+        elif path.startswith(layout.STAGING) and not (at_work and path.startswith(_NEEDED)):
             staging.append(info)
         elif (layout.lease_number(path) or last_lease) < last_lease:
             leases.append(info)
     return Litter(orphans=tuple(orphans), trash=tuple(trash), staging=tuple(staging), leases=tuple(leases))
 
 
+_WORK = (layout.RECORDS, layout.STAGED_PARTS, layout.PUBLICATIONS)
+_NEEDED = (*_WORK, layout.PROBES)
+
+
 def _is_work(path: str, current: int) -> bool:
     """What a run can go on from, or is about to publish: a list of row sources beyond the current version is of one, too."""
-    return (
-        path.startswith((layout.RECORDS, layout.STAGED_PARTS, layout.PUBLICATIONS, layout.PROBES))
-        or (layout.row_sources_version(path) or 0) > current
-    )
+    return path.startswith(_WORK) or (layout.row_sources_version(path) or 0) > current
+
+
+def _least_age(path: str) -> float:
+    """In seconds, whatever age was asked for. A young file may be one that is being written, or by which a process looks at
+    the clock. The probes' vectors are all that a build has in staging until its first slice is done."""
+    if path.startswith(layout.PROBES):
+        return AT_WORK_S
+    return clock.WRITING_S if _is_unfinished(path) or path.startswith(layout.STAGING) else 0.0
+
+
+def _is_unfinished(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(TEMPORARY)
