@@ -35,7 +35,7 @@ from pipeline import config
 from pipeline.config import ResourceSpec
 from pipeline.execution.ray import executor, shuffle
 from pipeline.execution.ray.cluster import Cluster
-from pipeline.table.diff import GONE, KEY, LIVE_FIRST, WANTED, Keys
+from pipeline.table.diff import GONE, LIVE_FIRST, LIVE_KEY, WANTED, WANTED_KEY, Keys
 
 DATA = Path(os.environ.get("PIPELINE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FILES = 20
@@ -131,7 +131,7 @@ def told(summary: dict[str, Any]) -> dict[str, Any]:
 def make_keys(start: int, stop: int, side: int) -> Keys:
     """Of rows [start, stop): one in a hundred of the wanted side has another text."""
     numbers = np.arange(start, stop, dtype=np.uint64)
-    keys = np.zeros(len(numbers), KEY)
+    keys = np.zeros(len(numbers), WANTED_KEY if side == WANTED else LIVE_KEY)
     # Two rounds of a multiplicative hash: spread well, and the same on both sides.
     for word, factor in ((0, 0x9E3779B97F4A7C15), (1, 0xC2B2AE3D27D4EB4F)):
         mixed = (numbers + np.uint64(1)) * np.uint64(factor)
@@ -140,8 +140,9 @@ def make_keys(start: int, stop: int, side: int) -> Keys:
     if side == WANTED:
         keys["content"][numbers % np.uint64(100) == 0, 0] += np.uint64(1)
     places = np.arange(len(numbers))
-    keys["group"], keys["side"] = start // (stop - start), side
-    keys["more" if side == WANTED else "place"] = places
+    keys["unit" if side == WANTED else "part"] = start // (stop - start)
+    keys["position" if side == WANTED else "index"] = places
+    keys["side"] = side
     return keys
 
 
@@ -161,7 +162,7 @@ def measure_keys(rows: int) -> dict[str, Any]:
         for start in range(0, rows, step)
     ]
     num_buckets = max(1, -(-2 * rows // executor.DIFF_KEYS_PER_BUCKET))
-    fates = np.full(1, GONE, np.int8)
+    states = np.full(1, GONE, np.int8)
     with Cluster(ResourceSpec()) as cluster:
         cluster.start()
         memory = Peak()
@@ -169,7 +170,7 @@ def measure_keys(rows: int) -> dict[str, Any]:
         keys = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _make_block, batch_size=1, batch_format="pyarrow", num_cpus=0.5
         )
-        flow = shuffle.diffed(keys, num_buckets, fates, renewed=False)
+        flow = shuffle.diffed(keys, num_buckets, states, renewed=False)
         upserts = matches = 0
         for row in flow.iter_rows():
             found = shuffle.found_of(row)

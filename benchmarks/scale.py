@@ -22,10 +22,12 @@ import pyarrow.parquet as pq
 from pipeline.config import from_mapping
 from pipeline.runs import prepare
 from pipeline.storage import Folder
-from pipeline.table import materialise, publication, record, snapshot
+from pipeline.table import materialise, record, snapshot
+from pipeline.table.operations import replace_units
+from pipeline.table.publication import Publication
 from tests.proxy import Proxy, fault_proxy
 from tests.servers import rclone_server
-from tests.table.test_publish import Here, describe, make_unit, stage
+from tests.table.test_publish import commit, make_unit, stage
 from tests.tiny import build_tiny_model
 
 ROWS_PER_UNIT = 100
@@ -88,9 +90,9 @@ def publish(count: int, options: dict[str, Any], proxy: Proxy) -> None:
             stage(table, unit, [f"{number}-{row}x" for row in range(ROWS_PER_UNIT)])
     with measured(f"read the records of {what}", count, "unit", proxy):
         found = record.read_all(table, [unit.unit_id for unit in units])
-    work = publication.Work(done=[(unit, found[unit.unit_id]) for unit in units], kept=frozenset())
+    work = replace_units.Work(done=[(unit, found[unit.unit_id]) for unit in units], kept=frozenset())
     with measured(f"commit {what}", count, "unit", proxy):
-        version = publication.publish(table, snapshot.empty(), work, describe(), Here(table))
+        version = commit(Publication(table, snapshot.empty()), work)
     with measured(f"materialise {what}", count, "unit", proxy) as told:
         materialise.materialise(table, version)
         told(f"{len(version.parts)} parts")

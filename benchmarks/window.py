@@ -22,12 +22,14 @@ import pyarrow as pa
 
 from pipeline import identity
 from pipeline.storage import Folder
-from pipeline.table import layout, materialise, publication, record, snapshot
+from pipeline.table import layout, materialise, record, snapshot
+from pipeline.table.operations import replace_units
 from pipeline.table.part import Part, encode_part, part_schema
+from pipeline.table.publication import Publication
 from pipeline.table.record import Effort, Record
 from pipeline.work import Unit
 from tests.servers import moto_server, rclone_server
-from tests.table.test_publish import Here, describe, make_unit
+from tests.table.test_publish import commit, make_unit
 
 DIM = 384
 SCHEMA = part_schema(pa.schema([]), True, "embedding", DIM, "float32")
@@ -111,8 +113,7 @@ def publish(
     done: Sequence[tuple[Unit, Sequence[Record]]],
     kept: frozenset[str] = frozenset(),
 ) -> snapshot.Snapshot:
-    work = publication.Work(done=done, kept=kept)
-    return publication.publish(table, parent, work, describe(), Here(table))
+    return commit(Publication(table, parent), replace_units.Work(done=done, kept=kept))
 
 
 def stage(table: Folder, unit: Unit, number: int, rows: int) -> list[Record]:

@@ -103,10 +103,17 @@ def _purge(arguments: Arguments, table: Folder) -> int:
         "deleted, for those who follow it: purge them again when they have. Rows that stay in the source come back when "
         "their unit is planned anew: take them out there, too"
     )
+    if done.left:
+        text += (
+            f". NOT COMPLETE: {done.left:,} files of a run that is under way, or was ended in the last ten minutes, may hold "
+            "them: give the command again when it has ended"
+        )
     arguments.show(
-        {"version": done.version, "rows": done.rows, "dead_letters": done.dead_letters, "files": done.files}, text
+        {"version": done.version, "rows": done.rows, "dead_letters": done.dead_letters}
+        | {"files": done.files, "left": done.left},
+        text,
     )
-    return 0
+    return 1 if done.left else 0
 
 
 def _ids(given: str) -> list[str]:

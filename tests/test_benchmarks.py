@@ -114,7 +114,7 @@ def test_the_gpu_benchmark_without_a_gpu_says_so(given, words, capsys):
 
 def test_one_key_in_a_hundred_differs():
     live, wanted = (reindex.make_keys(0, 1000, side) for side in (diff.LIVE_FIRST, diff.WANTED))
-    found = diff.compare(np.concatenate([live, wanted]), np.array([diff.GONE], np.int8))
+    found = diff.compare(diff.joined([live, wanted]), np.array([diff.GONE], np.int8))
     assert (len(found.matches), len(found.upserts), len(found.duplicates)) == (990, 10, 0)
     assert sorted(found.matches["index"].tolist() + found.upserts["index"].tolist()) == list(range(1000))
 

@@ -19,7 +19,7 @@ from pipeline.progress import duration
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import UnitKeys, UnitRows
 from pipeline.table.compare import Difference
-from pipeline.table.diff import Found
+from pipeline.table.diff import RowDifference
 from pipeline.table.part import Part
 from pipeline.work import Task
 
@@ -69,7 +69,7 @@ class ExecutorBySize:
         known, keys = executor.read_keys(job, units, num_keys=num_keys)
         return known, (executor, keys)
 
-    def compare_rows(self, job: Job, keys: Sequence[Any], comparison: RowComparison) -> Iterator[Found]:
+    def compare_rows(self, job: Job, keys: Sequence[Any], comparison: RowComparison) -> Iterator[RowDifference]:
         executors = [executor for executor, _ in keys]
         executor = executors[0] if executors else self._local
         return executor.compare_rows(job, [some for _, some in keys], comparison)

@@ -19,7 +19,7 @@ from pipeline.stages.slice_row import SOURCE_CHANGED
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.storage import Folder
 from pipeline.table.compare import Difference
-from pipeline.table.diff import Fates, Found
+from pipeline.table.diff import RowDifference, SourceStates
 from pipeline.table.part import Part
 from pipeline.table.record import Effort
 from pipeline.work import Task
@@ -53,7 +53,7 @@ class RowComparison:
     skipped: frozenset[int]
     """Units that want nothing after all, by their number."""
     parts: Sequence[Part]
-    fates: Fates
+    states: SourceStates
     """What becomes of each source of the live version."""
     renewed: bool
     """No live row stays as it is."""
@@ -94,7 +94,7 @@ class Executor(Protocol):
         """What the rows of each unit come to, and a handle of their keys for `compare_rows`."""
         ...
 
-    def compare_rows(self, job: Job, keys: Sequence[Any], comparison: RowComparison) -> Iterator[Found]:
+    def compare_rows(self, job: Job, keys: Sequence[Any], comparison: RowComparison) -> Iterator[RowDifference]:
         """The difference of the rows whose keys were read and the live ones, in one bucket or many."""
         ...
 

@@ -11,11 +11,11 @@ from pipeline.table.compare import Difference
 from pipeline.table.operations import compact
 from pipeline.table.operations.compact import Rewrite
 from pipeline.table.part import Part, raw_bytes
-from pipeline.table.row_sources import Moves
+from pipeline.table.row_sources import Renumbering
 
 
 class PartWorkers:
-    """Implements what a publication asks of those who do its heavy parts."""
+    """Implements table.workers.Workers."""
 
     def __init__(self, executor: Executor, job: Job) -> None:
         self._executor, self._job = executor, job
@@ -24,9 +24,9 @@ class PartWorkers:
         seconds = raw_bytes(item.part for job in jobs for item in job.inputs) / REWRITE_BYTES_PER_S
         return list(self._executor.for_each(self._job, _rewrite, jobs, seconds=seconds, heavy=True))
 
-    def move(self, jobs: Sequence[Moves]) -> list[Part]:
+    def renumber(self, jobs: Sequence[Renumbering]) -> list[Part]:
         seconds = sum(job.part.rows for job in jobs) / SCAN_ROWS_PER_S
-        return list(self._executor.for_each(self._job, _move, jobs, seconds=seconds))
+        return list(self._executor.for_each(self._job, _renumber, jobs, seconds=seconds))
 
     def compare(self, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
         return self._executor.compare_versions(self._job, sides, renewed=renewed)
@@ -36,5 +36,5 @@ def _rewrite(job: Rewrite, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterato
     yield compact.rewrite(spec.open_table(), job, spec.write.table.embedding_column)
 
 
-def _move(job: Moves, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Part]:
-    yield row_sources.move(spec.open_table(), job)
+def _renumber(job: Renumbering, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Part]:
+    yield row_sources.renumber(spec.open_table(), job)

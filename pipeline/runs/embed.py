@@ -26,6 +26,8 @@ from pipeline.runs.prepared import Prepared
 from pipeline.runs.summary import NOTHING_ENCODED, Encoded, Summary, nothing_to_do, summarise
 from pipeline.stages.flow import EMBED, OnProgress
 from pipeline.table import layout, materialise, publication, record, snapshot
+from pipeline.table.operations import replace_units
+from pipeline.table.publication import Publication
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
 
@@ -148,12 +150,13 @@ def publish(
     table = prepared.table
     units = [*prepared.plan.added, *prepared.plan.retried.values()]
     plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in units]))
-    publication.check_current(table, prepared.parent, prepared.vectors.fingerprint)
+    attempt = Publication(table, prepared.parent)
+    attempt.check_current(prepared.vectors.fingerprint)
     if plan.tasks:
         raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
     retried = _recovered(prepared.parent, plan)
     done = [(unit, plan.records[unit.unit_id]) for unit in plan.added]
-    work = publication.Work(done=done, kept=plan.kept, retried=retried)
+    work = replace_units.Work(done=done, kept=plan.kept, retried=retried)
     # What gave nothing would be taken for done the next time.
     record.forget(table, [again.unit_id for unit, again in plan.retried.items() if unit not in retried])
     if not plan.added and not plan.dropped and not retried:
@@ -164,7 +167,7 @@ def publish(
     check(replace(tally, failed=failed))
     check_clipped(prepared, sum((item.effort for item in work.records), Effort()))
     workers = PartWorkers(executor, prepared)
-    version = publication.publish(table, prepared.parent, work, description(prepared, run, timings), workers)
+    version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)
     committed = time.perf_counter()
     materialise.materialise(table, version)
     return version, {"commit": committed - started, "materialise": time.perf_counter() - committed}
@@ -179,7 +182,7 @@ def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record
     return {
         unit: items
         for unit, (again, items) in found.items()
-        if publication.mends(before[unit], publication.tally_of(items), placed=again.is_placed)
+        if replace_units.mends(before[unit], replace_units.tally_of(items), placed=again.is_placed)
     }
 
 

@@ -6,7 +6,6 @@ nor Ray.
 
 import math
 import time
-import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from pipeline import identity
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.chunking import check_room
 from pipeline.encoder.tokenizer_backend import framing_tokens
-from pipeline.errors import InputError, StorageError, StorageUnavailable
+from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.runs import plan as planning
 from pipeline.runs import vector_spec
@@ -27,7 +26,7 @@ from pipeline.sources import filter
 from pipeline.sources.reader import first_spans
 from pipeline.sources.survey import Survey, check_folders, list_sources, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
-from pipeline.table import layout, materialise, publication, record, snapshot
+from pipeline.table import dead_letters, materialise, readiness, record, snapshot
 from pipeline.table.part import part_schema
 from pipeline.table.snapshot import Snapshot
 from pipeline.work import SourceFile
@@ -47,6 +46,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         parent = materialise.finish(table) if writes else snapshot.current(table)
         encoder = encoder_spec(spec.model, parent.fingerprint_of.get("encoder"))
         _check_not_held(table, parent)
+        readiness.check_own(table, parent)
         files = list_sources(spec.source)
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
@@ -74,7 +74,9 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         if described.needs_calibration:
             described = vector_spec.describe(spec, encoder, table, snapshot.empty() if renews else parent, output)
         plan = plan_of(table, parent, surveyed, output, described.fingerprint, writes=writes, retry_failed=retry_failed)
-        exclusive = _check_writable(table) if writes and not plan.changes_nothing else True
+        if not plan.changes_nothing:
+            readiness.check_writable(table)
+        exclusive = table.creates_exclusively() if writes and not plan.changes_nothing else True
     return Prepared(
         spec=spec,
         corpus=Corpus(files=tuple(files), survey=surveyed),
@@ -104,7 +106,7 @@ def plan_of(
     retry_failed: bool = False,
 ) -> Plan:
     planned = planning.unit_ids(surveyed.spans, output, fingerprint)
-    retried = planning.retries(planned, parent, publication.dead_letters(table, parent)) if retry_failed else {}
+    retried = planning.retries(planned, parent, dead_letters.read(table, parent)) if retry_failed else {}
     wanted = (planned.keys() - parent.live_units()) | {unit.unit_id for unit in retried.values()}
     return planning.make_plan(planned, parent, record.read_all(table, wanted, writes=writes), retried)
 
@@ -167,19 +169,6 @@ def _check_apart(spec: RunSpec, table: Folder, files: Sequence[SourceFile]) -> N
             f"table.path {spec.table.path!r} holds the source file {inside!r}: the run would read what it writes; give the "
             "table a folder of its own"
         )
-
-
-def _check_writable(table: Folder) -> bool:
-    """Whether create-only writes hold on the table's store; raises InputError if nothing can be written there."""
-    try:
-        probe = f"{layout.STAGING}probe-{uuid.uuid4().hex[:12]}"
-        table.write(probe, b"")
-        table.delete([probe])
-        return table.creates_exclusively()
-    except StorageUnavailable:
-        raise
-    except StorageError as error:
-        raise InputError(f"table.path {table.url!r} can't be written: {error}") from None
 
 
 def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot, forms: Collection[str]) -> pa.Schema:

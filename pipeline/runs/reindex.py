@@ -26,7 +26,7 @@ from pipeline.runs.row_publication import all_staged, orders_of, revision_of
 from pipeline.runs.summary import NOTHING_ENCODED, Encoded, Summary
 from pipeline.stages import row_writer
 from pipeline.storage import Folder, before_work
-from pipeline.table import lease, materialise, publication
+from pipeline.table import lease, materialise
 from pipeline.table.operations import merge_rows
 from pipeline.table.operations.merge_rows import Upkeep
 from pipeline.table.snapshot import Snapshot, Tally
@@ -115,8 +115,8 @@ def publish(
     """
     started = time.perf_counter()
     table, parent = prepared.table, prepared.parent
-    with publication.conflict_if_overtaken(table, parent, prepared.vectors.fingerprint):
-        publication.check_current(table, parent, prepared.vectors.fingerprint)
+    with changes.publication.guarded(prepared.vectors.fingerprint):
+        changes.publication.check_current(prepared.vectors.fingerprint)
         staged, records = all_staged(prepared, changes)
         orders = orders_of(prepared, executor, changes, staged)
         seconds = len(changes.upserts) / READ_ROWS_PER_S
@@ -128,9 +128,7 @@ def publish(
     check_failed(prepared, tally.failed, tally.documents + tally.failed)
     assembled = time.perf_counter()
     workers = PartWorkers(executor, prepared)
-    version, upkeep = merge_rows.publish(
-        table, parent, made, description(prepared, name, timings), workers, changes.folder, changes.nonce
-    )
+    version, upkeep = merge_rows.publish(changes.publication, made, description(prepared, name, timings), workers)
     committed = time.perf_counter()
     materialise.materialise(table, version)
     return (

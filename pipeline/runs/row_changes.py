@@ -6,7 +6,6 @@ letters, into staging.
 """
 
 import math
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +22,9 @@ from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_vectors import vectors_for
 from pipeline.stages.read import slices_of
 from pipeline.stages.row_keys import UnitKeys, UnitRows, only
-from pipeline.table import diff, layout, publication, snapshot
-from pipeline.table.diff import GONE, KEPT, STALE, Fates, Found, Keys
+from pipeline.table import dead_letters, diff, snapshot
+from pipeline.table.diff import GONE, KEPT, STALE, Keys, RowDifference, SourceStates
+from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Snapshot, Tally
 from pipeline.work import Unit, lasting_name
 
@@ -41,9 +41,8 @@ class StaleFile:
 class Changes:
     """What a run has to do, by row."""
 
-    nonce: str
-    folder: str
-    """The publication's."""
+    publication: Publication
+    """It holds what was staged for this run."""
     units: tuple[Unit, ...]
     """New to the table; the number of a span is its place in the unit."""
     numbers: tuple[tuple[int, ...], ...]
@@ -124,26 +123,26 @@ def find(prepared: Prepared, executor: Executor, *, writes: bool) -> Changes:
     Raises SourceChanged, StorageError, GateFailed where an id stands twice, and CommitConflict where another run
     published meanwhile, which moves files.
     """
-    with publication.conflict_if_overtaken(prepared.table, prepared.parent, prepared.vectors.fingerprint):
-        return _find(prepared, executor, writes=writes)
+    publication = Publication(prepared.table, prepared.parent)
+    with publication.guarded(prepared.vectors.fingerprint):
+        return _find(prepared, publication, executor, writes=writes)
 
 
-def _find(prepared: Prepared, executor: Executor, *, writes: bool) -> Changes:
-    nonce = uuid.uuid4().hex[:12]
-    read = _Read(prepared, executor, layout.publication(nonce) if writes else None)
+def _find(prepared: Prepared, publication: Publication, executor: Executor, *, writes: bool) -> Changes:
+    read = _Read(prepared, executor, publication.folder if writes else None)
     spans = [len(unit.spans) for unit in read.units]
     numbers: np.ndarray[Any, Any] | None = None
-    found: list[Found] = []
+    found: list[RowDifference] = []
     for bucket in read.compare():
         if len(bucket.duplicates):
             raise _duplicates(prepared, read.units, bucket.duplicates)
         if numbers is None:
             # A bucket is a fair sample: where it is wrong for some rows, these are listed one by one.
-            numbers = diff.adopt(bucket.matches, spans, read.fates)
+            numbers = diff.adopt(bucket.matches, spans, read.states)
         found.append(replace(bucket, matches=diff.moved(bucket.matches, spans, numbers)))
     total = diff.merge(found)
     if numbers is None:
-        numbers = diff.adopt(total.matches, spans, read.fates)
+        numbers = diff.adopt(total.matches, spans, read.states)
     upserts = np.sort(total.upserts, order=["unit", "span", "position"])
     places, staged, texts = vectors_for(prepared, executor, read.units, upserts, writes=writes)
     bounds = np.cumsum([0, *spans])
@@ -152,15 +151,14 @@ def _find(prepared: Prepared, executor: Executor, *, writes: bool) -> Changes:
     upserts["unit"] = [moves[number] for number in upserts["unit"].tolist()]
     live_rows = sum(part.rows for part in prepared.parent.parts)
     return Changes(
-        nonce=nonce,
-        folder=layout.publication(nonce),
+        publication=publication,
         units=tuple(read.units[number] for number in good),
         numbers=tuple(tuple(numbers[bounds[number] : bounds[number + 1]].tolist()) for number in good),
         known=tuple(read.known[number] for number in good),
         kept=read.kept,
         stale=_stale(prepared, read, total.left),
         stale_files=tuple(StaleFile(path=path, reason=reason) for path, reason in sorted(read.unread.items())),
-        drops_sources=bool((read.fates == GONE).any()),
+        drops_sources=bool((read.states == GONE).any()),
         moved=total.matches,
         upserts=upserts,
         deletes=total.deletes,
@@ -193,7 +191,7 @@ class _Read:
         readable: Sequence[Unit] = prepared.plan.added
         while readable:
             readable = self._read(readable)
-        self.fates = self._fates()
+        self.states = self._source_states()
 
     def _read(self, units: Sequence[Unit]) -> list[Unit]:
         """Read the rows of these units; returns what is left of those that can't be read whole."""
@@ -224,10 +222,10 @@ class _Read:
             return []
         return [Unit(unit_id=unit_id, spans=spans, sources=tuple(range(len(spans))))]
 
-    def _fates(self) -> Fates:
+    def _source_states(self) -> SourceStates:
         """Rows of a file that can't be read stay. They may be those of any file that vanished if nobody knows it yet."""
         rows = self._prepared.parent.sources.select(["source", "path", "unit_id"]).to_pylist()
-        fates = np.full(max((row["source"] for row in rows), default=-1) + 1, diff.FREE, np.int8)
+        states = np.full(max((row["source"] for row in rows), default=-1) + 1, diff.FREE, np.int8)
         unread = {lasting_name(path) for path in self.unread}
         present = {file.name for file in self._prepared.corpus.files}
         known = {lasting_name(row["path"]) for row in rows}
@@ -235,14 +233,14 @@ class _Read:
         for row in rows:
             name = lasting_name(row["path"])
             if row["unit_id"] in self.kept:
-                fates[row["source"]] = KEPT
+                states[row["source"]] = KEPT
             elif name in unread or (strangers and name not in present):
-                fates[row["source"]] = STALE
+                states[row["source"]] = STALE
             else:
-                fates[row["source"]] = GONE
-        return fates
+                states[row["source"]] = GONE
+        return states
 
-    def compare(self) -> Iterator[Found]:
+    def compare(self) -> Iterator[RowDifference]:
         """The difference, in one bucket or many."""
         parent = self._prepared.parent
         parts = parent.parts
@@ -257,7 +255,7 @@ class _Read:
         comparison = RowComparison(
             skipped=frozenset(self.skipped),
             parts=parts,
-            fates=self.fates,
+            states=self.states,
             renewed=renewed,
             chunked=is_chunked(parent),
             num_keys=self._num_wanted + sum(part.rows for part in parts),
@@ -298,11 +296,11 @@ def places_of(rows: Keys) -> Keys:
 
 def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, Tally]]:
     """What is left of each source that can't be read; one of which nothing is left goes."""
-    numbers = np.flatnonzero(read.fates == STALE)
+    numbers = np.flatnonzero(read.states == STALE)
     if not len(numbers):
         return {}
     letters: dict[int, int] = {}
-    for rows in publication.dead_letters(prepared.table, prepared.parent):
+    for rows in dead_letters.read(prepared.table, prepared.parent):
         for number in rows.column("source").to_pylist():
             letters[number] = letters.get(number, 0) + 1
     rows_of = {int(row["source"]): (int(row["rows"]), int(row["documents"])) for row in left}

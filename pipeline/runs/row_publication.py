@@ -72,7 +72,11 @@ def orders_of(prepared: Prepared, executor: Executor, changes: Changes, staged: 
         texts = {content.tobytes() for order in piece for content in order.upserts["content"]}
         files = {gathered[changes.places[text][0]] if text in changes.places else staged[text] for text in texts}
         orders.append(
-            Orders(orders=tuple(piece), vectors=tuple(sorted(files)), output=f"{changes.folder}rows/{index:06d}")
+            Orders(
+                orders=tuple(piece),
+                vectors=tuple(sorted(files)),
+                output=f"{changes.publication.folder}rows/{index:06d}",
+            )
         )
     return orders
 
@@ -102,7 +106,7 @@ def _gather(prepared: Prepared, executor: Executor, changes: Changes) -> dict[in
             part=parent.parts[part],
             rows=np.array(sorted(rows), np.int32),
             embedding=str(parent.embeddings[0]["column"]),
-            output=f"{changes.folder}vectors/{part:06d}.parquet",
+            output=changes.publication.staged("vectors", part),
         )
         for part, rows in sorted(rows_of.items())
     ]

@@ -122,7 +122,7 @@ def live_places(prepared: Prepared, executor: Executor, ids: Any) -> Keys:
     for keys in executor.for_each(prepared, _live_keys, items, seconds=_scan_s(prepared)):
         exact = keys[np.array([row.tobytes() in wanted_ids for row in keys["id"]], bool)]
         places = np.zeros(len(exact), diff.PLACE)
-        places["part"], places["index"] = exact["group"], exact["place"]
+        places["part"], places["index"] = exact["part"], exact["index"]
         found.append(places)
     return np.concatenate(found)
 

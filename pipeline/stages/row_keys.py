@@ -15,7 +15,7 @@ from pipeline.stages.read import slices_of, tokenize_chunks
 from pipeline.stages.slice_row import dead_letters_of
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.table import scan
-from pipeline.table.diff import KEY, WANTED, Keys
+from pipeline.table.diff import WANTED, WANTED_KEY, Keys
 from pipeline.table.snapshot import Tally, to_parquet
 from pipeline.work import Unit
 
@@ -46,7 +46,7 @@ class UnitKeys:
 
 
 def keys(item: UnitRows, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys | UnitKeys]:
-    """KEY[n] of the unit's rows, some at a time, and in the end what they come to. Raises SourceChanged."""
+    """WANTED_KEY[n] of the unit's rows, some at a time, and in the end what they come to. Raises SourceChanged."""
     unit, tally = item.unit, Tally()
     unread: dict[int, str] = {}
     letters: list[str] = []
@@ -63,7 +63,7 @@ def keys(item: UnitRows, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[
             num_documents = tokenized.documents.num_rows
         else:
             found, num_documents = _document_keys(documents, spec), documents.num_rows
-        found["group"], found["side"] = item.number, WANTED
+        found["unit"], found["side"] = item.number, WANTED
         yield found
         unread |= piece.unread
         tally += Tally(rows=len(found), documents=num_documents, failed=dead.num_rows, skipped=piece.skipped)
@@ -74,24 +74,24 @@ def keys(item: UnitRows, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[
 
 
 def _document_keys(documents: pa.Table, spec: WorkerSpec) -> Keys:
-    out = np.zeros(documents.num_rows, KEY)
+    out = np.zeros(documents.num_rows, WANTED_KEY)
     out["id"] = identity.id_hashes(documents.column(schema.ID))
     texts = documents.column(schema.TEXT)
     out["content"] = scan.hash_words(identity.content_hashes(texts, spec.encode.encoder.prompt))
     out["row"] = identity.row_hashes(documents.select(spec.read.carried)).to_numpy()
-    out["place"] = documents.column(schema.SOURCE).to_numpy()
-    out["more"] = documents.column(schema.POSITION).to_numpy()
+    out["span"] = documents.column(schema.SOURCE).to_numpy()
+    out["position"] = documents.column(schema.POSITION).to_numpy()
     return out
 
 
 def _chunk_keys(documents: pa.Table, chunks: pa.Table) -> Keys:
     number = chunks.column(schema.DOCUMENT).to_numpy()
-    out = np.zeros(chunks.num_rows, KEY)
+    out = np.zeros(chunks.num_rows, WANTED_KEY)
     out["id"] = identity.id_hashes(chunk_ids(documents, chunks))
     out["content"] = scan.hash_words(chunks.column(schema.CONTENT_HASH))
     out["row"] = chunks.column(schema.ROW_HASH).to_numpy()
-    out["place"] = documents.column(schema.SOURCE).to_numpy()[number]
-    out["more"] = documents.column(schema.POSITION).to_numpy()[number]
+    out["span"] = documents.column(schema.SOURCE).to_numpy()[number]
+    out["position"] = documents.column(schema.POSITION).to_numpy()[number]
     return out
 
 

@@ -20,26 +20,27 @@ from pipeline.table import layout
 from pipeline.work import Span, Unit
 
 TEXTS = 1024
-"""Aimed at by a sample."""
+"""A sample aims at so many texts."""
 STEADY = 256
 """Different texts. Of n texts alike in kind the next one has 2 / (n + 1) of its numbers outside the ranges: with fewer than
 these that is noticeable, so the sample goes on while there are spans, and the summary says so."""
 FEWEST = 2
-"""Different texts: one has no range."""
+"""So many different texts are needed: one has no range."""
 SPANS = 256
-"""That a sample begins with, evenly spaced."""
+"""A sample begins with so many spans, evenly spaced."""
 MAX_ROUND = 4096
 SPAN_ROWS = 65_536
-"""Of a span, that its texts are spread over."""
+"""The texts of a span are spread over so many of its rows at most."""
 ROWS = 2**20
-"""The same for all spans of the first round: reading is cheap, a source can be large."""
+"""The spans of the first round together have their texts spread over so many rows: reading is cheap, a source can be large."""
 CLIPPED = 0.02
 """Share of a table's numbers outside its ranges that is too high to be chance. Where the sample is like the table it is
 below 0.2 % (of 1,024 texts); of ranges measured on other texts it was 5 to 67 %."""
 FEWEST_NUMBERS = 10_000
-"""Of fewer numbers the share says little."""
+"""The share of clipped numbers says little where there are fewer numbers than these."""
 NO_WIDTH = 1e-6
-"""Of a range, against its larger end: what batches of other shapes do to one and the same text."""
+"""A range narrower than this share of its larger end has no width: so much do batches of other shapes change the numbers of
+one and the same text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,11 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Of the whole content; part of the fingerprint."""
+        """A hash of the whole content; it is part of the fingerprint."""
         return identity.digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """What stands in the file."""
         # Nine digits give each float32 back exactly.
         low, high = ([float(f"{value:.9g}") for value in values] for values in (self.minimum, self.maximum))
         return {"format": layout.FORMAT, "dim": len(low), "rows": self.rows, "minimum": low, "maximum": high}
@@ -79,7 +80,7 @@ class Measurement:
     maximum: tuple[float, ...]
 
     def __add__(self, other: "Measurement") -> "Measurement":
-        """Of both samples together."""
+        """The measurement of both samples together."""
         if not self.texts or not other.texts:
             return self if self.texts else other
         return Measurement(
@@ -98,8 +99,8 @@ NOTHING = Measurement(texts=frozenset(), units=frozenset(), minimum=(), maximum=
 
 
 def measure(vectors: NDArray[np.float32], texts: Sequence[bytes], unit: str) -> Measurement:
-    """Of those rows of float32[n, dim] that can be vectors of a table: finite, and not all zeros. `texts` has a hash of what
-    each was made of."""
+    """Measure those rows of float32[n, dim] that can be vectors of a table: finite, and not all zeros. `texts` has a hash of
+    what each was made of."""
     good = np.flatnonzero(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
     if not len(good):
         return NOTHING
@@ -187,7 +188,7 @@ class Sample:
     first: int
     """Spans of the first round."""
     texts: int
-    """Of each span, at most."""
+    """At most so many are taken from each span."""
 
     @property
     def depth(self) -> int:
@@ -218,7 +219,7 @@ def _name(number: int) -> str:
 
 
 def sample(groups: Sequence[tuple[Span, ...]]) -> Sample:
-    """Of the spans of all units: `TEXTS` texts in the first round, as far as can be known before reading."""
+    """A sample of the spans of all units: `TEXTS` texts in the first round, as far as can be known before reading."""
     spans = tuple(span for group in groups for span in group)
     first = min(SPANS, len(spans))
     while first < min(TEXTS, len(spans)) and _most(spans, first) < TEXTS:

@@ -8,6 +8,9 @@ import secrets
 from pipeline.storage import Folder
 from pipeline.table import layout
 
+WRITING_S = 600.0
+"""No write of one file takes longer: an unfinished file that is older was left behind."""
+
 
 def now(table: Folder) -> float:
     """Unix seconds. Writes a file in staging, and removes it."""

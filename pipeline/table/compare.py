@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.identity import id_hashes
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
 
-KEPT, OLD, NEW = 0, 1, 2
+BOTH, OLD, NEW = 0, 1, 2
 """The side a row stands on: in parts of both states, of the old state only, of the new state only."""
 
 Keys = np.ndarray[Any, np.dtype[np.void]]
@@ -59,7 +59,7 @@ class Difference:
     new: int
     changed: int
     unchanged: int
-    """Rows that stand in new parts but equal their old selves, and all rows of kept parts."""
+    """Rows that stand in new parts but equal their old selves, and all rows of parts of both states."""
 
 
 def compare(rows: Keys, *, renewed: bool = False) -> Difference:
@@ -85,7 +85,7 @@ def compare(rows: Keys, *, renewed: bool = False) -> Difference:
         duplicates=_positions(rows[live & (live_per_group[group] > 1)]),
         new=int((is_new_side & ~known).sum()),
         changed=int((known & ~equal).sum()),
-        unchanged=int(equal.sum() + (rows["side"] == KEPT).sum()),
+        unchanged=int(equal.sum() + (rows["side"] == BOTH).sum()),
     )
 
 

@@ -7,19 +7,21 @@ import urllib.parse
 from pipeline.schema import NULL_PARTITION, UNESCAPED
 
 FORMAT = 1
-"""Raised when a reader of the old format would misread the new one."""
+"""The format of parts, value ranges and int8 models. It is part of each unit's identity: raised, it makes every table new."""
 
+META = "meta/"
 VERSIONS = "meta/versions/"
 STAGING = "staging/"
 RECORDS = "staging/records/"
 STAGED_PARTS = "staging/parts/"
+PROBES = "staging/probes/"
 PUBLICATIONS = "staging/publications/"
 CHANGES = "meta/changes/"
 DEAD_LETTERS = "meta/dead_letters/"
 DATA = "data/"
 TRASH = "meta/trash/"
 LEASES = "meta/leases/"
-OWNERS = "meta/owners/"
+ROW_SOURCES = "meta/owners/"
 
 PartitionValue = str | int | bool | datetime.date | None
 Partition = tuple[tuple[str, PartitionValue], ...]
@@ -90,9 +92,21 @@ def consumed(publication: str) -> str:
     return f"{publication}consumed.parquet"
 
 
-def owners(version: int, index: int, nonce: str) -> str:
-    """The list of one part's owners that `version` made."""
-    return f"{OWNERS}{version:06d}-{index:05d}-{nonce}.parquet"
+def row_sources(version: int, index: int, nonce: str) -> str:
+    """The list of the row sources of one part that `version` made."""
+    return f"{ROW_SOURCES}{version:06d}-{index:05d}-{nonce}.parquet"
+
+
+def row_sources_version(path: str) -> int | None:
+    """The version that made a list of row sources, or None for any other file."""
+    match = re.match(re.escape(ROW_SOURCES) + r"(\d{6,})-", path)
+    return int(match[1]) if match else None
+
+
+def publication_of(path: str) -> str | None:
+    """The folder of the publication that a staged file belongs to, or None for any other file."""
+    match = re.match(re.escape(PUBLICATIONS) + r"[^/]+/", path)
+    return match[0] if match else None
 
 
 def record(unit_id: str, first_row: int) -> str:
@@ -129,7 +143,7 @@ def int8_graph(known: str, digest: str) -> str:
 
 
 def probe_vectors(fingerprint: str) -> str:
-    return f"{STAGING}probes/{fingerprint}.json"
+    return f"{PROBES}{fingerprint}.json"
 
 
 def data_part(partition: Partition, version: int, index: int, nonce: str) -> str:

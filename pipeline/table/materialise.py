@@ -63,9 +63,14 @@ def _remove_dead(table: Folder, version: Snapshot) -> None:
     numbers = {info.path: layout.version_of_part(info.path) for info in table.list(layout.DATA)}
     dead = {path: n for path, n in numbers.items() if n is not None and n <= version.version and path not in live}
     # What a version named went to the trash when it was superseded; if it was purged from there, it must not come back.
-    trashed = {part.path for n in set(dead.values()) for part in snapshot.read(table, n).parts}
-    _copy_all(table, [(path, layout.trash(version.version) + path) for path in dead if path not in trashed])
+    # A purge may have taken the folder from the name of such a part.
+    trashed = {_name(part.path) for n in set(dead.values()) for part in snapshot.read(table, n).parts}
+    _copy_all(table, [(path, layout.trash(version.version) + path) for path in dead if _name(path) not in trashed])
     table.delete(dead)
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _copy_all(table: Folder, pairs: Iterable[tuple[str, str]], needed_by: Snapshot | None = None) -> None:

@@ -33,7 +33,7 @@ class Part:
     size: int
     rows: int
     raw_bytes: int
-    """Of its rows in memory: text compresses so well that the file's size says little about it."""
+    """Bytes of its rows in memory: text compresses so well that the file's size says little about it."""
     partition: Partition
     units: tuple[str, ...]
     """Units that its rows come from."""
@@ -41,7 +41,7 @@ class Part:
     """Numbers of the spans that its rows come from."""
     staged: str | None = None
     """Where it lies until its version is materialised."""
-    owners: str | None = None
+    row_sources: str | None = None
     """The list that says which span each row belongs to now, where the column `source` doesn't any more; row_sources.py."""
 
     @property
@@ -110,7 +110,7 @@ def encode_sorted(pieces: Iterable[pa.Table], schema: pa.Schema, embedding: str)
 
 
 def _groups_of(pieces: Iterable[pa.Table], schema: pa.Schema, most: int) -> Iterator[pa.Table]:
-    """The same rows, `most` at a time and the rest in the end."""
+    """Yield the rows `most` at a time, and what is left in the end."""
     held = schema.empty_table()
     for piece in pieces:
         held = pa.concat_tables([held, piece])
@@ -122,7 +122,7 @@ def _groups_of(pieces: Iterable[pa.Table], schema: pa.Schema, most: int) -> Iter
 
 
 def vector_bytes(schema: pa.Schema, embedding: str) -> int:
-    """Of one vector as it stands in the parts."""
+    """How many bytes one vector has in the parts."""
     kind = schema.field(embedding).type
     return int(kind.list_size * kind.value_type.bit_width // 8)
 
@@ -188,7 +188,7 @@ def parts_to_table(parts: Iterable[Part]) -> pa.Table:
             "units": part.units,
             "sources": part.sources,
             "staged": part.staged,
-            "owners": part.owners,
+            "owners": part.row_sources,
         }
         for part in parts
     ]
@@ -201,12 +201,13 @@ def table_to_parts(table: pa.Table) -> list[Part]:
             path=row["path"],
             size=row["size"],
             rows=row["rows"],
-            raw_bytes=row["raw_bytes"],
+            # The first tables of format 1 don't tell.
+            raw_bytes=row.get("raw_bytes", row["size"]),
             partition=partition_from_json(json.loads(row["partition"])),
             units=tuple(row["units"]),
             sources=tuple(row["sources"]),
             staged=row["staged"],
-            owners=row.get("owners"),
+            row_sources=row.get("owners"),
         )
         for row in table.to_pylist()
     ]
@@ -227,7 +228,7 @@ def partition_from_json(raw: Iterable[tuple[str, object]]) -> Partition:
 
 
 def raw_bytes(parts: Iterable[Part]) -> int:
-    """Of all rows in memory."""
+    """How many bytes all rows of the parts have in memory."""
     return sum(part.raw_bytes for part in parts)
 
 

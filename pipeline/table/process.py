@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STARTED = 19
-"""Of the fields of /proc/<pid>/stat after the command's name; the first is the state."""
+"""Index of the start among the fields of /proc/<pid>/stat after the command's name; the first is the state."""
 
 
 @dataclass(frozen=True, kw_only=True)

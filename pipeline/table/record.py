@@ -32,7 +32,7 @@ class Effort:
     coded: int = 0
     """Numbers that became codes of a range: those of int8 and uint8 tables."""
     clipped: int = 0
-    """Those of them that lie outside their range by more than a step."""
+    """How many of the coded numbers lie outside their range by more than a step."""
     read_s: float = 0.0
     tokenize_s: float = 0.0
     encode_s: float = 0.0
@@ -71,7 +71,7 @@ class Record:
     attempt: str
     """Nonce of the attempt: makes the bytes of each attempt its own."""
     texts_of: str | None = None
-    """Of a unit of texts: the fingerprint of their vectors, which stand by the hash of the text in the only part."""
+    """The fingerprint of the vectors, where the unit is one of texts: they stand by the hash of the text in the only part."""
 
     @property
     def stop_row(self) -> int:

@@ -22,7 +22,7 @@ Numbers = np.ndarray[Any, np.dtype[np.int32]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Moves:
+class Renumbering:
     """Rows of one part whose span has another number now."""
 
     part: Part
@@ -35,12 +35,12 @@ class Moves:
 
 def of(table: Folder, part: Part) -> Numbers:
     """The number of each row's span, in the order of the part."""
-    if part.owners is None:
+    if part.row_sources is None:
         with table.open(part.location) as file:
             return _numbers(pq.read_table(file, columns=[SOURCE], use_threads=False))
-    content = table.read(part.owners)
+    content = table.read(part.row_sources)
     if content is None:
-        raise StorageError(f"table {table.url}: {part.owners} is gone, the table was damaged by hand")
+        raise StorageError(f"table {table.url}: {part.row_sources} is gone, the table was damaged by hand")
     return _numbers(snapshot.read_parquet(content))
 
 
@@ -50,7 +50,7 @@ def _numbers(rows: pa.Table) -> Numbers:
 
 def applied(table: Folder, part: Part, rows: pa.Table) -> pa.Table:
     """All rows of a part, with the numbers that hold now."""
-    return rows if part.owners is None else numbered(rows, of(table, part))
+    return rows if part.row_sources is None else numbered(rows, of(table, part))
 
 
 def numbered(rows: pa.Table, numbers: Numbers) -> pa.Table:
@@ -59,9 +59,9 @@ def numbered(rows: pa.Table, numbers: Numbers) -> pa.Table:
     return rows.set_column(index, rows.schema.field(SOURCE), pa.array(numbers, pa.int32()))
 
 
-def move(table: Folder, moves: Moves) -> Part:
-    """Write the list; the part that names it is returned."""
-    numbers = of(table, moves.part).copy()
-    numbers[moves.rows] = moves.numbers
-    table.write(moves.output, snapshot.to_parquet(pa.table({SOURCE: pa.array(numbers, pa.int32())})))
-    return replace(moves.part, owners=moves.output, sources=tuple(np.unique(numbers).tolist()))
+def renumber(table: Folder, job: Renumbering) -> Part:
+    """Write the new list; returns the part that names it."""
+    numbers = of(table, job.part).copy()
+    numbers[job.rows] = job.numbers
+    table.write(job.output, snapshot.to_parquet(pa.table({SOURCE: pa.array(numbers, pa.int32())})))
+    return replace(job.part, row_sources=job.output, sources=tuple(np.unique(numbers).tolist()))

@@ -16,19 +16,19 @@ from pipeline import schema
 from pipeline.errors import GateFailed
 from pipeline.identity import id_hashes
 from pipeline.storage import Folder
-from pipeline.table import diff, row_sources, snapshot
-from pipeline.table.diff import KEY, LIVE, LIVE_FIRST, Keys
+from pipeline.table import compare, diff, row_sources, snapshot
+from pipeline.table.diff import LIVE, LIVE_FIRST, LIVE_KEY, Keys
 from pipeline.table.part import Part
 
 ROWS_PER_READ = 65_536
 
 VECTOR = "vector"
 STAGE, ERROR = "stage", "error"
-"""Of a text that has no vector: where it failed, and why."""
+"""Columns of a text that has no vector: where it failed, and why."""
 
 
 def vectors_schema(vector: pa.DataType) -> pa.Schema:
-    """Of a file of vectors by the hash of their text."""
+    """The columns of a file of vectors by the hash of their text."""
     return pa.schema(
         [
             pa.field(schema.CONTENT_HASH, pa.binary(16), nullable=False),
@@ -50,8 +50,25 @@ def hash_words(hashes: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, np.dtype[n
     return np.concatenate([np.zeros((0, 2), np.uint64), *words])
 
 
+def version_keys(table: Folder, part: Part, number: int, side: int) -> Iterator[compare.Keys]:
+    """compare.KEY[n] of the part's rows, some at a time; `number` and `side` stand in each.
+
+    Raises GateFailed if the file isn't what its record says.
+    """
+    with table.open(part.location) as file:
+        reader = pq.ParquetFile(file)
+        if reader.metadata.num_rows != part.rows:
+            raise GateFailed(
+                f"{part.location} holds {reader.metadata.num_rows} rows, its record says {part.rows}: nothing was published"
+            )
+        index = 0
+        for batch in reader.iter_batches(ROWS_PER_READ, columns=compare.COLUMNS):
+            yield compare.keys(pa.Table.from_batches([batch]), number, side, index)
+            index += batch.num_rows
+
+
 def keys(table: Folder, part: Part, number: int, *, chunked: bool) -> Iterator[Keys]:
-    """KEY[n] of the part's rows, some at a time. Raises GateFailed if the file isn't what the version says."""
+    """LIVE_KEY[n] of the part's rows, some at a time. Raises GateFailed if the file isn't what the version says."""
     sources = row_sources.of(table, part)
     columns = [schema.ID, schema.CONTENT_HASH, schema.ROW_HASH, *([schema.CHUNK_INDEX] if chunked else [])]
     if len(sources) != part.rows:
@@ -61,11 +78,11 @@ def keys(table: Folder, part: Part, number: int, *, chunked: bool) -> Iterator[K
     index = 0
     for rows in _batches(table, part, columns):
         stop = index + rows.num_rows
-        out = np.zeros(rows.num_rows, KEY)
+        out = np.zeros(rows.num_rows, LIVE_KEY)
         out["id"] = id_hashes(rows.column(schema.ID))
         out["content"] = hash_words(rows.column(schema.CONTENT_HASH))
         out["row"] = rows.column(schema.ROW_HASH).to_numpy()
-        out["group"], out["place"], out["more"] = number, np.arange(index, stop), sources[index:stop]
+        out["part"], out["index"], out["source"] = number, np.arange(index, stop), sources[index:stop]
         first = rows.column(schema.CHUNK_INDEX).to_numpy() == 0 if chunked else True
         out["side"] = np.where(first, LIVE_FIRST, LIVE)
         yield out
@@ -73,7 +90,7 @@ def keys(table: Folder, part: Part, number: int, *, chunked: bool) -> Iterator[K
 
 
 def texts(table: Folder, part: Part, needed: np.ndarray[Any, np.dtype[np.uint64]]) -> dict[bytes, int]:
-    """Of the texts whose hashes may be among the words `needed` those that the part has, each with the index of a row."""
+    """The texts of the part whose hashes may be among the words `needed`, each with the index of a row."""
     found: dict[bytes, int] = {}
     index = 0
     for rows in _batches(table, part, [schema.CONTENT_HASH]):

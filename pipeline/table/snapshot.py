@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,10 @@ SOURCES = pa.schema(
 )
 """One row per span of a source file; `source` is the number that the table's rows carry. The last four count the whole
 unit's rows in the table, and its source rows: in the table, among the dead letters, and left out."""
+
+FORMAT = 2
+"""The format of snapshots and their lists that is written, and the highest that is read. In format 1 there were no lists of
+row sources (part.py), and no versions that hold their table (`rows_of`); its first tables had fewer columns in their lists."""
 
 CONSUMED = pa.schema([pa.field("path", pa.string(), nullable=False), pa.field("version", pa.string(), nullable=False)])
 """Staged files, and which version of each: a later run may stage another under the same name."""
@@ -112,7 +116,7 @@ class Snapshot:
     """The parts' Arrow schema, as a hex IPC message."""
     schema_text: str
     source_schema: str
-    """The schema that source files are read as, likewise: later runs keep to it."""
+    """The schema that source files are read as, as a hex IPC message: later runs keep to it."""
     probes: tuple[tuple[float, ...], ...]
     """Vectors of the built-in probe texts."""
     counts: Counts
@@ -121,8 +125,9 @@ class Snapshot:
     parent: int
     rows_of: int | None = None
     """The version whose rows these are, where this one rolled the table back: it holds the table until it is released."""
-    format: int = layout.FORMAT
-    min_reader: int = layout.FORMAT
+    format: int = FORMAT
+    min_reader: int = 1
+    """The format that a program must know so as not to go wrong; see `least_reader`."""
     parts: tuple[Part, ...] = field(default=(), repr=False)
     sources: pa.Table = field(default_factory=SOURCES.empty_table, repr=False)
 
@@ -131,6 +136,13 @@ class Snapshot:
         del raw["parts"], raw["sources"]
         raw["counts"] = dataclasses.asdict(self.counts)
         return json.dumps(raw, indent=1).encode()
+
+    def model_files(self) -> list[str]:
+        """The files that say how the vectors are computed and read: value ranges, and the int8 model with its description."""
+        ranges = [named["path"] for entry in self.embeddings if (named := entry.get("calibration"))]
+        models = [named for entry in self.embeddings if (named := entry.get("int8"))]
+        graphs = [layout.int8_graph(named["path"], named["digest"]) for named in models]
+        return [*ranges, *(named["path"] for named in models), *graphs]
 
     def live_units(self) -> frozenset[str]:
         return frozenset(self.sources.column("unit_id").unique().to_pylist())
@@ -143,7 +155,7 @@ class Snapshot:
         return {unit: tuple(number for _, _, number in sorted(spans)) for unit, spans in numbers.items()}
 
     def tallies(self) -> dict[str, Tally]:
-        """Of each live unit."""
+        """What each live unit comes to."""
         return _tallies(self.sources)
 
 
@@ -182,20 +194,21 @@ def read(table: Folder, version: int) -> Snapshot:
     alone = read_alone(table, version)
     parts = _read_list(table, layout.parts_list(version), f"{alone.publication}parts.parquet")
     sources = _read_list(table, layout.sources_list(version), f"{alone.publication}sources.parquet")
-    return dataclasses.replace(alone, parts=tuple(table_to_parts(parts)), sources=sources.cast(SOURCES))
+    return dataclasses.replace(alone, parts=tuple(table_to_parts(parts)), sources=_completed(sources))
+
+
+def least_reader(parts: Iterable[Part], rows_of: int | None) -> int:
+    """The format that must be known of a version with these parts: a program of format 1 would take rows for those of other
+    sources, or publish on top of a version that holds its table."""
+    return FORMAT if rows_of is not None or any(part.row_sources is not None for part in parts) else 1
 
 
 def read_alone(table: Folder, version: int) -> Snapshot:
-    """The same without its lists: parts and sources are empty."""
+    """The snapshot without its lists: parts and sources are empty. Raises what `read` raises."""
     content = table.read(layout.snapshot(version))
     if content is None:
         raise InputError(f"table {table.url} has no version {version}; it has {versions(table)}")
-    raw = json.loads(content)
-    if raw["min_reader"] > layout.FORMAT:
-        raise InputError(
-            f"table {table.url} needs a reader of format {raw['min_reader']}, this program reads up to {layout.FORMAT}: "
-            "upgrade it"
-        )
+    raw = _parsed(content, f"{table.url}/{layout.snapshot(version)}")
     known = {item.name for item in dataclasses.fields(Snapshot)} - {"parts", "sources"}
     raw = {name: value for name, value in raw.items() if name in known}
     raw["counts"] = Counts(
@@ -203,7 +216,30 @@ def read_alone(table: Folder, version: int) -> Snapshot:
     )
     raw["embeddings"] = tuple(raw["embeddings"])
     raw["probes"] = tuple(tuple(vector) for vector in raw["probes"])
-    return Snapshot(**raw)
+    return Snapshot(**{"source_schema": "", **raw})
+
+
+def _parsed(content: bytes, place: str) -> dict[str, Any]:
+    """Raises InputError for what another program wrote, or a newer one."""
+    try:
+        raw: dict[str, Any] = json.loads(content)
+        needed, written = int(raw["min_reader"]), int(raw["format"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{place} is not a snapshot of this program: give the table a folder of its own") from None
+    if needed > FORMAT:
+        raise InputError(
+            f"{place} was written in format {written}, and can be used by programs that know format {needed} or a higher one; "
+            f"this one knows formats up to {FORMAT}: upgrade it"
+        )
+    return raw
+
+
+def _completed(sources: pa.Table) -> pa.Table:
+    """The list with all columns: the first tables of format 1 had no chunks, and didn't count what is left out."""
+    if "unit_documents" not in sources.column_names:
+        sources = sources.append_column("unit_documents", sources.column("unit_rows"))
+        sources = sources.append_column("unit_skipped", pa.array([0] * sources.num_rows, pa.int64()))
+    return sources.select(SOURCES.names).cast(SOURCES)
 
 
 def write_lists(
@@ -246,7 +282,7 @@ def tally_columns(tally: Tally) -> dict[str, int]:
 
 
 def total(sources: pa.Table) -> Tally:
-    """Of all units of a list of sources together."""
+    """What all units of a list of sources come to together."""
     return sum(_tallies(sources).values(), Tally())
 
 

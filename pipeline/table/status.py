@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.progress import duration, size
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
-from pipeline.table import layout, lease, publication, rows, snapshot
+from pipeline.table import dead_letters, layout, lease, rows, snapshot
 from pipeline.table.record import READERS
 
 MOST_ERRORS = 5
@@ -178,7 +178,7 @@ def _folders(paths: Iterable[str]) -> set[str]:
 def _failures(table: Folder, version: snapshot.Snapshot) -> tuple[dict[str, int], tuple[tuple[str, int], ...]]:
     stages: Counter[str] = Counter()
     errors: Counter[str] = Counter()
-    for letters in publication.dead_letters(table, version):
+    for letters in dead_letters.read(table, version):
         stages.update(letters.column("stage").to_pylist())
         errors.update(letters.column("error").to_pylist())
     return dict(stages.most_common()), tuple((error[:120], count) for error, count in errors.most_common(MOST_ERRORS))

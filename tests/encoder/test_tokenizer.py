@@ -240,7 +240,7 @@ def test_a_static_embedding_has_no_special_tokens_and_no_limit(tmp_path):
     assert tokenizer.framing_tokens == 0
     assert tokenizer_of(folder, prompt="the oil ").framing_tokens == 2
     spec = encoder_spec(ModelSpec(path=str(folder), prompt="the oil "))
-    assert tokenizing.framing_tokens(spec) == 2
+    assert framing_tokens(spec) == 2
 
 
 def test_a_block_of_truncation_cuts_a_static_embeddings_texts(tmp_path):

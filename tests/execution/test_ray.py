@@ -25,8 +25,8 @@ from pipeline.runs import prepare as run
 from pipeline.stages.flow import EMBED
 from pipeline.storage import Folder
 from pipeline.table import diff, snapshot
-from pipeline.table.compare import KEPT, NEW, OLD
-from pipeline.table.publication import compare_here
+from pipeline.table.compare import BOTH, NEW, OLD
+from pipeline.table.workers import WorkersHere
 from pipeline.work import Task, Unit
 from tests.inline import embed, read_table, same_rows, spec_of
 
@@ -57,9 +57,10 @@ def test_the_shuffle_finds_what_this_process_finds(ray_address, tiny_model, tmp_
             spec=replace(spec, table=replace(spec.table, path=root.url)),
             target=replace(prepared.target, table=root),
         )
-        for sides in [(OLD, NEW), (KEPT, NEW), (NEW, NEW)]:
+        for sides in [(OLD, NEW), (BOTH, NEW), (NEW, NEW)]:
             pairs = list(zip(parts, sides, strict=True))
-            there, here = executor.compare_versions(job, pairs, renewed=False), compare_here(root, pairs)
+            here = WorkersHere(root, "embedding").compare(pairs)
+            there = executor.compare_versions(job, pairs, renewed=False)
             assert (there.new, there.changed, there.unchanged) == (here.new, here.changed, here.unchanged)
             for kind in ("upserts", "deletes", "duplicates"):
                 assert sorted(getattr(there, kind).tolist()) == sorted(getattr(here, kind).tolist())
@@ -69,7 +70,7 @@ def test_the_shuffle_finds_what_this_process_finds(ray_address, tiny_model, tmp_
 def test_buckets_are_of_about_one_size(ray_address):
     with Cluster(ResourceSpec(ray_address=ray_address)) as cluster:
         cluster.start()
-        keys = np.zeros(20_000, diff.KEY)
+        keys = np.zeros(20_000, diff.LIVE_KEY)
         keys["id"] = np.random.default_rng(0).integers(0, 2**64, (len(keys), 2), np.uint64)
         blocks = ray.data.from_arrow(shuffle.in_buckets(keys)).repartition(20, keys=["bucket"])
         sizes = [batch.num_rows for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow")]

@@ -25,7 +25,8 @@ from pipeline.runs import prepared as prepared_run
 from pipeline.runs.calibrate import calibrate
 from pipeline.stages import encode, sample
 from pipeline.stages.flow import MEASURE
-from pipeline.table import calibration, publication, snapshot
+from pipeline.table import calibration, snapshot
+from pipeline.table.operations import replace_units
 from pipeline.table.part import QUANTISED
 from pipeline.table.record import Effort
 from tests import inline
@@ -489,7 +490,7 @@ def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp
     prepared = prepare.prepare(spec, writes=True)
     units, written = {unit.unit_id for unit in prepared.plan.added}, []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(publication, "publish", lambda table, parent, work, *_: written.extend(work.done) or 1 / 0)
+        patched.setattr(replace_units, "publish", lambda attempt, work, *_: written.extend(work.done) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             inline.embed(spec)
     assert {unit.unit_id for unit, _ in written} == units

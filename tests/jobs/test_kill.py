@@ -18,7 +18,7 @@ MOMENTS = {
     "reading": "pipeline.stages.read:_tokenize:4",
     "encoding": "pipeline.stages.encode:encode:4",
     "between the parts and the record": "pipeline.stages.write:create:4",
-    "before the commit": "pipeline.table.publication:create:1",
+    "before the commit": "pipeline.table.publication:Publication.create:1",
     "after the commit, before materialising": "pipeline.table.materialise:materialise:1",
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
 }

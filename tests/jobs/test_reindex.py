@@ -26,7 +26,7 @@ from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
 from tests import faulty, inline
 from tests.inline import read_table, same_rows, spec_of
-from tests.runs.test_reindex import MODES, Corpus, check_owners, spec_for
+from tests.runs.test_reindex import MODES, Corpus, check_row_sources, spec_for
 
 ROWS, FILES, UNIT_ROWS, ENCODERS, WRITERS = 2000, 5, 50, 1, 1
 MOMENTS = {
@@ -34,7 +34,7 @@ MOMENTS = {
     "encoding": "pipeline.stages.distinct_texts:_tokenize:3",
     "between the vectors and their record": "pipeline.stages.write:create:2",
     "writing rows": "pipeline.stages.row_writer:write:1",
-    "before the commit": "pipeline.table.publication:create:1",
+    "before the commit": "pipeline.table.publication:Publication.create:1",
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
 }
 QUICK = ("between the vectors and their record",)
@@ -114,7 +114,7 @@ def test_the_command_plans_exactly_and_does_what_it_planned(night, ray_address, 
     assert planned["reusable"] == done["reusable"]
     assert planned["deleted"] == ROWS // 25
     same_rows(read_table(tmp_path / "table"), read_table(night / "today"))
-    check_owners(Folder(str(tmp_path / "table")))
+    check_row_sources(Folder(str(tmp_path / "table")))
     assert reindex.main([str(config), "--dry-run"]) == 0
     assert reindex.main([str(config)]) == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -138,7 +138,7 @@ def test_the_shuffle_finds_what_this_process_finds(mode, ray_address, tiny_model
     monkeypatch.setattr(ray_executor, "DIFF_KEYS_PER_BUCKET", 20)
     assert pipeline.reindex(replace(spec, resources=replace(spec.resources, ray_address=ray_address))).published
     same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "fresh"))
-    check_owners(Folder(str(tmp_path / "table")))
+    check_row_sources(Folder(str(tmp_path / "table")))
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def finish(night: Path, folder: Path) -> None:
     assert snapshot.versions(table) == [1, 2]
     assert faulty.encoded(folder) - NEW_TEXTS <= (2 * ENCODERS + WRITERS + 1) * UNIT_ROWS
     assert table.list(layout.RECORDS) == []
-    check_owners(table)
+    check_row_sources(table)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from tests.servers import S3Server
 FILES, ROWS = 4, 100
 """Of the corpus, and of each of its files."""
 TIMEOUT_S = 150
-SLOW_COMMIT = {"SLOW": "pipeline.table.publication:create:8"}
+SLOW_COMMIT = {"SLOW": "pipeline.table.publication:Publication.create:8"}
 
 
 def write(folder: Path, number: int, text: str = "news about") -> None:

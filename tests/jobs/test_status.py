@@ -11,8 +11,9 @@ import pipeline
 from jobs import embed, status
 from pipeline.errors import CommitConflict, InputError
 from pipeline.storage import Folder
-from pipeline.table import publication, snapshot
+from pipeline.table import snapshot
 from pipeline.table.operations import restore, vacuum
+from pipeline.table.publication import Publication
 from tests import inline
 
 ROOT = Path(__file__).parents[2]
@@ -70,15 +71,15 @@ def test_a_rolled_back_table_is_held_until_it_is_released_and_then_follows_its_s
 
 def test_a_rival_that_publishes_before_the_rollback_wins(config, monkeypatch):
     table = two_versions(config)
-    check = publication.check_staged
+    check = Publication.check_files
 
     def and_then_a_rival_publishes(*arguments):
         check(*arguments)
-        monkeypatch.setattr(publication, "check_staged", check)
+        monkeypatch.setattr(Publication, "check_files", check)
         write_source(config, "three", {"c1": "of people"})
         inline.embed(pipeline.config.load(config))
 
-    monkeypatch.setattr(publication, "check_staged", and_then_a_rival_publishes)
+    monkeypatch.setattr(Publication, "check_files", and_then_a_rival_publishes)
     with pytest.raises(CommitConflict, match="another run published version 3"):
         restore.roll_back(table, 1)
     current = snapshot.current(table)

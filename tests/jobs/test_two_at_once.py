@@ -21,7 +21,7 @@ from tests.inline import read_table, same_rows, spec_of
 from tests.tiny import build_tiny_model
 
 ROWS = 600
-BOTH_AT_IT = {"SLOW": "pipeline.table.publication:create:6"}
+BOTH_AT_IT = {"SLOW": "pipeline.table.publication:Publication.create:6"}
 """Both have planned before either commits."""
 TIMEOUT_S = 240
 

@@ -22,7 +22,7 @@ from pipeline.encoder.encoder import Encoder
 from pipeline.errors import CommitConflict, GateFailed
 from pipeline.runs import forecast, prepare, reindex, row_changes
 from pipeline.storage import Folder
-from pipeline.table import layout, materialise, publication, record, row_sources, snapshot
+from pipeline.table import dead_letters, layout, materialise, record, row_sources, snapshot
 from pipeline.table.operations import compact, merge_rows, purge, restore, vacuum
 from pipeline.table.rows import dataset
 from tests import inline
@@ -209,7 +209,7 @@ def replayed(table: Folder) -> dict[str, tuple[bytes, int]]:
     return rows
 
 
-def check_owners(table: Folder) -> None:
+def check_row_sources(table: Folder) -> None:
     """Every row is of a span of the list of sources, and each unit has as many rows as the list says."""
     version = snapshot.current(table)
     counted: dict[int, int] = {}
@@ -247,7 +247,7 @@ class Refusing(Encoder):
 
 def letters(table: Folder) -> list[tuple[str | None, str, int, str, str]]:
     """Dead letters of the current version, by the name of the file."""
-    rows = [row for rows in publication.dead_letters(table, snapshot.current(table)) for row in rows.to_pylist()]
+    rows = [row for rows in dead_letters.read(table, snapshot.current(table)) for row in rows.to_pylist()]
     found = [(row["id"], Path(row["path"]).name, row["position"], row["stage"], row["error"]) for row in rows]
     return sorted(found, key=str)
 
@@ -298,7 +298,7 @@ def ten_generations(mode: str, refuses: bool, seed: int, tiny_model: Path, folde
         counts = snapshot.current(table).counts
         assert (counts.rows, counts.documents) == (wanted.counts.rows, wanted.counts.documents)
         assert (counts.failed, counts.skipped) == (wanted.counts.failed, wanted.counts.skipped)
-        check_owners(table)
+        check_row_sources(table)
         rows = read_table(folder / "table")
         expected = zip(rows["content_hash"].to_pylist(), rows["row_hash"].to_pylist(), strict=True)
         assert replayed(table) == dict(zip(rows["id"].to_pylist(), expected, strict=True))
@@ -375,7 +375,7 @@ def test_a_renamed_file_is_read_and_nothing_is_written(small, tmp_path):
     assert (version.counts.deleted, encoded) == (2, 0)
 
 
-def test_rows_that_trade_their_files_stay_where_they_are_and_have_new_owners(small, tmp_path):
+def test_rows_that_trade_their_files_stay_where_they_are_and_have_new_row_sources(small, tmp_path):
     rows = {name: rows_of(*((f"{name}{n}", f"text {name} {n}") for n in range(3))) for name in "ab"}
     rows["a"][0], rows["b"][0] = rows["b"][0], rows["a"][0]
     before = snapshot.current(Folder(small.table.path))
@@ -384,8 +384,8 @@ def test_rows_that_trade_their_files_stay_where_they_are_and_have_new_owners(sma
     version, encoded = reindexed(small)
     assert encoded == 0
     assert [part.path for part in version.parts] == [part.path for part in before.parts]
-    assert [part.owners for part in version.parts] != [None] * len(version.parts)
-    check_owners(Folder(small.table.path))
+    assert [part.row_sources for part in version.parts] != [None] * len(version.parts)
+    check_row_sources(Folder(small.table.path))
     # One of the files goes: whoever does it, the row that moved out of it stays.
     (tmp_path / "corpus" / "a.jsonl").unlink()
     copy = tmp_path / "copy"
@@ -431,7 +431,7 @@ def test_a_file_that_cannot_be_read_keeps_its_rows_until_it_can(small, tmp_path)
     assert encoded == 1
     assert texts_of(table).keys() == everything.keys() - {"a0", "a1", "a2"} | {"d0"}
     assert texts_of(table)["b0"] == "text b 0"
-    check_owners(Folder(str(table)))
+    check_row_sources(Folder(str(table)))
     again, encoded = reindexed(small)
     assert (again.version, encoded) == (version.version, 0)
     (tmp_path / "corpus" / "b.jsonl.gz").write_bytes(whole)
@@ -439,7 +439,7 @@ def test_a_file_that_cannot_be_read_keeps_its_rows_until_it_can(small, tmp_path)
     assert texts_of(table) == {
         **{f"c{n}": f"text c {n}" for n in range(3)}, "b0": "other", "b9": "new", "b1": "text b 1", "d0": "new here"
     }  # fmt: skip
-    check_owners(Folder(str(table)))
+    check_row_sources(Folder(str(table)))
 
 
 def test_an_unreadable_file_of_a_new_name_keeps_the_rows_of_those_that_vanished(small, tmp_path):
@@ -608,7 +608,7 @@ def test_a_table_on_s3(moto, tmp_path, tiny_model):
     version, encoded = reindexed(spec)
     table = Folder(spec.table.path, spec.table.storage_options)
     assert (encoded, version.counts.rows, version.counts.changed) == (1, 5, 2)
-    check_owners(table)
+    check_row_sources(table)
     again, encoded = reindexed(spec)
     assert (again.version, encoded) == (version.version, 0)
 
@@ -619,19 +619,19 @@ def test_a_table_that_was_rolled_back_purged_and_cleaned_goes_on(small, tmp_path
     write_rows(corpus / "a.jsonl", rows_of(("b0", "text b 0"), ("a1", "text a 1"), ("a2", "new")))
     write_rows(corpus / "b.jsonl", rows_of(("a0", "text a 0"), ("b1", "text b 1")))
     inline.reindex(small)
-    check_owners(table)
+    check_row_sources(table)
     restore.roll_back(table, 1)
-    check_owners(table)
+    check_row_sources(table)
     restore.release(table)
     assert texts_of(tmp_path / "table").keys() == {f"{name}{n}" for name in "abc" for n in range(3)}
     inline.reindex(small)
-    check_owners(table)
+    check_row_sources(table)
     purge.purge(table, ["b0"])
-    check_owners(table)
+    check_row_sources(table)
     write_rows(corpus / "c.jsonl", rows_of(("c0", "text c 0")))
     inline.reindex(small)
     vacuum.clean(table, 0)
-    check_owners(table)
+    check_row_sources(table)
     # A purged row that its source still has comes back when its unit is read again: these files are one.
     assert texts_of(tmp_path / "table").keys() == {"a0", "a1", "a2", "b0", "b1", "c0"}
 
@@ -651,30 +651,30 @@ def test_rows_know_their_files_whatever_was_done_to_the_table(between, tmp_path,
     write(["1", "2", "3", "8"], ["5", "6", "7", "4"])
     version, _ = reindexed(spec)
     table = Folder(str(path))
-    assert [part.owners is not None for part in version.parts] == [True]
+    assert [part.row_sources is not None for part in version.parts] == [True]
     gone = set()
     if between == "purge":
         purge.purge(table, ["7"])
         gone = {"7"}
     elif between == "clean":
-        assert not any(info.path.startswith(layout.OWNERS) for info in vacuum.clean(table, 0).files)
+        assert not any(info.path.startswith(layout.ROW_SOURCES) for info in vacuum.clean(table, 0).files)
     elif between == "roll back":
         restore.roll_back(table, 1)
         restore.release(table)
         restore.roll_back(table, 2)
         restore.release(table)
-    check_owners(table)
+    check_row_sources(table)
     (corpus / "a.jsonl").unlink()
     shutil.copytree(path, tmp_path / "copy")
     inline.embed(dataclasses.replace(spec, table=dataclasses.replace(spec.table, path=str(tmp_path / "copy"))))
     inline.reindex(spec)
     assert texts_of(path).keys() == texts_of(tmp_path / "copy").keys() == {"4", "5", "6", "7"} - gone
-    check_owners(table)
+    check_row_sources(table)
     # The list that version 2 needs goes when neither the current version nor the one before it does.
     write_rows(corpus / "c.jsonl", rows_of(("9", "text 9")))
     inline.reindex(spec)
     vacuum.clean(table, 0)
-    assert table.list(layout.OWNERS) == []
+    assert table.list(layout.ROW_SOURCES) == []
 
 
 class Died(BaseException):
@@ -744,7 +744,7 @@ def test_killed_before_any_change_to_storage_it_goes_on(mode, tiny_model, tmp_pa
         same_rows(current_rows(tmp_path / "table"), new)
         assert snapshot.current(table).version == wanted.version
         assert sum(encoded) <= sum(needed) + max(needed)
-        check_owners(table)
+        check_row_sources(table)
         shutil.rmtree(tmp_path / "table")
         if ended:
             assert number > 20, done

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.table import compare
-from pipeline.table.compare import KEPT, NEW, OLD
+from pipeline.table.compare import BOTH, NEW, OLD
 
 ROWS = st.dictionaries(st.text(min_size=1, max_size=3), st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=12)
 
@@ -31,7 +31,7 @@ def in_buckets(rows: compare.Keys, num_buckets: int) -> compare.Difference:
 def test_the_difference_is_that_of_two_dictionaries_whatever_the_number_of_buckets(old, new, kept, num_buckets):
     old = {name: value for name, value in old.items() if name not in kept}
     new = {name: value for name, value in new.items() if name not in kept}
-    rows = np.concatenate([keys_of(kept, 0, KEPT), keys_of(old, 1, OLD), keys_of(new, 2, NEW)])
+    rows = np.concatenate([keys_of(kept, 0, BOTH), keys_of(old, 1, OLD), keys_of(new, 2, NEW)])
     found = in_buckets(rows, num_buckets)
     names = {2: list(new), 1: list(old), 0: list(kept)}
     assert {names[part][index] for part, index in found.upserts} == {k for k in new if old.get(k) != new[k]}
@@ -44,7 +44,7 @@ def test_the_difference_is_that_of_two_dictionaries_whatever_the_number_of_bucke
 
 @given(kept=ROWS, new=ROWS, twice=ROWS)
 def test_every_row_of_an_id_that_stands_twice_is_named(kept, new, twice):
-    rows = np.concatenate([keys_of(kept, 0, KEPT), keys_of(new, 1, NEW), keys_of(twice, 2, NEW)])
+    rows = np.concatenate([keys_of(kept, 0, BOTH), keys_of(new, 1, NEW), keys_of(twice, 2, NEW)])
     found = compare.compare(rows)
     names = [list(kept), list(new), list(twice)]
     everything = [name for group in names for name in group]

@@ -7,22 +7,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.table import diff
-from pipeline.table.diff import FREE, GONE, KEPT, KEY, LIVE, LIVE_FIRST, MATCH, STALE, WANTED
+from pipeline.table.diff import FREE, GONE, KEPT, LIVE, LIVE_FIRST, LIVE_KEY, MATCH, STALE, WANTED, WANTED_KEY
 
 rows = st.fixed_dictionaries({"id": st.integers(0, 8), "content": st.integers(0, 2), "row": st.integers(0, 1)})
 live_rows = st.lists(
     st.tuples(rows, st.integers(0, 3), st.booleans()), max_size=8, unique_by=lambda item: item[0]["id"]
 )
-FATES = np.array([KEPT, GONE, STALE, GONE, FREE], np.int8)
+STATES = np.array([KEPT, GONE, STALE, GONE, FREE], np.int8)
 
 
 def to_keys(live, wanted) -> np.ndarray:
-    keys = np.zeros(len(live) + len(wanted), KEY)
+    of_live, of_wanted = np.zeros(len(live), LIVE_KEY), np.zeros(len(wanted), WANTED_KEY)
     for index, (row, source, first) in enumerate(live):
-        keys[index] = ((row["id"], 1), (row["content"], 2), row["row"], 5, index, source, LIVE_FIRST if first else LIVE)
+        of_live[index] = (
+            (row["id"], 1),
+            (row["content"], 2),
+            row["row"],
+            5,
+            index,
+            source,
+            LIVE_FIRST if first else LIVE,
+        )
     for index, (row, span) in enumerate(wanted):
-        keys[len(live) + index] = ((row["id"], 1), (row["content"], 2), row["row"], 7, span, index, WANTED)
-    return keys
+        of_wanted[index] = ((row["id"], 1), (row["content"], 2), row["row"], 7, span, index, WANTED)
+    return diff.joined([of_live, of_wanted])
 
 
 @given(live=live_rows, wanted=st.lists(st.tuples(rows, st.integers(0, 2)), max_size=8), data=st.data())
@@ -33,11 +41,11 @@ def test_every_row_is_told_as_what_it_is(live, wanted, data):
     renewed = data.draw(st.booleans())
     keys = keys[list(order)]
     pieces = [keys[keys["id"][:, 0] % buckets == bucket] for bucket in range(buckets)]
-    found = diff.merge(diff.compare(piece, FATES, renewed=renewed) for piece in pieces)
+    found = diff.merge(diff.compare(piece, STATES, renewed=renewed) for piece in pieces)
 
     times = Counter(row["id"] for row, _ in wanted)
-    kept = {row["id"] for row, source, _ in live if FATES[source] == KEPT}
-    others = {row["id"]: (index, row, source) for index, (row, source, _) in enumerate(live) if FATES[source] != KEPT}
+    kept = {row["id"] for row, source, _ in live if STATES[source] == KEPT}
+    others = {row["id"]: (index, row, source) for index, (row, source, _) in enumerate(live) if STATES[source] != KEPT}
     twice, matches, upserts = set(), set(), set()
     for position, (row, span) in enumerate(wanted):
         if times[row["id"]] > 1 or row["id"] in kept:
@@ -52,9 +60,9 @@ def test_every_row_is_told_as_what_it_is(live, wanted, data):
     assert {(r["span"], r["position"]) for r in found.duplicates} == twice
     assert {(r["index"], r["source"], r["span"]) for r in found.matches} == matches
     assert {(r["position"], r["span"], r["index"], r["same_text"]) for r in found.upserts} == upserts
-    assert {r["index"] for r in found.deletes} == {index for index, source, _ in unwanted if FATES[source] == GONE}
-    left = Counter(source for _, source, _ in unwanted if FATES[source] == STALE)
-    firsts = Counter(source for _, source, first in unwanted if FATES[source] == STALE and first)
+    assert {r["index"] for r in found.deletes} == {index for index, source, _ in unwanted if STATES[source] == GONE}
+    left = Counter(source for _, source, _ in unwanted if STATES[source] == STALE)
+    firsts = Counter(source for _, source, first in unwanted if STATES[source] == STALE and first)
     assert {int(r["source"]): int(r["rows"]) for r in found.left} == dict(left)
     assert {int(r["source"]): int(r["documents"]) for r in found.left} == {source: firsts[source] for source in left}
 
@@ -67,7 +75,7 @@ def test_numbers_are_each_of_one_span_and_moved_rows_are_those_of_another(pairs)
     matches = np.zeros(len(pairs), MATCH)
     for index, (unit, span, source) in enumerate(pairs):
         matches[index] = (0, index, source, unit, span)
-    numbers = diff.adopt(matches, spans, FATES)
+    numbers = diff.adopt(matches, spans, STATES)
     assert len(set(numbers.tolist())) == len(numbers) == 6
     # Neither that of a kept source nor that of one that is stale, nor one that goes and was not taken over whole.
     assert not {0, 2} & set(numbers.tolist())

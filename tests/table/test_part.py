@@ -11,11 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pipeline.storage import Folder
 from pipeline.table import part, snapshot
 from pipeline.table.layout import Partition
 from pipeline.table.operations import compact, merge_rows
 from pipeline.table.operations.compact import Input, merged
 from pipeline.table.part import Part, encode_part, part_schema, raw_bytes, split_by_partition
+from pipeline.table.publication import Publication
 
 
 def part_of(kept: pa.Table, embedding: str = "embedding", dim: int = 3) -> tuple[pa.Table, bytes]:
@@ -122,6 +124,9 @@ def test_merged_streams_are_sorted_and_have_every_row(ids: list[list[str]], step
     assert found.column("length").to_pylist() == [len(item) for item in found.column("id").to_pylist()]
 
 
+PUBLICATION = Publication(Folder("table"), snapshot.empty())
+
+
 def staged(size: int, source: int = 0, partition: Partition = ()) -> Input:
     return Input(
         part=Part(
@@ -150,7 +155,7 @@ def test_merged_parts_are_of_one_size_and_of_neighbouring_sources(found: list[tu
     ]
     new = [item for item, (_, _, kind) in zip(items, found, strict=True) if kind == "staged"]
     full = 32 * 2**20
-    as_is, jobs = compact.choose(new, [item for item in items if item not in new], full, "folder/")
+    as_is, jobs = compact.choose(new, [item for item in items if item not in new], full, PUBLICATION)
     assert {part.path for part in as_is} <= {item.part.path for item in new}
     groups = [list(job.inputs) for job in jobs] + [[item] for item in new if item.part in as_is]
     groups.sort(key=lambda group: group[0].part.path)
@@ -168,7 +173,7 @@ def test_merged_parts_are_of_one_size_and_of_neighbouring_sources(found: list[tu
 @pytest.mark.parametrize("rows", [20_000, 200_000])
 def test_a_small_table_is_cut_evenly(rows: int) -> None:
     items = [staged(4096 * 1650, source) for source in range(rows // 4096)]
-    _, jobs = compact.choose(items, [], compact.full_bytes(rows * 1650), "folder/")
+    _, jobs = compact.choose(items, [], compact.full_bytes(rows * 1650), PUBLICATION)
     sizes = [raw_bytes(item.part for item in job.inputs) for job in jobs]
     assert len(sizes) > 1
     assert min(sizes) > 0.6 * max(sizes) > 0.4 * compact.LEAST_FULL

@@ -14,26 +14,16 @@ from hypothesis import strategies as st
 from pipeline import identity, schema
 from pipeline.errors import CommitConflict, GateFailed
 from pipeline.storage import Folder
-from pipeline.table import layout, materialise, publication, record, snapshot
-from pipeline.table.operations import compact
+from pipeline.table import layout, materialise, record, snapshot
+from pipeline.table.operations import replace_units
+from pipeline.table.operations.replace_units import Work
 from pipeline.table.part import Part, distinct_sources, encode_part, part_schema, split_by_partition
+from pipeline.table.publication import Description, Publication
 from pipeline.table.record import Effort, Record
+from pipeline.table.workers import WorkersHere
 from pipeline.work import SourceFile, Span, Unit
 
 SCHEMA = part_schema(pa.schema([pa.field("title", pa.string())]), True, "embedding", 4, "float32")
-
-
-class Here:
-    """A commit's workers in this process."""
-
-    def __init__(self, table: Folder) -> None:
-        self.table = table
-
-    def rewrite(self, jobs):
-        return [compact.rewrite(self.table, job, "embedding") for job in jobs]
-
-    def compare(self, sides):
-        return publication.compare_here(self.table, sides)
 
 
 def make_unit(name: str, number: int) -> Unit:
@@ -43,11 +33,18 @@ def make_unit(name: str, number: int) -> Unit:
 
 
 def stage(
-    table: Folder, unit: Unit, ids: list[str], failed: int = 0, number: int | None = None, attempt: str = "x"
+    table: Folder,
+    unit: Unit,
+    ids: list[str],
+    failed: int = 0,
+    number: int | None = None,
+    attempt: str = "x",
+    where: str | None = None,
 ) -> Record:
-    """A recorded unit with a row per id; the partition is the id's last character."""
+    """A recorded unit with a row per id; the partition is the id's last character. The texts say `where` they are, else the
+    unit."""
     number = unit.sources[0] if number is None else number
-    texts = pa.array([f"text of {name} in {unit.unit_id}" for name in ids], pa.large_string())
+    texts = pa.array([f"text of {name} in {where or unit.unit_id}" for name in ids], pa.large_string())
     vectors = np.ones((len(ids), 4), np.float32)
     rows = pa.table(
         [
@@ -107,15 +104,19 @@ def publish(table: Folder, desired: dict[str, list[str]], failed: int = 0) -> sn
         else:
             unit = make_unit(name, next(free))
             done.append((unit, [stage(table, unit, ids, failed)]))
-    version = publication.publish(
-        table, parent, publication.Work(done=done, kept=frozenset(kept)), describe(), Here(table)
-    )  # fmt: skip
+    version = commit(Publication(table, parent), Work(done=done, kept=frozenset(kept)))
     materialise.materialise(table, version)
     return version
 
 
-def describe() -> publication.Description:
-    return publication.Description(
+def commit(publication: Publication, work: Work, description: Description | None = None) -> snapshot.Snapshot:
+    """Publish the work with workers in this process."""
+    workers = WorkersHere(publication.table, "embedding")
+    return replace_units.publish(publication, work, description or describe(), workers)
+
+
+def describe() -> Description:
+    return Description(
         run="r", time="t", fingerprint="f", fingerprint_of={}, output="o", output_spec={}, embedding="embedding",
         embeddings=({"column": "embedding", "dim": 4},), part_schema=SCHEMA, source_schema=pa.schema([]),
         probes=((0.0,),), timings={},
@@ -184,8 +185,7 @@ def test_spans_that_another_plan_numbered_get_their_own_number_at_the_commit(tmp
     table = Folder(str(tmp_path), {})
     unit, other = make_unit("a", 0), make_unit("b", 1)
     done = [(unit, [stage(table, unit, ["1x"])]), (other, [stage(table, other, ["2x"], failed=1, number=0)])]
-    work = publication.Work(done=done, kept=frozenset())
-    version = publication.publish(table, snapshot.empty(), work, describe(), Here(table))
+    version = commit(Publication(table, snapshot.empty()), Work(done=done, kept=frozenset()))
     materialise.materialise(table, version)
     rows = pads.dataset(f"{tmp_path}/data", partitioning="hive").to_table(columns=["id", "source"]).to_pylist()
     assert {row["id"]: row["source"] for row in rows} == {"1x": 0, "2x": 1}
@@ -207,20 +207,18 @@ def test_bad_vectors_are_refused(tmp_path):
     unit = make_unit("a", 0)
     bad = dataclasses.replace(stage(table, unit, ["1x"]), bad_vectors=1)
     with pytest.raises(GateFailed, match="1 vectors are not finite"):
-        publication.publish(
-            table, snapshot.empty(), publication.Work(done=[(unit, [bad])], kept=frozenset()), describe(), Here(table)
-        )
+        commit(Publication(table, snapshot.empty()), Work(done=[(unit, [bad])], kept=frozenset()))
 
 
 def test_of_two_publishers_on_one_parent_one_wins_and_the_other_keeps_its_records(tmp_path):
     table = Folder(str(tmp_path), {})
     ours, theirs = make_unit("a", 0), make_unit("b", 0)
-    ours_done = publication.Work(done=[(ours, [stage(table, ours, ["1x"])])], kept=frozenset())
-    theirs_done = publication.Work(done=[(theirs, [stage(table, theirs, ["2x"])])], kept=frozenset())
+    ours_done = Work(done=[(ours, [stage(table, ours, ["1x"])])], kept=frozenset())
+    theirs_done = Work(done=[(theirs, [stage(table, theirs, ["2x"])])], kept=frozenset())
     parent = snapshot.empty()
-    winner = publication.publish(table, parent, ours_done, describe(), Here(table))
+    winner = commit(Publication(table, parent), ours_done)
     with pytest.raises(CommitConflict, match="version 1"):
-        publication.publish(table, parent, theirs_done, describe(), Here(table))
+        commit(Publication(table, parent), theirs_done)
     materialise.materialise(table, winner)
     assert rows_in_folder(table) == [("1x", "x")]
     assert record.is_complete(record.read_all(table, [theirs.unit_id])[theirs.unit_id])

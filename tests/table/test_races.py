@@ -19,10 +19,12 @@ from pipeline.errors import CommitConflict, InputError, RunError, StorageError
 from pipeline.runs import plan as planning
 from pipeline.storage import Folder, s3
 from pipeline.table import layout, materialise, publication, record, rows, snapshot
-from pipeline.table.operations import purge, restore, vacuum
+from pipeline.table.operations import compact, purge, restore, vacuum
+from pipeline.table.operations.replace_units import Work
+from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Snapshot
 from tests.servers import S3Server
-from tests.table.test_publish import Here, describe, make_unit, stage
+from tests.table.test_publish import commit, describe, make_unit, stage
 from tests.table.turns import ENDLESS, TIMEOUT_S, Process, take_turns
 
 Desired = Mapping[str, list[str]]
@@ -39,6 +41,7 @@ def one_thread_each(monkeypatch):
     """So that an operation's number means the same each time; and nobody pulls the plug here."""
     monkeypatch.setattr(materialise, "COPIERS", 1)
     monkeypatch.setattr(record, "READERS", 1)
+    monkeypatch.setattr(compact, "REWRITERS", 1)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
@@ -61,12 +64,13 @@ def embed(table: Folder, desired: Desired, model: str = MODEL) -> Snapshot:
     for task in plan.tasks:
         stage(table, task.unit, IDS[names[task.unit.unit_id]], attempt=uuid.uuid4().hex)
     plan = planning.with_records(plan, record.read_all(table, [unit.unit_id for unit in plan.added]))
-    publication.check_current(table, parent, model)
+    attempt = Publication(table, parent)
+    attempt.check_current(model)
     if plan.tasks:
         raise RunError("no complete record: start again")
-    work = publication.Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
+    work = Work(done=[(unit, plan.records[unit.unit_id]) for unit in plan.added], kept=plan.kept)
     described = dataclasses.replace(describe(), fingerprint=model)
-    version = publication.publish(table, parent, work, described, Here(table))
+    version = commit(attempt, work, described)
     materialise.materialise(table, version)
     return version
 

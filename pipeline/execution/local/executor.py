@@ -23,10 +23,11 @@ from pipeline.execution.pools import ALONE, Pools, choose_pools, cores
 from pipeline.stages import row_keys
 from pipeline.stages.flow import EMBED, Flow, OnProgress
 from pipeline.stages.row_keys import UnitKeys, UnitRows
-from pipeline.table import diff, publication, scan
+from pipeline.table import diff, scan
 from pipeline.table.compare import Difference
-from pipeline.table.diff import KEPT, KEY, Found, Keys
+from pipeline.table.diff import KEPT, WANTED_KEY, Keys, RowDifference
 from pipeline.table.part import Part
+from pipeline.table.workers import WorkersHere
 from pipeline.work import Task
 
 
@@ -97,17 +98,17 @@ class LocalExecutor:
             known.append(found) if isinstance(found, UnitKeys) else keys.append(found)
         return known, keys
 
-    def compare_rows(self, job: Job, keys: Sequence[list[Keys]], comparison: RowComparison) -> Iterator[Found]:
+    def compare_rows(self, job: Job, keys: Sequence[list[Keys]], comparison: RowComparison) -> Iterator[RowDifference]:
         """In one bucket. Of the live rows only those are held that some wanted row may take the place of."""
-        wanted = np.concatenate([np.zeros(0, KEY), *(some for found in keys for some in found)])
-        wanted = wanted[~np.isin(wanted["group"], list(comparison.skipped))]
+        wanted = np.concatenate([np.zeros(0, WANTED_KEY), *(some for found in keys for some in found)])
+        wanted = wanted[~np.isin(wanted["unit"], list(comparison.skipped))]
         ids = diff.words(wanted["id"])
         live = [
-            rows[(comparison.fates[rows["more"]] != KEPT) | diff.among(rows["id"], ids)]
+            rows[(comparison.states[rows["source"]] != KEPT) | diff.among(rows["id"], ids)]
             for number, part in enumerate(comparison.parts)
             for rows in scan.keys(job.table, part, number, chunked=comparison.chunked)
         ]
-        yield diff.compare(np.concatenate([wanted, *live]), comparison.fates, renewed=comparison.renewed)
+        yield diff.compare(diff.joined([wanted, *live]), comparison.states, renewed=comparison.renewed)
 
     def compare_versions(self, job: Job, sides: Sequence[tuple[Part, int]], *, renewed: bool) -> Difference:
-        return publication.compare_here(job.table, sides, renewed=renewed)
+        return WorkersHere(job.table, "").compare(sides, renewed=renewed)

@@ -21,7 +21,7 @@ from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import UnitKeys, UnitRows
 from pipeline.table import compare
 from pipeline.table.compare import Difference
-from pipeline.table.diff import Found
+from pipeline.table.diff import RowDifference
 from pipeline.table.part import Part
 from pipeline.work import Task
 
@@ -88,7 +88,9 @@ class RayExecutor:
             keys = items_of(units).map_batches(shuffle.unit_keys, **light(run)).materialize()
             return shuffle.known_of(keys), keys
 
-    def compare_rows(self, job: Job, keys: Sequence["ray.data.Dataset"], comparison: RowComparison) -> Iterator[Found]:
+    def compare_rows(
+        self, job: Job, keys: Sequence["ray.data.Dataset"], comparison: RowComparison
+    ) -> Iterator[RowDifference]:
         num_buckets = max(1, math.ceil(comparison.num_keys / DIFF_KEYS_PER_BUCKET))
         items = [(part, number, comparison.chunked) for number, part in enumerate(comparison.parts)]
 
@@ -97,7 +99,7 @@ class RayExecutor:
             if items:
                 sides.append(items_of(items).map_batches(shuffle.live_keys, **light(run)))
             both = sides[0].union(*sides[1:])
-            return shuffle.diffed(both, num_buckets, comparison.fates, renewed=comparison.renewed)
+            return shuffle.diffed(both, num_buckets, comparison.states, renewed=comparison.renewed)
 
         yield from map(shuffle.found_of, self._rows(job, flow))
 

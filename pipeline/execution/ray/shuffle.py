@@ -17,8 +17,8 @@ import ray.data
 from pipeline.execution.ray.workers import given, tokenizer
 from pipeline.stages import row_keys
 from pipeline.stages.row_keys import UnitKeys
-from pipeline.table import compare, diff, publication, scan
-from pipeline.table.diff import KEY, Fates, Found
+from pipeline.table import compare, diff, scan
+from pipeline.table.diff import LIVE_KEY, WANTED_KEY, RowDifference, SourceStates
 
 Keys = np.ndarray[Any, np.dtype[np.void]]
 
@@ -43,7 +43,7 @@ def unit_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
         for found in row_keys.keys(pickle.loads(item), spec, functools.partial(tokenizer, run)):
             if isinstance(found, UnitKeys):
                 known = pa.array([pickle.dumps(found)], pa.large_binary())
-                yield pa.table({"key": pa.nulls(1, pa.binary(KEY.itemsize)), "known": known})
+                yield pa.table({"key": pa.nulls(1, pa.binary(WANTED_KEY.itemsize)), "known": known})
             elif len(found):
                 yield pa.table({"key": _cells(found), "known": pa.nulls(len(found), pa.large_binary())})
 
@@ -66,8 +66,8 @@ def wanted(keys: "ray.data.Dataset", skipped: frozenset[int]) -> "ray.data.Datas
 
 
 def _wanted(batch: pa.Table, skipped: frozenset[int]) -> pa.Table:
-    keys = _keys_of(batch.filter(batch.column("key").is_valid()), KEY)
-    return in_buckets(keys[~np.isin(keys["group"], list(skipped))])
+    keys = _keys_of(batch.filter(batch.column("key").is_valid()), WANTED_KEY)
+    return in_buckets(keys[~np.isin(keys["unit"], list(skipped))])
 
 
 def live_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
@@ -78,24 +78,24 @@ def live_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
             yield in_buckets(keys)
 
 
-def diffed(keys: "ray.data.Dataset", num_buckets: int, fates: Fates, *, renewed: bool) -> "ray.data.Dataset":
+def diffed(keys: "ray.data.Dataset", num_buckets: int, states: SourceStates, *, renewed: bool) -> "ray.data.Dataset":
     """All rows with an id meet in one block of `num_buckets`; a block is compared at once."""
     return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
         _diff_block,
         batch_size=None,
         batch_format="pyarrow",
-        fn_kwargs={"fates": fates, "renewed": renewed},
+        fn_kwargs={"states": states, "renewed": renewed},
         num_cpus=0.5,
     )
 
 
-def _diff_block(batch: pa.Table, fates: Fates, renewed: bool) -> pa.Table:
-    found = diff.compare(_keys_of(batch, KEY), fates, renewed=renewed)
+def _diff_block(batch: pa.Table, states: SourceStates, renewed: bool) -> pa.Table:
+    found = diff.compare(_keys_of(batch, LIVE_KEY), states, renewed=renewed)
     return pa.table({"found": pa.array([pickle.dumps(found)], pa.large_binary())})
 
 
-def found_of(row: Mapping[str, Any]) -> Found:
-    found: Found = pickle.loads(row["found"])
+def found_of(row: Mapping[str, Any]) -> RowDifference:
+    found: RowDifference = pickle.loads(row["found"])
     return found
 
 
@@ -106,7 +106,7 @@ def part_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
     """Keys of the rows of parts, in buckets; an item is (part, its number, its side)."""
     for item in batch.column("item").to_pylist():
         part, number, side = pickle.loads(item)
-        for rows in publication.part_keys(given(run)[0].open_table(), part, number, side):
+        for rows in scan.version_keys(given(run)[0].open_table(), part, number, side):
             yield in_buckets(rows)
 
 

@@ -21,6 +21,7 @@ from pipeline.storage import Folder
 from pipeline.table import row_sources
 from pipeline.table.layout import Partition
 from pipeline.table.part import Part, distinct_sources, encode_sorted, raw_bytes
+from pipeline.table.publication import Publication
 
 SMALL_BYTES = 32 * 2**20
 """Staged parts below this are merged with others of their partition."""
@@ -28,30 +29,28 @@ LEAST_FULL, MOST_FULL = 16 * 2**20, 128 * 2**20
 """Bytes in memory of a full part, the most that a merged one gets: a share of the table in between. One changed row costs
 writing as much; a rewrite holds some four times as much."""
 FULL_PARTS = 64
-"""Of a table that is neither so small nor so large that these bounds hold."""
-HERE_BYTES = 512 * 2**20
-"""Of the parts that one process rewrites by itself: some seconds' work, about as long as a cluster takes to begin."""
-
+"""So many full parts has a table that is neither so small nor so large that these bounds hold."""
 READERS = 8
 """Inputs that are read at a time: in a store each takes a request's time."""
 
 REWRITERS = 2
 """Jobs at a time in one process."""
 
-Renumbering = Mapping[int, int | None]
+NewNumbers = Mapping[int, int | None]
 """Source number -> its new one, or None to drop its rows; a number that is missing stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
     part: Part
-    renumbering: tuple[tuple[int, int | None], ...] = ()
+    new_numbers: tuple[tuple[int, int | None], ...] = ()
+    """What `NewNumbers` holds, as pairs."""
     removed: bytes = b""
     """Indexes of rows that are left out, as int32, ascending."""
 
     @property
     def is_changed(self) -> bool:
-        return bool(self.renumbering or self.removed)
+        return bool(self.new_numbers or self.removed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,9 @@ def full_bytes(table_bytes: int) -> int:
     return min(max(LEAST_FULL, table_bytes // FULL_PARTS), MOST_FULL)
 
 
-def choose(staged: Sequence[Input], live: Sequence[Input], full: int, folder: str) -> tuple[list[Part], list[Rewrite]]:
+def choose(
+    staged: Sequence[Input], live: Sequence[Input], full: int, publication: Publication
+) -> tuple[list[Part], list[Rewrite]]:
     """(parts to publish as they are, rewrites that make the others). `live` are parts that lose some rows or are to
     be merged; `full` bytes are the most that a merged one gets."""
     as_is: list[Part] = []
@@ -87,16 +88,16 @@ def choose(staged: Sequence[Input], live: Sequence[Input], full: int, folder: st
         if len(group) == 1 and not first.is_changed and first.part.location in new:
             as_is.append(first.part)
         else:
-            rewrites.append(Rewrite(inputs=tuple(group), output=f"{folder}merged/{len(rewrites):06d}.parquet"))
+            rewrites.append(Rewrite(inputs=tuple(group), output=publication.staged("merged", len(rewrites))))
     return as_is, rewrites
 
 
 def without_sources(live: Sequence[Part], dropped: Set[int]) -> list[Input]:
-    """The parts that lose the rows of these sources, and have others. One that loses all its rows is simply not named again;
-    its columns may not even be those of the new ones."""
+    """The parts that lose the rows of these sources, and have others. A part that loses all its rows is simply not named
+    again; its columns may not even be those of the new ones."""
     losing = ((part, dropped & set(part.sources)) for part in live)
     return [
-        Input(part=part, renumbering=tuple((number, None) for number in sorted(gone)))
+        Input(part=part, new_numbers=tuple((number, None) for number in sorted(gone)))
         for part, gone in losing
         if gone and gone != set(part.sources)
     ]
@@ -119,11 +120,6 @@ def _groups(inputs: Collection[Input], full: int) -> Iterator[list[Input]]:
         yield group
 
 
-def fit_here(jobs: Sequence[Rewrite]) -> bool:
-    """They are few enough for one process."""
-    return len(jobs) < 2 or raw_bytes(item.part for job in jobs for item in job.inputs) <= HERE_BYTES
-
-
 def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
     """Do one job; its part has the units of all inputs whose rows are still in it."""
     with ThreadPoolExecutor(READERS) as pool:
@@ -141,7 +137,7 @@ def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
         raw_bytes=seen.raw_bytes,
         units=tuple(sorted(seen.units)),
         sources=tuple(sorted(seen.sources)),
-        owners=None,
+        row_sources=None,
     )
 
 
@@ -188,7 +184,7 @@ def merged(streams: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
 
 
 def _ahead(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same; the next is read while one is written."""
+    """The pieces as they come; the next is read while one is written."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, pieces, None)
         while (piece := coming.result()) is not None:
@@ -198,7 +194,7 @@ def _ahead(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 def _rows(table: Folder, item: Input, file: pq.ParquetFile) -> Iterator[pa.Table]:
     """A row group at a time, without the rows that are left out, under the numbers that hold now."""
-    numbers = row_sources.of(table, item.part) if item.part.owners is not None else None
+    numbers = row_sources.of(table, item.part) if item.part.row_sources is not None else None
     stay = np.ones(item.part.rows, bool)
     stay[np.frombuffer(item.removed, np.int32)] = False
     start = 0
@@ -209,7 +205,7 @@ def _rows(table: Folder, item: Input, file: pq.ParquetFile) -> Iterator[pa.Table
             rows = row_sources.numbered(rows, numbers[start:stop])
         if not stay[start:stop].all():
             rows = rows.filter(pa.array(stay[start:stop]))
-        yield renumbered(rows, dict(item.renumbering))
+        yield renumbered(rows, dict(item.new_numbers))
         start = stop
 
 
@@ -220,13 +216,14 @@ def _read(table: Folder, part: Part) -> pq.ParquetFile:
     return pq.ParquetFile(pa.BufferReader(content))
 
 
-def renumbered(rows: pa.Table, renumbering: Renumbering) -> pa.Table:
-    if not renumbering:
+def renumbered(rows: pa.Table, new_numbers: NewNumbers) -> pa.Table:
+    """The rows that stay, under their new numbers."""
+    if not new_numbers:
         return rows
-    gone = [number for number, new in renumbering.items() if new is None]
+    gone = [number for number, new in new_numbers.items() if new is None]
     if gone:
         rows = rows.filter(pc.invert(pc.is_in(rows.column(SOURCE), pa.array(gone, pa.int32()))))
-    moved = {number: new for number, new in renumbering.items() if new is not None}
+    moved = {number: new for number, new in new_numbers.items() if new is not None}
     if moved:
         numbers = rows.column(SOURCE).to_numpy()
         renumbered = np.array([moved.get(number, number) for number in numbers.tolist()], np.int32)

@@ -8,7 +8,6 @@ rows that stay are copied, never encoded; rows whose file was written anew get t
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,32 +15,22 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.errors import GateFailed
-from pipeline.storage import Folder
-from pipeline.table import layout, publication, snapshot
+from pipeline.table import changelog, dead_letters, layout, snapshot
 from pipeline.table.diff import Keys
 from pipeline.table.operations import compact
-from pipeline.table.operations.compact import Input, Rewrite
+from pipeline.table.operations.compact import Input
 from pipeline.table.part import Part, raw_bytes
-from pipeline.table.publication import Description
+from pipeline.table.publication import Description, Publication
 from pipeline.table.record import Effort
-from pipeline.table.row_sources import Moves
+from pipeline.table.row_sources import Renumbering
 from pipeline.table.snapshot import Counts, Snapshot, Tally
+from pipeline.table.workers import Workers
 from pipeline.work import Unit
 
 SMALL_SHARE = 8
 """A part is small below this fraction, an eighth, of a full one."""
 MANY_SMALL = 8
 """So many small parts of a partition are merged when new rows join them; fewer are left alone."""
-
-
-class Workers(Protocol):
-    """Who writes parts and lists."""
-
-    def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]: ...
-
-    def move(self, jobs: Sequence[Moves]) -> list[Part]:
-        """In any order."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +48,7 @@ class Revision:
     removed: Keys
     """diff.PLACE[n]: live rows that leave their parts, deleted or written anew."""
     deleted: Keys
-    """diff.PLACE[n]: those of them whose id is gone."""
+    """diff.PLACE[n]: the removed rows whose id is gone."""
     fresh: Sequence[Part]
     """Staged parts of the new rows."""
     letters: Iterable[pa.Table]
@@ -86,38 +75,30 @@ class Upkeep:
     untouched_bytes: int = 0
     written: int = 0
     written_bytes: int = 0
-    """Of the parts that are new."""
+    """Both count the parts that are new."""
     kept_bytes: int = 0
-    """Of superseded parts, which stay in the trash until `--clean`."""
+    """Bytes of superseded parts, which stay in the trash until `--clean`."""
 
 
 def publish(
-    table: Folder,
-    parent: Snapshot,
-    revision: Revision,
-    description: Description,
-    workers: Workers,
-    folder: str,
-    nonce: str,
+    publication: Publication, revision: Revision, description: Description, workers: Workers
 ) -> tuple[Snapshot, Upkeep]:
-    """Commit the version after `parent`; `folder` is the publication's, which holds the fresh parts.
+    """Commit the version; the publication's folder holds the fresh parts.
 
     Raises GateFailed (nothing was published), CommitConflict (another run published first; the records stay).
     """
-    with publication.conflict_if_overtaken(table, parent, description.fingerprint):
-        publication.check_current(table, parent, description.fingerprint)
+    with publication.guarded(description.fingerprint):
+        publication.check_current(description.fingerprint)
         _check_vectors(revision)
-        parts, upkeep = _assemble(table, parent, revision, workers, folder, nonce)
-        sources = _sources(parent, revision)
+        parts, upkeep = _assemble(publication, revision, workers)
+        sources = _sources(publication.parent, revision)
         rows = sum(part.rows for part in parts)
         _check_rows(rows, sources)
-        _write_changes(table, folder, parent, revision)
-        failed = publication.write_dead_letters(table, folder, _letters(table, parent, revision))
+        _write_changes(publication, revision)
+        failed = publication.write_dead_letters(_letters(publication, revision))
         counts = _count(rows, sources, revision, failed)
-        version = publication.next_snapshot(
-            parent, folder, description, [*_with_units(parts, sources)], sources, counts
-        )
-        publication.commit(table, version, revision.done)
+        version = publication.version(description, [*_with_units(parts, sources)], sources, counts)
+        publication.commit(version, revision.done)
     return version, upkeep
 
 
@@ -140,52 +121,78 @@ def _check_rows(rows: int, sources: pa.Table) -> None:
 # --- parts
 
 
-def _assemble(
-    table: Folder, parent: Snapshot, revision: Revision, workers: Workers, folder: str, nonce: str
-) -> tuple[list[Part], Upkeep]:
-    removed, moves = _by_part(revision.removed), _by_part(revision.moved)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Touched:
+    """Live parts, by their number in the parent, that do not stay as they are; the three sets have no part in common."""
+
+    losing: set[int]
+    """They lose some rows."""
+    small: set[int]
+    """They are merged with others."""
+    dropped: set[int]
+    """They lose all rows."""
+
+    @property
+    def rewritten(self) -> set[int]:
+        return self.losing | self.small
+
+    @property
+    def all(self) -> set[int]:
+        return self.rewritten | self.dropped
+
+
+def _assemble(publication: Publication, revision: Revision, workers: Workers) -> tuple[list[Part], Upkeep]:
+    parent, removed = publication.parent, _by_part(revision.removed)
     losing = {number for number, rows in removed.items() if len(rows) < parent.parts[number].rows}
-    dropped = {number for number in removed if number not in losing}
+    dropped = removed.keys() - losing
     staying = [part for number, part in enumerate(parent.parts) if number not in dropped]
     full = compact.full_bytes(raw_bytes([*staying, *revision.fresh]))
-    merged = _small_beside(parent, revision.fresh, losing | dropped, full // SMALL_SHARE)
-    jobs = [
-        Moves(
-            part=parent.parts[number],
-            rows=rows["index"],
-            numbers=rows["source"],
-            # What is rewritten needs its list for that moment only.
-            output=f"{folder}owners/{number:06d}.parquet"
-            if number in losing | merged
-            else layout.owners(parent.version + 1, number, nonce),
-        )
-        for number, rows in sorted(moves.items())
-    ]
-    owned = {part.path: part for part in (workers.move(jobs) if jobs else ())}
-    parts = [owned.get(part.path, part) for part in parent.parts]
-    touched = [
+    small = _small_beside(parent, revision.fresh, losing | dropped, full // SMALL_SHARE)
+    touched = _Touched(losing=losing, small=small, dropped=dropped)
+    parts = _renumbered(publication, revision, touched, workers)
+    inputs = [
         Input(
             part=parts[number],
             removed=np.sort(removed[number]["index"]).astype(np.int32).tobytes() if number in removed else b"",
         )
-        for number in sorted(losing | merged)
+        for number in sorted(touched.rewritten)
     ]
-    as_is, rewrites = compact.choose([Input(part=part) for part in revision.fresh], touched, full, folder)
-    fresh = as_is + workers.rewrite(rewrites) if rewrites else as_is
-    named = publication.named(table, parent.version + 1, fresh, nonce)
-    untouched = [part for number, part in enumerate(parts) if number not in losing | merged | dropped]
-    superseded = [parent.parts[number].size for number in losing | merged | dropped]
-    upkeep = Upkeep(
-        rewritten=len(losing | merged),
-        rewritten_bytes=sum(parent.parts[number].size for number in losing | merged),
-        dropped=len(dropped),
+    as_is, rewrites = compact.choose([Input(part=part) for part in revision.fresh], inputs, full, publication)
+    written = publication.named(as_is + workers.rewrite(rewrites) if rewrites else as_is)
+    untouched = [part for number, part in enumerate(parts) if number not in touched.all]
+    return untouched + written, _upkeep(parent, touched, untouched, written)
+
+
+def _renumbered(publication: Publication, revision: Revision, touched: _Touched, workers: Workers) -> list[Part]:
+    """The live parts, with new lists where rows have another number now."""
+    live = publication.parent.parts
+    jobs = [
+        Renumbering(
+            part=live[number],
+            rows=rows["index"],
+            numbers=rows["source"],
+            # What is rewritten needs its list for that moment only.
+            output=publication.staged("owners", number)
+            if number in touched.rewritten
+            else publication.row_sources_list(number),
+        )
+        for number, rows in sorted(_by_part(revision.moved).items())
+    ]
+    renumbered = {part.path: part for part in (workers.renumber(jobs) if jobs else ())}
+    return [renumbered.get(part.path, part) for part in live]
+
+
+def _upkeep(parent: Snapshot, touched: _Touched, untouched: Sequence[Part], written: Sequence[Part]) -> Upkeep:
+    return Upkeep(
+        rewritten=len(touched.rewritten),
+        rewritten_bytes=sum(parent.parts[number].size for number in touched.rewritten),
+        dropped=len(touched.dropped),
         untouched=len(untouched),
         untouched_bytes=sum(part.size for part in untouched),
-        written=len(named),
-        written_bytes=sum(part.size for part in named),
-        kept_bytes=sum(superseded),
+        written=len(written),
+        written_bytes=sum(part.size for part in written),
+        kept_bytes=sum(parent.parts[number].size for number in touched.all),
     )
-    return untouched + named, upkeep
 
 
 def _by_part(rows: Keys) -> dict[int, Keys]:
@@ -228,8 +235,9 @@ def _sources(parent: Snapshot, revision: Revision) -> pa.Table:
     return pa.concat_tables([kept, added]).sort_by([(schema.SOURCE, "ascending")])
 
 
-def _letters(table: Folder, parent: Snapshot, revision: Revision) -> Iterator[pa.Table]:
-    """Those of sources that stay as they are, and those of the added units."""
+def _letters(publication: Publication, revision: Revision) -> Iterator[pa.Table]:
+    """The dead letters of sources that stay as they are, and those of the added units."""
+    parent = publication.parent
     stay = [
         row["source"]
         for row in parent.sources.select(["source", "unit_id"]).to_pylist()
@@ -237,16 +245,17 @@ def _letters(table: Folder, parent: Snapshot, revision: Revision) -> Iterator[pa
     ]
     numbers = pa.array(stay, pa.int32())
     kept = (
-        rows.filter(pc.is_in(rows.column(schema.SOURCE), numbers)) for rows in publication.dead_letters(table, parent)
+        rows.filter(pc.is_in(rows.column(schema.SOURCE), numbers))
+        for rows in dead_letters.read(publication.table, parent)
     )
     return itertools.chain(kept, revision.letters)
 
 
-def _write_changes(table: Folder, folder: str, parent: Snapshot, revision: Revision) -> None:
-    upserts = (rows for part in revision.fresh for rows in publication.all_rows(table, part))
+def _write_changes(publication: Publication, revision: Revision) -> None:
+    table = publication.table
+    upserts = (rows for part in revision.fresh for rows in changelog.all_rows(table, part))
     places = np.stack([revision.deleted["part"], revision.deleted["index"]], axis=1)
-    deletes = publication.rows_at(table, parent.parts, places)
-    publication.write_change_lists(table, folder, upserts, deletes)
+    publication.write_changed_rows(upserts, changelog.rows_at(table, publication.parent.parts, places))
 
 
 def _count(rows: int, sources: pa.Table, revision: Revision, failed: int) -> Counts:

@@ -1,13 +1,12 @@
 """Erase rows for good: a new version without them, then every older file that still holds them.
 
 Ids come in; a table of chunks takes the ids of documents, too. What is left of them: the new version's list of changes
-names them as deleted, for those who follow it, until they are purged once more. Encodes nothing; knows no sources: a row
-that stays in its source comes back when its unit is planned anew.
+names them as deleted, for those who follow it, until they are purged once more; and what a run under way has written, which
+is counted. Encodes nothing; knows no sources: a row that stays in its source comes back when its unit is planned anew.
 """
 
-import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -17,10 +16,14 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.errors import InputError
 from pipeline.storage import Folder
-from pipeline.table import layout, materialise, publication, row_sources, snapshot
+from pipeline.table import dead_letters, layout, materialise, row_sources, snapshot
 from pipeline.table.compare import NEW, OLD
+from pipeline.table.operations import erasure
+from pipeline.table.operations.erasure import Wanted
 from pipeline.table.part import Part, distinct_sources, encode_part
+from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Counts, Snapshot, Tally
+from pipeline.table.workers import WorkersHere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +31,13 @@ class Purged:
     version: int
     """The current one now."""
     rows: int
-    """That left the table."""
+    """So many left the table."""
     dead_letters: int
+    """So many left the table."""
     files: int
-    """Of older versions and of staging, erased or written anew without the rows."""
+    """So many files of older versions and of staging were erased, or written anew without the rows."""
+    left: int
+    """So many files may hold some of the rows yet, as a run under way may need them: the erasure is not complete."""
 
 
 def purge(table: Folder, ids: Sequence[str]) -> Purged:
@@ -41,82 +47,85 @@ def purge(table: Folder, ids: Sequence[str]) -> Purged:
     CommitConflict if another run published first.
     """
     parent = materialise.finish(table)
-    chunked = bool(parent.version) and schema.DOC_ID in snapshot.hex_to_schema(parent.schema).names
-    wanted = _Wanted(ids=pa.array(sorted(set(ids)), pa.string()), chunked=chunked)
-    with publication.conflict_if_overtaken(table, parent, parent.fingerprint):
-        staged = _forget_staged(table, wanted)
-        version, rows, letters = _publish_without(table, parent, wanted, bool(staged))
-    if version.version != parent.version:
+    # Of a table without a version nobody knows.
+    chunked = not parent.version or schema.DOC_ID in snapshot.hex_to_schema(parent.schema).names
+    wanted = Wanted(ids=pa.array(sorted(set(ids)), pa.string()), chunked=chunked)
+    publication = Publication(table, parent)
+    with publication.guarded():
+        looked, staged = _forget_staged(table, wanted)
+        attempts = erasure.open_attempts(table, parent, wanted)
+        version, rows, letters = _publish_without(publication, wanted, anyway=bool(staged or attempts))
+    published = version.version != parent.version
+    if published:
         materialise.materialise(table, version)
-    own = layout.changes(version.version) if version.version != parent.version else None
     table.delete(staged)
-    files = len(staged) + _erase_elsewhere(table, version, wanted, own)
-    if not rows and not letters and not files:
+    erased = erasure.erase(
+        table,
+        version,
+        wanted,
+        closed=attempts if published else (),
+        own=layout.changes(version.version) if published else None,
+    )
+    again = [info for info in table.list(layout.STAGED_PARTS) if info.path not in looked]
+    left = erased.left + len(erasure.holding(table, again, wanted))
+    files = len(staged) + erased.files
+    if not (rows or letters or files or left):
         raise InputError(
             f"table {table.url} holds none of the {len(wanted.ids)} ids, the first is {ids[0]!r}: give them as the id "
             "column has them"
         )
-    return Purged(version=version.version, rows=rows, dead_letters=letters, files=files)
+    return Purged(version=version.version, rows=rows, dead_letters=letters, files=files, left=left)
 
 
-def _forget_staged(table: Folder, wanted: "_Wanted") -> list[str]:
-    """Staged files with the ids. They go when another version is there: until then, a run that read their records may publish
-    them. Later runs don't, as the records go now; a record whose parts are gone would be invalid anyway."""
-    found = [info.path for info in table.list(layout.STAGED_PARTS) if _holds(table, info.path, wanted)]
+def _forget_staged(table: Folder, wanted: Wanted) -> tuple[set[str], list[str]]:
+    """(all staged files, those with the ids). The latter go when another version is there: until then, a run that read their
+    records may publish them. Later runs don't, as the records go now; a record whose parts are gone would be invalid
+    anyway."""
+    listed = table.list(layout.STAGED_PARTS)
+    found = erasure.holding(table, listed, wanted)
     units = {layout.staged_unit(path) for path in found}
     table.delete(info.path for info in table.list(layout.RECORDS) if layout.staged_unit(info.path) in units)
-    return found
+    return {info.path for info in listed}, found
 
 
-def _publish_without(table: Folder, parent: Snapshot, wanted: "_Wanted", anyway: bool) -> tuple[Snapshot, int, int]:
-    """(the version without the rows, how many left it, how many of its dead letters); `parent` where it has none of them,
+def _publish_without(publication: Publication, wanted: Wanted, *, anyway: bool) -> tuple[Snapshot, int, int]:
+    """(the version without the rows, how many left it, how many of its dead letters); the parent where it has none of them,
     unless a version is wanted anyway."""
-    nonce = uuid.uuid4().hex[:12]
-    folder = layout.publication(nonce)
-    held = [part for part in parent.parts if _holds(table, part.path, wanted)]
-    letters = [(rows, wanted.among(rows)) for rows in publication.dead_letters(table, parent)]
+    table, parent = publication.table, publication.parent
+    held = [part for part in parent.parts if erasure.holds(table, part.path, wanted)]
+    letters = [(rows, wanted.among(rows)) for rows in dead_letters.read(table, parent)]
     num_letters = sum(pc.sum(found).as_py() or 0 for _, found in letters)
     if not held and not num_letters and not (anyway and parent.version):
         return parent, 0, 0
     gone = _Gone()
-    smaller = [
-        replacement
-        for index, part in enumerate(held)
-        if (replacement := _without(table, parent, part, wanted, folder, index, nonce, gone)) is not None
-    ]
+    smaller = publication.named(_without(publication, held, wanted, gone))
     for rows, found in letters:
         gone.letters.update(rows.filter(found).column(schema.SOURCE).to_pylist())
-    kept_letters = (rows.filter(pc.invert(found)) for rows, found in letters)
-    publication.write_dead_letters(table, folder, kept_letters)
-    parts = [part for part in parent.parts if part not in held] + smaller
+    publication.write_dead_letters(rows.filter(pc.invert(found)) for rows, found in letters)
     sides = [(part, OLD) for part in held] + [(part, NEW) for part in smaller]
-    difference = publication.compare_here(table, sides)
-    publication.write_changes(table, folder, parent, parts, ([part for part, _ in sides], difference))
+    difference = WorkersHere(table, str(parent.embeddings[0]["column"])).compare(sides)
+    publication.write_changes([part for part, _ in sides], difference)
     tally = sum(gone.by_unit(parent).values(), Tally())
-    version = replace(
+    counts = Counts(
+        rows=parent.counts.rows - tally.rows,
+        documents=parent.counts.documents - tally.documents,
+        deleted=len(difference.deletes),
+        unchanged=parent.counts.rows - tally.rows,
+        reused=parent.counts.rows - tally.rows,
+        failed=parent.counts.failed - num_letters,
+        skipped=parent.counts.skipped + tally.documents + tally.failed,
+    )
+    version = publication.version_like(
         parent,
-        version=parent.version + 1,
-        parent=parent.version,
-        publication=folder,
         run="purge",
-        time=snapshot.utc_now(),
         # A hold goes on, one that was ended stays so.
         rows_of=parent.rows_of if snapshot.is_held(table, parent) else None,
-        counts=Counts(
-            rows=parent.counts.rows - tally.rows,
-            documents=parent.counts.documents - tally.documents,
-            deleted=len(difference.deletes),
-            unchanged=parent.counts.rows - tally.rows,
-            reused=parent.counts.rows - tally.rows,
-            failed=parent.counts.failed - num_letters,
-            skipped=parent.counts.skipped + tally.documents + tally.failed,
-        ),
-        gate=dict(parent.gate) | {"rows": parent.counts.rows - tally.rows},
-        timings={},
-        parts=tuple(parts),
+        counts=counts,
+        gate=dict(parent.gate) | {"rows": counts.rows},
+        parts=(*(part for part in parent.parts if part not in held), *smaller),
         sources=_amended(parent, gone),
     )
-    publication.commit(table, version)
+    publication.commit(version)
     return version, tally.rows, num_letters
 
 
@@ -127,6 +136,14 @@ class _Gone:
         self.rows: Counter[int] = Counter()
         self.documents: Counter[int] = Counter()
         self.letters: Counter[int] = Counter()
+
+    def add(self, leaving: pa.Table) -> None:
+        """Count these rows of a part."""
+        self.rows.update(leaving.column(schema.SOURCE).to_pylist())
+        if schema.DOC_ID in leaving.column_names:
+            # A document's first chunk stands for it, as in the count of the whole.
+            leaving = leaving.filter(pc.equal(leaving.column(schema.CHUNK_INDEX), 0))
+        self.documents.update(leaving.column(schema.SOURCE).to_pylist())
 
     def by_unit(self, parent: Snapshot) -> dict[str, Tally]:
         found: dict[str, Tally] = {}
@@ -139,35 +156,29 @@ class _Gone:
         return found
 
 
-def _without(
-    table: Folder, parent: Snapshot, part: Part, wanted: "_Wanted", folder: str, index: int, nonce: str, gone: _Gone
-) -> Part | None:
-    """The part without the rows, staged; None where it has no others."""
-    with table.open(part.path) as file:
-        rows = row_sources.applied(table, part, pq.read_table(file, use_threads=False))
-    found = wanted.among(rows)
-    leaving, staying = rows.filter(found), rows.filter(pc.invert(found))
-    gone.rows.update(leaving.column(schema.SOURCE).to_pylist())
-    documents = leaving
-    if schema.DOC_ID in rows.column_names:
-        # A document's first chunk stands for it, as in the count of the whole.
-        documents = leaving.filter(pc.equal(leaving.column(schema.CHUNK_INDEX), 0))
-    gone.documents.update(documents.column(schema.SOURCE).to_pylist())
-    if not staying.num_rows:
-        return None
-    content = encode_part(staying, str(parent.embeddings[0]["column"]))
-    staged = f"{folder}purged/part-{index:05d}.parquet"
-    table.write(staged, content)
-    return replace(
-        part,
-        path=layout.data_part(part.partition, parent.version + 1, index, nonce),
-        staged=staged,
-        size=content.size,
-        rows=staying.num_rows,
-        raw_bytes=staying.nbytes,
-        sources=distinct_sources(staying),
-        owners=None,
-    )
+def _without(publication: Publication, held: Sequence[Part], wanted: Wanted, gone: _Gone) -> Iterator[Part]:
+    """The parts without the rows, staged; a part that has no others is left out."""
+    table, embedding = publication.table, str(publication.parent.embeddings[0]["column"])
+    for index, part in enumerate(held):
+        with table.open(part.path) as file:
+            rows = row_sources.applied(table, part, pq.read_table(file, use_threads=False))
+        found = wanted.among(rows)
+        gone.add(rows.filter(found))
+        staying = rows.filter(pc.invert(found))
+        if not staying.num_rows:
+            continue
+        content, staged = encode_part(staying, embedding), publication.staged("purged", index)
+        table.write(staged, content)
+        yield replace(
+            part,
+            path=staged,
+            staged=None,
+            size=content.size,
+            rows=staying.num_rows,
+            raw_bytes=staying.nbytes,
+            sources=distinct_sources(staying),
+            row_sources=None,
+        )
 
 
 def _amended(parent: Snapshot, gone: _Gone) -> pa.Table:
@@ -183,69 +194,3 @@ def _amended(parent: Snapshot, gone: _Gone) -> pa.Table:
         for unit, tally in gone.by_unit(parent).items()
     }
     return snapshot.with_tallies(parent.sources, left)
-
-
-def _erase_elsewhere(table: Folder, current: Snapshot, wanted: "_Wanted", own: str | None) -> int:
-    """Every file below the table that has ids, but the live parts, the list of changes `own`, and what a publisher may yet
-    commit, staged work among it; returns how many held some.
-
-    Lists of rows are written anew without them. Superseded parts are deleted: versions that held them can't be read or brought
-    back any more.
-    """
-    live = {part.path for part in current.parts}
-    erased = 0
-    listed = table.list()
-    committed = next((info.modified for info in listed if info.path == layout.snapshot(current.version)), 0.0)
-    for info in listed:
-        # What was written before this version was there can't become the next one any more.
-        if info.path.startswith(layout.PUBLICATIONS) and (_is_list(info.path) or info.modified >= committed):
-            continue
-        if info.path in live or (own is not None and info.path.startswith(own)):
-            continue
-        if not info.path.startswith(_HOLDERS) or info.path.endswith(".json") or not _holds(table, info.path, wanted):
-            continue
-        if info.path.startswith(layout.DATA) and max(snapshot.versions(table)) != current.version:
-            continue  # a part of the version that was published meanwhile
-        erased += 1
-        if info.path.startswith(_LISTS):
-            rows = snapshot.read_parquet(table.read(info.path))
-            table.write(info.path, snapshot.to_parquet(rows.filter(pc.invert(wanted.among(rows)))))
-            continue
-        table.delete([info.path])
-    return erased
-
-
-_LISTS = (layout.CHANGES, layout.DEAD_LETTERS)
-_HOLDERS = (layout.DATA, layout.TRASH, layout.PUBLICATIONS, *_LISTS)
-
-
-def _is_list(path: str) -> bool:
-    return path.endswith(("/parts.parquet", "/sources.parquet", "/consumed.parquet"))
-
-
-def _holds(table: Folder, path: str, wanted: "_Wanted") -> bool:
-    """Vectors without ids, by the hash of their text, may be of any row."""
-    with table.open(path) as file:
-        reader = pq.ParquetFile(file)
-        columns = [name for name in (schema.ID, schema.DOC_ID) if name in reader.schema_arrow.names]
-        if not columns:
-            return True
-        batches = reader.iter_batches(publication.KEYS_PER_READ, columns=columns)
-        return any(pc.any(wanted.among(pa.Table.from_batches([batch]))).as_py() for batch in batches)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Wanted:
-    ids: pa.Array
-    chunked: bool
-    """The table's rows are chunks: ids of documents stand for all of theirs."""
-
-    def among(self, rows: pa.Table) -> pa.ChunkedArray:
-        """Which rows have one of the ids."""
-        found = pc.is_in(rows.column(schema.ID), self.ids)
-        if not self.chunked:
-            return found
-        if schema.DOC_ID in rows.column_names:
-            return pc.or_(found, pc.is_in(rows.column(schema.DOC_ID), self.ids))
-        # Lists of changes hold the ids of chunks alone.
-        return pc.or_(found, pc.is_in(pc.replace_substring_regex(rows.column(schema.ID), r"#\d+$", ""), self.ids))

@@ -5,14 +5,17 @@ sources or who asks.
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.storage import Folder
-from pipeline.table import layout, materialise, publication, rows, snapshot
+from pipeline.table import dead_letters, layout, materialise, rows, snapshot
 from pipeline.table.compare import NEW, OLD
 from pipeline.table.part import Part
+from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Counts, Snapshot
+from pipeline.table.workers import WorkersHere
 
 
 def roll_back(table: Folder, number: int) -> Snapshot:
@@ -21,79 +24,96 @@ def roll_back(table: Folder, number: int) -> Snapshot:
     Raises InputError for a version that isn't there, is the current one, or whose files were cleaned away or purged;
     CommitConflict if another run published first.
     """
-    parent = materialise.finish(table)
-    with publication.conflict_if_overtaken(table, parent, parent.fingerprint):
-        version = _publish_rows_of(table, parent, number)
+    publication = Publication(table, materialise.finish(table))
+    with publication.guarded():
+        version = _publish_rows_of(publication, number)
     materialise.materialise(table, version)
     return version
 
 
-def _publish_rows_of(table: Folder, parent: Snapshot, number: int) -> Snapshot:
+def _publish_rows_of(publication: Publication, number: int) -> Snapshot:
+    table, parent = publication.table, publication.parent
+    wanted = _version_to_restore(table, parent, number)
+    parts = _restored(publication, wanted)
+    # The hashes of a row know nothing of the model.
+    renewed = wanted.fingerprint != parent.fingerprint
+    live, back = {part.path for part in parent.parts}, {part.path for part in parts}
+    sides = [(part, OLD) for part in parent.parts if part.path not in back]
+    sides += [(part, NEW) for part in parts if part.path not in live]
+    difference = WorkersHere(table, str(wanted.embeddings[0]["column"])).compare(sides, renewed=renewed)
+    publication.write_changes([part for part, _ in sides], difference)
+    publication.write_dead_letters(dead_letters.read(table, wanted))
+    # Rows that were not compared are in both versions.
+    untouched = sum(part.rows for part in parts if part.path in live)
+    counts = Counts(
+        rows=wanted.counts.rows,
+        documents=wanted.counts.documents,
+        new=difference.new,
+        changed=difference.changed,
+        deleted=len(difference.deletes),
+        unchanged=difference.unchanged + untouched,
+        reused=untouched,
+        failed=wanted.counts.failed,
+        skipped=wanted.counts.skipped,
+    )
+    run = f"roll back to version {number}"
+    version = publication.version_like(wanted, run=run, rows_of=number, counts=counts, parts=tuple(parts))
+    publication.commit(version)
+    return version
+
+
+def _version_to_restore(table: Folder, parent: Snapshot, number: int) -> Snapshot:
     if number == parent.version:
         raise InputError(f"version {number} is the current one of {table.url}: there is nothing to roll back")
     if number not in snapshot.versions(table):
         raise InputError(
             f"table {table.url} has no version {number} to roll back to; it has {snapshot.versions(table)}"
         )
-    wanted = snapshot.read(table, number)
-    nonce = uuid.uuid4().hex[:12]
-    folder = layout.publication(nonce)
-    parts = _restored(table, parent, wanted, folder, nonce)
-    live, back = {part.path for part in parent.parts}, {part.path for part in parts}
-    sides = [(part, OLD) for part in parent.parts if part.path not in back]
-    sides += [(part, NEW) for part in parts if part.path not in live]
-    difference = publication.compare_here(table, sides)
-    # Against version 0 every row counts as new; rows that were never compared are in both versions.
-    publication.write_changes(table, folder, parent, parts, ([part for part, _ in sides], difference))
-    publication.write_dead_letters(table, folder, publication.dead_letters(table, wanted))
-    untouched = sum(part.rows for part in parts if part.path in live)
-    version = replace(
-        wanted,
-        version=parent.version + 1,
-        parent=parent.version,
-        publication=folder,
-        run=f"roll back to version {number}",
-        time=snapshot.utc_now(),
-        rows_of=number,
-        counts=Counts(
-            rows=wanted.counts.rows,
-            documents=wanted.counts.documents,
-            new=difference.new,
-            changed=difference.changed,
-            deleted=len(difference.deletes),
-            unchanged=difference.unchanged + untouched,
-            reused=untouched,
-            failed=wanted.counts.failed,
-            skipped=wanted.counts.skipped,
-        ),
-        timings={},
-        parts=tuple(parts),
-    )
-    publication.commit(table, version)
-    return version
+    return snapshot.read(table, number)
 
 
-def _restored(table: Folder, parent: Snapshot, wanted: Snapshot, folder: str, nonce: str) -> list[Part]:
-    """The wanted parts: those that still are live as they are, the others copied out of the trash under new names."""
-    live = {part.path for part in parent.parts}
+def _restored(publication: Publication, wanted: Snapshot) -> list[Part]:
+    """The wanted parts: those that still are live as they are, the others copied out of the trash under new names. So are
+    lists of row sources that the parent doesn't name: a cleaning may take these at any moment."""
+    table = publication.table
+    live = {part.path for part in publication.parent.parts}
+    live_lists = {part.row_sources for part in publication.parent.parts}
     places = rows.places(table)
     gone = [part.path for part in wanted.parts if part.path not in live and part.path not in places]
-    gone += [part.owners for part in wanted.parts if part.owners is not None and table.size(part.owners) is None]
+    lists = [part.row_sources for part in wanted.parts if part.row_sources is not None]
+    gone += [path for path in lists if table.size(path) is None]
     if gone:
-        raise InputError(
-            f"version {wanted.version} of {table.url} can't be brought back: {len(gone)} of its {len(wanted.parts)} files "
-            f"were cleaned away or purged, the first is {gone[0]}; nothing was published"
-        )
-    restored = []
+        raise _cannot_restore(table, wanted, gone)
+    staying: list[Part] = []
+    copies: list[Part] = []
     for index, part in enumerate(wanted.parts):
+        if part.row_sources is not None and part.row_sources not in live_lists:
+            own = publication.row_sources_list(index)
+            _copy(table, wanted, part.row_sources, own)
+            part = replace(part, row_sources=own)
         if part.path in live:
-            restored.append(part)
+            staying.append(part)
             continue
-        staged = f"{folder}restored/part-{index:05d}.parquet"
-        table.copy(places[part.path], staged)
-        name = layout.data_part(part.partition, parent.version + 1, index, nonce)
-        restored.append(replace(part, path=name, staged=staged))
-    return restored
+        staged = publication.staged("restored", len(copies))
+        _copy(table, wanted, places[part.path], staged)
+        copies.append(replace(part, path=staged, staged=None))
+    return staying + publication.named(copies)
+
+
+def _copy(table: Folder, wanted: Snapshot, source: str, target: str) -> None:
+    try:
+        table.copy(source, target)
+    except StorageError:
+        if table.size(source) is not None:
+            raise
+        raise _cannot_restore(table, wanted, [source]) from None  # a cleaning took it since it was listed
+
+
+def _cannot_restore(table: Folder, wanted: Snapshot, gone: Sequence[str]) -> InputError:
+    return InputError(
+        f"version {wanted.version} of {table.url} can't be brought back: {len(gone)} of its {len(wanted.parts)} files "
+        f"were cleaned away or purged, the first is {gone[0]}; nothing was published"
+    )
 
 
 def release(table: Folder) -> Snapshot:

@@ -1,7 +1,8 @@
 """What no kept version needs goes, once it is old: orphans, old trash, abandoned staging.
 
 Kept are the current version and the one before it: both can be read, and the table rolled back. Snapshots and the lists in
-`meta/` always stay. Age is told by the store's clock.
+`meta/` always stay, lists of row sources that no kept version names apart. What a run under way needs stays whatever the age
+that was asked for. Age is told by the store's clock.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from pipeline.errors import CommitConflict
 from pipeline.storage import Folder
 from pipeline.storage.file import TEMPORARY, FileInfo
-from pipeline.table import clock, layout, materialise, snapshot
+from pipeline.table import clock, layout, lease, materialise, snapshot
+from pipeline.table.snapshot import Snapshot
 
 DAY_S = 86_400.0
 OLD_DAYS = 7.0
 AT_WORK_S = DAY_S
-"""Something younger in staging means that a run may be under way, or about to go on: its finished work is not touched."""
+"""Work of a run that is younger means that the run may be under way, or about to go on: none of its work is touched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Litter:
     """Files that may go, by what they are."""
 
     orphans: tuple[FileInfo, ...] = ()
-    """In data/ though no version names them, unfinished files anywhere, and lists of owners that no kept version names."""
+    """Files in data/ that no version names, unfinished files anywhere, and lists of row sources that no kept version names."""
     trash: tuple[FileInfo, ...] = ()
     """Superseded parts that no kept version holds."""
     staging: tuple[FileInfo, ...] = ()
@@ -48,45 +50,62 @@ def clean(table: Folder, older_than_days: float = OLD_DAYS, *, dry_run: bool = F
     if max(snapshot.versions(table), default=0) != current.version:
         raise CommitConflict(f"another run published {table.url} meanwhile: nothing was deleted, start again")
     before = snapshot.read(table, current.version - 1) if current.version > 1 else snapshot.empty()
-    litter = _litter(listed, current, before, now - older_than_days * DAY_S, now - AT_WORK_S)
+    at_work = _is_at_work(listed, current.version, now) or lease.holder(table, now) is not None
+    litter = _litter(listed, (current, before), now, older_than_days * DAY_S, at_work=at_work)
     if not dry_run:
         # A record whose parts are gone is invalid, parts without a record are orphans: either is safe to stop at.
         table.delete(info.path for info in litter.files)
     return litter
 
 
-def _litter(
-    listed: Sequence[FileInfo],
-    current: snapshot.Snapshot,
-    before: snapshot.Snapshot,
-    old_before: float,
-    at_work_after: float,
-) -> Litter:
+def _is_at_work(listed: Sequence[FileInfo], current: int, now: float) -> bool:
+    """Whether something says that a run is under way."""
+    return any(info.modified > now - AT_WORK_S and _is_work(info.path, current) for info in listed)
+
+
+def _litter(listed: Sequence[FileInfo], kept: Sequence[Snapshot], now: float, old_s: float, *, at_work: bool) -> Litter:
+    """What may go; of the `kept` versions the first is the current one."""
+    current = kept[0]
     live = {part.path for part in current.parts}
-    kept = live | {part.path for part in before.parts}
-    lists = {part.owners for version in (current, before) for part in version.parts}
-    staged = [info for info in listed if _is_work(info.path)]
-    at_work = any(info.modified > at_work_after for info in staged)
+    parts = {part.path for version in kept for part in version.parts}
+    lists = {part.row_sources for version in kept for part in version.parts}
     orphans, trash, staging, leases = [], [], [], []
     last_lease = max((layout.lease_number(info.path) or 0 for info in listed), default=0)
     for info in listed:
-        if info.modified > old_before:
+        path = info.path
+        if info.modified > now - max(old_s, _least_age(path)):
             continue
         if (
-            info.path.rpartition("/")[2].startswith(TEMPORARY)
-            or (info.path.startswith(layout.DATA) and info.path not in live)
-            or (info.path.startswith(layout.OWNERS) and info.path not in lists and not at_work)
+            _is_unfinished(path)
+            or (path.startswith(layout.DATA) and path not in live)
+            or (path.startswith(layout.ROW_SOURCES) and path not in lists and not at_work)
         ):
             orphans.append(info)
-        elif info.path.startswith(layout.TRASH) and layout.trashed(info.path) not in kept:
+        elif path.startswith(layout.TRASH) and layout.trashed(path) not in parts:
             trash.append(info)
-        elif info.path.startswith(layout.STAGING) and not (at_work and _is_work(info.path)):
+        elif path.startswith(layout.STAGING) and not (at_work and path.startswith(_NEEDED)):
             staging.append(info)
-        elif (layout.lease_number(info.path) or last_lease) < last_lease:
+        elif (layout.lease_number(path) or last_lease) < last_lease:
             leases.append(info)
     return Litter(orphans=tuple(orphans), trash=tuple(trash), staging=tuple(staging), leases=tuple(leases))
 
 
-def _is_work(path: str) -> bool:
-    """What a run can go on from, or is about to publish."""
-    return path.startswith((layout.RECORDS, layout.STAGED_PARTS, layout.PUBLICATIONS))
+_WORK = (layout.RECORDS, layout.STAGED_PARTS, layout.PUBLICATIONS)
+_NEEDED = (*_WORK, layout.PROBES)
+
+
+def _is_work(path: str, current: int) -> bool:
+    """What a run can go on from, or is about to publish: a list of row sources beyond the current version is of one, too."""
+    return path.startswith(_WORK) or (layout.row_sources_version(path) or 0) > current
+
+
+def _least_age(path: str) -> float:
+    """In seconds, whatever age was asked for. A young file may be one that is being written, or by which a process looks at
+    the clock. The probes' vectors are all that a build has in staging until its first slice is done."""
+    if path.startswith(layout.PROBES):
+        return AT_WORK_S
+    return clock.WRITING_S if _is_unfinished(path) or path.startswith(layout.STAGING) else 0.0
+
+
+def _is_unfinished(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(TEMPORARY)
