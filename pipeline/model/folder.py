@@ -5,18 +5,19 @@ stays light and refuses what can't work before any work is done.
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ModelSpec
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ModelChanged
 from pipeline.model.origin import Origin, locate, resolve_model
 from pipeline.model.prompts import document_prompt, earlier_prompt, query_prompt
 from pipeline.model.saved import SavedModel, read_saved_model
 from pipeline.model.saved_modules import Normalize, PostModule, StaticEmbedding, TokenModule, WeightedLayerPooling
 from pipeline.model.transformer import Transformer
+from pipeline.model.unchanged import Loaded, check_digest, load_unchanged
 
 __all__ = ["EncoderSpec", "Int8Graph", "encoder_spec", "resolve_model"]
 
@@ -105,6 +106,14 @@ class EncoderSpec:
         """
         return replace(self, folder=str(self.origin.folder_here()))
 
+    def load(self, load: Callable[[], Loaded]) -> Loaded:
+        """What `load()` makes of the folder's files in memory, if they are those of the plan.
+
+        All that reads the folder after planning goes through here; the result must hold no mapping of a file. Raises
+        ModelChanged where a file changed before `load` was done.
+        """
+        return load_unchanged(Path(self.folder), self.origin.digest, load)
+
     def identity(self) -> dict[str, Any]:
         """Everything that changes a vector and nothing else, wherever the model is from, as JSON values."""
         known: dict[str, Any] = {
@@ -133,7 +142,10 @@ def encoder_spec(spec: ModelSpec, table: Mapping[str, Any] | None = None) -> Enc
     documents got their own prompt keeps the prompt it has, unless `spec` names one.
     """
     origin, folder = locate(spec)
-    saved = read_saved_model(folder)
+    try:
+        saved = load_unchanged(folder, origin.digest, lambda: read_saved_model(folder))
+    except ModelChanged as error:
+        raise InputError(str(error)) from None  # no work was begun
     kept = earlier_prompt(spec, saved, table) if table and table.get("model") == origin.digest else None
     truncate_dim = _truncate_dim(spec, saved)
     ends_normalized = saved.post_modules[-1:] == (Normalize(),) and truncate_dim is None
@@ -165,6 +177,15 @@ def encoder_spec(spec: ModelSpec, table: Mapping[str, Any] | None = None) -> Enc
             *_prompt_notes(saved, kept),
         ),
     )
+
+
+def check_unchanged(spec: EncoderSpec) -> None:
+    """Raises ModelChanged unless the model's files on this node still are those of the plan; for before a commit.
+
+    What was loaded is what was planned, see `EncoderSpec.load`. This also finds a write that the filesystem told late, as
+    network filesystems may. It costs a stat of each file.
+    """
+    check_digest(Path(spec.folder), spec.origin.digest)
 
 
 def _check_engine(spec: ModelSpec, saved: SavedModel) -> None:

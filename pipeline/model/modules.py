@@ -224,12 +224,14 @@ class WeightedWords(nn.Module):
 
 def build_token_modules(spec: EncoderSpec) -> nn.Sequential:
     """All that stands between transformer and pooling: TokenVectors -> TokenVectors."""
-    return nn.Sequential(*(_build_token_module(module, Path(spec.folder)) for module in spec.token_modules))
+    return spec.load(
+        lambda: nn.Sequential(*(_build_token_module(module, Path(spec.folder)) for module in spec.token_modules))
+    )
 
 
 def build_post_modules(spec: EncoderSpec) -> nn.Sequential:
     """All that follows pooling, in order: the model's own modules, then the cut, then the added normalisation."""
-    layers = [_build(module, Path(spec.folder)) for module in spec.post_modules]
+    layers = spec.load(lambda: [_build(module, Path(spec.folder)) for module in spec.post_modules])
     if spec.truncate_dim is not None:
         layers.append(Truncate(spec.truncate_dim))
     if spec.normalize:
@@ -237,12 +239,16 @@ def build_post_modules(spec: EncoderSpec) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def static_vectors(folder: Path) -> Tensor:
+def static_vectors(spec: EncoderSpec) -> Tensor:
     """float32 [vocabulary, dim] of a StaticEmbedding, saved by sentence-transformers or by model2vec.
 
     model2vec keeps few vectors, which vector is whose token's, and a weight per token.
     """
-    weights = _weights(folder)
+    # A copy: what safetensors gives is a mapping of the file.
+    return spec.load(lambda: _static_vectors(_weights(spec.transformer_folder)).clone())
+
+
+def _static_vectors(weights: Mapping[str, Tensor]) -> Tensor:
     if "embedding.weight" in weights:
         return weights["embedding.weight"].float()
     vectors = weights["embeddings"].float()

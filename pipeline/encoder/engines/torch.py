@@ -102,7 +102,21 @@ class TorchEngine:
 
 
 def load_transformer(spec: EncoderSpec) -> Any:
-    """The bare transformer in eval mode on the CPU, weights in spec.precision; InputError if they are not all there."""
+    """The bare transformer in eval mode on the CPU, its weights in spec.precision and in memory of this process.
+
+    Raises InputError if they are not all there, ModelChanged if a file changed before they were.
+    """
+    return spec.load(lambda: _in_memory(_load(spec)))
+
+
+def _in_memory(model: Any) -> Any:
+    """The model with copies of its tensors, one after the other: transformers may give mappings of the files."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
+
+
+def _load(spec: EncoderSpec) -> Any:
     folder = str(spec.transformer_folder)
     try:
         with quiet_transformers():
