@@ -110,7 +110,9 @@ def _reported(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
     try:
         from huggingface_hub import constants, errors
     except ImportError as error:
-        raise InputError(f"{kind} {name!r} is on the Hub: install huggingface_hub to fetch it ({error})") from None
+        raise InputError(
+            f"{kind} {name!r} is on the Hub: its package is missing ({error}): pip install huggingface_hub"
+        ) from None
     what, node = f"{kind} {name!r}", f"node {platform.node()!r}"
     try:
         yield

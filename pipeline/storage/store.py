@@ -147,7 +147,12 @@ class Store:
         try:
             return self.connect(address, options, patient)
         except ImportError as error:
-            raise InputError(f"{address.store}:// needs the packages of the extra `{self.extra}`: {error}") from None
+            raise InputError(
+                f"{address.store}:// needs the packages of the extra `{self.extra}` ({error}): "
+                f"pip install 'embedding-pipeline[{self.extra}]' on every node"
+                if self.extra
+                else f"{address.store}:// needs a package that is not installed ({error}): pip install -U embedding-pipeline"
+            ) from None
         except (AttributeError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"storage_options can't be used for {address.store}://: {said(error, options)}") from None
 
