@@ -95,10 +95,9 @@ def store_of(path: str) -> str:
     if _is_file_url(path):
         return "file"
     if one_slash := _ONE_SLASH.match(path):
-        meant = path.replace(":/", "://", 1)
-        raise InputError(
-            f"{shown(path)!r} has one slash after {one_slash[1]}:, {shown(meant)!r} was meant: write it so"
-        )
+        meant = shown(path.replace(":/", "://", 1))
+        given = meant.replace("://", ":/", 1)
+        raise InputError(f"{given!r} has one slash after {one_slash[1]}:, {meant!r} was meant: write it so")
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", path)
     if scheme and shown(path) != path:
         raise InputError(
