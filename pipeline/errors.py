@@ -60,7 +60,8 @@ class StorageError(RunError):
 
 
 class StorageUnavailable(StorageError):
-    """Storage didn't answer, or asked to come back later, for longer than we wait: the same command goes on when it does."""
+    """Storage didn't answer, or asked to come back later, for longer than we wait: the same command goes on when it
+    does."""
 
 
 class StorageUnreachable(StorageUnavailable):

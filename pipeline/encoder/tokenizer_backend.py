@@ -51,7 +51,8 @@ def refused(what: str) -> Iterator[None]:
 
 
 def load_static(spec: EncoderSpec) -> Any:
-    """As sentence-transformers 6.2 loads it for a StaticEmbedding: a block of truncation in the file does cut."""
+    """The tokenizer as sentence-transformers 6.2 loads it for a StaticEmbedding: a block of truncation in the file does
+    cut."""
     backend = spec.load(lambda: read_backend(spec.transformer_folder / "tokenizer.json"))
     backend.no_padding()
     return backend
@@ -65,7 +66,7 @@ def load_fast(spec: EncoderSpec) -> Any:
 
     def load() -> Any:
         with refused(f"the tokenizer in {folder!r} doesn't load"), quiet_transformers():
-            # False, not left out: transformers would ask the person at the keyboard.
+            # Where trust_remote_code is left out, transformers would ask the person at the keyboard.
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
     tokenizer = spec.load(load)

@@ -29,7 +29,8 @@ _FOR_PEOPLE = frozenset(["readme", "license", "notice"])
 _PICKLES = frozenset([".bin", ".pt", ".pth", ".ckpt"])
 _SUPERSEDE_PICKLES = ("model.safetensors", "model.safetensors.index.json")
 _Entry = list[Any]
-"""[size, mtime_ns, ctime_ns, sha256] of a file. Tools set the mtime at will, and weights of one architecture have one size."""
+"""[size, mtime_ns, ctime_ns, sha256] of a file. The ctime counts because tools set the mtime at will, and weights of one
+architecture have one size."""
 
 _remembered: dict[str, _Entry] = {}
 """The entries of this process, for where the cache folder can't be written."""
@@ -66,7 +67,7 @@ def vector_files(folder: Path) -> list[Path]:
 
 
 def vector_file_names(names: Iterable[str]) -> list[str]:
-    """Of a model's files, as relative paths with "/", those that can change a vector, sorted.
+    """The names of a model's files that can change a vector, sorted; names are relative paths with "/".
 
     Hidden files, texts and pictures for people, code, other runtimes' files, and weights that a model.safetensors
     beside them supersedes can't. Leaving out any of these beforehand changes nothing in the result.

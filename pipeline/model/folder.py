@@ -27,9 +27,9 @@ class Int8Graph:
     """The transformer as it was quantised for one table."""
 
     digest: str
-    """Of its content; part of the fingerprint."""
+    """The digest of the graph's content; it is part of the fingerprint."""
     file: str = ""
-    """On this node; "" is not fetched yet."""
+    """The graph's file on this node; "" where it is not fetched yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class EncoderSpec:
     transformer: str
     """The folder of transformer and tokenizer, relative to `folder`; "" is `folder` itself."""
     model_type: str
-    """Of transformer.ARCHITECTURES; "" is no transformer: a static embedding, which adds no special tokens."""
+    """A key of ARCHITECTURES; "" is a static embedding, which has no transformer and adds no special tokens."""
     max_seq_length: int | None
     """Tokens the model reads at most, special tokens and prompt included; None is no limit."""
     do_lower_case: bool
@@ -50,9 +50,9 @@ class EncoderSpec:
     prompt: str
     """Stands in front of every text; "" is none."""
     include_prompt: bool
-    """False keeps the prompt's tokens out of pooling."""
+    """Whether the prompt's tokens are pooled."""
     token_modules: tuple[TokenModule, ...] = ()
-    """Between transformer and pooling."""
+    """These modules stand between transformer and pooling."""
     pooling: tuple[str, ...]
     """saved_modules.POOLING_MODES, in the order of concatenation; none for a static embedding."""
     post_modules: tuple[PostModule, ...]
@@ -66,7 +66,7 @@ class EncoderSpec:
     """Who computes, which moves no vector beyond its tolerance: torch, openvino, or auto: openvino on a CPU, in float32, where
     it gives torch's vectors. A run with much to do makes auto of torch."""
     int8: Int8Graph | None = None
-    """None until the table has one, and for other precisions."""
+    """This is None until the table has one, and for other precisions."""
     dim: int
     """Width of the final vector."""
     similarity: str = "cosine"
@@ -74,7 +74,7 @@ class EncoderSpec:
     query_prompt: str = ""
     """The model's own prompt for queries; "" is none."""
     notes: tuple[str, ...] = ()
-    """What the user should be told."""
+    """The user is told these."""
 
     @property
     def transformer_folder(self) -> Path:
@@ -100,7 +100,7 @@ class EncoderSpec:
         return self.normalize or (self.post_modules[-1:] == (Normalize(),) and self.truncate_dim is None)
 
     def here(self) -> "EncoderSpec":
-        """The same encoder with its folder on this node: found or fetched, and checked to be the same model.
+        """This encoder with its folder on this node: found or fetched, and checked to be the planned model.
 
         Raises InputError or StorageError, which name the node.
         """
@@ -267,7 +267,8 @@ def _truncate_dim(spec: ModelSpec, saved: SavedModel) -> int | None:
 
 
 def _module_identity(module: TokenModule | PostModule) -> dict[str, Any]:
-    """A field that has a default counts only where it differs: a new one leaves the fingerprints of older tables alone."""
+    """A field that has a default counts only where it differs: a new one leaves the fingerprints of older tables
+    alone."""
     values = {item.name: getattr(module, item.name) for item in fields(module) if item.name != "folder"}
     defaults = {item.name: item.default for item in fields(module) if item.default is not MISSING}
     given = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}

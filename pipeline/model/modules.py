@@ -30,7 +30,7 @@ _EPS = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class TokenVectors:
-    """What the modules before Pooling work on."""
+    """The modules before Pooling take and return this."""
 
     vectors: Tensor
     """float32 [n, width, hidden]."""
@@ -80,7 +80,7 @@ def mean_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = N
 
 
 def mean_sqrt_len_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
-    """sum(tokens) / sqrt(max(count, 1e-9)); likewise."""
+    """sum(tokens) / sqrt(max(count, 1e-9)); the sum of word weights takes the place of the count."""
     return _sum(tokens, mask) / (_count(tokens, mask) if weights is None else weights).sqrt()
 
 
@@ -181,7 +181,7 @@ class Truncate(nn.Module):
 
 
 class EachToken(nn.Module):
-    """A module on sentences, on the vector of each token instead."""
+    """Applies a module that was made for sentences to the vector of each token."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ def _build(module: PostModule, folder: Path) -> nn.Module:
 
 
 def _word_weights(folder: Path) -> Tensor:
-    """float32 [vocabulary]: of a token its own weight, else that of its lower-case form, else the one of unknown words."""
+    """float32 [vocabulary]: each token's own weight, else its lower-case form's, else the weight for unknown words."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     known, default = config["word_weights"], config.get("unknown_word_weight", 1)
     return torch.tensor([float(known.get(word, known.get(word.lower(), default))) for word in config["vocab"]])

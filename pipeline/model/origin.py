@@ -28,12 +28,12 @@ class FolderOrigin:
     path: str
     """Absolute, and the same on every node."""
     digest: str
-    """folder_digest of the driver's copy; the same in all kinds of origins."""
+    """The `folder_digest` of the driver's copy. All kinds of origins have it."""
     note = ""
-    """What the user should be told of where the model is from; the same in all kinds."""
+    """The user is told this of where the model is from. All kinds of origins have it."""
 
     def folder_here(self) -> Path:
-        """The model folder on this node; InputError if it is absent or another one. The same in all kinds."""
+        """The model folder on this node; InputError if it is absent or another one. All kinds have this."""
         folder = Path(self.path)
         if not folder.is_dir():
             raise InputError(
@@ -59,7 +59,7 @@ class HubOrigin:
     name: str
     commit: str
     files: tuple[str, ...]
-    """Those that are needed, relative to the repository."""
+    """The names of the files that are needed, relative to the repository."""
     digest: str
 
     @property
@@ -75,7 +75,7 @@ class HubOrigin:
 class StoreOrigin:
     url: str
     files: tuple[ModelFile, ...]
-    """Those that are needed, in the versions that the driver saw."""
+    """The files that are needed, in the versions that the driver saw."""
     storage_options: Mapping[str, Any] = field(repr=False, hash=False)
     digest: str
     note = ""

@@ -17,7 +17,8 @@ _SETTINGS = ("special_tokens_map.json", "added_tokens.json")
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raises InputError where no tokenizer can be made of the folder's files; it names the file, or the package to install."""
+    """Raises InputError where no tokenizer can be made of the folder's files; it names the file, or the package to
+    install."""
     for name in _SETTINGS:
         read_object(folder / name, missing={})
     if (folder / "tokenizer.json").is_file():

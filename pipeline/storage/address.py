@@ -1,4 +1,4 @@
-"""Where a path leads: to this disk, or to which root of which store. Nothing is opened or looked up here.
+"""A path in, the place it leads to out: this disk, or a root of a store. Nothing is opened or looked up here.
 
 A store's path is `<scheme>://<root>/<key>`. The root has to be there before: a bucket, a container, a repository.
 """
@@ -49,9 +49,9 @@ class Address:
     store: str
     """s3, gs, az, hf or memory: one name for each store, whatever the scheme was."""
     root: str
-    """As it was written, with the Azure account or the revision in it; empty for memory."""
+    """The root as it was written, with the Azure account or the revision in it; empty for memory."""
     key: str
-    """Without a slash at its end; may be empty."""
+    """The key has no slash at its end, and may be empty."""
 
     def url(self, key: str) -> str:
         """The URL of another key at the same root."""

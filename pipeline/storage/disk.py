@@ -83,7 +83,7 @@ def look_up(path: str) -> FileInfo:
 # --- the folder of a table
 
 _NO_LINKS = frozenset([errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
-"""What link() says on FAT, exFAT, many network, FUSE and container mounts."""
+"""link() fails with one of these on FAT, exFAT, many network, FUSE and container mounts."""
 _CLAIMED = f"{TEMPORARY}data"
 """The name of the claimed bytes in the folder of a claim."""
 

@@ -32,7 +32,8 @@ class Commit:
 
 
 def resolve_data_set(name: str, revision: str | None) -> Commit:
-    """What a branch, tag or commit of a data set means now; InputError if there is none, or no way to ask."""
+    """The commit that a branch, tag or commit of a data set means now; InputError if there is none, or no way to
+    ask."""
     with _reported("data set", name, revision):
         from huggingface_hub import HfApi
 
