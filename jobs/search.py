@@ -1,5 +1,5 @@
-"""Answer a query from a published table: encode it with the table's model and the model's own prompt for queries, if it
-has one, print the nearest documents.
+"""Answer a query from a published table: encode it with the table's model, behind the model's own prompt for queries if it
+has one, and print the nearest documents.
 
     python -m jobs.search CONFIG.yaml "a question" [--top 5] [--json]
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 INTERVAL_STRUCT = pa.struct([("months", pa.int32()), ("days", pa.int32()), ("nanoseconds", pa.int64())])
-"""What a calendar interval is where there is no type for it."""
+"""A calendar interval has this type where there is none for it."""
 _WHOLE_NUMBER = r"^[+-]?[0-9]+$"
 _INFINITE = r"(?i)^[+-]?inf(inity)?$"
 
 
 def cast_exactly(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """The same values with another type; raises pa.ArrowException if one of them would change or doesn't fit.
+    """The values with another type; raises pa.ArrowException if one of them would change or doesn't fit.
 
     Numbers, dates and times must be the same when cast back; text must be how a value of `kind` is written, a fraction
     may be rounded to the nearest float. A struct may gain fields, which are null, and lose fields that are null throughout.
@@ -68,7 +68,7 @@ def decode(values: pa.Array) -> pa.Array:
 
 
 def compact(values: pa.Array) -> pa.Array:
-    """The same array, with no value in any of its dictionaries that it doesn't use: rows that left leave no trace."""
+    """The array without the values in its dictionaries that it doesn't use: rows that left leave no trace."""
     if not holds_dictionary(values.type):
         return values
     return cast_exactly(cast_exactly(values, _without_dictionaries(values.type)), values.type)
@@ -126,7 +126,7 @@ def list_parts(values: pa.Array) -> tuple[np.ndarray[Any, np.dtype[np.int64]], t
     if lengths.sum() == offsets[-1] - offsets[0]:
         keys, items = (child.slice(offsets[0], lengths.sum()) for child in (values.keys, values.items))
         return lengths, (keys, items)
-    # What lies below a null is no item.
+    # The numbers that lie below a null are no items.
     places = np.arange(lengths.sum()) + np.repeat(offsets[:-1] - (np.cumsum(lengths) - lengths), lengths)
     keys, items = (decode(child).take(pa.array(places)) for child in (values.keys, values.items))
     return lengths, (keys, items)

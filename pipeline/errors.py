@@ -9,6 +9,7 @@
         │   └── StorageUnavailable  it failed in a way that passes, but not in time
         │       └── StorageUnreachable  nobody answered at all
         ├── SourceChanged       a source file is no longer the one that was planned
+        ├── ModelChanged        a file of the model is no longer the one that was planned
         ├── CommitConflict      another run published first
         └── GateFailed          the result did not pass the checks that stand before the commit
 
@@ -59,7 +60,8 @@ class StorageError(RunError):
 
 
 class StorageUnavailable(StorageError):
-    """Storage didn't answer, or asked to come back later, for longer than we wait: the same command goes on when it does."""
+    """Storage didn't answer, or asked to come back later, for longer than we wait: the same command goes on when it
+    does."""
 
 
 class StorageUnreachable(StorageUnavailable):
@@ -68,6 +70,10 @@ class StorageUnreachable(StorageUnavailable):
 
 class SourceChanged(RunError):
     """A source file changed between plan and read; start again to plan it anew."""
+
+
+class ModelChanged(RunError):
+    """A file of the model changed between plan and use; start again to plan with the model that stands there now."""
 
 
 class CommitConflict(RunError):

@@ -48,17 +48,19 @@ def unit_id(spans: Sequence[Span], output: str, fingerprint: str) -> str:
 
 
 def retry_id(unit: str, rows: Sequence[tuple[int, int]]) -> str:
-    """Of the rows of a live unit that are tried again, each by the number of its source and its position, sorted."""
+    """The id of rows of a live unit that are tried again; a row is (number of its source, position), and rows are
+    sorted."""
     return digest({"kind": "texts", "unit": unit, "rows": [list(row) for row in rows]})
 
 
 def texts_id(hashes: Sequence[bytes], fingerprint: str) -> str:
-    """Of the texts with these content hashes, sorted: wherever they stand, their vectors are the same."""
+    """The id of the texts with these content hashes, sorted: wherever they stand, their vectors are the same."""
     return digest({"kind": "texts", "hashes": [item.hex() for item in hashes], "fingerprint": fingerprint})
 
 
 def stale_id(unit: str, sources: Sequence[int]) -> str:
-    """Of what is left of a unit that can't be read any more: no plan has it, so that it is looked at again each time."""
+    """The id of what is left of a unit that can't be read any more: no plan has it, so that it is looked at again each
+    time."""
     return digest({"kind": "stale", "unit": unit, "sources": list(sources)})
 
 
@@ -105,9 +107,10 @@ def _hashed(states: list[Any], columns: pa.Table) -> list[Any]:
 
 
 def _encode_column(values: pa.Array | pa.ChunkedArray) -> Iterable[bytes]:
-    """One prefix-free byte string per value, so that no two rows run together: b"\\0" for null, else 1, length, bytes."""
+    """One prefix-free byte string per value, so that no two rows run together: b"\\0" for null, else 1, length,
+    bytes."""
     if isinstance(values, pa.ChunkedArray):
-        # Not joined first: pyarrow 26 takes half floats for integers when it joins dictionaries of them.
+        # Chunks are not joined first: pyarrow 26 takes half floats for integers when it joins dictionaries of them.
         return [encoded for chunk in values.chunks for encoded in _encode_column(chunk)]
     if pa.types.is_dictionary(values.type):
         # Each value once: a column of a million rows may have ten.
@@ -118,7 +121,7 @@ def _encode_column(values: pa.Array | pa.ChunkedArray) -> Iterable[bytes]:
 
 
 def _value_bytes(values: pa.Array) -> Iterable[bytes | None]:
-    """The same bytes for the same value, whatever its encoding: views, large and fixed sizes, dictionaries, extensions."""
+    """Equal bytes for equal values, whatever their encoding: views, large and fixed sizes, dictionaries, extensions."""
     values = decode(values)
     kind = values.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):

@@ -19,7 +19,7 @@ Codes = NDArray[Any]
 
 
 def quantize(vectors: NDArray[np.float32], dtype: str, ranges: NDArray[np.float32] | None = None) -> Codes:
-    """Codes of float32[n, dim]: [n, dim], of binary int8[n, ceil(dim / 8)], of ubinary the same as uint8.
+    """The codes of float32[n, dim]: [n, dim]; for binary int8[n, ceil(dim / 8)], for ubinary uint8 of that shape.
 
     `ranges` float32[2, dim] holds each dimension's minimum and maximum; what lies outside is clipped. Equal to
     `quantize_embeddings` of sentence-transformers 6.2, which has no float16.
@@ -41,8 +41,8 @@ def quantize(vectors: NDArray[np.float32], dtype: str, ranges: NDArray[np.float3
 
 
 def dequantize(codes: Codes, dtype: str, dim: int, ranges: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """float32[n, dim] that the codes stand for: of int8 and uint8 the lower end of the step, as `_dequantize_embeddings` of
-    sentence-transformers 6.2 has it; of binary and ubinary +1 or -1."""
+    """float32[n, dim] that the codes stand for. For int8 and uint8 that is the lower end of the step, as in
+    `_dequantize_embeddings` of sentence-transformers 6.2; for binary and ubinary it is +1 or -1."""
     if dtype in PACKED:
         packed = codes.view(np.uint8) ^ np.uint8(0x80 if dtype == "binary" else 0)
         return np.where(np.unpackbits(packed, axis=-1, count=dim), np.float32(1), np.float32(-1))

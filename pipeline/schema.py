@@ -17,10 +17,10 @@ N_TOKENS = "n_tokens"
 """Tokens that the model read: special tokens and prompt included, after truncation."""
 TRUNCATED = "truncated"
 POSITION = "position"
-"""Where the row stands in its source file: byte offset of a line (of the uncompressed stream), row index in Parquet."""
+"""The row's place in its source file: byte offset of a line (of the uncompressed stream), row index in Parquet."""
 TOKENS = "tokens"
 DOCUMENT = "document"
-"""Of which document of its slice a row of token ids is, where documents are chunked."""
+"""The number, in its slice, of the document that a row of token ids was cut from; only where documents are chunked."""
 DOC_ID = "doc_id"
 CHUNK_INDEX = "chunk_index"
 CHUNK_START = "chunk_start"
@@ -29,9 +29,9 @@ CHUNK_END = "chunk_end"
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Stands for null in the name of a partition's folder, as Hive has it."""
 UNESCAPED = " !$'()+,-.@_~"
-"""What stands as it is in the name of a partition's folder, beside letters and digits."""
+"""These stand as they are in the name of a partition's folder, as letters and digits do."""
 MAX_FOLDER_BYTES = 255
-"""Of a folder's name, on common disks."""
+"""Common disks allow a folder's name so many bytes."""
 
 LINEAGE: tuple[pa.Field, ...] = (
     pa.field(CONTENT_HASH, pa.binary(16), nullable=False),
@@ -81,11 +81,12 @@ CHANGES = pa.schema(
         pa.field(ROW_HASH, pa.int64()),
     ]
 )
-"""What a version changed against its parent; `op` is upsert or delete, a delete carries the hashes that went."""
+"""The changes of a version against its parent; `op` is upsert or delete, a delete carries the hashes that went."""
 
 
 def embedding_type(dim: int, dtype: str) -> pa.DataType:
-    """FixedSizeList[dim] of the output dtype; of `binary` and `ubinary` [ceil(dim / 8)], eight dimensions a byte."""
+    """FixedSizeList[dim] of the output dtype; for `binary` and `ubinary` it is [ceil(dim / 8)], eight dimensions a
+    byte."""
     width = -(-dim // 8) if dtype in ("binary", "ubinary") else dim
     return pa.list_(pa.field("element", _VALUES[dtype], nullable=False), width)
 

@@ -38,7 +38,8 @@ def similarities(a: Any, b: Any, function: str = "cosine") -> NDArray[np.float32
 
 
 def pairwise_similarities(a: Any, b: Any, function: str = "cosine") -> NDArray[np.float32]:
-    """float32[n]: the similarity of the i-th vector of `a` [n, dim] with the i-th of `b` [n, dim]; otherwise the same."""
+    """float32[n]: the similarity of the i-th vector of `a` [n, dim] with the i-th of `b` [n, dim]; all else is as in
+    `similarities`."""
     compare = _looked_up(_PAIRWISE, function)
     left, right = _matching(a, b)
     if len(left) != len(right):
@@ -75,7 +76,8 @@ def as_vectors(values: Any) -> Floats:
 
 
 def as_matrix(values: Any) -> NDArray[Any]:
-    """[n, dim] of the same, integers too, in the dtype they have. Raises InputError, also for nulls."""
+    """[n, dim] of all that `similarities` takes and of integers, in the dtype they have. Raises InputError, also for
+    nulls."""
     vectors = _to_numpy(values)
     if vectors.dtype.kind not in "fiu":
         raise InputError(f"vectors of {vectors.dtype} can't be compared: expected numbers [n, dim]")
@@ -119,7 +121,7 @@ def _to_numpy(values: Any) -> NDArray[Any]:
         values = [_to_numpy(value) for value in values]
     try:
         vectors = np.asarray(values)
-        # What pandas and Arrow give for a column of lists: an array of arrays.
+        # pandas and Arrow give an array of arrays for a column of lists.
         return np.stack(list(vectors)) if vectors.dtype == object and len(vectors) else vectors
     except (ValueError, TypeError) as error:
         raise InputError(f"vectors can't be compared: expected numbers [n, dim], all of one length ({error})") from None

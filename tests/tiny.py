@@ -4,6 +4,7 @@ import json
 import string
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
+from pipeline.model.digest import folder_digest
+from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
 from pipeline.model.saved_modules import POOLING_MODES
 
@@ -105,6 +108,11 @@ def load_oracle(folder: str | Path) -> Any:
         from sentence_transformers import SentenceTransformer
     with quiet_transformers():
         return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+
+
+def as_it_stands(spec: EncoderSpec) -> EncoderSpec:
+    """The spec of a folder that was changed after it was planned, with the digest of what stands there now."""
+    return replace(spec, origin=replace(spec.origin, digest=folder_digest(Path(spec.folder))))
 
 
 _NEW_TRANSFORMER = {

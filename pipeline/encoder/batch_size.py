@@ -19,10 +19,12 @@ from pipeline.model.folder import EncoderSpec
 CANDIDATES = {"cpu": (512, 1024, 2048, 4096), "cuda": (16384, 32768, 65536, 131072, 262144)}
 """Tokens. Small batches pay for each call, large ones leave the cache."""
 NEAR = 0.97
-"""Of the best rate: the smallest budget that reaches it is taken, since a small batch wastes less padding and memory."""
+"""The smallest budget that reaches this share of the best rate is taken: a small batch wastes less padding and
+memory."""
 TURNS = 3
 SLOWEST_S = 0.25
-"""Of the smallest batch: for a model that takes longer, what a call costs doesn't matter, and measuring would take long."""
+"""Where the smallest batch takes longer, nothing is measured: the cost of a call doesn't matter, and it would take
+long."""
 
 
 def best_budget(encoder: Encoder, spec: EncoderSpec, device: str, threads: int) -> int:
@@ -52,7 +54,7 @@ def _measured(encoder: Encoder, spec: EncoderSpec, candidates: tuple[int, ...]) 
         encoder.budget_tokens = given
         return given
     took = {budget: [] for budget in candidates}  # type: dict[int, list[float]]
-    for _ in range(TURNS):  # in turns: a noisy moment meets all of them
+    for _ in range(TURNS):  # the budgets take turns, so that a noisy moment meets all of them
         for budget in candidates:
             took[budget].append(_seconds(encoder, rows, budget))
             if encoder.budget_tokens < budget:  # out of memory: none larger either
@@ -71,7 +73,8 @@ def _seconds(encoder: Encoder, rows: TokenRows, budget: int) -> float:
 
 
 def _rows(tokens: int, longest: int) -> TokenRows:
-    """Different rows of mixed lengths, about so many tokens. Token 1 to 99 are words or special ones in every vocabulary."""
+    """Different rows of mixed lengths, about so many tokens. Token 1 to 99 are words or special ones in every
+    vocabulary."""
     chance = np.random.default_rng(0)
     lengths = chance.integers(min(8, longest), min(128, longest) + 1, max(1, tokens // min(68, longest)))
     return TokenRows.of([chance.integers(1, 100, length).astype(np.int32) for length in lengths])

@@ -32,7 +32,7 @@ def token_batches(lengths: Lengths, budget_tokens: int, overhead_tokens: int = 0
 
 
 STEPS = 32
-"""Widths between a power of two and the next: rows of the same width lie at most this part of it apart."""
+"""There are so many widths between a power of two and the next: rows that share one differ by at most 1/32 of it."""
 
 
 def few_widths(lengths: Lengths, longest: int | None) -> Lengths:
@@ -44,7 +44,7 @@ def few_widths(lengths: Lengths, longest: int | None) -> Lengths:
 
 
 LEAST_TOKENS = 8
-"""As many tokens as a row of a packed batch counts at least, so that the rows of a batch are bounded as well."""
+"""A row of a packed batch counts as at least so many tokens, so that the rows of a batch are bounded as well."""
 
 
 def packed_batches(lengths: Lengths, budget_tokens: int) -> list[Rows]:

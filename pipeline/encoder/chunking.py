@@ -32,14 +32,14 @@ class Chunks:
     """The n chunks of some texts, in order."""
 
     text: NDArray[np.int64]
-    """[n]: the number of the text it is of, ascending."""
+    """[n]: the number of the text that the chunk was cut from, ascending."""
     index: NDArray[np.int64]
     """[n]: 0, 1, 2, .. within its text."""
     start: NDArray[np.int64]
     end: NDArray[np.int64]
     """[n]: text[start:end] is the chunk, in characters."""
     tokens: TokenRows
-    """[n]: of text[start:end], with prompt and special tokens."""
+    """[n]: the tokens of text[start:end], with prompt and special tokens."""
     failed: dict[int, str]
     """Text -> why it has no chunks."""
 
@@ -69,7 +69,7 @@ def chunk(texts: Sequence[str], tokenizer: Tokenizer, spec: ChunkSpec) -> Chunks
             reason = next((tokens.failed[row] for row in own if row in tokens.failed), None)
             over = int(tokens.lengths[own.start : own.stop].max()) - spec.max_tokens
             if tokens.truncated[own.start : own.stop].any():
-                over = max(1, room[number] // 32)  # What was truncated doesn't say by how much.
+                over = max(1, room[number] // 32)  # A truncated text doesn't say by how much it was too long.
             if reason is not None:
                 failed[number] = reason
             elif over > 0 and room[number] > 1:
@@ -201,7 +201,8 @@ class _Borders:
         return next((token for token in range(lowest, min(highest + 1, self.tokens)) if allowed(token)), None)
 
     def is_token(self, token: int) -> bool:
-        """Not amid a character that is several tokens, and not where the token before it, which is white space, begins."""
+        """Whether the text can be cut before this token: not amid a character of several tokens, nor within white
+        space."""
         if self._ends[token - 1] > self._starts[token]:
             return False
         return self.position(token - 1) < self.position(token) < len(self._text)

@@ -9,7 +9,8 @@ from types import TracebackType
 
 
 class Deadline:
-    """Within the block, no more than `seconds` may pass without `renew`; else the stacks go to stderr and the process ends."""
+    """Within the block, no more than `seconds` may pass without `renew`; else the stacks go to stderr and the process
+    ends."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds

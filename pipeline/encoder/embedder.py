@@ -43,7 +43,8 @@ def _encoder(spec: EncoderSpec, device: str) -> Encoder:
 
 
 def _without_prompt(spec: EncoderSpec) -> EncoderSpec:
-    """What the encoder knows of: no prompt, unless its length is kept out of pooling."""
+    """The spec as far as it matters to the encoder, which needs the prompt only where its length is kept out of
+    pooling."""
     return replace(spec, prompt="") if spec.include_prompt else spec
 
 
@@ -56,5 +57,5 @@ def _device(spec: EncoderSpec) -> str:
 
 
 def _cores() -> int:
-    """That this process may use: fewer than the machine has in a container or under taskset."""
+    """The number of cores that this process may use: fewer than the machine has in a container or under taskset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

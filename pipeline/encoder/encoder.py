@@ -29,9 +29,9 @@ BUDGET_TOKENS = {"cpu": 1024, "cuda": 131072}
 PACKED_BUDGET_TOKENS = 65536
 """Tokens per packed batch. A power of two, as its halves are: the sizes that a batch is filled up to."""
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 4096}
-"""A batch more costs about as much time as this many tokens more."""
+"""One more batch costs about as much time as this many more tokens."""
 COMPILING_OVERHEAD_TOKENS = 64
-"""The same where one more shape costs as much as some hundred."""
+"""This is the overhead on an engine that compiles code for each new shape: it costs as much as some hundred tokens."""
 
 MOST_LOST, MOST_HUNG = 16, 3
 """Rows of one call that may cost their engine its process, and of these, hang it: more are not the rows' fault."""
@@ -51,7 +51,7 @@ class Embeddings:
     tokens: int
     """Their tokens."""
     padded_tokens: int
-    """The same with padding, or with what else fills up a batch."""
+    """Their tokens with padding, or with what else fills up a batch."""
     engine_seconds: float
 
 
@@ -59,7 +59,8 @@ class Encoder:
     """Keeps what it learns about memory: `budget_tokens` only ever shrinks."""
 
     def __init__(self, engine: Engine, budget_tokens: int, overhead_tokens: int = OVERHEAD_TOKENS["cpu"]) -> None:
-        """`budget_tokens`: tokens per batch, padding included; `overhead_tokens`: what one more batch costs, in tokens."""
+        """`budget_tokens`: tokens per batch, padding included; `overhead_tokens`: what one more batch costs, in
+        tokens."""
         self.engine = engine
         self._feed = feed_for(engine)
         self.budget_tokens = budget_tokens
@@ -108,7 +109,8 @@ class Encoder:
         return self._feed.batches(lengths, self.budget_tokens, self.overhead_tokens)[::-1]
 
     def _start(self, work: "_Work", batch: NDArray[np.int64]) -> Answer:
-        """What goes wrong at once is told when it is the batch's turn to answer: those before it may need the memory."""
+        """Begin with a batch. An error is kept until the batch's turn to answer: the batches before it may need the
+        memory."""
         started = time.perf_counter()
         try:
             return self._feed.start(*work.rows(batch))
@@ -273,7 +275,7 @@ def token_types_of(spec: EncoderSpec, threads: int) -> bool:
 
 
 def _openvino_engine(spec: EncoderSpec, threads: int, prompt_length: int, *, token_types: bool) -> Engine | None:
-    """None where auto has to do without: it is not installed, or gives other vectors than torch."""
+    """The engine; None where `auto` has to do without, since it is not installed or gives other vectors than torch."""
     if spec.engine == "auto" and not openvino_is_installed():
         return None
     from pipeline.encoder.engines.graph import Unsupported

@@ -18,9 +18,9 @@ from pipeline.model.folder import EncoderSpec, Int8Graph
 from pipeline.similarities import spearman
 
 MEASURED_ON, JUDGED_ON = 256, 512
-"""Texts: those whose activations are measured, and others that the result is judged on."""
+"""The activations of so many texts are measured, and the result is judged on so many others."""
 FEWEST = 16
-"""Different texts: with fewer, ranges say little, and so do ranks."""
+"""So many different texts are needed: with fewer, ranges and ranks say little."""
 LEAST_COSINE, LEAST_RANK = 0.99, 0.97
 """Mean cosine with float32, and rank agreement, under which no table is built: all-MiniLM-L6-v2 has 0.997 and 0.99."""
 

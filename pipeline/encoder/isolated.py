@@ -23,7 +23,7 @@ from pipeline.errors import RunError
 from pipeline.model.folder import EncoderSpec
 
 STARTS = 3
-"""A process that ends before it is ready is started so often; then it isn't the rows."""
+"""A process that ends before it is ready is started so often: it has met no row yet."""
 
 
 class IsolatedEngine:
@@ -45,7 +45,7 @@ class IsolatedEngine:
         self.close()
 
     def encode(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
-        """As engines.base.Engine.encode; EngineLost when the process ended or hung over this batch."""
+        """Do what engines.base.Engine.encode says. Raises EngineLost when the process ended or hung over this batch."""
         if self._child is None:
             self._child = self._started()
         kind, answer = self._ask(self._child, (ids, lengths))

@@ -32,7 +32,8 @@ _HEAD_CHARS_PER_TOKEN = 8
 _SEGMENT_CHARS = 2**16
 """The library holds some hundred bytes a token, so a long text gives its offsets piece by piece."""
 _BATCH_CHARS = 2**20
-"""For the same reason: it keeps all tokens of all texts of a call, whatever will be cut off."""
+"""The library also keeps all tokens of all texts of a call, whatever will be cut off: a call gets so many
+characters."""
 
 _PROBE_TOKENS = 512
 """A longer room for text is proven at this one: what is proven is the way of cutting, not the length."""
@@ -68,7 +69,7 @@ class Tokenizer:
             self._try_out(spec.max_seq_length, is_static=spec.is_static)
 
     def _try_out(self, length: int | None, *, is_static: bool) -> None:
-        """Find out how it frames and cuts."""
+        """Find out how the tokenizer frames and cuts texts."""
         self._prefix, self._suffix = special_frame(self._backend) if self._adds_special_tokens else ([], [])
         frame = len(self._prefix) + len(self._suffix)
         if length is not None and length <= frame:
@@ -80,7 +81,7 @@ class Tokenizer:
         """Tokens of a text that are kept; None is all."""
         self._framed_here = self._backend.truncation is None if is_static else self._agrees_with_library()
         self._whole = self._backend
-        """The same tokenizer, that never truncates."""
+        """A copy of the tokenizer that never truncates."""
         if not self._framed_here:
             self._whole = copy.deepcopy(self._backend)
             self._whole.no_truncation()
@@ -134,12 +135,13 @@ class Tokenizer:
 
     @property
     def framing_tokens(self) -> int:
-        """Special tokens and those of the prompt: what a text leaves no room for."""
+        """The number of special tokens and tokens of the prompt: a text has no room there."""
         return len(self._whole.encode(self._prompt, add_special_tokens=self._adds_special_tokens).ids)
 
     @property
     def prompt_length(self) -> int:
-        """Tokens of the prompt and the special tokens before it: what pooling leaves out if include_prompt is False.
+        """The number of tokens that pooling leaves out if include_prompt is False: the prompt and the special tokens
+        before it.
 
         Counted as sentence-transformers does: the prompt alone, less one special token at its end.
         """
@@ -182,7 +184,8 @@ class Tokenizer:
     def _halving(
         self, texts: dict[Key, str], failed: dict[Key, str], encode: Callable[[list[str]], Sequence[Any]]
     ) -> dict[Key, Any]:
-        """What `encode` gives for each text. A batch that raises is halved down to the text at fault: it goes to `failed`."""
+        """The answer of `encode` for each text. A batch that raises is halved down to the text at fault, which goes to
+        `failed`."""
         if not texts:
             return {}
         try:

@@ -24,7 +24,7 @@ def framing_tokens(spec: EncoderSpec) -> int | None:
     path = spec.transformer_folder / "tokenizer.json"
     if not path.is_file():
         return None
-    backend = read_backend(path)
+    backend = spec.load(lambda: read_backend(path))
     backend.no_padding()
     backend.no_truncation()
     with refused(f"{str(path)!r} is no tokenizer that works"):
@@ -51,8 +51,9 @@ def refused(what: str) -> Iterator[None]:
 
 
 def load_static(spec: EncoderSpec) -> Any:
-    """As sentence-transformers 6.2 loads it for a StaticEmbedding: a block of truncation in the file does cut."""
-    backend = read_backend(spec.transformer_folder / "tokenizer.json")
+    """The tokenizer as sentence-transformers 6.2 loads it for a StaticEmbedding: a block of truncation in the file does
+    cut."""
+    backend = spec.load(lambda: read_backend(spec.transformer_folder / "tokenizer.json"))
     backend.no_padding()
     return backend
 
@@ -62,9 +63,13 @@ def load_fast(spec: EncoderSpec) -> Any:
     from transformers import AutoTokenizer
 
     folder = str(spec.transformer_folder)
-    with refused(f"the tokenizer in {folder!r} doesn't load"), quiet_transformers():
-        # False, not left out: transformers would ask the person at the keyboard.
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    def load() -> Any:
+        with refused(f"the tokenizer in {folder!r} doesn't load"), quiet_transformers():
+            # Where trust_remote_code is left out, transformers would ask the person at the keyboard.
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    tokenizer = spec.load(load)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer in {folder!r} is not a fast one: save the model with a tokenizer.json")
     backend = tokenizer.backend_tokenizer

@@ -28,7 +28,7 @@ class Architecture:
     adds_token_types: bool = False
     """Adds the vector of token 0 where a tokenizer gives the token types, all 0, that others take for granted."""
     gives_layers: bool = True
-    """False: its output has no vectors of all layers, whatever config.output_hidden_states says."""
+    """Whether its output can hold the vectors of all layers; where not, config.output_hidden_states changes nothing."""
     encoder: str | None = None
     """The class of transformers that is loaded in the place of AutoModel's: the encoder half of an encoder-decoder."""
 
@@ -129,7 +129,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "starcoder2": _UNLIMITED,
     "xglm": Architecture(hidden="d_model", layers="num_layers", limited=False),
 }
-"""By model_type of config.json. Each is proven against sentence-transformers by tests/model/test_transformer.py."""
+"""The keys are the `model_type` of config.json. Each is proven against sentence-transformers by
+tests/model/test_transformer.py."""
 
 REFUSED: Mapping[str, str] = {
     "big_bird": "its attention takes blocks by the length of the longest text of a batch, so that a vector depends on its "
@@ -146,4 +147,4 @@ REFUSED: Mapping[str, str] = {
     "xlnet": "its tokenizer gives token types other than 0",
     "yoso": "its attention hashes the padding too, so that a vector depends on its batch",
 }
-"""By model_type: why a text's vector can't be had, or not by its own text alone."""
+"""The keys are a `model_type`, the values the reason why it gives no vector, or none that its text alone decides."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where this program keeps what can be made again; RuntimeError if the user has no home folder."""
+    """The folder where this program keeps what can be made again. Raises RuntimeError if the user has no home
+    folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "embedding-pipeline"
 
@@ -24,8 +25,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder `kind/key` of the cache, where it stands, else as `make(folder)` fills it; it appears whole. Where the
-    cache can't be written it is a folder of this process alone."""
+    """The folder `kind/key` of the cache. Where it is not there yet, `make(folder)` fills it first, and it appears whole.
+
+    Where the cache can't be written, this is a new folder of this process alone.
+    """
     try:
         parent = cache_folder() / kind
         parent.mkdir(parents=True, exist_ok=True)

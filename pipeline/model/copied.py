@@ -25,7 +25,7 @@ _READAHEAD_BYTES = 32 * 2**20
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
     name: str
-    """Relative to the model folder, with "/"."""
+    """The path relative to the model folder, with "/"."""
     path: str
     """URL."""
     size: int
@@ -92,7 +92,7 @@ def copied_folder(url: str, files: Sequence[ModelFile], options: Options) -> Pat
 
 
 def _is_whole(folder: Path, files: Sequence[ModelFile]) -> bool:
-    """By sizes: what a crash of the machine, or a hand in the cache, did to a copy is mended by another copy."""
+    """Whether all files have their sizes. A copy that a crash of the machine, or a person, damaged is made again."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return all((folder / file.name).stat().st_size == file.size for file in files)
     return False

@@ -29,7 +29,11 @@ _FOR_PEOPLE = frozenset(["readme", "license", "notice"])
 _PICKLES = frozenset([".bin", ".pt", ".pth", ".ckpt"])
 _SUPERSEDE_PICKLES = ("model.safetensors", "model.safetensors.index.json")
 _Entry = list[Any]
-"""[size, mtime_ns, ctime_ns, sha256] of a file. Tools set the mtime at will, and weights of one architecture have one size."""
+"""[size, mtime_ns, ctime_ns, sha256] of a file. The ctime counts because tools set the mtime at will, and weights of one
+architecture have one size."""
+
+_remembered: dict[str, _Entry] = {}
+"""The entries of this process, for where the cache folder can't be written."""
 
 _SETTLED_NS = 2_000_000_000
 """A file younger than this may change again without a new mtime, so its digest is not remembered."""
@@ -37,7 +41,7 @@ _SETTLED_NS = 2_000_000_000
 
 def folder_digest(folder: Path) -> str:
     """sha256 in hex over the sorted (relative path, sha256) pairs of the files that matter, wherever the folder is."""
-    known = _load_cache()
+    known = _load_cache() | _remembered
     found: dict[str, _Entry] = {}
     pairs = []
     for file in vector_files(folder):
@@ -51,6 +55,7 @@ def folder_digest(folder: Path) -> str:
                 found[key] = entry
         pairs.append([file.relative_to(folder).as_posix(), entry[3]])
     if found:
+        _remembered.update(found)
         _save_cache({**_load_cache(), **found})
     return hashlib.sha256(json.dumps(sorted(pairs)).encode()).hexdigest()
 
@@ -62,7 +67,7 @@ def vector_files(folder: Path) -> list[Path]:
 
 
 def vector_file_names(names: Iterable[str]) -> list[str]:
-    """Of a model's files, as relative paths with "/", those that can change a vector, sorted.
+    """The names of a model's files that can change a vector, sorted; names are relative paths with "/".
 
     Hidden files, texts and pictures for people, code, other runtimes' files, and weights that a model.safetensors
     beside them supersedes can't. Leaving out any of these beforehand changes nothing in the result.

@@ -5,18 +5,19 @@ stays light and refuses what can't work before any work is done.
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ModelSpec
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ModelChanged
 from pipeline.model.origin import Origin, locate, resolve_model
 from pipeline.model.prompts import document_prompt, earlier_prompt, query_prompt
 from pipeline.model.saved import SavedModel, read_saved_model
 from pipeline.model.saved_modules import Normalize, PostModule, StaticEmbedding, TokenModule, WeightedLayerPooling
 from pipeline.model.transformer import Transformer
+from pipeline.model.unchanged import Loaded, check_digest, load_unchanged
 
 __all__ = ["EncoderSpec", "Int8Graph", "encoder_spec", "resolve_model"]
 
@@ -26,9 +27,9 @@ class Int8Graph:
     """The transformer as it was quantised for one table."""
 
     digest: str
-    """Of its content; part of the fingerprint."""
+    """The digest of the graph's content; it is part of the fingerprint."""
     file: str = ""
-    """On this node; "" is not fetched yet."""
+    """The graph's file on this node; "" where it is not fetched yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class EncoderSpec:
     transformer: str
     """The folder of transformer and tokenizer, relative to `folder`; "" is `folder` itself."""
     model_type: str
-    """Of transformer.ARCHITECTURES; "" is no transformer: a static embedding, which adds no special tokens."""
+    """A key of ARCHITECTURES; "" is a static embedding, which has no transformer and adds no special tokens."""
     max_seq_length: int | None
     """Tokens the model reads at most, special tokens and prompt included; None is no limit."""
     do_lower_case: bool
@@ -49,9 +50,9 @@ class EncoderSpec:
     prompt: str
     """Stands in front of every text; "" is none."""
     include_prompt: bool
-    """False keeps the prompt's tokens out of pooling."""
+    """Whether the prompt's tokens are pooled."""
     token_modules: tuple[TokenModule, ...] = ()
-    """Between transformer and pooling."""
+    """These modules stand between transformer and pooling."""
     pooling: tuple[str, ...]
     """saved_modules.POOLING_MODES, in the order of concatenation; none for a static embedding."""
     post_modules: tuple[PostModule, ...]
@@ -65,7 +66,7 @@ class EncoderSpec:
     """Who computes, which moves no vector beyond its tolerance: torch, openvino, or auto: openvino on a CPU, in float32, where
     it gives torch's vectors. A run with much to do makes auto of torch."""
     int8: Int8Graph | None = None
-    """None until the table has one, and for other precisions."""
+    """This is None until the table has one, and for other precisions."""
     dim: int
     """Width of the final vector."""
     similarity: str = "cosine"
@@ -73,7 +74,7 @@ class EncoderSpec:
     query_prompt: str = ""
     """The model's own prompt for queries; "" is none."""
     notes: tuple[str, ...] = ()
-    """What the user should be told."""
+    """The user is told these."""
 
     @property
     def transformer_folder(self) -> Path:
@@ -99,11 +100,19 @@ class EncoderSpec:
         return self.normalize or (self.post_modules[-1:] == (Normalize(),) and self.truncate_dim is None)
 
     def here(self) -> "EncoderSpec":
-        """The same encoder with its folder on this node: found or fetched, and checked to be the same model.
+        """This encoder with its folder on this node: found or fetched, and checked to be the planned model.
 
         Raises InputError or StorageError, which name the node.
         """
         return replace(self, folder=str(self.origin.folder_here()))
+
+    def load(self, load: Callable[[], Loaded]) -> Loaded:
+        """What `load()` makes of the folder's files in memory, if they are those of the plan.
+
+        All that reads the folder after planning goes through here; the result must hold no mapping of a file. Raises
+        ModelChanged where a file changed before `load` was done.
+        """
+        return load_unchanged(Path(self.folder), self.origin.digest, load)
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes a vector and nothing else, wherever the model is from, as JSON values."""
@@ -133,7 +142,10 @@ def encoder_spec(spec: ModelSpec, table: Mapping[str, Any] | None = None) -> Enc
     documents got their own prompt keeps the prompt it has, unless `spec` names one.
     """
     origin, folder = locate(spec)
-    saved = read_saved_model(folder)
+    try:
+        saved = load_unchanged(folder, origin.digest, lambda: read_saved_model(folder))
+    except ModelChanged as error:
+        raise InputError(str(error)) from None  # no work was begun
     kept = earlier_prompt(spec, saved, table) if table and table.get("model") == origin.digest else None
     truncate_dim = _truncate_dim(spec, saved)
     ends_normalized = saved.post_modules[-1:] == (Normalize(),) and truncate_dim is None
@@ -165,6 +177,15 @@ def encoder_spec(spec: ModelSpec, table: Mapping[str, Any] | None = None) -> Enc
             *_prompt_notes(saved, kept),
         ),
     )
+
+
+def check_unchanged(spec: EncoderSpec) -> None:
+    """Raises ModelChanged unless the model's files on this node still are those of the plan; for before a commit.
+
+    What was loaded is what was planned, see `EncoderSpec.load`. This also finds a write that the filesystem told late, as
+    network filesystems may. It costs a stat of each file.
+    """
+    check_digest(Path(spec.folder), spec.origin.digest)
 
 
 def _check_engine(spec: ModelSpec, saved: SavedModel) -> None:
@@ -246,7 +267,8 @@ def _truncate_dim(spec: ModelSpec, saved: SavedModel) -> int | None:
 
 
 def _module_identity(module: TokenModule | PostModule) -> dict[str, Any]:
-    """A field that has a default counts only where it differs: a new one leaves the fingerprints of older tables alone."""
+    """A field that has a default counts only where it differs: a new one leaves the fingerprints of older tables
+    alone."""
     values = {item.name: getattr(module, item.name) for item in fields(module) if item.name != "folder"}
     defaults = {item.name: item.default for item in fields(module) if item.default is not MISSING}
     given = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}

@@ -30,7 +30,7 @@ _EPS = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class TokenVectors:
-    """What the modules before Pooling work on."""
+    """The modules before Pooling take and return this."""
 
     vectors: Tensor
     """float32 [n, width, hidden]."""
@@ -80,7 +80,7 @@ def mean_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = N
 
 
 def mean_sqrt_len_pooling(tokens: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> Tensor:
-    """sum(tokens) / sqrt(max(count, 1e-9)); likewise."""
+    """sum(tokens) / sqrt(max(count, 1e-9)); the sum of word weights takes the place of the count."""
     return _sum(tokens, mask) / (_count(tokens, mask) if weights is None else weights).sqrt()
 
 
@@ -181,7 +181,7 @@ class Truncate(nn.Module):
 
 
 class EachToken(nn.Module):
-    """A module on sentences, on the vector of each token instead."""
+    """Applies a module that was made for sentences to the vector of each token."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -224,12 +224,14 @@ class WeightedWords(nn.Module):
 
 def build_token_modules(spec: EncoderSpec) -> nn.Sequential:
     """All that stands between transformer and pooling: TokenVectors -> TokenVectors."""
-    return nn.Sequential(*(_build_token_module(module, Path(spec.folder)) for module in spec.token_modules))
+    return spec.load(
+        lambda: nn.Sequential(*(_build_token_module(module, Path(spec.folder)) for module in spec.token_modules))
+    )
 
 
 def build_post_modules(spec: EncoderSpec) -> nn.Sequential:
     """All that follows pooling, in order: the model's own modules, then the cut, then the added normalisation."""
-    layers = [_build(module, Path(spec.folder)) for module in spec.post_modules]
+    layers = spec.load(lambda: [_build(module, Path(spec.folder)) for module in spec.post_modules])
     if spec.truncate_dim is not None:
         layers.append(Truncate(spec.truncate_dim))
     if spec.normalize:
@@ -237,12 +239,16 @@ def build_post_modules(spec: EncoderSpec) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def static_vectors(folder: Path) -> Tensor:
+def static_vectors(spec: EncoderSpec) -> Tensor:
     """float32 [vocabulary, dim] of a StaticEmbedding, saved by sentence-transformers or by model2vec.
 
     model2vec keeps few vectors, which vector is whose token's, and a weight per token.
     """
-    weights = _weights(folder)
+    # A copy: what safetensors gives is a mapping of the file.
+    return spec.load(lambda: _static_vectors(_weights(spec.transformer_folder)).clone())
+
+
+def _static_vectors(weights: Mapping[str, Tensor]) -> Tensor:
     if "embedding.weight" in weights:
         return weights["embedding.weight"].float()
     vectors = weights["embeddings"].float()
@@ -268,7 +274,7 @@ def _build(module: PostModule, folder: Path) -> nn.Module:
 
 
 def _word_weights(folder: Path) -> Tensor:
-    """float32 [vocabulary]: of a token its own weight, else that of its lower-case form, else the one of unknown words."""
+    """float32 [vocabulary]: each token's own weight, else its lower-case form's, else the weight for unknown words."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     known, default = config["word_weights"], config.get("unknown_word_weight", 1)
     return torch.tensor([float(known.get(word, known.get(word.lower(), default))) for word in config["vocab"]])

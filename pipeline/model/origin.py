@@ -17,7 +17,7 @@ from pipeline.config import ModelSpec
 from pipeline.errors import InputError
 from pipeline.model.copied import ModelFile, copied_folder, list_model
 from pipeline.model.digest import folder_digest, vector_file_names
-from pipeline.storage import hub, is_remote
+from pipeline.storage import hub, is_remote, local_path
 
 _PACKAGE = "package:"
 _HUB = "hf://"
@@ -28,12 +28,12 @@ class FolderOrigin:
     path: str
     """Absolute, and the same on every node."""
     digest: str
-    """folder_digest of the driver's copy; the same in all kinds of origins."""
+    """The `folder_digest` of the driver's copy. All kinds of origins have it."""
     note = ""
-    """What the user should be told of where the model is from; the same in all kinds."""
+    """The user is told this of where the model is from. All kinds of origins have it."""
 
     def folder_here(self) -> Path:
-        """The model folder on this node; InputError if it is absent or another one. The same in all kinds."""
+        """The model folder on this node; InputError if it is absent or another one. All kinds have this."""
         folder = Path(self.path)
         if not folder.is_dir():
             raise InputError(
@@ -59,7 +59,7 @@ class HubOrigin:
     name: str
     commit: str
     files: tuple[str, ...]
-    """Those that are needed, relative to the repository."""
+    """The names of the files that are needed, relative to the repository."""
     digest: str
 
     @property
@@ -75,7 +75,7 @@ class HubOrigin:
 class StoreOrigin:
     url: str
     files: tuple[ModelFile, ...]
-    """Those that are needed, in the versions that the driver saw."""
+    """The files that are needed, in the versions that the driver saw."""
     storage_options: Mapping[str, Any] = field(repr=False, hash=False)
     digest: str
     note = ""
@@ -108,7 +108,7 @@ def _finder(spec: ModelSpec) -> Callable[[ModelSpec], tuple[Origin, Path]]:
             f"model.revision {spec.revision!r} is given, but model.path {spec.path!r} names no model on the Hub: leave "
             "model.revision out, or write hf://organisation/name"
         )
-    remote = name is None and "://" in spec.path and is_remote(spec.path)
+    remote = name is None and not spec.path.startswith(_PACKAGE) and is_remote(spec.path)
     if spec.storage_options and not remote:
         raise InputError(
             f"model.storage_options is given, but model.path {spec.path!r} is not in an object store: leave it out "
@@ -186,7 +186,7 @@ def _checked(folder: Path, digest: str, remedy: str) -> Path:
 
 def _local_folder(path: str) -> Path:
     # os.path says no, where pathlib raises: to names that are too long, and homes of nobody.
-    folder = os.path.expanduser(path.removeprefix("file://"))
+    folder = local_path(path) if path else ""
     if path and os.path.isdir(folder):
         return Path(folder).resolve()
     if path and os.path.exists(folder):

@@ -17,7 +17,8 @@ _PACKAGES = {"transformers": "transformers", "torch": "torch", "pytorch": "torch
 
 
 def check_requirements(where: Path, requirements: Any) -> list[str]:
-    """`requirements`: package -> specifier, or -> {specifier, reason}, as config_sentence_transformers.json holds them."""
+    """`requirements`: package -> specifier, or -> {specifier, reason}, as config_sentence_transformers.json holds
+    them."""
     if not requirements:
         return []
     if not isinstance(requirements, dict):

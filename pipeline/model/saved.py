@@ -21,22 +21,22 @@ SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """What the files say, before any override."""
+    """This is what the files say, before any setting of the configuration overrides it."""
 
     first: Transformer | StaticEmbedding
     token_modules: tuple[TokenModule, ...]
-    """Between transformer and pooling."""
+    """These modules stand between transformer and pooling."""
     pooling: tuple[str, ...]
-    """Of POOLING_MODES, in the order of concatenation; none after a static embedding."""
+    """Names in POOLING_MODES, in the order of concatenation; a static embedding has none."""
     include_prompt: bool
     post_modules: tuple[PostModule, ...]
     width: int
-    """Of the vectors after all modules."""
+    """A vector has so many numbers after all modules."""
     prompts: Mapping[str, str]
     default_prompt_name: str | None
     truncate_dim: int | None
     similarity: str
-    """Of SIMILARITIES."""
+    """One of SIMILARITIES."""
     notes: tuple[str, ...]
 
 
@@ -164,7 +164,7 @@ class _Chain:
 
     @property
     def on(self) -> str:
-        """What the next module works on."""
+        """The kind of vectors that the next module works on: read.TOKENS or read.SENTENCE."""
         pooled = self.pooling is not None or isinstance(self.first, StaticEmbedding)
         return read.SENTENCE if pooled else read.TOKENS
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.model.files import at, get, listed, read_object, refuse_unknown_keys
+from pipeline.model.tokenizer_files import check_tokenizer
 from pipeline.model.weights import check_weights
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""In the order in which saves of 5.3 and older concatenate them."""
+"""Saves of 5.3 and older concatenate the modes in this order."""
 
 # fmt: off
 ACTIVATIONS = frozenset([
@@ -33,7 +34,7 @@ class Dense:
     """A linear layer and its activation, on vectors of tokens or of sentences."""
 
     folder: str
-    """Relative to the model folder; holds model.safetensors or pytorch_model.bin."""
+    """The path relative to the model folder; it holds model.safetensors or pytorch_model.bin."""
     in_features: int
     out_features: int
     bias: bool
@@ -64,7 +65,7 @@ class WeightedLayerPooling:
     layer_start: int
     """0 is the embedding layer."""
     num_layers: int
-    """Of the transformer, the embedding layer not counted."""
+    """The transformer has so many layers, the embedding layer not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ PostModule = Dense | Normalize | LayerNorm
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
     modes: tuple[str, ...]
-    """Of POOLING_MODES, in the order of concatenation."""
+    """Names in POOLING_MODES, in the order of concatenation."""
     include_prompt: bool
 
 
@@ -104,11 +105,11 @@ _LEGACY_POOLING = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _WIDTH = ("embedding_dimension", "word_embedding_dimension")
-"""Of a token's vector: the key of 5.4 and newer, and the older one."""
+"""The keys for the width of a token's vector: that of 5.4 and newer comes first."""
 
 
 def read_pooling(root: Path, path: str, width: int) -> Pooling:
-    """`width`: of the vectors that the module gets."""
+    """Describe a Pooling module that gets vectors of `width` numbers."""
     where = root / path / "config.json"
     config = read_object(where)
     refuse_unknown_keys(config, {*_WIDTH, "pooling_mode", "include_prompt", *_LEGACY_POOLING}, where)
@@ -140,7 +141,7 @@ def _check_width(config: Mapping[str, Any], where: Path, width: int) -> None:
 
 
 def read_dense(root: Path, path: str, on: str, width: int) -> Dense:
-    """`on`: TOKENS or SENTENCE, whatever stands there; `width` of its vectors."""
+    """Describe a Dense module on vectors of `width` numbers, of TOKENS or of a SENTENCE as `on` says."""
     where = root / path / "config.json"
     config = read_object(where)
     known = {"in_features", "out_features", "bias", "activation_function", "use_residual", *_FEATURES}
@@ -195,7 +196,7 @@ def _refuse_other_features(config: Mapping[str, Any], where: Path, on: str) -> N
 
 
 def read_weighted_layers(root: Path, path: str, width: int, layers: int) -> WeightedLayerPooling:
-    """`layers`: of the transformer, its embedding layer not counted."""
+    """Describe a WeightedLayerPooling behind a transformer of so many `layers`, its embedding layer not counted."""
     where = root / path / "config.json"
     config = read_object(where)
     refuse_unknown_keys(config, {*_WIDTH, "num_hidden_layers", "layer_start"}, where)
@@ -251,12 +252,13 @@ def read_static_embedding(root: Path, path: str) -> StaticEmbedding:
     folder = root / path
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"{at(folder / 'tokenizer.json')} is missing: the model folder is not complete, copy it again")
+    check_tokenizer(folder)
     _check_weights(folder)
     return StaticEmbedding(folder=path, dim=_static_dim(folder))
 
 
 def _static_dim(folder: Path) -> int:
-    """The second dimension of the matrix: of our own saves, or of model2vec's."""
+    """The second dimension of the matrix, as sentence-transformers or model2vec saved it."""
     try:
         if (folder / "model.safetensors").is_file():
             from safetensors import safe_open

@@ -12,17 +12,18 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.model.architectures import ARCHITECTURES, REFUSED, Architecture
 from pipeline.model.files import at, get, listed, read_object, refuse_unknown_keys, stays_inside
+from pipeline.model.tokenizer_files import check_tokenizer
 from pipeline.model.weights import check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """What of a transformer and its tokenizer has to be known before they are loaded."""
+    """A transformer and its tokenizer as far as they have to be known before they are loaded."""
 
     folder: str
-    """Relative to the model folder; "" is the model folder itself."""
+    """The path relative to the model folder; "" is the model folder itself."""
     model_type: str
-    """Of ARCHITECTURES."""
+    """A key of ARCHITECTURES."""
     hidden: int
     """Width of a token's vector."""
     layers: int
@@ -83,6 +84,7 @@ def read_transformer(root: Path, path: str, *, settings_file: bool = True) -> Tr
             raise InputError(f"model folder {str(folder)!r} holds no {what}; expected one of {listed(files)}")
     _check_weights(folder)
     _refuse_tokenizer(folder, chat_template=settings_file)
+    check_tokenizer(folder)
     cap, limit = _positions(config, architecture, where)
     settings = _read_settings(folder) if settings_file else {}
     return Transformer(
@@ -100,7 +102,7 @@ def read_transformer(root: Path, path: str, *, settings_file: bool = True) -> Tr
 
 
 def _causal(config: Mapping[str, Any]) -> bool:
-    """As sentence-transformers 6.2 decides it for a folder without modules.json."""
+    """Whether sentence-transformers 6.2 would take a folder without modules.json for a causal language model."""
     names = config.get("architectures")
     first = names[0] if isinstance(names, list) and names else ""
     return str(first).endswith("ForCausalLM") and config.get("is_causal", True) is not False
@@ -136,8 +138,8 @@ def _refuse_architecture(model_type: str, config: Mapping[str, Any], where: Path
 
 
 def _check_weights(folder: Path) -> None:
-    """Of the file that transformers takes, and its shards: none lies outside the folder, where no digest would see it change,
-    and all can be loaded."""
+    """Raises InputError unless the file that transformers takes, and each of its shards, can be loaded and lies in the folder:
+    outside it no digest would see a change."""
     name = next(name for name in _WEIGHTS if (folder / name).is_file())
     where, shards = folder / name, [name]
     if name.endswith(".json"):
@@ -150,7 +152,8 @@ def _check_weights(folder: Path) -> None:
 
 
 def _refuse_tokenizer(folder: Path, *, chat_template: bool) -> None:
-    """`chat_template`: False where one would change what the model reads: in a folder that is not saved as an encoder."""
+    """`chat_template`: False where one would change what the model reads: in a folder that is not saved as an
+    encoder."""
     where = folder / "tokenizer_config.json"
     config = read_object(where, missing={})
     if config.get("auto_map"):
@@ -163,7 +166,7 @@ def _refuse_tokenizer(folder: Path, *, chat_template: bool) -> None:
 
 
 def _positions(config: Mapping[str, Any], architecture: Architecture, where: Path) -> tuple[int | None, int | None]:
-    """(by what the length is capped where the model gives none, what no length can exceed)."""
+    """(the cap on the length where the model gives none, the length that nothing can exceed)."""
     if architecture.positions is None:  # the key counts all the same, as in sentence-transformers 6.2
         return get(config, "max_position_embeddings", int, where, default=None), None
     positions = get(config, architecture.positions, int, where)
@@ -232,7 +235,7 @@ _NEW_STYLE: Mapping[str, list[Any]] = {
 
 
 def _max_seq_length(folder: Path, settings: Mapping[str, Any], cap: int | None) -> int | None:
-    """As sentence-transformers 6.2: an explicit length as it stands, else the tokenizer's, capped by the positions.
+    """The length as sentence-transformers 6.2 finds it: an explicit one as it stands, else the tokenizer's, at most `cap`.
 
     (There RoBERTa-likes are capped at 514 and fail on the texts that reach beyond the 512 they can take.)
     """

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.model.files import at
 
 _HOMES = frozenset(["torch", "collections", "_codecs"])
-"""Of the classes and functions that tensors, and what stands around them, are made with."""
+"""Tensors, and the containers around them, are made with classes and functions of these modules."""
 _BUILTINS = frozenset(f"{home} {name}" for home in ("builtins", "__builtin__") for name in ("bytearray", "set"))
 _NAMED_OTHERWISE = frozenset(["STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"])
 """Steps that name a class or a function as torch.save never does, and torch.load with `weights_only` never reads."""
@@ -45,7 +45,7 @@ def check_weights(path: Path) -> None:
 
 
 def _check_header(path: Path) -> None:
-    """The header says how long the file is."""
+    """Raises ValueError where the file isn't as long as its header says."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -60,7 +60,7 @@ def _is_harmless(name: str) -> bool:
 
 
 def _names(path: Path) -> Iterator[str]:
-    """`module name` of all that the pickle names."""
+    """Each class or function that the pickle names, as `module name`."""
     with path.open("rb") as opened:
         if not zipfile.is_zipfile(opened):
             opened.seek(0)

@@ -1,4 +1,4 @@
-"""Where a path leads: to this disk, or to which root of which store. Nothing is opened or looked up here.
+"""A path in, the place it leads to out: this disk, or a root of a store. Nothing is opened or looked up here.
 
 A store's path is `<scheme>://<root>/<key>`. The root has to be there before: a bucket, a container, a repository.
 """
@@ -6,6 +6,7 @@ A store's path is `<scheme>://<root>/<key>`. The root has to be there before: a 
 import fnmatch
 import os
 import re
+import urllib.parse
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
@@ -24,6 +25,15 @@ _STORES = {
     "memory": "memory",
     "file": "file",
 }
+_ONE_SLASH = re.compile(rf"({'|'.join(name for name in _STORES if name != 'file')}):/(?!/)")
+_FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/|$))?", re.IGNORECASE)
+_USER_INFO = re.compile(r"://[^/@]*:(?:.*@)?")
+"""A name with a password in front of the host. No root's name holds a colon; a password may hold a slash."""
+_SIGNED = re.compile(
+    r"[?&](?:X-Amz-|X-Goog-|(?:AWSAccessKeyId|GoogleAccessId|Signature|sig|token|access_token|api_?key|secret|password)=)",
+    re.IGNORECASE,
+)
+"""Names of a query that is secret. A "?" alone is a wildcard, and a "=" stands in the names of partitions."""
 _ROOTS = {"s3": "bucket", "gs": "bucket", "az": "container", "hf": "repository", "memory": ""}
 _HUB_KINDS = "(?:models|datasets|spaces|buckets)/"
 # A revision ends at the slash, but for the two kinds that the Hub itself names with slashes.
@@ -39,9 +49,9 @@ class Address:
     store: str
     """s3, gs, az, hf or memory: one name for each store, whatever the scheme was."""
     root: str
-    """As it was written, with the Azure account or the revision in it; empty for memory."""
+    """The root as it was written, with the Azure account or the revision in it; empty for memory."""
     key: str
-    """Without a slash at its end; may be empty."""
+    """The key has no slash at its end, and may be empty."""
 
     def url(self, key: str) -> str:
         """The URL of another key at the same root."""
@@ -77,12 +87,34 @@ def address_of(path: str) -> Address:
 
 
 def store_of(path: str) -> str:
-    """`file` for paths of this disk, else the store's one name; InputError for a scheme that is not known."""
+    """`file` for paths of this disk, else the store's one name.
+
+    Raises InputError for a scheme that is not known, for one that has lost a slash, and for a URL that holds a secret: every
+    path comes through here first, so that no message, log or table can show what it holds.
+    """
+    if _is_file_url(path):
+        return "file"
+    if one_slash := _ONE_SLASH.match(path):
+        meant = shown(path.replace(":/", "://", 1))
+        given = meant.replace("://", ":/", 1)
+        raise InputError(f"{given!r} has one slash after {one_slash[1]}:, {meant!r} was meant: write it so")
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", path)
+    if scheme and shown(path) != path:
+        raise InputError(
+            f"{shown(path)!r} holds a password or a signature: leave it out, and give keys in storage_options, where they are "
+            "never shown"
+        )
     if scheme and scheme[1] not in _STORES:
         known = ", ".join(f"{name}://" for name in _STORES if name != "file")
         raise InputError(f"{path!r} is not a path of this disk and begins with none of {known}: only these are known")
     return _STORES[scheme[1]] if scheme else "file"
+
+
+def shown(path: str) -> str:
+    """The path as a message may show it: with *** for a password in front of the host and for a signed query."""
+    signed = _SIGNED.search(path)
+    without = path[: signed.start()] + signed[0][0] + "***" if signed else path
+    return _USER_INFO.sub("://***@", without, count=1)
 
 
 def is_remote(path: str) -> bool:
@@ -102,8 +134,33 @@ def checks_itself(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """The absolute path of a local path or file:// URL; symlinks are kept."""
-    return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    """The absolute path of a local path or of a file: URL, whose %xx are decoded; symlinks are kept."""
+    if not _is_file_url(path):
+        return os.path.abspath(os.path.expanduser(path))
+    return os.path.abspath(os.path.expanduser(urllib.parse.unquote(_after_file(path))))
+
+
+def local_pattern(path: str) -> str:
+    """`local_path` of a pattern: a wildcard's character that a URL has as %xx stands for itself."""
+    if not (_is_file_url(path) and MAGIC.search(path)):
+        return local_path(path)
+    pieces = re.split(r"((?:%[0-9a-fA-F]{2})+)", _after_file(path))
+    decoded = [MAGIC.sub(r"[\g<0>]", urllib.parse.unquote(piece)) if piece[:1] == "%" else piece for piece in pieces]
+    return os.path.abspath(os.path.expanduser("".join(decoded)))
+
+
+def _is_file_url(path: str) -> bool:
+    return path[:6].lower() == "file:/"
+
+
+def _after_file(path: str) -> str:
+    """What follows file:, file:// or file://localhost. Raises InputError where another host is named."""
+    rest = path[_FILE_URL.match(path).end() :]  # type: ignore[union-attr]
+    if rest.startswith("//"):
+        raise InputError(
+            f"{path!r} names a folder of another host: expected file:///folder, or a path that this machine has"
+        )
+    return rest
 
 
 def same_place(a: str, b: str) -> bool:
@@ -128,7 +185,7 @@ def contains(outer: str, inner: str) -> bool:
 
 def _components(path: str) -> list[str]:
     if not is_remote(path):
-        return os.path.realpath(local_path(path)).split(os.sep)
+        return ["", *filter(None, os.path.realpath(local_path(path)).split(os.sep))]
     address = address_of(path)
     return [f"{address.store}://", *filter(None, f"{address.container}/{address.key}".split("/"))]
 

@@ -17,7 +17,7 @@ from pipeline.storage.pattern import Visible, matcher, split_pattern, visible_be
 # --- listing
 
 
-def list_pattern(path: str) -> list[FileInfo]:
+def matching_files(path: str) -> list[FileInfo]:
     """The files of an absolute file, folder or glob, in no order; [] if there are none. Raises OSError."""
     if os.path.isdir(path):
         return list(_walk(path, visible_below_folder))
@@ -82,6 +82,11 @@ def look_up(path: str) -> FileInfo:
 
 # --- the folder of a table
 
+_NO_LINKS = frozenset([errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+"""link() fails with one of these on FAT, exFAT, many network, FUSE and container mounts."""
+_CLAIMED = f"{TEMPORARY}data"
+"""The name of the claimed bytes in the folder of a claim."""
+
 
 class Disk:
     """The folder of a table on a disk; the methods of `Folder`, with the disk's own errors."""
@@ -95,11 +100,7 @@ class Disk:
             yield FileInfo(path=path, size=file.size, version=file.version, modified=file.modified)
 
     def read(self, path: str) -> bytes | None:
-        try:
-            with open(self._path(path), "rb") as file:
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return _read(self._path(path))
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         with self._temporary(path) as (temporary, file):
@@ -107,15 +108,40 @@ class Disk:
             os.replace(temporary, self._path(path))
 
     def create_once(self, path: str, data: bytes) -> bytes | None:
+        """A link is made to one name only once. Disks without links are told from others by their refusal."""
         while True:
             with self._temporary(path) as (temporary, file):
                 _write_durably(file, memoryview(data))
-                with contextlib.suppress(FileExistsError):
+                try:
                     os.link(temporary, self._path(path))
                     return None
+                except FileExistsError:
+                    pass
+                except OSError as error:
+                    if error.errno not in _NO_LINKS:
+                        raise
+                    self._create_without_links(path, data)
             present = self.read(path)
             if present is not None:
                 return None if present == data else present
+
+    def _create_without_links(self, path: str, data: bytes) -> None:
+        """Let the file be there, with these bytes or another's.
+
+        A folder is never renamed over one that holds something: this is as exclusive as a link. So the bytes are claimed
+        by the rename of a folder that holds them, whole. Whoever finds a claim carries it out, so that a writer that dies
+        holds nobody up. A claim goes only when the file is there, and whoever claims looks for the file once more.
+        """
+        claim = os.path.join(os.path.dirname(self._path(path)), f"{TEMPORARY}claim-{os.path.basename(path)}")
+        if self.read(path) is None:
+            _claim(claim, data)
+            claimed = _read(os.path.join(claim, _CLAIMED))
+            if claimed is not None and self.read(path) is None:
+                self.write(path, claimed)
+        if self.read(path) is not None:
+            with contextlib.suppress(OSError):  # another's new claim may stand there
+                os.unlink(os.path.join(claim, _CLAIMED))
+                os.rmdir(claim)
 
     def creates_exclusively(self) -> bool:
         return True
@@ -188,6 +214,34 @@ class Disk:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
         _sync_folder(folder)
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _claim(claim: str, data: bytes) -> None:
+    """Let the folder `claim` hold these bytes, unless it holds another's."""
+    folder = os.path.dirname(claim)
+    own = os.path.join(folder, TEMPORARY + secrets.token_hex(8))
+    os.mkdir(own)
+    try:
+        with open(os.path.join(own, _CLAIMED), "xb") as file:
+            _write_durably(file, memoryview(data))
+        _sync_folder(own)
+        os.rename(own, claim)
+        _sync_folder(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(own, _CLAIMED))
+            os.rmdir(own)
 
 
 def _create_below(folder: str, name: str) -> BinaryIO:

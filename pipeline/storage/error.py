@@ -1,4 +1,4 @@
-"""What the stores' libraries raise becomes ours: one line that says what was tried, where and why; never a secret.
+"""The errors of the stores' libraries become ours: one line says what was tried, where and why, and shows no secret.
 
 What is wrong from the start (no such bucket, bad credentials) is an InputError, what passes by itself but didn't in time is
 StorageUnavailable, the rest a StorageError. The libraries are known by name only, so that none of them is loaded before it is
@@ -72,7 +72,7 @@ _WRONG_TYPES = {
     "RevisionNotFoundError",
 }
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
-"""S3's, of keys that were lent for some hours."""
+"""S3 says so of keys that were lent for some hours."""
 _GONE_CODES = {"PreconditionFailed", "412", "InvalidRange", "416", "BlobNotFound", "ConditionNotMet"}
 _GONE_TYPES = {"FileExpired", "EntryNotFoundError", "RemoteEntryNotFoundError"}
 _PASSING_CODES = {
@@ -121,7 +121,7 @@ _PASSING_TYPES = {
     "ServiceRequestError",
     "ServiceResponseError",
 }
-"""Or what they are derived from."""
+"""An error of one of these types, or of a type derived from one, passes by itself."""
 _UNREACHABLE_TYPES = {
     "ConnectionRefusedError",
     "TimeoutError",
@@ -135,7 +135,7 @@ _UNREACHABLE_TYPES = {
     "ServiceRequestError",
     "ServiceResponseTimeoutError",
 }
-"""Nobody answered: refused, unknown, or mute."""
+"""These mean that nobody answered: the host refused, is unknown, or stayed mute."""
 _NOT_SECRET = {
     "account_host",
     "account_name",
@@ -149,7 +149,7 @@ _NOT_SECRET = {
     "signature_version",
 }
 _NO_TOKENS = {"anon", "browser", "cache", "cloud", "google_default"}
-"""What gcsfs takes as `token` to say where to find one."""
+"""gcsfs takes these as `token` to say where to find one."""
 
 
 class NoRoot(FileNotFoundError):
@@ -167,7 +167,7 @@ def reported(what: str, options: Options) -> Iterator[None]:
 
 @contextlib.contextmanager
 def source_reported(path: str, options: Options) -> Iterator[None]:
-    """The same while reading a source: a file that is gone or replaced has changed."""
+    """Foreign errors while a source is read become ours; a file that is gone or replaced becomes SourceChanged."""
     try:
         yield
     except foreign() as error:
@@ -178,7 +178,8 @@ def source_reported(path: str, options: Options) -> Iterator[None]:
 
 @contextlib.contextmanager
 def before_work() -> Iterator[None]:
-    """What storage refuses now is wrong in the configuration: InputError; a store that answers, but is busy, is not."""
+    """A refusal of storage becomes InputError: the configuration is wrong. A store that answers, but is busy, is no
+    such case."""
     try:
         yield
     except StorageError as error:
@@ -192,7 +193,7 @@ def changed(path: str) -> SourceChanged:
 
 
 def foreign() -> tuple[type[BaseException], ...]:
-    """What fsspec lets through; the libraries of a store are loaded only if one is used."""
+    """The types of errors that fsspec lets through; those of a store's library only where it is loaded already."""
     loaded = [(sys.modules[module], name) for module, name in _FOREIGN if module in sys.modules]
     return (OSError, *(getattr(module, name) for module, name in loaded))
 
@@ -222,7 +223,7 @@ def passes(error: BaseException) -> bool:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Of an error that passes: whether no answer came at all."""
+    """Whether an error that passes means that no answer came at all."""
     return bool(_UNREACHABLE_TYPES & _kinds(error)) and not code(error)
 
 
@@ -231,7 +232,7 @@ def _kinds(error: BaseException) -> set[str]:
 
 
 def _is_wrong(error: BaseException) -> bool:
-    """From the start, and for ever."""
+    """Whether the error says that the configuration is wrong, so that no later attempt can work."""
     names = {type(source).__name__ for source in _sources(error)}
     return isinstance(error, NoRoot) or code(error) in _WRONG_CODES or bool(names & _WRONG_TYPES)
 

@@ -1,4 +1,4 @@
-"""What is known of a file without opening it, on whatever storage it is."""
+"""A file as it is known without opening it, on whatever storage it is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -74,7 +74,8 @@ class Folder:
             return patiently(self.url, self.options, lambda: self._place.create_once(path, bytes(data)))
 
     def creates_exclusively(self) -> bool:
-        """Whether one of several `create_once` at the same moment wins; False of a store only if, tried, it overwrote."""
+        """Whether one of several `create_once` at the same moment wins; False of a store only if, tried, it
+        overwrote."""
         with self._reported("can't create a file in", "staging"):
             return patiently(self.url, self.options, lambda: self._place.creates_exclusively())
 
@@ -102,7 +103,7 @@ class Folder:
             return cast(BinaryIO, Opened(opened, reported, functools.partial(patiently, self.url, self.options)))
 
     def arrow_filesystem(self) -> tuple[pafs.FileSystem, str]:
-        """For Arrow's own readers: a filesystem, and this folder's path on it. Their errors are not translated."""
+        """(a filesystem for Arrow's own readers, this folder's path on it). Their errors are not translated."""
         if self.is_local:
             return pafs.LocalFileSystem(), self.url
         address = address_of(self.url)

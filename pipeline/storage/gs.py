@@ -1,4 +1,5 @@
-"""Google Cloud Storage, through gcsfs. Versions are generations, which change with every write and with nothing else."""
+"""Google Cloud Storage, through gcsfs. Versions are generations, which change with every write and with nothing
+else."""
 
 import logging
 import os
@@ -10,7 +11,7 @@ from pipeline.storage.file import FileInfo, Options
 from pipeline.storage.store import Info, Store
 
 _BOUNDARY = b"--==0=="
-"""What gcsfs ends the data of a small upload with, whatever is in it."""
+"""gcsfs ends the data of a small upload with this, whatever is in it."""
 _CHUNK_BYTES = 50 * 2**20
 
 
@@ -26,7 +27,7 @@ class Gs(Store):
             # gcsfs would take the path for a token, and send it to Google.
             raise ValueError("token names a file of credentials that does not exist")
 
-        # Not what fsspec takes for gs://: that class first asks each bucket for its kind over gRPC, for up to a minute
+        # fsspec would take another class for gs://, which first asks each bucket for its kind over gRPC, for up to a minute
         # where the answer doesn't come. This one speaks JSON over HTTP to every bucket but the zonal ones.
         from gcsfs.core import GCSFileSystem
 

@@ -18,8 +18,6 @@ _NO_SUCH_ROOT = {"BucketNotFoundError", "HFValidationError", "RepositoryNotFound
 
 
 class Hf(Store):
-    extra = "hf"
-
     def __init__(self, address: Address, options: Options, patient: bool) -> None:
         self.root = address.root
         # It keeps what it listed, and which repositories are there, as long as it lives: so it lives for one call.

@@ -32,7 +32,8 @@ class Commit:
 
 
 def resolve_data_set(name: str, revision: str | None) -> Commit:
-    """What a branch, tag or commit of a data set means now; InputError if there is none, or no way to ask."""
+    """The commit that a branch, tag or commit of a data set means now; InputError if there is none, or no way to
+    ask."""
     with _reported("data set", name, revision):
         from huggingface_hub import HfApi
 
@@ -110,7 +111,9 @@ def _reported(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
     try:
         from huggingface_hub import constants, errors
     except ImportError as error:
-        raise InputError(f"{kind} {name!r} is on the Hub: install huggingface_hub to fetch it ({error})") from None
+        raise InputError(
+            f"{kind} {name!r} is on the Hub: its package is missing ({error}): pip install huggingface_hub"
+        ) from None
     what, node = f"{kind} {name!r}", f"node {platform.node()!r}"
     try:
         yield

@@ -31,7 +31,8 @@ def visible_below_folder(name: str) -> bool:
 
 
 def visible_to(pieces: list[str]) -> Visible:
-    """What the components of a pattern show: a name that begins with "_" or "." only to one that begins so itself."""
+    """Which names the components of a pattern show: one that begins with "_" or "." only to a component that begins
+    so."""
     return functools.partial(_visible_to, pieces)
 
 

@@ -21,14 +21,15 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 PATIENCE_S = 45.0
 """From the first attempt's start to the last one's; that may take half a minute more."""
 IMPATIENCE_S = 5.0
-"""The same at the first contact: the address may be wrong."""
+"""Attempts go on for so long at the first contact, where the address may be wrong."""
 
 _answered: set[str] = set()
 """Buckets, each with its options, that answered this process once: their address is right."""
 
 
 def patiently(url: str, options: Options, attempt: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
-    """What `attempt` returns, which works on the file or folder at `url`: at once on a disk, `persistently` in a store."""
+    """Return what `attempt` returns, which works on the file or folder at `url`: at once on a disk, `persistently` in a
+    store."""
     if not is_remote(url):
         return attempt()
     address = address_of(url)
@@ -51,7 +52,8 @@ def persistently(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """What `attempt` returns, at last; its error when no other attempt can begin within `patience(error)` seconds of the
+    """Return what `attempt` returns at last; raise its error when no other attempt can begin within `patience(error)`
+    seconds of the
     first one's start.
 
     Pauses double, and are drawn from their upper half: many workers meet the same fault at the same time.

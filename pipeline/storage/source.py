@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 
 from pipeline.errors import InputError
 from pipeline.storage import disk
-from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_path
+from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_pattern
 from pipeline.storage.error import before_work, changed, reported, source_reported
 from pipeline.storage.file import FileInfo, Options, Pinned
 from pipeline.storage.opened import READAHEAD_BYTES, Opened
@@ -29,7 +29,7 @@ def list_pattern(pattern: str, options: Options) -> list[FileInfo]:
         if is_remote(pattern):
             found = patiently(pattern, options, lambda: _list_store(pattern, options), IMPATIENCE_S)
         else:
-            found = disk.list_pattern(local_path(pattern))
+            found = disk.matching_files(local_pattern(pattern))
     if not found:
         raise InputError(f"no file matches {pattern!r}: give a file, a folder or a pattern such as data/*.parquet")
     for file in found:

@@ -1,4 +1,4 @@
-"""What every store can do with the files of one root, in the words of fsspec; a store's own file says what is different.
+"""The way in which every store handles the files of one root, by fsspec; a store's own file says what is different.
 
 A store knows keys (paths below its root), bytes and versions. It raises what its library raises, FileNotFoundError for
 a file that is not there, and NoRoot if the root isn't.
@@ -19,7 +19,7 @@ from pipeline.storage.error import NoRoot, said
 from pipeline.storage.file import FileInfo, Options
 
 Info = dict[str, Any]
-"""What fsspec's `info` and `find` say of a file."""
+"""The description of a file by fsspec's `info` and `find`."""
 
 _DELETERS = 16
 
@@ -57,7 +57,7 @@ class Store:
                 yield file
 
     def look_up(self, key: str) -> FileInfo | None:
-        """None if there is no such file."""
+        """The file's description; None if there is no such file."""
         try:
             info = self.filesystem.info(self.path(key))
         except FileNotFoundError:
@@ -89,7 +89,7 @@ class Store:
             self.filesystem.pipe_file(self.path(key), data)
 
     def create(self, key: str, data: bytes) -> None:
-        """The same, but FileExistsError if there is one already, as far as the store honours the condition."""
+        """Write a new file; FileExistsError if there is one already, as far as the store honours the condition."""
         with self.missing_is_root():
             self.filesystem.pipe_file(self.path(key), data, mode="create")
 
@@ -119,7 +119,7 @@ class Store:
 
     @contextlib.contextmanager
     def missing_is_root(self) -> Iterator[None]:
-        """Where no file is looked for, what can't be found is the root."""
+        """Raise NoRoot for FileNotFoundError: where no file is looked for, it is the root that can't be found."""
         try:
             yield
         except FileNotFoundError:
@@ -147,7 +147,12 @@ class Store:
         try:
             return self.connect(address, options, patient)
         except ImportError as error:
-            raise InputError(f"{address.store}:// needs the packages of the extra `{self.extra}`: {error}") from None
+            raise InputError(
+                f"{address.store}:// needs the packages of the extra `{self.extra}` ({error}): "
+                f"pip install 'embedding-pipeline[{self.extra}]' on every node"
+                if self.extra
+                else f"{address.store}:// needs a package that is not installed ({error}): pip install -U embedding-pipeline"
+            ) from None
         except (AttributeError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"storage_options can't be used for {address.store}://: {said(error, options)}") from None
 

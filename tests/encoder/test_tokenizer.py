@@ -103,7 +103,7 @@ def test_the_library_path_gives_the_same_rows(folder, monkeypatch):
 
 def test_reading_only_the_head_of_a_long_text_changes_nothing(folder, monkeypatch):
     with_heads = tokenizer_of(folder).tokenize(TEXTS)
-    monkeypatch.setattr(tokenizing, "_cuts", lambda backend: None)
+    monkeypatch.setattr(tokenizing, "safe_cuts", lambda backend: None)
     without = tokenizer_of(folder)
     rows = without.tokenize(TEXTS)
     np.testing.assert_array_equal(with_heads.ids, rows.ids)
@@ -338,7 +338,7 @@ def test_heads_of_peps_and_poems_have_the_ids_of_the_whole(corpora, max_seq_leng
     with_heads = Tokenizer(spec, threads=2)
     assert len(with_heads._heads(dict(enumerate(texts)))) > 100
     rows = with_heads.tokenize(texts)
-    monkeypatch.setattr(tokenizing, "_cuts", lambda backend: None)
+    monkeypatch.setattr(tokenizing, "safe_cuts", lambda backend: None)
     whole = Tokenizer(spec, threads=2).tokenize(texts)
     np.testing.assert_array_equal(rows.ids, whole.ids)
     np.testing.assert_array_equal(rows.truncated, whole.truncated)

@@ -1,5 +1,6 @@
 import concurrent.futures
 import datetime
+import errno
 import os
 import pickle
 import socket
@@ -577,3 +578,58 @@ def test_times_are_on_the_stores_clock(moto: S3Server, tmp_path: Path) -> None:
     folder.write("x", b"1")
     moment = datetime.datetime.fromtimestamp(folder.list()[0].modified, datetime.UTC)
     assert abs(moment - datetime.datetime.now(datetime.UTC)) < datetime.timedelta(minutes=1)
+
+
+# --- disks without links
+
+
+@pytest.fixture(params=["EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"])
+def without_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: str, target: str) -> None:
+        raise OSError(getattr(errno, request.param), "Operation not permitted", source)
+
+    monkeypatch.setattr(disk.os, "link", refused)
+
+
+def test_a_disk_without_links_keeps_the_first(without_links: None, tmp_path: Path) -> None:
+    test_create_once_keeps_the_first(Folder(str(tmp_path / "table")))
+    assert [path.name for path in (tmp_path / "table").rglob("*")] == ["versions", "1.json"]
+
+
+@pytest.mark.usefixtures("without_links")
+def test_of_eight_racers_one_creates_without_links(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    for number in range(20):
+        test_of_eight_racers_one_creates("local", request, tmp_path / str(number))
+
+
+@pytest.mark.usefixtures("without_links")
+@pytest.mark.parametrize("step", range(1, 12))
+def test_a_writer_that_dies_without_links_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """It dies before the `step`-th call that changes the disk."""
+    folder, calls = Folder(str(tmp_path / "table")), iter(range(1, 1000))
+    folder.write("versions/0.json", b"")
+
+    class Died(BaseException):
+        pass
+
+    with monkeypatch.context() as dying:
+        for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync"):
+            real = getattr(disk.os, name)
+
+            def call(*arguments: Any, real: Any = real) -> Any:
+                if next(calls) >= step:  # all later ones fail, too: a dead process cleans nothing up
+                    raise Died
+                return real(*arguments)
+
+            dying.setattr(disk.os, name, call)
+        try:
+            answer = folder.create_once("versions/1.json", b"dead")
+        except Died:
+            answer = b"unknown"
+    assert folder.create_once("versions/1.json", b"next") in ((b"dead",) if answer is None else (None, b"dead"))
+    standing = folder.read("versions/1.json")
+    assert standing in (b"dead", b"next")
+    assert folder.create_once("versions/1.json", b"third") == standing
+    assert [file.path for file in folder.list()] == ["versions/0.json", "versions/1.json"]

@@ -141,6 +141,7 @@ except InputError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert f"{scheme}:// needs the packages of the extra `{scheme}`" in done.stdout
+    assert f"pip install 'embedding-pipeline[{scheme}]'" in done.stdout
 
 
 # --- memory

@@ -24,7 +24,7 @@ class EngineLost(Exception):
 
 class Engine(Protocol):
     name: str
-    """As summaries show it."""
+    """Summaries show the engine by this name."""
     dim: int
     """Width of a vector."""
 
@@ -39,7 +39,7 @@ class Engine(Protocol):
 
 
 Answer = Callable[[], NDArray[np.float32]]
-"""Waits for the vectors of a batch that was started, and gives them; raises as Engine.encode does."""
+"""A call waits for the vectors of a batch that was started, and returns them; it raises what Engine.encode raises."""
 
 
 @runtime_checkable
@@ -50,13 +50,14 @@ class StreamingEngine(Engine, Protocol):
     """Batches to have in work at a time."""
 
     def start(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Answer:
-        """As `encode`, up to the vectors. May raise at once what the answer would raise."""
+        """Begin to encode, with the arguments of `encode`. This may raise at once what the answer would raise."""
         ...
 
 
 @runtime_checkable
 class CompilingEngine(Engine, Protocol):
-    """Makes code for each shape of a matrix that it sees first, in the time of some hundred tokens: the fewer, the better."""
+    """Makes code for each shape of a matrix that it sees first, in the time of some hundred tokens: the fewer, the
+    better."""
 
     longest: int | None
     """Tokens that a row may be padded to; None where there is no limit."""

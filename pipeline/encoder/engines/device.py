@@ -24,12 +24,12 @@ def ready_device(name: str, threads: int) -> torch.device:
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""What the allocators of the CPU, of CUDA and of its libraries say; the last two stand behind "CUDA error"."""
+"""The allocators of the CPU, of CUDA and of its libraries say these; the last two stand behind "CUDA error"."""
 
 
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
-    """torch's errors as ours: OutOfMemory, RunError for a device that is lost, all others as they are."""
+    """Raise OutOfMemory or, for a device that is lost, RunError in the place of torch's errors; others pass through."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

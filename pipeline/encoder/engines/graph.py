@@ -24,7 +24,7 @@ class Compiled:
 
     def __init__(self, file: Path, threads: int) -> None:
         settings = {
-            # Or a processor that has bfloat16 would use it, unasked.
+            # Without this, a processor that has bfloat16 would use it, unasked.
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -48,7 +48,7 @@ def _core() -> Any:
 
 
 def read_graph(file: Path) -> Any:
-    """The graph as OpenVINO has it in memory."""
+    """The graph in the form that OpenVINO has in memory."""
     return _core().read_model(file)
 
 

@@ -31,7 +31,7 @@ def quantised(graph: Path, rows: Sequence[NDArray[np.int32]]) -> bytes:
     with _quiet():
         import nncf
 
-        # Not nncf.set_log_level, which sets its handlers too, and others' among them.
+        # nncf.set_log_level would set the handlers too, and those of others among them.
         logging.getLogger("nncf").setLevel(logging.ERROR)
         samples = nncf.Dataset([[row[None].astype(np.int64), np.ones((1, len(row)), np.int64)] for row in rows])
         try:
@@ -64,7 +64,7 @@ def unpack(content: bytes, folder: Path) -> None:
 
 
 def graph_file(folder: Path) -> Path:
-    """Of a folder that `unpack` filled."""
+    """The path of the graph in a folder that `unpack` filled."""
     return folder / _NAMES[0]
 
 

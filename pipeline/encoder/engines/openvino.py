@@ -21,7 +21,8 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, spec: EncoderSpec, graph: Path, threads: int, prompt_length: int = 0) -> None:
-        """`graph`: the file that kept_graph.float32_graph gave, or a quantised one; `prompt_length` as in TorchEngine."""
+        """`graph`: the file that kept_graph.float32_graph gave, or a quantised one; `prompt_length` as in
+        TorchEngine."""
         self.dim = spec.dim
         self.longest = spec.max_seq_length
         ready_device("cpu", threads)

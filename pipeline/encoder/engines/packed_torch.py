@@ -54,11 +54,12 @@ class PackedTorchEngine:
         return tuple({f"not recorded: {each.refused}" for each in self._recordings.values() if each.refused})
 
     def encode(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
-        """The padded engine's: for who has a matrix."""
+        """The vectors of the padded engine, for callers that have a matrix."""
         return self._padded.encode(ids, lengths)
 
     def size(self, lengths: NDArray[np.int64]) -> int:
-        """With short rows a size is larger than it must be, so that it has as many slots as rows: one per LEAST_TOKENS."""
+        """The tokens that a batch is computed as. Short rows count as LEAST_TOKENS each, so that a size has a slot for
+        each row."""
         return doubled(LEAST_SIZE, packed_tokens(lengths)) if self._constant else int(lengths.sum())
 
     @torch.inference_mode()
@@ -94,7 +95,8 @@ class PackedTorchEngine:
         return self._recordings[key](*inputs)
 
     def _forward(self, longest: int, ids: Tensor, positions: Tensor, bounds: Tensor) -> Outputs:
-        """The names are those of transformers for its own packed input."""
+        """Run the transformer on packed rows; the names of the arguments are those of transformers for its own packed
+        input."""
         self._padded.attend_by(row_attention.NAME)
         return self._padded.transform(
             ids.long()[None],
@@ -145,7 +147,7 @@ def doubled(least: int, value: int, factor: int = 2) -> int:
 
 
 MOST_DIFFERENT = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 1e-3}
-"""By which a packed vector may differ from the padded one: in float32 each number, else 1 - cosine."""
+"""A packed vector may differ by so much from the padded one: in float32 in each number, else in 1 - cosine."""
 PROOF_WIDTH = 2048
 """The longest rows that are tried, where a model takes longer ones."""
 

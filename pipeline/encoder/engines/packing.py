@@ -17,7 +17,8 @@ class PackedRows:
     positions: Ids
     """int32 [size]: of each token in its own row."""
     bounds: Ids
-    """int32 [slots + 1]: where each row begins and, last, where all end. Slots without a row are empty rows at the end."""
+    """int32 [slots + 1]: where each row begins and, last, where all end. Slots without a row are empty rows at the
+    end."""
     longest: int
     """No row is longer."""
 

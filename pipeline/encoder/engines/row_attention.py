@@ -17,7 +17,8 @@ import transformers
 from torch import Tensor, nn
 
 NAME = "rows_in_one_sequence"
-"""Of the attention implementation. transformers takes a name with "flash", "flex" or "sdpa" in it for one of its own."""
+"""This is the name of the attention implementation. transformers takes a name with "flash", "flex" or "sdpa" in it for
+one of its own."""
 
 _CHANGE_SCORES = ("position_bias", "s_aux", "softcap", "cache", "past_key_values")
 
@@ -37,34 +38,33 @@ def row_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    is_causal: bool | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
-    **more: Any,
+    **given: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, heads, tokens, width], key and value likewise, maybe with fewer heads -> [1, tokens, heads, width]."""
-    if cu_seq_lens_q is None or max_length_q is None:
+    """query [1, heads, tokens, width], key and value likewise, maybe with fewer heads -> [1, tokens, heads, width].
+
+    `given` are the further arguments by which transformers calls every attention: bounds of the rows, scale and window.
+    """
+    bounds, longest = given.get("cu_seq_lens_q"), given.get("max_length_q")
+    if bounds is None or longest is None:
         raise NotImplementedError("the model does not hand on where the rows begin")
     if attention_mask is not None:
         raise NotImplementedError("the model has a mask of its own")
-    refused = [name for name in _CHANGE_SCORES if more.get(name) is not None]
+    refused = [name for name in _CHANGE_SCORES if given.get(name) is not None]
     if refused or query.shape[-1] != value.shape[-1]:
         raise NotImplementedError(f"the model's attention has {', '.join(refused) or 'values of another width'}")
     copies = query.shape[1] // key.shape[1]
     query, key, value = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
     if copies > 1:
         key, value = (tensor.repeat_interleave(copies, dim=1) for tensor in (key, value))
-    # As transformers reads both: a window counts the token itself, and who says nothing is causal.
-    reach = -1 if sliding_window is None else sliding_window - 1
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # transformers reads both so: a window counts the token itself, and a module that says nothing is causal.
+    window, causal, scale = (given.get(name) for name in ("sliding_window", "is_causal", "scaling"))
+    reach = -1 if window is None else window - 1
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     attend = _KERNEL if query.is_cuda else masked
     if attend is None:
         raise NotImplementedError("neither this torch has varlen attention with windows, nor is flash_attn installed")
-    seen = attend(query, key, value, cu_seq_lens_q, max_length_q, scale, (reach, 0 if causal else reach))
+    seen = attend(query, key, value, bounds, longest, scale, (reach, 0 if causal else reach))
     return seen.unsqueeze(0), None
 
 

@@ -3,15 +3,13 @@
 The vectors are used as float32 whatever type they are stored in. Knows no texts, no batching and no retries.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from numpy.typing import NDArray
 
 from pipeline.encoder.engines.device import ready_device, translated_errors
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PipelineError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.modules import build_post_modules, static_vectors
 
@@ -28,7 +26,7 @@ class StaticEngine:
     def __init__(self, spec: EncoderSpec, device: str, threads: int) -> None:
         self.dim = spec.dim
         self._device = ready_device(device, threads)
-        self._vectors = _load_vectors(spec.transformer_folder).to(self._device)
+        self._vectors = _load_vectors(spec).to(self._device)
         self._post = build_post_modules(spec).eval().to(self._device)
 
     @torch.inference_mode()
@@ -42,9 +40,13 @@ class StaticEngine:
             return result
 
 
-def _load_vectors(folder: Path) -> torch.Tensor:
+def _load_vectors(spec: EncoderSpec) -> torch.Tensor:
     """float32 [vocabulary, dim]; InputError where they are damaged or more than tensors."""
     try:
-        return static_vectors(folder)
+        return static_vectors(spec)
+    except PipelineError:
+        raise
     except Exception as error:
-        raise InputError(f"the weights in {str(folder)!r} don't load: {type(error).__name__}: {error}") from None
+        raise InputError(
+            f"the weights in {str(spec.transformer_folder)!r} don't load: {type(error).__name__}: {error}"
+        ) from None

@@ -30,7 +30,8 @@ IN_FLIGHT = {"cpu": 1, "cuda": 3}
 
 
 class TorchEngine:
-    """Implements engines.base.StreamingEngine. Sets torch's thread count and float32 precision for the whole process."""
+    """Implements engines.base.StreamingEngine. Sets torch's thread count and float32 precision for the whole
+    process."""
 
     name = "torch"
 
@@ -62,7 +63,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def start(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Answer:
-        """As `encode`; the answer waits for the vectors."""
+        """Begin to encode, with the arguments of `encode`; the answer waits for the vectors."""
         with translated_errors(), quiet_transformers():
             width = ids.shape[1]
             given = self.transfer.to_device(ids, lengths)
@@ -88,7 +89,8 @@ class TorchEngine:
             self._attends_by = implementation
 
     def _prove(self, spec: EncoderSpec) -> None:
-        """InputError where the architecture can't compute in this precision: some mix types, some overflow at a mask."""
+        """InputError where the architecture can't compute in this precision: some mix types, some overflow at a
+        mask."""
         width = min(self._prompt_length + 8, spec.max_seq_length or 2**31)  # with tokens for pooling behind the prompt
         try:
             vectors = self.encode(np.zeros((2, width), np.int32), np.array([width, max(width - 3, 1)], np.int32))
@@ -102,11 +104,25 @@ class TorchEngine:
 
 
 def load_transformer(spec: EncoderSpec) -> Any:
-    """The bare transformer in eval mode on the CPU, weights in spec.precision; InputError if they are not all there."""
+    """The bare transformer in eval mode on the CPU, its weights in spec.precision and in memory of this process.
+
+    Raises InputError if they are not all there, ModelChanged if a file changed before they were.
+    """
+    return spec.load(lambda: _in_memory(_load(spec)))
+
+
+def _in_memory(model: Any) -> Any:
+    """The model with copies of its tensors, one after the other: transformers may give mappings of the files."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
+
+
+def _load(spec: EncoderSpec) -> Any:
     folder = str(spec.transformer_folder)
     try:
         with quiet_transformers():
-            # False, not left out: transformers would ask the person at the keyboard.
+            # Where trust_remote_code is left out, transformers would ask the person at the keyboard.
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config.use_cache = False  # a decoder would keep keys and values of all tokens for a next word
             encoder = ARCHITECTURES[spec.model_type].encoder

@@ -22,7 +22,8 @@ from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
 
 TOLERANCE = 5e-5
-"""Of a token's vector against torch's, relative to its largest number: sums in another order."""
+"""A token's vector may differ by so much from torch's, relative to its largest number: sums are made in another
+order."""
 
 
 def trace(spec: EncoderSpec, file: Path, *, token_types: bool, width: int) -> None:
@@ -64,7 +65,8 @@ def _converted(traced: _Traced) -> Any:
 
 @torch.inference_mode()
 def _prove(compiled: Compiled, traced: _Traced, width: int) -> None:
-    """Raises Unsupported where a token's vector isn't torch's: rows of one token to `width`, alone and beside longer ones."""
+    """Raises Unsupported where a token's vector isn't torch's: rows of one token to `width`, alone and beside longer
+    ones."""
     vocabulary = traced.model.get_input_embeddings().weight.shape[0]
     chance = np.random.default_rng(0)
     for rows, longest in ((1, 1), (1, min(3, width)), (4, min(7, width)), (8, min(48, width)), (1, width), (4, width)):

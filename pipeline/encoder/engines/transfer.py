@@ -24,7 +24,7 @@ class Transfer:
         self._outward = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
 
     def to_device(self, *arrays: NDArray[Any]) -> Sequence[Tensor]:
-        """The same numbers on the device; work that is given to it from now on sees them."""
+        """Copies of the arrays on the device; work that is given to it from now on sees them."""
         if self._inward is None:
             return [torch.from_numpy(array) for array in arrays]
         compute = torch.cuda.current_stream(self._device)
@@ -36,7 +36,7 @@ class Transfer:
         return tensors
 
     def to_host(self, tensor: Tensor) -> Answer:
-        """What waits until the device is done with the float32 tensor, and gives it."""
+        """An answer that waits until the device is done with the float32 tensor, and returns it."""
         if self._outward is None:
             result: NDArray[np.float32] = tensor.numpy()
             return lambda: result

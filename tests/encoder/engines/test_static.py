@@ -14,7 +14,7 @@ from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
 from tests.architectures import build_static
-from tests.tiny import build_tiny_model, load_oracle
+from tests.tiny import as_it_stands, build_tiny_model, load_oracle
 
 TEXTS = ["the oil price", "a", "한국어 문장", "oil " * 3000, "x [SEP] y", "The the", "water we work " * 40, "🙂"]
 
@@ -141,7 +141,7 @@ def test_damaged_weights_are_an_input_error(folder):
     spec = spec_of(folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(InputError, match="don't load"):
-        build_encoder(spec, "cpu", 1)
+        build_encoder(as_it_stands(spec), "cpu", 1)
 
 
 def test_a_damaged_tokenizer_is_an_input_error(folder):

@@ -19,7 +19,7 @@ from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError, RunError
 from pipeline.model.folder import encoder_spec
 from pipeline.model.saved_modules import ACTIVATIONS, POOLING_MODES
-from tests.tiny import build_tiny_model, load_oracle
+from tests.tiny import as_it_stands, build_tiny_model, load_oracle
 
 TOLERANCE = 1e-5
 
@@ -129,7 +129,7 @@ def test_dense_weights_that_run_code_are_refused(tmp_path):
     (folder / "2_Dense/model.safetensors").unlink()
     torch.save({"linear.weight": Evil()}, folder / "2_Dense/pytorch_model.bin")
     with pytest.raises(InputError, match="2_Dense"):
-        TorchEngine(spec, "cpu", 1)
+        TorchEngine(as_it_stands(spec), "cpu", 1)
 
 
 @pytest.mark.parametrize("pooling", [(mode,) for mode in POOLING_MODES])
