@@ -36,6 +36,9 @@ class CsvSpec:
     """One character; null is a comma in csv, a tab in tsv."""
     quote: str | None = None
     """One character, "" for none; null is `"` in csv, none in tsv."""
+    escape: str | None = None
+    """One character before quotes, delimiters and itself, and before N alone for null: a backslash for what Spark, PostgreSQL
+    and MySQL write; null is none, and a quote inside quotes is written twice."""
     columns: tuple[str, ...] = ()
     """Names of the columns of files without a header line; empty takes the names from each file's first line."""
 
@@ -44,6 +47,10 @@ class CsvSpec:
             raise ConfigError(f"source.csv.delimiter is {self.delimiter!r}; give one character, or null")
         if self.quote is not None and (len(self.quote) > 1 or self.quote in ("\r", "\n")):
             raise ConfigError(f'source.csv.quote is {self.quote!r}; give one character, "" for none, or null')
+        if self.escape is not None and (len(self.escape) != 1 or self.escape in "\r\n"):
+            raise ConfigError(f"source.csv.escape is {self.escape!r}; give one character, or null")
+        if self.escape is not None and self.escape == self.delimiter:
+            raise ConfigError(f"source.csv.escape and source.csv.delimiter are both {self.escape!r}: change one")
         if self.quote and self.quote == self.delimiter:
             raise ConfigError(f"source.csv.quote and source.csv.delimiter are both {self.quote!r}: change one")
         if len(set(self.columns)) < len(self.columns):
@@ -83,6 +90,9 @@ class SourceSpec:
     """An Arrow filter expression such as `lang == "en" and year >= 2020`; other rows are left out."""
     limit: int | None = None
     """Only the first rows, in path order, that pass `where`: for trials."""
+    encoding: str = "auto"
+    """The encoding of text files: `auto`, `utf-8`, `utf-16`, `latin-1`, `cp1252`, .. A byte order mark counts before it; auto
+    is UTF-8 unless the first bytes are certainly UTF-16 or UTF-32."""
     csv: CsvSpec = field(default_factory=CsvSpec)
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -115,6 +125,10 @@ class SourceSpec:
             )
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"source.limit is {self.limit}; give a whole number of at least 1, or null")
+        if self.encoding != "auto" and not _is_text_encoding(self.encoding):
+            raise ConfigError(
+                f"source.encoding is {self.encoding!r}; give auto or a text encoding such as utf-8, utf-16 or latin-1"
+            )
         for name, kind in self.schema.items():
             if not isinstance(kind, str):
                 raise ConfigError(
@@ -128,6 +142,13 @@ class SourceSpec:
                 )
         if len(set(self.keep)) < len(self.keep):
             raise ConfigError(f"source.keep names a column twice: {list(self.keep)}")
+
+
+def _is_text_encoding(name: str) -> bool:
+    try:
+        return "a\n".encode(name).decode(name) == "a\n"
+    except (LookupError, ValueError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ be left out. Bad data never raises; SourceChanged and StorageError do.
 """
 
 import bisect
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,8 @@ from pipeline.schema import DEAD_LETTERS, ID, POSITION, SOURCE, TEXT
 from pipeline.sources import filter
 from pipeline.sources.columns import Block, RestLost, Unread, column_names, folder_misfits, join_ids, row_bytes, to_ids
 from pipeline.sources.formats import registry
-from pipeline.storage import check_unchanged, checks_itself, pinned
+from pipeline.sources.formats.content import HEAD_BYTES, is_plain
+from pipeline.storage import check_unchanged, checks_itself, open_pinned, pinned
 from pipeline.work import NO_PLACE, Slice, Span, Unit
 
 SLICE_BYTES = 64 * 2**20
@@ -259,6 +261,8 @@ def _let_through(block: Block, spec: SourceSpec, only: pa.Array | None = None) -
 def _blocks(span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed) -> Iterator[Block]:
     """The rows of the span, as many as it takes."""
     left = span.take
+    if span.kind == "bytes" and span.start and not _can_be_cut(span, spec):
+        return  # the first span has all rows of the file
     with pinned(span.file, spec.storage_options, registry.readahead_bytes(span.file)) as opened:
         for block in registry.blocks(opened, span, wanted, spec, limits.max_row_bytes, needed):
             if not checks_itself(span.file.path):
@@ -272,6 +276,12 @@ def _blocks(span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, 
                 left = 0
             if left == 0:
                 return
+
+
+def _can_be_cut(span: Span, spec: SourceSpec) -> bool:
+    """By the first bytes of the file, which stands elsewhere than the span."""
+    with contextlib.closing(open_pinned(span.file, spec.storage_options, HEAD_BYTES)) as opened:
+        return is_plain(opened.read(HEAD_BYTES), span.file, spec.encoding)
 
 
 def _needed(done: Intervals, base: int) -> Needed:

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from pipeline.config import SourceSpec
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, one_line
 from pipeline.schema import NULL_PARTITION
 from pipeline.sources import dataset, filter, type_names
 from pipeline.sources.columns import (
@@ -38,8 +38,11 @@ from pipeline.work import FormatName, SourceFile, Span
 _SAVED_WITH_ARROW = ("dataset_info.json", "state.json")
 _SAVED_ABOVE_ARROW = "dataset_dict.json"
 _SAMPLED_FILES = 8
+_SAMPLED_BYTES, _MOST_SAMPLED_FILES = 64 * 2**20, 256
+"""Up to so many stored bytes in so many files all of a format are looked into."""
 _THREADS = 16
 _LOOK_BYTES = 2**16
+_SHOWN_REASONS = 3
 _ROW_BYTES_GUESS = 1000
 
 
@@ -237,12 +240,12 @@ def _planned_types(spec: SourceSpec, columns: Sequence[str], files: Sequence[Sou
 
 
 def _look_into(files: Sequence[SourceFile], columns: Sequence[str], spec: SourceSpec) -> dict[str, Look]:
-    """By path. All files of formats that say what they hold, of others some that are spread over the list."""
+    """By path. All files of formats that say what they hold, and of a small source; of others some that are spread over the
+    list."""
     chosen: list[SourceFile] = []
     for form in _formats(files):
         those = [file for file in files if file.format == form]
-        every = registry.FORMS[form].every
-        chosen += those if every else _spread([file for file in those if file.size] or those, _SAMPLED_FILES)
+        chosen += those if registry.FORMS[form].every else _sampled([file for file in those if file.size] or those)
 
     def look(file: SourceFile) -> tuple[str, Look]:
         with contextlib.closing(open_pinned(file, spec.storage_options, _LOOK_BYTES)) as opened:
@@ -253,6 +256,11 @@ def _look_into(files: Sequence[SourceFile], columns: Sequence[str], spec: Source
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(pool.map(look, chosen))
+
+
+def _sampled(files: Sequence[SourceFile]) -> Sequence[SourceFile]:
+    small = len(files) <= _MOST_SAMPLED_FILES and sum(file.size for file in files) <= _SAMPLED_BYTES
+    return files if small else _spread(files, _SAMPLED_FILES)
 
 
 _FIX_TYPES = "a column needs one type; leave it out of source.keep, set its type in source.schema, or convert the files"
@@ -272,12 +280,15 @@ def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
 
 
 def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> None:
-    if not any(look.readable for look in looks.values()):
-        formats = ", ".join(_formats(files))
-        raise InputError(
-            f"none of the {len(files)} source files can be read, the first is {files[0].path!r}: expected {formats}; "
-            "check source.path and source.format"
-        )
+    if any(look.readable for look in looks.values()):
+        return
+    known = [(path, look.reason or "it holds no row") for path, look in looks.items()]
+    shown = "; ".join(f"{path!r}: {one_line(reason, 300)}" for path, reason in known[:_SHOWN_REASONS])
+    more = f"; and {len(known) - _SHOWN_REASONS} more" if len(known) > _SHOWN_REASONS else ""
+    raise InputError(
+        f"none of the {len(files)} source files can be read as {', '.join(_formats(files))}: {shown}{more}; check source.path "
+        "and source.format"
+    )
 
 
 # --- types

@@ -482,7 +482,9 @@ def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp
     prepared = prepare.prepare(spec, writes=True)
     units, written = {unit.unit_id for unit in prepared.plan.added}, []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(prepare.publication, "publish", lambda table, parent, work, *_: written.extend(work.done) or 1 / 0)
+        patched.setattr(
+            prepare.publication, "publish", lambda table, parent, work, *_: written.extend(work.done) or 1 / 0
+        )
         with pytest.raises(ZeroDivisionError):
             inline.embed(spec)
     assert {unit.unit_id for unit, _ in written} == units

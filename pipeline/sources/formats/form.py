@@ -43,9 +43,12 @@ class Look:
     """Bytes of these rows, uncompressed."""
     readable: bool = True
     """Whether there is anything that the format can read."""
+    reason: str = ""
+    """Why nothing can be read; empty for a file that can be, or that holds nothing."""
 
 
-UNREADABLE = Look(types={}, readable=False)
+def unreadable(reason: str) -> Look:
+    return Look(types={}, readable=False, reason=reason)
 
 
 class Blocks(Protocol):

@@ -23,6 +23,8 @@ FORMS: Mapping[FormatName, Form] = {
     "text": text.FORM,
     "html": html.FORM,
 }
+_CUTTABLE = ("auto", "utf-8", "utf8")
+"""The values of `source.encoding` under which files are cut by bytes: the places in others are those of their UTF-8."""
 _COMPRESSIONS: Mapping[str, Compression] = {".gz": "gz", ".zst": "zst"}
 
 
@@ -77,6 +79,6 @@ def extent(file: SourceFile, look: Look | None, spec: SourceSpec) -> Extent:
     return Extent(
         file=file,
         unit_bytes=form.unit_bytes // PACKED_RATIO if file.compression else form.unit_bytes,
-        divisible=not file.compression and form.divisible(file, spec),
+        divisible=not file.compression and spec.encoding in _CUTTABLE and form.divisible(file, spec),
         rows=form.rows_per_file,
     )

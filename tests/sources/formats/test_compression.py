@@ -8,7 +8,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.formats.compression import Broken, reader
+from pipeline.sources.formats.compression import Broken
+from pipeline.sources.formats.content import uncompressed as reader
 from pipeline.work import SourceFile
 
 
