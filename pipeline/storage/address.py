@@ -7,6 +7,7 @@ import fnmatch
 import os
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from pipeline.errors import InputError
 
@@ -31,6 +32,7 @@ _HUB_ROOT = re.compile(
     rf"(?:{_HUB_KINDS})?(?!{_HUB_KINDS})[^/@]+/[^/@]+(?:@(?:refs/(?:convert|pr)/[^/]+|[^/]+))?(?=/|$)"
 )
 _AZURE_ACCOUNT = re.compile(r"([^@]+)@([^./]+)\.(?:dfs|blob)\.core\.[a-z.]+")
+_FILE_URL = re.compile(r"file:(?://([^/]*)(?=/|$)|(?=/))", re.IGNORECASE)
 _COMMIT = re.compile(r"@[0-9a-f]{40}$")
 
 
@@ -78,6 +80,8 @@ def address_of(path: str) -> Address:
 
 def store_of(path: str) -> str:
     """`file` for paths of this disk, else the store's one name; InputError for a scheme that is not known."""
+    if _FILE_URL.match(path):
+        return "file"
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", path)
     if scheme and scheme[1] not in _STORES:
         known = ", ".join(f"{name}://" for name in _STORES if name != "file")
@@ -102,8 +106,20 @@ def checks_itself(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """The absolute path of a local path or file:// URL; symlinks are kept."""
-    return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    """The absolute path of a local path or of a file: URL, as Hadoop (`file:/x`) and Python (`file:///x%20y`) write them;
+    symlinks are kept.
+
+    Raises InputError for a URL that names another host. A file of this very name counts before what it stands for decoded.
+    """
+    url = _FILE_URL.match(path)
+    if url is None:
+        return os.path.abspath(os.path.expanduser(path))
+    host, rest = url[1] or "", path[url.end() :]
+    if host not in ("", "localhost") and not host.startswith(("~", ".")):
+        raise InputError(f"{path!r} names the host {host!r}: give file:///path, with three slashes, or the path alone")
+    rest = rest if host == "localhost" else host + rest
+    plain = os.path.abspath(os.path.expanduser(rest))
+    return plain if os.path.lexists(plain) else os.path.abspath(os.path.expanduser(unquote(rest)))
 
 
 def same_place(a: str, b: str) -> bool:

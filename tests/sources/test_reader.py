@@ -61,7 +61,8 @@ def read(
     **options: Any,
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     """All documents and dead letters of a source."""
-    spec = SourceSpec(**{"path": str(path), "text": "text", **options})
+    types = {"schema": options.pop("schema_types")} if "schema_types" in options else {}
+    spec = SourceSpec(**{"path": str(path), "text": "text", **options, **types})
     found, units = units_of(spec, partition_by)
     slices = [
         each
@@ -236,8 +237,8 @@ def test_bad_lines_are_dead_letters_with_their_reason(tmp_path: Path) -> None:
         (b"null", "the line holds null, not a JSON object"),
         (b'"\\ud800"', "the line holds a string, not a JSON object"),
         (b"[" * 100_000, "malformed JSON: nested too deeply"),
-        (b'{"id": "2", "text": "x", "f": NaN}', "malformed JSON: NaN is no JSON value"),
-        (b'{"id": "2", "text": "x", "n": ' + b"1" * 5000 + b"}", "malformed JSON"),
+        (b'{"id": "2", "text": "x", "f": NaN}', "column 'f': NaN is no JSON value"),
+        (b'{"id": "2", "text": "x", "n": ' + b"1" * 5000 + b"}", "column 'n': an integer of so many digits is no"),
         ({"id": None, "text": "x"}, "the id (column 'id') is null"),
         ({"id": "2", "text": None}, "the text (column 'text') is null"),
         ({"id": "2"}, "the text (column 'text') is null"),
@@ -255,7 +256,8 @@ def test_bad_lines_are_dead_letters_with_their_reason(tmp_path: Path) -> None:
         ({**good, "s": [1]}, "column 's': an array does not fit struct<a: int64>"),
     ]
     positions = write_lines(tmp_path / "a.jsonl", *[good] * 500, *(line for line, _ in bad), good)
-    documents, letters = read(tmp_path, id="id", keep=("n", "f", "b", "l", "s"))
+    types = {"n": "int64", "s": "struct<a: int64>"}  # else late rows widen them
+    documents, letters = read(tmp_path, id="id", keep=("n", "f", "b", "l", "s"), schema_types=types)
     assert documents.num_rows == 501
     for letter, position, (line, reason) in zip(letters, positions[500:-1], bad, strict=True):
         assert letter["error"].startswith(reason), line
@@ -427,6 +429,9 @@ def test_gzip_members_and_padding_are_read_and_garbage_is_not(tmp_path: Path) ->
     documents, letters = read(tmp_path)
     assert (documents.num_rows, letters) == (6, [])
     (tmp_path / "b.jsonl.gz").write_bytes(b'{"text": "not packed"}\n')
+    documents, letters = read(tmp_path)
+    assert (documents.num_rows, letters) == (7, [])
+    (tmp_path / "b.jsonl.gz").write_bytes(b'\x00{"text": "neither packed nor text"}\n')
     documents, (letter,) = read(tmp_path)
     assert documents.num_rows == 6
     assert letter["error"] == "the gzip stream is corrupt from here on (incorrect header check)"

@@ -20,6 +20,7 @@ _LAYERS = 3
 _FEWEST_UNITS = 8
 """Shorter texts without a byte order mark are not taken for UTF-16 or UTF-32."""
 _MANY_NULS = 16
+_MAGIC_BYTES = 4
 
 _PACKED: tuple[tuple[re.Pattern[bytes], Callable[[Read], Iterator[bytes]]], ...] = (
     (re.compile(rb"\x1f\x8b\x08"), gunzip),
@@ -77,8 +78,8 @@ def uncompressed(opened: BinaryIO, file: SourceFile) -> Read:
     message = lfs_pointer(head) or _foreign(head)
     if message is not None:
         raise Broken(message)
-    if file.compression and head and not _is_packed(head) and not _is_text(head):
-        # Neither what the name says nor text: the packed stream is damaged in its first bytes.
+    if file.compression and head and not _is_packed(head) and (len(head) < _MAGIC_BYTES or not _is_text(head)):
+        # Neither what the name says nor text: the packed stream is damaged in its first bytes, or ends in them.
         return _read_of(gunzip(read) if file.compression == "gz" else unzstd(read))
     for _ in range(_LAYERS):
         unpack = next((unpack for magic, unpack in _PACKED if magic.match(head)), None)

@@ -125,20 +125,23 @@ def blocks(
 ) -> Iterator[Block]:
     """All records of the span in order; the header is read from the beginning of the file, wherever the span is."""
     read, form = _opened(opened, span.file, spec)
-    found = records(lines(read, 0, None, max_row_bytes, form.ends), form, max_row_bytes)
+    found: Iterator[Record] = records(lines(read, 0, None, max_row_bytes, form.ends), form, max_row_bytes)
     header = _header(found, spec)
     if header is None:
         return
     names = _names(header)
     twice = _duplicates(names, schema.names)
     error = header.error or (f"it has more than one column {twice[0]!r}" if twice else None)
+    if error is None and not span.start and (missing := _missing(names, span.file, spec)) and not spec.csv.columns:
+        second = next(found, None)
+        found = found if second is None else itertools.chain([second], found)
+        # The only line of a file may have been meant as a row.
+        error = None if second else f"it is the only line of the file, and names no column {missing!r}"
     if span.kind == "bytes":
         opened.seek(0)
         found = records(span_lines(opened, span, max_row_bytes, spec.encoding, form.ends), form, max_row_bytes)
-    rows: Iterator[Record] = (record for record in found if record.position != header.position)
-    if error is None and not span.start:
-        rows, error = _with_first(rows, header, _missing(names, span.file, spec))
-    elif not span.start:
+    rows: Iterable[Record] = (record for record in found if record.position != header.position)
+    if error is not None and not span.start:
         rows = itertools.chain([header], rows)  # a file of nothing else must not go by unseen
     first = 0
     for group in groups(rows, lambda record: record.size):
@@ -159,16 +162,6 @@ def _missing(names: Sequence[str], file: SourceFile, spec: SourceSpec) -> str | 
     """The first column of id and text that neither the header nor a folder has."""
     known = {*names, *(name for name, _ in file.partition)}
     return next((name for name in (*spec.text_columns, *spec.id_columns) if name not in known), None)
-
-
-def _with_first(rows: Iterator[Record], header: Record, missing: str | None) -> tuple[Iterator[Record], str | None]:
-    """The rows, and what is wrong with the header of a file that has none: its only line may have been meant as a row."""
-    first = next(rows, None)
-    if first is not None:
-        return itertools.chain([first], rows), None
-    if missing is None or header.position < 0:
-        return rows, None
-    return iter([header]), f"it is the only line of the file, and names no column {missing!r}"
 
 
 def _block(group: Sequence[Record], header: list[str], schema: pa.Schema, file: SourceFile) -> Block:

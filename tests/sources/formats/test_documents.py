@@ -45,6 +45,8 @@ def test_a_file_that_is_no_document_is_a_bad_row(tmp_path: Path, name: str) -> N
     assert error.endswith("(byte 1)")
     packed = tmp_path / f"{name}.gz"
     packed.write_bytes(b"not packed")
+    assert rows_of(packed) == ([{"text": "not packed"}], [])
+    packed.write_bytes(b"\x01neither packed nor text")
     assert "corrupt" in rows_of(packed)[1][0][1]
 
 
