@@ -82,6 +82,13 @@ class SourceSpec:
     id: str | tuple[str, ...] | None = None
     """The column with the document's id, or several that make it together; null makes one from file and position."""
     keep: tuple[str, ...] = ()
+    """Columns that go into the table as they are; `{source: origin}` instead of a list names them anew: the column `source`
+    becomes `origin`."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """For kept columns with new names, by new name the one in the source; `keep` as a section says the same."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of files and folders that are left out, such as `drafts` or `*/tmp-*.jsonl`; they match anywhere in a path,
+    or from its root if they begin there."""
     schema: Mapping[str, Any] = field(default_factory=dict)
     """Arrow types of columns, by name: `{price: "decimal128(10, 2)"}`; they are guessed or read for the others."""
     on_null: Literal["dead_letter", "skip"] = "dead_letter"
@@ -99,7 +106,10 @@ class SourceSpec:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        return (self.path,) if isinstance(self.path, str) else self.path
+        """The patterns of `path`, one for each choice of `{a,b}`."""
+        return tuple(
+            each for path in ((self.path,) if isinstance(self.path, str) else self.path) for each in _braces(path)
+        )
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -138,10 +148,34 @@ class SourceSpec:
             if is_reserved(name):
                 raise ConfigError(
                     f"source.keep names {name!r}, a column that the table writes itself (upper and lower case are one): "
-                    "leave it out"
+                    "leave it out, or give it another name: `keep: {{{name}: original_{name}}}`"
                 )
+        for name in self.renamed:
+            if name not in self.keep:
+                raise ConfigError(f"source.renamed names {name!r}, which source.keep doesn't: add it there")
         if len(set(self.keep)) < len(self.keep):
             raise ConfigError(f"source.keep names a column twice: {list(self.keep)}")
+
+
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+MOST_PATTERNS = 1000
+
+
+def _braces(pattern: str) -> list[str]:
+    """The patterns that `{a,b}` stands for. Braces without a comma are plain characters, as in a shell."""
+    found = [pattern]
+    while any(map(_BRACES.search, found)):
+        found = [each for one in found for each in _choices(one)]
+        if len(found) > MOST_PATTERNS:
+            raise ConfigError(f"source.path {pattern!r} stands for more than {MOST_PATTERNS:,} patterns: use wildcards")
+    return found
+
+
+def _choices(pattern: str) -> list[str]:
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    return [pattern[: match.start()] + choice + pattern[match.end() :] for choice in match[1].split(",")]
 
 
 def _is_text_encoding(name: str) -> bool:
@@ -464,6 +498,8 @@ def _fill_environment(value: Any, where: str) -> Any:
 def _build(spec: type, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise ConfigError(f"{where or 'the configuration'} must be a section with keys, not {_told(raw)}")
+    if spec is SourceSpec and isinstance(raw.get("keep"), Mapping):
+        raw = _renamed(raw, where)
     hints = get_type_hints(spec)
     fields = {item.name: item for item in dataclasses.fields(spec)}
     for key in raw:
@@ -480,13 +516,25 @@ def _build(spec: type, raw: Any, where: str) -> Any:
     return spec(**values)
 
 
+def _renamed(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The section of the source with `keep: {old: new}` as a list of the new names, and what they are in the source."""
+    keep = raw["keep"]
+    if not all(isinstance(name, str) for pair in keep.items() for name in pair):
+        raise ConfigError(
+            f"{_dotted(where, 'keep')} is a section of something else than names: expected `column: new name`"
+        )
+    new = {value: name for name, value in keep.items() if value != name}
+    return {**raw, "keep": list(keep.values()), "renamed": {**raw.get("renamed", {}), **new}}
+
+
 def _dotted(where: str, key: object) -> str:
     name = str(key) if str(key).isprintable() else repr(key)
     return f"{where}.{name}" if where else name
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type, or ConfigError; no guessing beyond int -> float, list -> tuple and Path -> str."""
+    """`value` as the annotated type, or ConfigError; no guessing beyond int -> float, list -> tuple, a string for a
+    list of one, and Path -> str."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     origin = get_origin(hint)
@@ -503,7 +551,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         given = type(value).__name__ if "storage_options" in where else _told(value)
         raise ConfigError(f"{where} is {given}; expected {_describe(hint)}")
     if origin is tuple:
-        return tuple(value)
+        return (value,) if isinstance(value, str) else tuple(value)
     return float(value) if hint is float else value
 
 
@@ -519,7 +567,9 @@ def _matches(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in get_args(hint) and not isinstance(value, bool)
     if origin is tuple:
-        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        return isinstance(value, str) or (
+            isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        )
     if origin is not None:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if hint is type(None):

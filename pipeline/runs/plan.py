@@ -86,6 +86,7 @@ def output_spec(spec: RunSpec, source: pa.Schema, forms: Collection[str]) -> dic
         "where": filter.normal(spec.source.where),
         # A quoted record that is too long ends after its first line, so the limit says how rows are counted.
         "csv": _csv_shape(spec) if delimited else None,
+        **({"renamed": dict(spec.source.renamed)} if spec.source.renamed else {}),
         **({"encoding": spec.source.encoding} if spec.source.encoding != "auto" else {}),
         "schema": {column.name: str(column.type) for column in source},
         "partition_by": spec.table.partition_by,

@@ -3,6 +3,7 @@
 `prepare` finds all that is wrong before any work and loads neither torch nor Ray; the rest drives the cluster.
 """
 
+import datetime
 import json
 import math
 import time
@@ -27,8 +28,9 @@ from pipeline.runs import plan as planning
 from pipeline.runs.estimate import TOKENS_PER_S
 from pipeline.runs.plan import Plan, Task
 from pipeline.sources import filter
+from pipeline.sources.listing import Recorded, find_sources
 from pipeline.sources.reader import SLICE_BYTES, first_spans
-from pipeline.sources.survey import Survey, check_folders, list_sources, survey
+from pipeline.sources.survey import Survey, check_folders, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
 from pipeline.table import calibration, int8, layout, materialise, publication, record, snapshot
 from pipeline.table.calibration import Calibration, Measurement
@@ -131,12 +133,14 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         table = Folder(spec.table.path, spec.table.storage_options)
         parent = materialise.finish(table) if writes else snapshot.current(table)
         _check_not_held(table, parent)
-        files = list_sources(spec.source)
+        found = find_sources(spec.source, _recorded(parent))
+        files = found.files
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
         before = snapshot.hex_to_schema(parent.source_schema) if parent.source_schema else pa.schema([])
         known = dict(zip(before.names, before.types, strict=True))
         surveyed = survey(files, spec.source, spec.table.partition_by, known)
+        surveyed = replace(surveyed, hidden=found.hidden, excluded=found.excluded)
         _check_chunks(spec, encoder)
         described = _describe_vectors(spec, encoder, table, parent)
         _check_partitions(spec, surveyed.schema)
@@ -162,7 +166,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         encoder=described.encoder,
         table=table,
         parent=parent,
-        files=tuple(files),
+        files=files,
         survey=surveyed,
         part_schema=_part_schema(spec, surveyed.schema, encoder.dim, described.calibration),
         vectors=described,
@@ -173,6 +177,16 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         exclusive=exclusive,
         renews=renews,
     )
+
+
+def _recorded(parent: Snapshot) -> Recorded:
+    """What the version says of the files it was built from."""
+    if not parent.version:
+        return Recorded()
+    versions: dict[str, set[str]] = {}
+    for row in parent.sources.select(["path", "version"]).to_pylist():
+        versions.setdefault(row["path"], set()).add(row["version"])
+    return Recorded(versions=versions, as_of=datetime.datetime.fromisoformat(parent.time).timestamp())
 
 
 def _plan(
@@ -849,7 +863,7 @@ class Summary:
 def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: Mapping[str, float]) -> Summary:
     """The summary of a run that published `version`, or of one that had nothing to do (`version` is the parent)."""
     effort = encoded.effort
-    notes = [*prepared.encoder.notes]
+    notes = [*prepared.encoder.notes, *prepared.survey.left_out]
     if encoded.pools:
         notes.append(f"ran {encoded.pools}, on {encoded.engines}" if encoded.engines else f"ran {encoded.pools}")
     if prepared.vectors.int8 is not None:
@@ -923,6 +937,8 @@ class PlanSummary:
     """None before the table's value ranges are measured."""
     plan_s: float
     changes_pending: bool
+    left_out: tuple[str, ...] = ()
+    """What is to be said of source files that were left out."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -933,6 +949,7 @@ class PlanSummary:
             [
                 f"plan for {self.table} (now at version {self.version})",
                 f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
+                *(f"  left out   {reason}" for reason in self.left_out),
                 f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
                 f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
                 *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
@@ -973,4 +990,5 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
         plan_s=round(prepared.plan_s, 3),
         changes_pending=not plan.changes_nothing,
+        left_out=prepared.survey.left_out,
     )

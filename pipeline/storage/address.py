@@ -107,19 +107,16 @@ def checks_itself(path: str) -> bool:
 
 def local_path(path: str) -> str:
     """The absolute path of a local path or of a file: URL, as Hadoop (`file:/x`) and Python (`file:///x%20y`) write them;
-    symlinks are kept.
-
-    Raises InputError for a URL that names another host. A file of this very name counts before what it stands for decoded.
-    """
+    symlinks are kept. Where a folder has the very name of the URL, escapes and all, that one is meant."""
     url = _FILE_URL.match(path)
     if url is None:
         return os.path.abspath(os.path.expanduser(path))
-    host, rest = url[1] or "", path[url.end() :]
-    if host not in ("", "localhost") and not host.startswith(("~", ".")):
-        raise InputError(f"{path!r} names the host {host!r}: give file:///path, with three slashes, or the path alone")
-    rest = rest if host == "localhost" else host + rest
+    host = url[1] or ""
+    rest = ("" if host == "localhost" else host) + path[url.end() :]
     plain = os.path.abspath(os.path.expanduser(rest))
-    return plain if os.path.lexists(plain) else os.path.abspath(os.path.expanduser(unquote(rest)))
+    magic = MAGIC.search(plain)
+    above = os.path.dirname(plain[: magic.start()]) if magic else plain
+    return plain if os.path.lexists(above) else os.path.abspath(os.path.expanduser(unquote(rest)))
 
 
 def same_place(a: str, b: str) -> bool:

@@ -24,8 +24,9 @@ from pipeline.config import LimitSpec, SourceSpec
 from pipeline.errors import SourceChanged, StorageError
 from pipeline.schema import DEAD_LETTERS
 from pipeline.sources.formats import parquet, registry
+from pipeline.sources.listing import list_sources
 from pipeline.sources.reader import read_slices
-from pipeline.sources.survey import list_sources, survey
+from pipeline.sources.survey import survey
 from pipeline.storage import Folder
 from pipeline.work import Slice, Span, Unit
 from tests.servers import S3Server, moto_server, rclone_server
@@ -633,7 +634,8 @@ def peak_mib(program: str, *arguments: str) -> float:
         "import pyarrow, pyarrow.compute, pyarrow.parquet\n"
         "from pipeline.config import LimitSpec, SourceSpec\n"
         "from pipeline.sources.reader import read_slices\n"
-        "from pipeline.sources.survey import list_sources, survey\n"
+        "from pipeline.sources.listing import list_sources\n"
+        "from pipeline.sources.survey import survey\n"
         "from pipeline.work import Unit\n"
         "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
         "before = peak()\n"

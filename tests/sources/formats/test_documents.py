@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError
 from pipeline.sources.formats import html
-from pipeline.sources.survey import list_sources, survey
+from pipeline.sources.listing import list_sources
+from pipeline.sources.survey import survey
 from tests.sources.formats.reading import blocks_of, rows_of
 
 BOTH = pa.schema([("text", pa.string()), ("path", pa.string())])
