@@ -211,4 +211,4 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-FORM = Form(blocks=blocks, look=look, suffixes=(".arrow", ".feather"), packable=False, every=True)
+FORM = Form(blocks=blocks, look=look, suffixes=(".arrow", ".feather"), packable=False, every=True, isolated=True)

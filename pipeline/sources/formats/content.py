@@ -200,6 +200,19 @@ def peeked(read: Read, most: int = HEAD_BYTES) -> tuple[Read, bytes]:
     return again, first[:most]
 
 
+def sample(read: Read, most: int) -> Read:
+    """The stream up to about its first `most` bytes: a small file may unpack to any size, without the end of a line."""
+    left = most
+
+    def limited(size: int) -> bytes:
+        nonlocal left
+        piece = read(min(size, left)) if left > 0 else b""
+        left -= len(piece)
+        return piece
+
+    return limited
+
+
 def _read_of(stream: Iterator[bytes]) -> Read:
     return lambda size: next(stream, b"")
 

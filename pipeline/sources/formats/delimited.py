@@ -17,9 +17,9 @@ from pipeline.config import SourceSpec
 from pipeline.sources.columns import Block, RestLost, failed_block, skipped_block
 from pipeline.sources.formats import values
 from pipeline.sources.formats.compression import Read
-from pipeline.sources.formats.content import NUL_FILLED, is_filled_with_nuls, peeked, utf8
+from pipeline.sources.formats.content import NUL_FILLED, is_filled_with_nuls, peeked, sample, utf8
 from pipeline.sources.formats.escaped import Fields, Malformed
-from pipeline.sources.formats.form import SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Needed, unreadable
+from pipeline.sources.formats.form import MOST_SAMPLED_BYTES, SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Needed, unreadable
 from pipeline.sources.formats.scan import ANY_ENDS, LINE_FEEDS, Line, groups, lines, span_lines
 from pipeline.work import SourceFile, Span
 
@@ -87,7 +87,7 @@ def _ends(head: bytes, quote: bytes) -> re.Pattern[bytes]:
 def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: SourceSpec) -> Look:
     """The names in the header; all columns are strings."""
     read, form = _opened(opened, file, spec)
-    found = records(lines(read, 0, None, SAMPLE_BYTES, form.ends), form, SAMPLE_BYTES)
+    found = records(lines(sample(read, MOST_SAMPLED_BYTES), 0, None, SAMPLE_BYTES, form.ends), form, SAMPLE_BYTES)
     header = _header(found, spec)
     if header is None:
         return unreadable("the file is empty")

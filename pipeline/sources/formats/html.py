@@ -152,6 +152,7 @@ FORM = Form(
     blocks=blocks_of(_parse),
     look=look_of(("text", "title", "path"), _check),
     suffixes=(".html", ".htm"),
+    isolated=True,
     strings_only=True,
     rows_per_file=1,
 )

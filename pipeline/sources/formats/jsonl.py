@@ -14,8 +14,8 @@ import pyarrow as pa
 from pipeline.config import SourceSpec
 from pipeline.sources.columns import Block, RestLost, partition_values
 from pipeline.sources.formats import values as text_values
-from pipeline.sources.formats.content import utf8
-from pipeline.sources.formats.form import SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Misfit, Needed
+from pipeline.sources.formats.content import sample, utf8
+from pipeline.sources.formats.form import MOST_SAMPLED_BYTES, SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Misfit, Needed
 from pipeline.sources.formats.scan import Line, line_blocks, lines, span_lines
 from pipeline.work import SourceFile, Span
 
@@ -68,7 +68,7 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
     rows, size, objects = 0, 0, 0
     reason = ""
     most_rows = SAMPLE_ROWS if {*columns} <= {*spec.text_columns, *spec.schema} else None
-    for line in _rows(lines(utf8(opened, file, spec.encoding), 0, None, SAMPLE_BYTES)):
+    for line in _rows(lines(sample(utf8(opened, file, spec.encoding), MOST_SAMPLED_BYTES), 0, None, SAMPLE_BYTES)):
         rows, size = rows + 1, size + len(line.raw)
         try:
             record = _parse(line)

@@ -8,8 +8,8 @@ import pyarrow as pa
 from pipeline.config import SourceSpec
 from pipeline.sources.columns import Block
 from pipeline.sources.formats import values
-from pipeline.sources.formats.content import NUL_FILLED, is_filled_with_nuls, utf8
-from pipeline.sources.formats.form import SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Needed
+from pipeline.sources.formats.content import NUL_FILLED, is_filled_with_nuls, sample, utf8
+from pipeline.sources.formats.form import MOST_SAMPLED_BYTES, SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Needed
 from pipeline.sources.formats.scan import Line, line_blocks, lines, span_lines
 from pipeline.work import SourceFile, Span
 
@@ -18,7 +18,7 @@ _COLUMNS = ("text", "path")
 
 def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: SourceSpec) -> Look:
     rows, size = 0, 0
-    for line in _rows(lines(utf8(opened, file, spec.encoding), 0, None, SAMPLE_BYTES)):
+    for line in _rows(lines(sample(utf8(opened, file, spec.encoding), MOST_SAMPLED_BYTES), 0, None, SAMPLE_BYTES)):
         rows, size = rows + 1, size + len(line.raw)
         if rows >= SAMPLE_ROWS or size >= SAMPLE_BYTES:
             break

@@ -174,4 +174,6 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-FORM = Form(blocks=blocks, look=look, suffixes=(".parquet", ".pq"), packable=False, every=True, readahead_bytes=0)
+FORM = Form(
+    blocks=blocks, look=look, suffixes=(".parquet", ".pq"), packable=False, every=True, isolated=True, readahead_bytes=0
+)
