@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pipeline import typed_yaml
 from pipeline.errors import ConfigError
 from pipeline.schema import is_reserved
-from pipeline.typed_yaml import dotted, told
+from pipeline.typed_yaml import choices, dotted, told
 
 Auto = Literal["auto"]
 Format = Literal["auto", "parquet", "jsonl", "csv", "tsv", "arrow", "lines", "text", "html"]
@@ -36,6 +36,9 @@ class CsvSpec:
     """This one character separates fields; null means a comma in csv and a tab in tsv."""
     quote: str | None = None
     """This one character encloses fields, and "" says that there is none; null means `"` in csv and none in tsv."""
+    escape: str | None = None
+    """This one character stands before quotes, delimiters and itself, and before N alone for null, as the backslash in what
+    Spark, PostgreSQL and MySQL write; null means that a quote inside quotes is written twice."""
     columns: tuple[str, ...] = ()
     """These are the columns of files without a header line; none means that each file's first line names them."""
 
@@ -44,6 +47,10 @@ class CsvSpec:
             raise ConfigError(f"source.csv.delimiter is {self.delimiter!r}; give one character, or null")
         if self.quote is not None and (len(self.quote) > 1 or self.quote in ("\r", "\n")):
             raise ConfigError(f'source.csv.quote is {self.quote!r}; give one character, "" for none, or null')
+        if self.escape is not None and (len(self.escape) != 1 or self.escape in "\r\n"):
+            raise ConfigError(f"source.csv.escape is {self.escape!r}; give one character, or null")
+        if self.escape is not None and self.escape == self.delimiter:
+            raise ConfigError(f"source.csv.escape and source.csv.delimiter are both {self.escape!r}: change one")
         if self.quote and self.quote == self.delimiter:
             raise ConfigError(f"source.csv.quote and source.csv.delimiter are both {self.quote!r}: change one")
         _check_distinct("source.csv.columns", self.columns)
@@ -76,7 +83,13 @@ class SourceSpec:
     id: str | tuple[str, ...] | None = None
     """This column identifies a document, or several columns do together; null makes ids from file and position."""
     keep: tuple[str, ...] = ()
-    """These columns are carried into the table unchanged, whatever their type."""
+    """These columns are carried into the table unchanged, whatever their type. `{source: origin}` in place of a list gives
+    them new names: the column `source` becomes `origin`."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Kept columns have these names in the source, by their new ones; `keep` as a section says the same."""
+    exclude: tuple[str, ...] = ()
+    """Files and folders that match one of these patterns are left out, such as `drafts` or `*/tmp-*.jsonl`. A pattern
+    matches anywhere in a path, or from its root if it begins there."""
     schema: Mapping[str, Any] = field(default_factory=dict)
     """These columns have these Arrow types, as in `{price: "decimal128(10, 2)"}`; others are read or guessed."""
     on_null: Literal["dead_letter", "skip"] = "dead_letter"
@@ -85,6 +98,9 @@ class SourceSpec:
     """Only rows that pass this filter are embedded, such as `lang == "en" and year >= 2020`."""
     limit: int | None = None
     """Only so many rows that pass `where` are read, the first in path order: for trials."""
+    encoding: str = "auto"
+    """Text files have this encoding: `auto`, `utf-8`, `utf-16`, `latin-1`, `cp1252`, .. A byte order mark counts before it;
+    auto is UTF-8 unless the first bytes are certainly UTF-16 or UTF-32."""
     csv: CsvSpec = field(default_factory=CsvSpec)
     """It says how the fields of csv and tsv files are told apart."""
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
@@ -94,7 +110,8 @@ class SourceSpec:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        return _several(self.path)
+        """The patterns of `path`, one for each choice of `{a,b}`."""
+        return tuple(each for path in _several(self.path) for each in choices("source.path", path))
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -116,13 +133,31 @@ class SourceSpec:
                 "source.id is empty: name a column or several, or null to number rows by file and position"
             )
         _check_counts("source", self, "limit", otherwise=", or null")
+        if self.encoding != "auto" and not _is_text_encoding(self.encoding):
+            raise ConfigError(
+                f"source.encoding is {self.encoding!r}; give auto or a text encoding such as utf-8, utf-16 or latin-1"
+            )
         for name, kind in self.schema.items():
             if not isinstance(kind, str):
                 raise ConfigError(
                     f"{dotted('source.schema', name)} is {told(kind)}; expected the name of an Arrow type, such as int64"
                 )
-        _check_free("source.keep", self.keep, "leave it out")
+        _check_free("source.keep", self.keep, "leave it out, or give it another name, as in `keep: {source: origin}`")
+        for name in self.renamed:
+            if name not in self.keep:
+                raise ConfigError(f"source.renamed names {name!r}, which source.keep doesn't: add it there")
         _check_distinct("source.keep", self.keep)
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The section as it is written down, with `keep: {old: new}` as a list of the new names and what they were."""
+        keep = raw.get("keep")
+        if not isinstance(keep, Mapping):
+            return raw
+        if not all(isinstance(name, str) for pair in keep.items() for name in pair):
+            raise ConfigError("source.keep is a section of something else than names: expected `column: new name`")
+        new = {value: name for name, value in keep.items() if value != name}
+        return {**raw, "keep": list(keep.values()), "renamed": {**raw.get("renamed", {}), **new}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,3 +402,10 @@ def _check_free(key: str, columns: tuple[str, ...], remedy: str) -> None:
             raise ConfigError(
                 f"{key} names {name!r}, a column that the table writes itself (upper and lower case are one): {remedy}"
             )
+
+
+def _is_text_encoding(name: str) -> bool:
+    try:
+        return "a\n".encode(name).decode(name) == "a\n"
+    except (LookupError, ValueError):
+        return False

@@ -159,6 +159,8 @@ def _fill_environment(value: Any, where: str) -> Any:
 def _build(spec: type, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise ConfigError(f"{where or 'the configuration'} must be a section with keys, not {told(raw)}")
+    if hasattr(spec, "read"):  # the spec knows other ways to write its section
+        raw = spec.read(raw)
     hints = get_type_hints(spec)
     fields = {item.name: item for item in dataclasses.fields(spec)}
     for key in raw:
@@ -177,7 +179,7 @@ def _build(spec: type, raw: Any, where: str) -> Any:
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """Give `value` the annotated type, or raise ConfigError. Nothing is guessed: an int may become a float, a list a
-    tuple and a Path a string."""
+    tuple, a string a list of one, and a Path a string."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     origin = get_origin(hint)
@@ -193,7 +195,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         given = type(value).__name__ if "storage_options" in where else told(value)
         raise ConfigError(f"{where} is {given}; expected {in_words(hint)}")
     if origin is tuple:
-        return tuple(value)
+        return (value,) if isinstance(value, str) else tuple(value)
     if origin is Mapping and dataclasses.is_dataclass(get_args(hint)[1]):
         return {name: _convert(item, get_args(hint)[1], dotted(where, name)) for name, item in value.items()}
     return float(value) if hint is float else value
@@ -206,7 +208,8 @@ def _matches(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return value in get_args(hint) and not isinstance(value, bool)
     if origin is tuple:
-        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        several = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        return several or isinstance(value, str)
     if origin is not None:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if hint is type(None):
@@ -249,3 +252,24 @@ def in_words(hint: Any) -> str:
         return "a section whose keys are strings"
     names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
     return names.get(hint, str(hint))
+
+
+def choices(key: str, pattern: str) -> list[str]:
+    """Give the patterns that `{a,b}` stands for. Braces without a comma are plain characters, as in a shell."""
+    found = [pattern]
+    while any(map(_BRACES.search, found)):
+        found = [each for one in found for each in _first_choices(one)]
+        if len(found) > MOST_PATTERNS:
+            raise ConfigError(f"{key} {pattern!r} stands for more than {MOST_PATTERNS:,} patterns: use wildcards")
+    return found
+
+
+def _first_choices(pattern: str) -> list[str]:
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    return [pattern[: match.start()] + choice + pattern[match.end() :] for choice in match[1].split(",")]
+
+
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+MOST_PATTERNS = 1000

@@ -43,7 +43,7 @@ def test_a_minimal_configuration_has_the_documented_defaults():
         (with_keys("source", colum="x"), "unknown key 'source.colum'"),
         (with_keys("table", embeding_column="x"), "did you mean 'embedding_column'"),
         (with_keys("source", path=7), "source.path is 7; expected a string or a list of strings"),
-        (with_keys("source", keep="title"), "source.keep is 'title'; expected a list of strings"),
+        (with_keys("source", keep=7), "source.keep is 7; expected a list of strings"),
         (with_keys("source", keep=["embedding"]), "table.embedding_column 'embedding' is also in source.keep"),
         (with_keys("source", keep=["source"]), "a column that the table writes itself"),
         (with_keys("source", keep=["a", "a"]), "names a column twice"),

@@ -68,13 +68,23 @@ def output_spec(spec: RunSpec, source: pa.Schema, forms: Collection[str]) -> dic
         "on_null": spec.source.on_null,
         "where": filter.normal(spec.source.where),
         # A quoted record that is too long ends after its first line, so the limit says how rows are counted.
-        "csv": asdict(spec.source.csv) | {"max_row_bytes": spec.limits.max_row_bytes} if delimited else None,
+        "csv": _csv_shape(spec) if delimited else None,
+        **({"renamed": dict(spec.source.renamed)} if spec.source.renamed else {}),
+        **({"encoding": spec.source.encoding} if spec.source.encoding != "auto" else {}),
         "schema": {column.name: str(column.type) for column in source},
         "partition_by": spec.table.partition_by,
         "embedding_column": spec.table.embedding_column,
         "keep_text": spec.table.keep_text,
         "rows": spec.chunk.rows if spec.chunk else "documents",
     }
+
+
+def _csv_shape(spec: RunSpec) -> dict[str, Any]:
+    """The dialect; what tables were built before there was a choice of is left out where nothing was chosen."""
+    given = asdict(spec.source.csv)
+    if given["escape"] is None:
+        del given["escape"]
+    return given | {"max_row_bytes": spec.limits.max_row_bytes}
 
 
 def shape(output: Mapping[str, Any]) -> str:

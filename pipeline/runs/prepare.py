@@ -4,6 +4,7 @@ Comes in: a `RunSpec`. Goes out: a `Prepared`, or InputError for configuration, 
 nor Ray.
 """
 
+import datetime
 import math
 import time
 from collections.abc import Collection, Sequence
@@ -23,8 +24,9 @@ from pipeline.runs.plan import Plan
 from pipeline.runs.prepared import Corpus, Prepared, Target
 from pipeline.runs.vector_spec import VectorSpec
 from pipeline.sources import filter
+from pipeline.sources.listing import Recorded, find_sources
 from pipeline.sources.reader import first_spans
-from pipeline.sources.survey import Survey, check_folders, list_sources, survey
+from pipeline.sources.survey import Survey, check_folders, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
 from pipeline.table import dead_letters, materialise, readiness, record, snapshot
 from pipeline.table.part import part_schema
@@ -47,12 +49,14 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         encoder = encoder_spec(spec.model, parent.fingerprint_of.get("encoder"))
         _check_not_held(table, parent)
         readiness.check_own(table, parent)
-        files = list_sources(spec.source)
+        found = find_sources(spec.source, _recorded(parent))
+        files = found.files
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
         before = snapshot.hex_to_schema(parent.source_schema) if parent.source_schema else pa.schema([])
         known = dict(zip(before.names, before.types, strict=True))
         surveyed = survey(files, spec.source, spec.table.partition_by, known)
+        surveyed = replace(surveyed, hidden=found.hidden, excluded=found.excluded)
         _check_chunks(spec, encoder)
         described = vector_spec.describe(spec, encoder, table, parent)
         _check_partitions(spec, surveyed.schema)
@@ -79,7 +83,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         exclusive = table.creates_exclusively() if writes and not plan.changes_nothing else True
     return Prepared(
         spec=spec,
-        corpus=Corpus(files=tuple(files), survey=surveyed),
+        corpus=Corpus(files=files, survey=surveyed),
         target=Target(
             table=table,
             parent=parent,
@@ -93,6 +97,16 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         plan=plan,
         plan_s=time.perf_counter() - started,
     )
+
+
+def _recorded(parent: Snapshot) -> Recorded:
+    """What the version says of the files it was built from."""
+    if not parent.version:
+        return Recorded()
+    versions: dict[str, set[str]] = {}
+    for row in parent.sources.select(["path", "version"]).to_pylist():
+        versions.setdefault(row["path"], set()).add(row["version"])
+    return Recorded(versions=versions, as_of=datetime.datetime.fromisoformat(parent.time).timestamp())
 
 
 def plan_of(

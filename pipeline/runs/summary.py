@@ -127,7 +127,7 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
 
 def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
     """What a person should be told beside the figures, whatever kind of run it was."""
-    effort, notes = encoded.effort, [*prepared.encoder.notes]
+    effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out]
     if encoded.workers:
         notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
     if prepared.vectors.int8 is not None:
@@ -187,6 +187,8 @@ class PlanSummary(ShownInNotebooks):
     """None before the table's value ranges are measured."""
     plan_s: float
     changes_pending: bool
+    left_out: tuple[str, ...] = ()
+    """What is to be said of source files that were left out."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -197,6 +199,7 @@ class PlanSummary(ShownInNotebooks):
             [
                 f"plan for {self.table} (now at version {self.version})",
                 f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
+                *(f"  left out   {reason}" for reason in self.left_out),
                 f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
                 f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
                 *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
@@ -233,4 +236,5 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
         plan_s=round(prepared.plan_s, 3),
         changes_pending=not plan.changes_nothing,
+        left_out=prepared.survey.left_out,
     )

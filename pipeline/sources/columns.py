@@ -6,6 +6,7 @@ and what is wrong with the others. Knows no files and no formats. All functions 
 
 import datetime
 import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +111,15 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if is_list(kind) and not pa.types.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(plain_type(kind.value_type)))
     return map_children(kind, plain_type)
+
+
+def named_type(kind: pa.DataType) -> pa.DataType:
+    """The plain type of a column that names rows: a UUID is the text that everybody writes it as."""
+    return pa.string() if is_uuid(kind) else plain_type(kind)
+
+
+def is_uuid(kind: pa.DataType) -> bool:
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.uuid"
 
 
 class _NotCarried(Exception):
@@ -306,10 +316,11 @@ def can_be_id(kind: pa.DataType) -> bool:
 
 
 def to_ids(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """string: integers exact, binary as lowercase hex, dates in ISO form, timestamps in ISO form and UTC, decimals plain."""
+    """string: integers exact, binary as lowercase hex, UUIDs with their dashes, dates in ISO form, timestamps in ISO form
+    and UTC, decimals plain."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    values = decode(values)
+    values = decode(_uuids_as_text(values))
     kind = values.type
     if pa.types.is_string(kind):
         return values
@@ -323,6 +334,13 @@ def to_ids(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         values = values.cast(pa.timestamp(kind.unit, "UTC"))
     return values.cast(pa.string())
+
+
+def _uuids_as_text(values: pa.Array) -> pa.Array:
+    if not is_uuid(values.type):
+        return values
+    raw = values.storage.to_pylist()
+    return pa.array([None if value is None else str(uuid.UUID(bytes=value)) for value in raw], pa.string())
 
 
 def join_ids(parts: Sequence[pa.Array]) -> pa.Array:
@@ -341,6 +359,8 @@ def conform(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, dict[int, st
 
     What fits is said by `cast_exactly`: nothing is rounded, cut or dropped.
     """
+    if is_text(kind):
+        values = _uuids_as_text(values)
     try:
         return _valid(values, kind), {}
     except pa.ArrowException:

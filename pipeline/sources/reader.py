@@ -5,27 +5,42 @@ be left out. Bad data never raises; SourceChanged and StorageError do.
 """
 
 import bisect
+import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import LimitSpec, SourceSpec
-from pipeline.errors import one_line
+from pipeline.errors import PipelineError, one_line
 from pipeline.schema import DEAD_LETTERS, ID, POSITION, SOURCE, TEXT
-from pipeline.sources import filter
-from pipeline.sources.columns import Block, RestLost, Unread, column_names, folder_misfits, join_ids, row_bytes, to_ids
+from pipeline.sources import filter, isolated
+from pipeline.sources.columns import (
+    Block,
+    RestLost,
+    Unread,
+    column_names,
+    failed_block,
+    folder_misfits,
+    join_ids,
+    row_bytes,
+    to_ids,
+)
 from pipeline.sources.formats import registry
-from pipeline.storage import check_unchanged, checks_itself, pinned
+from pipeline.sources.formats.content import HEAD_BYTES, is_plain
+from pipeline.storage import check_unchanged, checks_itself, open_pinned, pinned
 from pipeline.work import NO_PLACE, Slice, Span, Unit
 
 SLICE_BYTES = 64 * 2**20
 """Of text and kept columns."""
 SPARSE_ROWS = 256
 """A slice covers at most so many times its rows, however few of them `where` lets through: what was read is recorded."""
+
+_FAILED_ROWS = 1024
 
 Intervals = Sequence[tuple[int, int]]
 Needed = Callable[[int, int], bool]
@@ -174,7 +189,7 @@ def _first_rows(span: Span, count: int, wanted: pa.Schema, spec: SourceSpec, lim
     if spec.where is None and span.rows is not None:
         return (span, span.rows) if span.rows <= count else (replace(span, take=count, rows=count), count)
     rows = matching = 0
-    for block in _blocks(span, wanted, spec, limits, lambda first, rows: spec.where is not None):
+    for block in _blocks(span, wanted, spec, limits, functools.partial(_always, spec.where is not None)):
         passing = _let_through(block, spec) if spec.where is not None else np.arange(block.rows)
         if matching + len(passing) > count:
             take = rows + int(passing[count - matching])
@@ -259,8 +274,10 @@ def _let_through(block: Block, spec: SourceSpec, only: pa.Array | None = None) -
 def _blocks(span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed) -> Iterator[Block]:
     """The rows of the span, as many as it takes."""
     left = span.take
+    if span.kind == "bytes" and span.start and not _can_be_cut(span, spec):
+        return  # the first span has all rows of the file
     with pinned(span.file, spec.storage_options, registry.readahead_bytes(span.file)) as opened:
-        for block in registry.blocks(opened, span, wanted, spec, limits.max_row_bytes, needed):
+        for block in _whatever_happens(opened, span, wanted, spec, limits, needed):
             if not checks_itself(span.file.path):
                 # Before anybody records what was read, not only at the end of the file.
                 check_unchanged(span.file, spec.storage_options)
@@ -274,9 +291,49 @@ def _blocks(span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, 
                 return
 
 
+def _whatever_happens(
+    opened: BinaryIO, span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed
+) -> Iterator[Block]:
+    """The rows of the span; where its format fails, bad rows in place of the rest. Only storage can raise."""
+    read = isolated.blocks if registry.FORMS[span.file.format].isolated else registry.blocks
+    rows = 0
+    try:
+        with contextlib.closing(cast(Any, read(opened, span, wanted, spec, limits.max_row_bytes, needed))) as found:
+            for block in found:
+                yield block
+                rows += block.rows
+        return
+    except PipelineError:
+        raise
+    except isolated.Lost as lost:
+        error = f"the file can't be read from here on: {lost}"
+    except Exception as failure:
+        error = f"the file can't be read from here on: {type(failure).__name__}: {failure}"
+    if span.rows is None:
+        yield failed_block(wanted, pa.nulls(1, pa.int64()), RestLost(error))
+        return
+    for start in range(rows, span.rows, _FAILED_ROWS):
+        places = pa.nulls(min(_FAILED_ROWS, span.rows - start), pa.int64())
+        yield failed_block(wanted, places, Unread(error))
+
+
+def _can_be_cut(span: Span, spec: SourceSpec) -> bool:
+    """By the first bytes of the file, which stands elsewhere than the span."""
+    with contextlib.closing(open_pinned(span.file, spec.storage_options, HEAD_BYTES)) as opened:
+        return is_plain(opened.read(HEAD_BYTES), span.file, spec.encoding)
+
+
 def _needed(done: Intervals, base: int) -> Needed:
-    """Whether any of `count` rows from `first` on, counted from `base`, is to do."""
-    return lambda first, count: next(_gaps(done, base + first, base + first + count), None) is not None
+    """Whether any of `count` rows from `first` on, counted from `base`, is to do; other processes can be asked too."""
+    return functools.partial(_is_needed, done, base)
+
+
+def _is_needed(done: Intervals, base: int, first: int, count: int) -> bool:
+    return next(_gaps(done, base + first, base + first + count), None) is not None
+
+
+def _always(answer: bool, first: int, count: int) -> bool:
+    return answer
 
 
 def _gaps(done: Intervals, start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
-"""What there is to embed: the source files, the types of their columns, and the spans that units are made of.
+"""What there is to embed: the types of the source files' columns, and the spans that units are made of.
 
-Comes in: a SourceSpec. Goes out: `SourceFile`s and a `Survey`. Nothing is read here but footers and first lines; how a
-span becomes documents stands in reader.py, what is special to a format in formats/.
+Comes in: a SourceSpec and its files. Goes out: a `Survey`. Nothing is read here but footers and first lines; which files
+there are stands in listing.py, how a span becomes documents in reader.py, what is special to a format in formats/.
 """
 
 import contextlib
@@ -10,21 +10,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
-from urllib.parse import unquote
 
 import pyarrow as pa
 
 from pipeline.config import SourceSpec
-from pipeline.errors import ConfigError, InputError
-from pipeline.schema import NULL_PARTITION
-from pipeline.sources import dataset, filter, type_names
+from pipeline.errors import ConfigError, InputError, one_line
+from pipeline.sources import filter, type_names
 from pipeline.sources.columns import (
     can_be_id,
     carried_type,
     column_names,
+    named_type,
     partition_type,
     partition_value,
-    plain_type,
     unite,
     without_nulls,
 )
@@ -32,14 +30,15 @@ from pipeline.sources.formats import registry
 from pipeline.sources.formats.form import Join, Look, Misfit
 from pipeline.sources.formats.values import can_be_text
 from pipeline.sources.spans import PACKED_RATIO, cut
-from pipeline.storage import FileInfo, list_pattern, open_pinned
+from pipeline.storage import open_pinned
 from pipeline.work import FormatName, SourceFile, Span
 
-_SAVED_WITH_ARROW = ("dataset_info.json", "state.json")
-_SAVED_ABOVE_ARROW = "dataset_dict.json"
 _SAMPLED_FILES = 8
+_SAMPLED_BYTES, _MOST_SAMPLED_FILES = 64 * 2**20, 256
+"""Up to so many stored bytes in so many files all of a format are looked into."""
 _THREADS = 16
 _LOOK_BYTES = 2**16
+_SHOWN_REASONS = 3
 _ROW_BYTES_GUESS = 1000
 
 
@@ -68,80 +67,25 @@ class Survey:
     """Of the files as they are stored."""
     folders: tuple["Folder", ...] = ()
     """What folders say of columns that their files lack, each value once."""
+    hidden: int = 0
+    """Files that were left out because a name begins with "_" or "."."""
+    excluded: int = 0
+    """Files that `source.exclude` leaves out."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What a summary says of the files that were left out; empty where there are none."""
+        hidden = (
+            [f"{_files(self.hidden)} left out for their names, which begin with _ or . (or a folder's does)"]
+            if self.hidden
+            else []
+        )
+        excluded = [f"{_files(self.excluded)} left out by source.exclude"] if self.excluded else []
+        return (*hidden, *excluded)
 
 
-# --- files
-
-
-def list_sources(spec: SourceSpec) -> list[SourceFile]:
-    """The files of all patterns, each once, sorted by path.
-
-    Raises InputError for a pattern without files and for a file whose format is unknown.
-    """
-    patterns, asked = _patterns(spec)
-    found = {file.path: file for pattern in patterns for file in list_pattern(pattern, spec.storage_options)}
-    return [_source_file(file, asked) for _, file in sorted(_without_companions(found).items())]
-
-
-def _patterns(spec: SourceSpec) -> tuple[Sequence[str], str]:
-    """What to list, and the format asked for; a data set stands for its files."""
-    if not dataset.is_dataset(spec):
-        return spec.patterns, spec.format
-    files = dataset.data_files(spec)
-    return files.paths, files.format
-
-
-def _source_file(file: FileInfo, asked: str) -> SourceFile:
-    form, compression = registry.format_of(file.path, asked)
-    return SourceFile(
-        path=file.path,
-        size=file.size,
-        version=file.version,
-        format=form,
-        compression=compression,
-        partition=hive_partition(file.path),
-    )
-
-
-def _without_companions(found: Mapping[str, FileInfo]) -> Mapping[str, FileInfo]:
-    """Without what `datasets` leaves beside the Arrow files of a saved data set: descriptions, and caches of results."""
-    folders = {_folder(path) for path in found if path.endswith(".arrow") and not _is_cache(path)}
-    above = {_folder(folder) for folder in folders}
-
-    def is_companion(path: str) -> bool:
-        folder, name = _folder(path), path.rpartition("/")[2]
-        if folder in folders and (name in _SAVED_WITH_ARROW or _is_cache(path)):
-            return True
-        return name == _SAVED_ABOVE_ARROW and folder in folders | above
-
-    return {path: file for path, file in found.items() if not is_companion(path)}
-
-
-def _folder(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-def _is_cache(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return name.startswith("cache-") and name.endswith(".arrow")
-
-
-def hive_partition(path: str) -> tuple[tuple[str, str | None], ...]:
-    """The `key=value` folders of a path, unescaped, in path order; a key that comes again counts where it is deepest."""
-    pairs: dict[str, str | None] = {}
-    for folder in path.split("/")[:-1]:
-        key, equals, value = folder.partition("=")
-        if key and equals:
-            pairs[_unescaped(key)] = None if value == NULL_PARTITION else _unescaped(value)
-    return tuple(pairs.items())
-
-
-def _unescaped(text: str) -> str:
-    """As it is where the escaped bytes are no UTF-8: two folders must not come to one value."""
-    try:
-        return unquote(text, errors="strict")
-    except UnicodeDecodeError:
-        return text
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count:,} files"
 
 
 # --- survey
@@ -237,12 +181,12 @@ def _planned_types(spec: SourceSpec, columns: Sequence[str], files: Sequence[Sou
 
 
 def _look_into(files: Sequence[SourceFile], columns: Sequence[str], spec: SourceSpec) -> dict[str, Look]:
-    """By path. All files of formats that say what they hold, of others some that are spread over the list."""
+    """By path. All files of formats that say what they hold, and of a small source; of others some that are spread over the
+    list."""
     chosen: list[SourceFile] = []
     for form in _formats(files):
         those = [file for file in files if file.format == form]
-        every = registry.FORMS[form].every
-        chosen += those if every else _spread([file for file in those if file.size] or those, _SAMPLED_FILES)
+        chosen += those if registry.FORMS[form].every else _sampled([file for file in those if file.size] or those)
 
     def look(file: SourceFile) -> tuple[str, Look]:
         with contextlib.closing(open_pinned(file, spec.storage_options, _LOOK_BYTES)) as opened:
@@ -253,6 +197,11 @@ def _look_into(files: Sequence[SourceFile], columns: Sequence[str], spec: Source
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(pool.map(look, chosen))
+
+
+def _sampled(files: Sequence[SourceFile]) -> Sequence[SourceFile]:
+    small = len(files) <= _MOST_SAMPLED_FILES and sum(file.size for file in files) <= _SAMPLED_BYTES
+    return files if small else _spread(files, _SAMPLED_FILES)
 
 
 _FIX_TYPES = "a column needs one type; leave it out of source.keep, set its type in source.schema, or convert the files"
@@ -272,12 +221,15 @@ def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
 
 
 def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> None:
-    if not any(look.readable for look in looks.values()):
-        formats = ", ".join(_formats(files))
-        raise InputError(
-            f"none of the {len(files)} source files can be read, the first is {files[0].path!r}: expected {formats}; "
-            "check source.path and source.format"
-        )
+    if any(look.readable for look in looks.values()):
+        return
+    known = [(path, look.reason or "it holds no row") for path, look in looks.items()]
+    shown = "; ".join(f"{path!r}: {one_line(reason, 300)}" for path, reason in known[:_SHOWN_REASONS])
+    more = f"; and {len(known) - _SHOWN_REASONS} more" if len(known) > _SHOWN_REASONS else ""
+    raise InputError(
+        f"none of the {len(files)} source files can be read as {', '.join(_formats(files))}: {shown}{more}; check source.path "
+        "and source.format"
+    )
 
 
 # --- types
@@ -301,11 +253,11 @@ def _column_type(
     if values and not (kinds and pa.types.is_string(kinds[0].type)):
         kinds.append(_Kind(type=partition_type(value for _, value in values), path=values[0][0]))
     if not kinds and absent is not None:
-        kinds = [_Kind(type=plain_type(absent) if plain else absent, path="the table")]
+        kinds = [_Kind(type=named_type(absent) if plain else absent, path="the table")]
     if not kinds:
         raise InputError(_unknown_column(name, files, looks))
     if planned is not None:
-        kinds = [_Kind(type=plain_type(planned) if plain else planned, path="source.schema")]
+        kinds = [_Kind(type=named_type(planned) if plain else planned, path="source.schema")]
     kind = kinds[0]
     for other in kinds[1:]:
         kind = _unite(name, kind, other)
@@ -356,7 +308,7 @@ def _kind_in(
         if name in look.duplicates:
             raise InputError(f"{file.path!r} has more than one column {name!r}: rename one")
         found = look.types[name]
-        here = _Kind(type=plain_type(found) if plain else found, path=file.path)
+        here = _Kind(type=named_type(found) if plain else found, path=file.path)
         if kind is None:
             kind = here
         elif planned is None:

@@ -11,13 +11,15 @@ whole or not at all. This is the one home of fsspec; it knows paths, bytes and v
 
 from pipeline.storage.address import checks_itself, contains, is_remote, is_shared, local_path, same_place, store_of
 from pipeline.storage.error import before_work
-from pipeline.storage.file import FileInfo, Options, Pinned
+from pipeline.storage.file import FileInfo, Listing, Options, Pinned
 from pipeline.storage.folder import Folder
-from pipeline.storage.source import check_unchanged, list_pattern, open_pinned, pinned
+from pipeline.storage.pattern import matcher
+from pipeline.storage.source import check_unchanged, list_all, list_pattern, open_pinned, pinned
 
 __all__ = [
     "FileInfo",
     "Folder",
+    "Listing",
     "Options",
     "Pinned",
     "before_work",
@@ -26,8 +28,10 @@ __all__ = [
     "contains",
     "is_remote",
     "is_shared",
+    "list_all",
     "list_pattern",
     "local_path",
+    "matcher",
     "open_pinned",
     "pinned",
     "same_place",

@@ -2,68 +2,113 @@
 
 import contextlib
 import errno
+import fnmatch
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from pipeline.storage.address import MAGIC
-from pipeline.storage.file import TEMPORARY, FileInfo
+from pipeline.storage.file import TEMPORARY, FileInfo, Listing
 from pipeline.storage.pattern import Visible, matcher, split_pattern, visible_below_folder, visible_to
 
 # --- listing
 
 
-def matching_files(path: str) -> list[FileInfo]:
-    """The files of an absolute file, folder or glob, in no order; [] if there are none. Raises OSError."""
+def matching_files(path: str) -> Listing:
+    """The files of an absolute file, folder or glob, in no order; none if there are none. Raises OSError."""
     if os.path.isdir(path):
-        return list(_walk(path, visible_below_folder))
+        return _listing(_walk(path, visible_below_folder))
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "is no regular file", path)  # opening a pipe would wait for ever
-        return [_stat_info(path, status)]
+        return Listing(files=(_stat_info(path, status),))
     except (FileNotFoundError, NotADirectoryError):
         pass
     if not MAGIC.search(path):
-        return []
+        return Listing(files=())
     root, pieces = split_pattern(path)
-    depth = None if "**" in pieces else len(pieces)
-    matches = matcher(path)
-    return [file for file in _walk(root or os.sep, visible_to(pieces), depth) if matches(file.path)]
+    shown, matches = visible_to(pieces), matcher(path)
+    found = _walk(root or os.sep, shown, None if "**" in pieces else pieces)
+    return _listing((file, visible) for file, visible in found if matches(file.path))
 
 
-def _walk(root: str, visible: Visible, depth: int | None = None) -> Iterator[FileInfo]:
-    """Regular files at most `depth` names below the root, links followed; [] without the root."""
+def _listing(found: Iterable[tuple[FileInfo, bool]]) -> Listing:
+    files: list[FileInfo] = []
+    hidden: list[FileInfo] = []
+    for file, visible in found:
+        (files if visible else hidden).append(file)
+    return Listing(files=tuple(files), hidden=tuple(hidden))
 
-    def below(folder: str, left: int | None, above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
+
+class _Walk:
+    """Regular files below a folder, each with whether its names are visible. Links are followed.
+
+    Without `pieces` a folder is gone through once, by its own path where that is below the root: links that repeat it, or
+    lead round in a circle, add nothing. With the `pieces` of a pattern only folders that match theirs are entered.
+    """
+
+    def __init__(self, visible: Visible, pieces: Sequence[str] | None) -> None:
+        self._visible = visible
+        self._pieces = pieces
+        self._seen: set[tuple[int, int]] = set()
+        self._links: list[tuple[str, bool]] = []
+
+    def files(self, root: str) -> Iterator[tuple[FileInfo, bool]]:
+        self._links = [(root, True)]
+        for path, shown in self._links:  # grows on the way
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                yield from self._below(path, shown, 0, frozenset())
+
+    def _below(
+        self, folder: str, shown: bool, level: int, above: frozenset[tuple[int, int]]
+    ) -> Iterator[tuple[FileInfo, bool]]:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
-        if here in above or left == 0:  # a link to a folder above goes round for ever
+        if here in (above if self._pieces is not None else self._seen):
             return
+        self._seen.add(here)
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if visible(entry.name))
-        for name in names:
+            found = sorted((entry.name, entry.is_symlink()) for entry in entries)
+        for name, is_link in found:
             path = os.path.join(folder, name)
+            visible = shown and self._visible(name)
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, or a link to nothing
                 status = os.stat(path)
-                if stat.S_ISDIR(status.st_mode):
-                    yield from below(path, None if left is None else left - 1, above | {here})
-                elif stat.S_ISREG(status.st_mode):
-                    yield _stat_info(path, status)
+                if stat.S_ISREG(status.st_mode):
+                    yield _stat_info(path, status), visible
+                elif not stat.S_ISDIR(status.st_mode) or not self._enters(name, level, visible):
+                    continue
+                elif is_link and self._pieces is None:
+                    self._links.append((path, visible))
+                else:
+                    yield from self._below(path, visible, level + 1, above | {here})
 
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        yield from below(root, depth, frozenset())
+    def _enters(self, name: str, level: int, visible: bool) -> bool:
+        if not visible and name.startswith("."):
+            return False
+        if self._pieces is None:
+            return True
+        piece = self._pieces[level] if level + 1 < len(self._pieces) else None
+        # Brackets mean more to the pattern than they do here.
+        return piece is not None and ("[" in piece or fnmatch.fnmatchcase(name, piece))
+
+
+def _walk(root: str, visible: Visible, pieces: Sequence[str] | None = None) -> Iterator[tuple[FileInfo, bool]]:
+    """Nothing without the root."""
+    return _Walk(visible, pieces).files(root)
 
 
 def _stat_info(path: str, status: os.stat_result) -> FileInfo:
     version = f"{status.st_size}-{status.st_mtime_ns}"
     # A copy may keep the time of its original, and a link is as old as the file it shares: neither has been here so long.
     modified = max(status.st_mtime, status.st_ctime)
-    return FileInfo(path=path, size=status.st_size, version=version, modified=modified)
+    changed = str(status.st_ctime_ns)
+    return FileInfo(path=path, size=status.st_size, version=version, modified=modified, changed=changed)
 
 
 # --- reading
@@ -95,7 +140,7 @@ class Disk:
         self._root = root
 
     def files(self, prefix: str) -> Iterator[FileInfo]:
-        for file in _walk(self._path(prefix), lambda name: True):
+        for file, _ in _walk(self._path(prefix), lambda name: True):
             path = os.path.relpath(file.path, self._root)
             yield FileInfo(path=path, size=file.size, version=file.version, modified=file.modified)
 

@@ -20,6 +20,25 @@ class FileInfo:
     """Another one means other bytes: the store's etag or generation, on a disk size and mtime_ns."""
     modified: float
     """Unix seconds on the store's clock; 0 where it doesn't say."""
+    changed: str = ""
+    """On a disk st_ctime_ns, which no copying program can set back; empty elsewhere, where the version says it all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a pattern stands for."""
+
+    files: tuple[FileInfo, ...]
+    hidden: tuple[FileInfo, ...] = ()
+    """Files that it would stand for, if their names, or those of their folders, did not begin with "_" or ".". What lies in
+    folders whose names begin with "." is not looked for."""
+
+
+def is_version(found: FileInfo, file: "Pinned") -> bool:
+    """Whether the file that was found is the planned one. When it changed on a disk is not compared: nodes that each have
+    a copy of the source agree in all but that."""
+    same = file.version == found.version or (found.changed and file.version.rpartition("-")[0] == found.version)
+    return bool(file.size == found.size and same)
 
 
 class Pinned(Protocol):

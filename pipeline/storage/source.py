@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO, cast
 
 from pipeline.errors import InputError
 from pipeline.storage import disk
 from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_pattern
 from pipeline.storage.error import before_work, changed, reported, source_reported
-from pipeline.storage.file import FileInfo, Options, Pinned
+from pipeline.storage.file import FileInfo, Listing, Options, Pinned, is_version
 from pipeline.storage.opened import READAHEAD_BYTES, Opened
 from pipeline.storage.pattern import all_visible, matcher, split_pattern, visible_below_folder, visible_to
 from pipeline.storage.retry import IMPATIENCE_S, patiently
@@ -25,16 +25,29 @@ def list_pattern(pattern: str, options: Options) -> list[FileInfo]:
     Raises InputError if there is nothing, if a name is no text, or if storage refuses or never answers; StorageUnavailable
     if it answers, but asks to come back later.
     """
+    return list(list_all(pattern, options).files)
+
+
+def list_all(pattern: str, options: Options) -> Listing:
+    """What `list_pattern` lists, and the hidden files that it skips, both sorted by path."""
     with before_work(), reported(f"can't list {pattern!r}", options):
         if is_remote(pattern):
             found = patiently(pattern, options, lambda: _list_store(pattern, options), IMPATIENCE_S)
         else:
             found = disk.matching_files(local_pattern(pattern))
-    if not found:
-        raise InputError(f"no file matches {pattern!r}: give a file, a folder or a pattern such as data/*.parquet")
-    for file in found:
+    if not found.files:
+        hidden = len(found.hidden)
+        skipped = f" ({hidden:,} files there are skipped because a name begins with _ or .)" if hidden else ""
+        raise InputError(
+            f"no file matches {pattern!r}{skipped}: give a file, a folder or a pattern such as data/*.parquet"
+        )
+    for file in found.files:
         _check_name(file.path)
-    return sorted(found, key=lambda file: file.path)
+    return Listing(files=_sorted(found.files), hidden=_sorted(found.hidden))
+
+
+def _sorted(files: Iterable[FileInfo]) -> tuple[FileInfo, ...]:
+    return tuple(sorted(files, key=lambda file: file.path))
 
 
 @contextlib.contextmanager
@@ -62,7 +75,7 @@ def open_pinned(file: Pinned, options: Options, readahead_bytes: int = READAHEAD
             )
         else:
             inner, found = disk.open_with_info(file.path)
-    if (found.size, found.version) != (file.size, file.version):
+    if not is_version(found, file):
         inner.close()
         raise changed(file.path)
     reported = functools.partial(source_reported, file.path, options)
@@ -78,27 +91,34 @@ def check_unchanged(file: Pinned, options: Options) -> None:
             found = patiently(file.path, options, lambda: connect(address, options).look_up(address.key))
         else:
             found = disk.look_up(file.path)
-    if found is None or (found.size, found.version) != (file.size, file.version):
+    if found is None or not is_version(found, file):
         raise changed(file.path)
 
 
-def _list_store(pattern: str, options: Options) -> list[FileInfo]:
+def _list_store(pattern: str, options: Options) -> Listing:
     address = address_of(pattern)
     store, key = connect(address, options, patient=False), address.key
     if MAGIC.search(key):
         root, pieces = split_pattern(key)
         stem = MAGIC.split(key, maxsplit=1)[0]
-        found = list(store.list(stem))
-        exact = [file for file in found if file.path == key]
+        listed = list(store.list(stem))
+        exact = [file for file in listed if file.path == key]
         matches, visible, start = matcher(key), visible_to(pieces), len(root) + 1 if root else 0
-        files = exact or [file for file in found if matches(file.path) and all_visible(file.path[start:], visible)]
+        found = exact or [file for file in listed if matches(file.path)]
+        shown = {file.path for file in exact} or {
+            file.path for file in found if all_visible(file.path[start:], visible)
+        }
     else:
-        below = list(store.list(f"{key}/" if key else ""))
+        found = list(store.list(f"{key}/" if key else ""))
         start = len(key) + 1 if key else 0
-        files = [file for file in below if all_visible(file.path[start:], visible_below_folder)]
-        if key and not below and (file := store.look_up(key)):
-            files = [file]
-    return [dataclasses.replace(file, path=address.url(file.path)) for file in files]
+        shown = {file.path for file in found if all_visible(file.path[start:], visible_below_folder)}
+        if key and not found and (file := store.look_up(key)):
+            found, shown = [file], {file.path}
+    urls = {file.path: dataclasses.replace(file, path=address.url(file.path)) for file in found}
+    return Listing(
+        files=tuple(url for path, url in urls.items() if path in shown),
+        hidden=tuple(url for path, url in urls.items() if path not in shown),
+    )
 
 
 def _check_name(path: str) -> None:

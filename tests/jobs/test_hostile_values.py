@@ -22,7 +22,7 @@ from pipeline import config
 from pipeline.errors import ConfigError, InputError
 from pipeline.schema import NULL_PARTITION
 from pipeline.sources.columns import partition_value
-from pipeline.sources.survey import hive_partition
+from pipeline.sources.listing import hive_partition
 from pipeline.table import layout
 from tests.inline import embed, read_table, spec_of
 

@@ -23,9 +23,11 @@ from hypothesis import strategies as st
 from pipeline.config import LimitSpec, SourceSpec
 from pipeline.errors import SourceChanged, StorageError
 from pipeline.schema import DEAD_LETTERS
+from pipeline.sources import isolated
 from pipeline.sources.formats import parquet, registry
+from pipeline.sources.listing import list_sources
 from pipeline.sources.reader import read_slices
-from pipeline.sources.survey import list_sources, survey
+from pipeline.sources.survey import survey
 from pipeline.storage import Folder
 from pipeline.work import Slice, Span, Unit
 from tests.servers import S3Server, moto_server, rclone_server
@@ -61,7 +63,8 @@ def read(
     **options: Any,
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     """All documents and dead letters of a source."""
-    spec = SourceSpec(**{"path": str(path), "text": "text", **options})
+    types = {"schema": options.pop("schema_types")} if "schema_types" in options else {}
+    spec = SourceSpec(**{"path": str(path), "text": "text", **options, **types})
     found, units = units_of(spec, partition_by)
     slices = [
         each
@@ -236,8 +239,8 @@ def test_bad_lines_are_dead_letters_with_their_reason(tmp_path: Path) -> None:
         (b"null", "the line holds null, not a JSON object"),
         (b'"\\ud800"', "the line holds a string, not a JSON object"),
         (b"[" * 100_000, "malformed JSON: nested too deeply"),
-        (b'{"id": "2", "text": "x", "f": NaN}', "malformed JSON: NaN is no JSON value"),
-        (b'{"id": "2", "text": "x", "n": ' + b"1" * 5000 + b"}", "malformed JSON"),
+        (b'{"id": "2", "text": "x", "f": NaN}', "column 'f': NaN is no JSON value"),
+        (b'{"id": "2", "text": "x", "n": ' + b"1" * 5000 + b"}", "column 'n': an integer of so many digits is no"),
         ({"id": None, "text": "x"}, "the id (column 'id') is null"),
         ({"id": "2", "text": None}, "the text (column 'text') is null"),
         ({"id": "2"}, "the text (column 'text') is null"),
@@ -255,7 +258,8 @@ def test_bad_lines_are_dead_letters_with_their_reason(tmp_path: Path) -> None:
         ({**good, "s": [1]}, "column 's': an array does not fit struct<a: int64>"),
     ]
     positions = write_lines(tmp_path / "a.jsonl", *[good] * 500, *(line for line, _ in bad), good)
-    documents, letters = read(tmp_path, id="id", keep=("n", "f", "b", "l", "s"))
+    types = {"n": "int64", "s": "struct<a: int64>"}  # else late rows widen them
+    documents, letters = read(tmp_path, id="id", keep=("n", "f", "b", "l", "s"), schema_types=types)
     assert documents.num_rows == 501
     for letter, position, (line, reason) in zip(letters, positions[500:-1], bad, strict=True):
         assert letter["error"].startswith(reason), line
@@ -427,6 +431,9 @@ def test_gzip_members_and_padding_are_read_and_garbage_is_not(tmp_path: Path) ->
     documents, letters = read(tmp_path)
     assert (documents.num_rows, letters) == (6, [])
     (tmp_path / "b.jsonl.gz").write_bytes(b'{"text": "not packed"}\n')
+    documents, letters = read(tmp_path)
+    assert (documents.num_rows, letters) == (7, [])
+    (tmp_path / "b.jsonl.gz").write_bytes(b'\x00{"text": "neither packed nor text"}\n')
     documents, (letter,) = read(tmp_path)
     assert documents.num_rows == 6
     assert letter["error"] == "the gzip stream is corrupt from here on (incorrect header check)"
@@ -538,6 +545,7 @@ def test_done_row_groups_are_not_even_read(tmp_path: Path, monkeypatch: pytest.M
         return real(batches, rows, position, *rest)
 
     monkeypatch.setattr(parquet, "_row_group", spy)
+    monkeypatch.setattr(isolated, "blocks", registry.blocks)  # the spy is in this process
     spec = SourceSpec(path=str(tmp_path), text="text")
     schema, (unit,) = units_of(spec)
     slices = list(read_slices(unit, schema, spec, (), LIMITS, 5000, [(0, 1500)]))
@@ -586,12 +594,11 @@ def test_a_file_that_vanishes_from_the_store_is_no_dead_letter(
 ) -> None:
     folder = Folder(f"s3://bucket/{tmp_path.name}", servers[kind].storage_options)
     if name == "a.parquet":
-        (tmp_path / name).write_bytes(parquet_bytes(40_000, 20_000))
+        (tmp_path / name).write_bytes(parquet_bytes(400_000, 200_000))
     else:
         write_lines(tmp_path / name, *[{"text": f"{row} {number}"} for row, number in enumerate(numbers(60_000))])
     folder.write(name, (tmp_path / name).read_bytes())
     monkeypatch.setattr(registry, "readahead_bytes", lambda file: 0 if file.format == "parquet" else 1000)
-    monkeypatch.setattr(parquet, "_BUFFER_BYTES", 10_000)
     spec = SourceSpec(path=folder.url, text="text", storage_options=folder.options)
     schema, units = units_of(spec)
     slices = read_slices(units[0], schema, spec, (), LIMITS, 100, ())
@@ -628,7 +635,8 @@ def peak_mib(program: str, *arguments: str) -> float:
         "import pyarrow, pyarrow.compute, pyarrow.parquet\n"
         "from pipeline.config import LimitSpec, SourceSpec\n"
         "from pipeline.sources.reader import read_slices\n"
-        "from pipeline.sources.survey import list_sources, survey\n"
+        "from pipeline.sources.listing import list_sources\n"
+        "from pipeline.sources.survey import survey\n"
         "from pipeline.work import Unit\n"
         "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
         "before = peak()\n"

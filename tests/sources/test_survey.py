@@ -16,7 +16,8 @@ import zstandard
 from pipeline.config import CsvSpec, DatasetSpec, SourceSpec
 from pipeline.errors import ConfigError, InputError
 from pipeline.sources.formats import registry
-from pipeline.sources.survey import hive_partition, list_sources, survey
+from pipeline.sources.listing import hive_partition, list_sources
+from pipeline.sources.survey import survey
 
 
 def jsonl(path: Path, *rows: Any) -> None:
@@ -335,7 +336,8 @@ def test_a_damaged_footer_that_ends_processes_is_looked_at_without_harm() -> Non
     path = Path(__file__).parent / "formats" / "files" / "damaged-statistics.parquet"
     program = f"""
 from pipeline.config import SourceSpec
-from pipeline.sources.survey import list_sources, survey
+from pipeline.sources.listing import list_sources
+from pipeline.sources.survey import survey
 spec = SourceSpec(path={str(path)!r}, text="text", where="text == 'x'")
 print(survey(list_sources(spec), spec).rows_known)
 """

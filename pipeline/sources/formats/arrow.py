@@ -3,6 +3,7 @@
 A broken or truncated file is the rows before and one bad row for the rest; only storage can fail here.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -11,7 +12,8 @@ import pyarrow as pa
 from pipeline.config import SourceSpec
 from pipeline.sources.columns import Block, RestLost, failed_block, partition_values, skipped_block
 from pipeline.sources.formats import batch as batches
-from pipeline.sources.formats.form import UNREADABLE, Form, Look, Needed
+from pipeline.sources.formats.content import HEAD_BYTES, lfs_pointer
+from pipeline.sources.formats.form import Form, Look, Needed, unreadable
 from pipeline.work import SourceFile, Span
 
 _MAGIC = b"ARROW1"
@@ -35,13 +37,25 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
             types={name: schema.field(found[0]).type for name, found in places.items() if found},
             duplicates=tuple(name for name, found in places.items() if len(found) > 1),
         )
-    except _DATA_ERRORS:
-        return UNREADABLE
+    except _DATA_ERRORS as error:
+        return unreadable(_reason(opened, error))
+
+
+def _reason(opened: BinaryIO, error: BaseException) -> str:
+    opened.seek(0)
+    return lfs_pointer(opened.read(HEAD_BYTES)) or f"the file is no readable Arrow file: {_short(error)}"
 
 
 def _schema(opened: BinaryIO) -> pa.Schema:
-    """From the beginning of the file, which has it in both formats."""
-    opened.seek(_MAGIC_BYTES if _is_file(opened) else 0)
+    """The schema in the footer of a file, and in the first message of a stream or of a file whose footer is lost: what
+    stands between the first bytes and the first message differs from writer to writer."""
+    is_file = _is_file(opened)
+    if is_file:
+        with contextlib.suppress(*_DATA_ERRORS):
+            schema = pa.ipc.open_file(_source(opened)).schema
+            _check_names(schema)
+            return schema
+    opened.seek(_MAGIC_BYTES if is_file else 0)
     with pa.ipc.open_stream(_source(opened)) as reader:
         _check_names(reader.schema)
         return reader.schema
@@ -150,7 +164,9 @@ def _record_batches(opened: BinaryIO, names: Sequence[str]) -> Iterator[pa.Recor
         for index in range(reader.num_record_batches):
             yield _projected(reader.get_batch(index), places)
     except _DATA_ERRORS as error:
-        raise _Broken(f"the file can't be read from here on: {_short(error)}") from None
+        opened.seek(0)
+        pointer = lfs_pointer(opened.read(HEAD_BYTES))
+        raise _Broken(pointer or f"the file can't be read from here on: {_short(error)}") from None
 
 
 def _stream(opened: BinaryIO, options: Any, places: Sequence[int]) -> Iterator[pa.RecordBatch]:
@@ -195,4 +211,4 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-FORM = Form(blocks=blocks, look=look, suffixes=(".arrow", ".feather"), packable=False, every=True)
+FORM = Form(blocks=blocks, look=look, suffixes=(".arrow", ".feather"), packable=False, every=True, isolated=True)

@@ -5,11 +5,9 @@ Knows bytes only. A small file that unpacks to a huge one is never held, several
 
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import zstandard
-
-from pipeline.work import SourceFile
 
 CHUNK_BYTES = 2**20
 _INPUT_BYTES = 2**16
@@ -18,6 +16,10 @@ _ZSTD_SKIPPABLE = 0x184D2A50
 _ZSTD_REPEATED, _ZSTD_RESERVED = 1, 3
 _ZSTD_BLOCK_BYTES = 2**17
 _ZSTD_CHECKSUM_BYTES = 4
+_MOST_WINDOW_BYTES = 2**31
+"""zstd --long=31, the most that its own decoder takes."""
+_HELD_BYTES = 512 * 2**20
+_SHORTER_WINDOW = "compress the file again with a shorter one, as `zstd --long=27` does"
 
 Read = Callable[[int], bytes]
 """At most so many bytes, or fewer; none at the end."""
@@ -27,25 +29,14 @@ class Broken(Exception):
     """The compressed stream ends or fails here."""
 
 
-def reader(opened: BinaryIO, file: SourceFile) -> Read:
-    """The uncompressed stream from where `opened` stands; pieces of a compressed one may be larger than asked for.
-
-    Raises Broken, after all that stands before the broken place.
-    """
-    if file.compression == "":
-        return opened.read
-    stream = _gunzip(opened) if file.compression == "gz" else _unzstd(opened)
-    return lambda size: next(stream, b"")
-
-
 # --- gzip
 
 
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    """Pieces of at most one chunk."""
+def gunzip(read: Read) -> Iterator[bytes]:
+    """The unpacked stream in pieces of at most one chunk. Raises Broken after all that stands before a broken place."""
     member = zlib.decompressobj(wbits=31)
     begun = False
-    while data := file.read(_INPUT_BYTES):
+    while data := read(_INPUT_BYTES):
         while data:
             if member.eof:
                 data = data.lstrip(b"\0")  # padding between or after members
@@ -92,13 +83,14 @@ class _Truncated(Exception):
     pass
 
 
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
-    """One piece per zstd block, which unpacks to 128 KiB at most.
+def unzstd(read: Read) -> Iterator[bytes]:
+    """The unpacked stream, one piece per zstd block, which unpacks to 128 KiB at most. Raises Broken after all that stands
+    before a broken place.
 
     The frames are walked here and given to the decoder block by block, because a call that fails gives nothing of
     what stood before the failure, and the libraries' own readers take the end of a truncated file for its end.
     """
-    source = _Source(file)
+    source = _Source(read)
     try:
         while magic := source.rest(4):
             number = int.from_bytes(magic, "little")
@@ -124,7 +116,11 @@ def _frame(magic: bytes, source: "_Source") -> Iterator[bytes]:
     dictionary_bytes = (0, 1, 2, 4)[flags & 3]
     content_bytes = (1 if single_segment else 0, 2, 4, 8)[flags >> 6]
     header = source.exactly((0 if single_segment else 1) + dictionary_bytes + content_bytes)
-    frame = zstandard.ZstdDecompressor().decompressobj()
+    window = _window(header, single_segment, content_bytes)
+    if window > _MOST_WINDOW_BYTES:
+        raise Broken(f"the zstd stream has a window of {window:,} bytes, which no decoder takes: {_SHORTER_WINDOW}")
+    frame = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW_BYTES).decompressobj()
+    unpacked = 0
     yield from _some(frame.decompress(magic + descriptor + header))
     last = False
     while not last:
@@ -133,11 +129,25 @@ def _frame(magic: bytes, source: "_Source") -> Iterator[bytes]:
         last, kind, size = bool(number & 1), number >> 1 & 3, number >> 3
         if kind == _ZSTD_RESERVED or size > _ZSTD_BLOCK_BYTES:
             raise zstandard.ZstdError("no block begins here")
-        yield from _some(frame.decompress(block + source.exactly(1 if kind == _ZSTD_REPEATED else size)))
+        piece = frame.decompress(block + source.exactly(1 if kind == _ZSTD_REPEATED else size))
+        unpacked += len(piece)
+        if min(unpacked, window) > _HELD_BYTES:
+            # The decoder keeps all of its window in memory, filled as the stream goes on.
+            raise Broken(f"the zstd stream needs a window of {window:,} bytes in memory: {_SHORTER_WINDOW}")
+        yield from _some(piece)
     if flags & 4:
         yield from _some(frame.decompress(source.exactly(_ZSTD_CHECKSUM_BYTES)))
     if not frame.eof:
         raise zstandard.ZstdError("the frame does not end with its last block")
+
+
+def _window(header: bytes, single_segment: bool, content_bytes: int) -> int:
+    """Bytes that the decoder must be able to look back; layout: RFC 8878, section 3.1.1.1.2."""
+    if single_segment:
+        content = int.from_bytes(header[len(header) - content_bytes :], "little")
+        return content + 256 if content_bytes == 2 else content
+    base = 1 << (10 + (header[0] >> 3))
+    return base + base // 8 * (header[0] & 7)
 
 
 def _some(unpacked: bytes) -> Iterator[bytes]:
@@ -146,15 +156,15 @@ def _some(unpacked: bytes) -> Iterator[bytes]:
 
 
 class _Source:
-    """Exact pieces of a file."""
+    """Exact pieces of a stream."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, read: Read) -> None:
+        self._read = read
         self._data = b""
 
     def rest(self, size: int) -> bytes:
         """So many bytes, or fewer at the end."""
-        while len(self._data) < size and (more := self._file.read(max(_INPUT_BYTES, size - len(self._data)))):
+        while len(self._data) < size and (more := self._read(max(_INPUT_BYTES, size - len(self._data)))):
             self._data += more
         taken, self._data = self._data[:size], self._data[size:]
         return taken

@@ -8,12 +8,20 @@ import pyarrow as pa
 from pipeline.config import SourceSpec
 from pipeline.sources.columns import Block, failed_block, skipped_block
 from pipeline.sources.formats import values
-from pipeline.sources.formats.compression import CHUNK_BYTES, Broken, Read, reader
+from pipeline.sources.formats.compression import CHUNK_BYTES, Broken, Read
+from pipeline.sources.formats.content import (
+    HEAD_BYTES,
+    NUL_FILLED,
+    UTF8,
+    encoding_of,
+    is_filled_with_nuls,
+    uncompressed,
+)
 from pipeline.sources.formats.form import Blocks, Look, LookInto, Misfit, Needed
 from pipeline.work import SourceFile, Span
 
-Parse = Callable[[bytes], Mapping[str, str]]
-"""The columns of a file's content, `path` excepted; raises Misfit if there is no document in it."""
+Parse = Callable[[bytes, str], Mapping[str, str]]
+"""The columns of a file's content, `path` excepted, given `source.encoding`; raises Misfit if there is no document in it."""
 
 
 def look_of(names: Sequence[str], check: Callable[[], None] = lambda: None) -> LookInto:
@@ -34,7 +42,10 @@ def blocks_of(parse: Parse) -> Blocks:
             yield skipped_block(1)
             return
         try:
-            found = {**parse(_content(reader(opened, span.file), max_row_bytes)), "path": span.file.path}
+            content = _content(uncompressed(opened, span.file), max_row_bytes)
+            if is_filled_with_nuls(content) and encoding_of(content[:HEAD_BYTES], spec.encoding) == UTF8:
+                raise Misfit(f"the file {NUL_FILLED}")
+            found = {**parse(content, spec.encoding), "path": span.file.path}
         except (Misfit, Broken) as error:
             yield failed_block(schema, pa.array([0], pa.int64()), str(error))
             return

@@ -16,6 +16,8 @@ from pipeline.work import SourceFile, Span
 
 SAMPLE_ROWS = 500
 SAMPLE_BYTES = 8 * 2**20
+MOST_SAMPLED_BYTES = 4 * SAMPLE_BYTES
+"""So many uncompressed bytes are looked at, whatever they hold."""
 
 Needed = Callable[[int, int], bool]
 """Whether any of `count` rows from row `first` of the span on is to be read."""
@@ -43,9 +45,12 @@ class Look:
     """Bytes of these rows, uncompressed."""
     readable: bool = True
     """Whether there is anything that the format can read."""
+    reason: str = ""
+    """Why nothing can be read; empty for a file that can be, or that holds nothing."""
 
 
-UNREADABLE = Look(types={}, readable=False)
+def unreadable(reason: str) -> Look:
+    return Look(types={}, readable=False, reason=reason)
 
 
 class Blocks(Protocol):
@@ -90,6 +95,9 @@ class Form:
     """Uncompressed bytes that make a unit."""
     divisible: Callable[[SourceFile, SourceSpec], bool] = never
     """Whether an uncompressed file can be read from the middle, by byte ranges."""
+    isolated: bool = False
+    """Whether files are read in a process of their own: a foreign library decodes them, and a few bytes may ask of it any
+    memory and any time."""
     strings_only: bool = False
     """Whether all values are strings, which other types must be parsed from."""
     rows_per_file: int | None = None

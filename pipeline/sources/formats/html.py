@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.sources.formats.content import HEAD_BYTES, UTF8, encoding_of
 from pipeline.sources.formats.document import blocks_of, look_of
 from pipeline.sources.formats.form import Form, Misfit
 
-_BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _META_BYTES = 1024
 _COMMENT = re.compile(rb"<!--.*?(?:-->|\Z)", re.DOTALL)
 _CHARSET = re.compile(rb"<meta[\s/][^>]*?charset\s*=\s*[\"']?\s*([^\s\"'/>;]+)", re.IGNORECASE)
@@ -55,10 +55,10 @@ def _check() -> None:
         raise InputError(f"source files in HTML need the packages of the extra `html`: {error}") from None
 
 
-def _parse(content: bytes) -> Mapping[str, str]:
+def _parse(content: bytes, encoding: str = "auto") -> Mapping[str, str]:
     from selectolax.lexbor import LexborHTMLParser, SelectolaxError
 
-    markup = _decode(content)
+    markup = _decode(content, encoding)
     try:
         page = LexborHTMLParser(markup)
         title = page.css_first("title")
@@ -68,8 +68,8 @@ def _parse(content: bytes) -> Mapping[str, str]:
         raise Misfit(f"the page can't be parsed: {' '.join(str(error).split())[:200]}") from None
 
 
-def _decode(content: bytes) -> str:
-    name = _charset(content)
+def _decode(content: bytes, encoding: str) -> str:
+    name = _charset(content, encoding)
     try:
         return content.decode(name).removeprefix("\ufeff")
     except LookupError:
@@ -79,10 +79,11 @@ def _decode(content: bytes) -> str:
         raise Misfit(f"the page is not valid {name}{place}") from None
 
 
-def _charset(content: bytes) -> str:
-    for mark, name in _BOMS:
-        if content.startswith(mark):
-            return name
+def _charset(content: bytes, encoding: str) -> str:
+    """By a byte order mark, `source.encoding`, NULs between the letters, or a tag of the page, in this order."""
+    known = encoding_of(content[:HEAD_BYTES], encoding)
+    if known != UTF8 or encoding != "auto" or content.startswith(codecs.BOM_UTF8):
+        return known
     found = _CHARSET.search(_COMMENT.sub(b"", content[:_META_BYTES]))
     if found is None:
         return "utf-8"
@@ -151,6 +152,7 @@ FORM = Form(
     blocks=blocks_of(_parse),
     look=look_of(("text", "title", "path"), _check),
     suffixes=(".html", ".htm"),
+    isolated=True,
     strings_only=True,
     rows_per_file=1,
 )

@@ -12,20 +12,25 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipeline.config import SourceSpec
-from pipeline.sources.columns import Block, partition_values
+from pipeline.sources.columns import Block, RestLost, partition_values
 from pipeline.sources.formats import values as text_values
-from pipeline.sources.formats.compression import reader
-from pipeline.sources.formats.form import SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Misfit, Needed
+from pipeline.sources.formats.content import sample, utf8
+from pipeline.sources.formats.form import MOST_SAMPLED_BYTES, SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Misfit, Needed
 from pipeline.sources.formats.scan import Line, line_blocks, lines, span_lines
 from pipeline.work import SourceFile, Span
 
 _MAX_DEPTH = 100
+AN_ARRAY = "the file is one JSON array, not JSON Lines (an object per line): convert it, for example with `jq -c '.[]'`"
 
 Convert = Callable[[Any], Any]
 
 
 class _BadLine(Misfit):
     """No JSON object."""
+
+
+class _Array(_BadLine):
+    """The beginning of a JSON array that goes on in other lines."""
 
 
 class _Written(float):
@@ -39,6 +44,14 @@ class _Written(float):
         return number
 
 
+class _NoNumber:
+    """What JSON has no number for, but some writers have: NaN, the infinities, and integers too long to be read. It spoils
+    a row only where it is read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name if len(name) <= 20 else "an integer of so many digits"
+
+
 # --- the sample
 
 
@@ -46,17 +59,23 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
     """The types of the columns in the first lines; raises Misfit if one column holds values of two kinds.
 
     Null where only nulls were seen, and where `spec.schema` says the type. One string makes a string of a text column:
-    what else it holds are bad rows.
+    what else it holds are bad rows. Where only texts are read a few rows must do. The types of other columns may widen at any
+    row, so that as many are looked at as fit the sample's bytes; what only a late row doesn't fit is a bad row.
     """
     types: dict[str, pa.DataType] = {}
     names: set[str] = set()
     objects_only: set[str] = set()
     rows, size, objects = 0, 0, 0
-    for line in _rows(lines(reader(opened, file), 0, None, SAMPLE_BYTES)):
+    reason = ""
+    most_rows = SAMPLE_ROWS if {*columns} <= {*spec.text_columns, *spec.schema} else None
+    for line in _rows(lines(sample(utf8(opened, file, spec.encoding), MOST_SAMPLED_BYTES), 0, None, SAMPLE_BYTES)):
         rows, size = rows + 1, size + len(line.raw)
         try:
             record = _parse(line)
-        except _BadLine:
+        except _BadLine as bad:
+            reason = reason or (AN_ARRAY if rows == 1 and _opens_array(line) else f"in line {rows} {bad}")
+            if reason == AN_ARRAY:
+                break
             continue
         planned = {name: pa.null() for name in columns if name in record and name in spec.schema}
         found = {name: _type_of(record[name], name) for name in columns if name in record and name not in spec.schema}
@@ -65,17 +84,26 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
         objects_only.update(name for name in found if record[name] == {})
         for name, kind in (planned | found).items():
             seen = types.get(name, pa.null())
+            if kind == seen:
+                continue
             is_text = name in spec.text_columns and pa.string() in (seen, kind)
-            types[name] = pa.string() if is_text else join_types(name, seen, kind)
-        if rows >= SAMPLE_ROWS or size >= SAMPLE_BYTES:
+            try:
+                types[name] = pa.string() if is_text else join_types(name, seen, kind)
+            except Misfit as misfit:
+                if rows > SAMPLE_ROWS:  # one such row among so many is a bad row, and no reason to stop
+                    continue
+                raise Misfit(f"{misfit}, the second first in row {rows},") from None
+        if (most_rows is not None and rows >= most_rows) or size >= SAMPLE_BYTES:
             break
-    empty = [name for name in objects_only if pa.types.is_null(types[name])]
+    empty = [name for name in objects_only if pa.types.is_null(types.get(name, pa.null()))]
     if empty:
         raise Misfit(
             f"column {empty[0]!r} holds nothing but objects without keys, and nobody can tell its type: leave it out, or give "
             f"it in source.schema, such as map<string, string>; found"
         )
-    return Look(names=names, types=types, rows=rows, size=size, readable=objects > 0)
+    for name in names & {*columns}:
+        types.setdefault(name, pa.null())
+    return Look(names=names, types=types, rows=rows, size=size, readable=objects > 0, reason=reason)
 
 
 def join(name: str, a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
@@ -105,7 +133,7 @@ def join_types(name: str, a: pa.DataType, b: pa.DataType) -> pa.DataType:
 
 
 def _type_of(value: Any, name: str, depth: int = 0) -> pa.DataType:
-    if value is None:
+    if value is None or isinstance(value, _NoNumber):
         return pa.null()
     if depth > _MAX_DEPTH:
         raise Misfit(f"column {name!r} holds values nested more than {_MAX_DEPTH} levels deep")
@@ -119,7 +147,9 @@ def _type_of(value: Any, name: str, depth: int = 0) -> pa.DataType:
         # that is no text will be a bad row.
         fields = [(key, _type_of(each, name, depth + 1)) for key, each in value.items() if _is_valid(key)]
         return pa.struct(fields) if fields else pa.null()
-    return {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}[type(value)]
+    return {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), _Written: pa.float64()}[
+        type(value)
+    ]
 
 
 # --- the rows of a span
@@ -129,15 +159,42 @@ def blocks(
     opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
 ) -> Iterator[Block]:
     """All rows of the span in order. Rows that are not `needed` are counted, not parsed."""
-    convert = {item.name: _converter(item.type) for item in schema}
+    convert = {item.name: _converter(item.type, as_text=item.name in spec.schema) for item in schema}
     missing = {name: value.as_py() for name, value in partition_values(span.file, schema).items()}
-    written = any(_has_decimals(kind) for kind in schema.types)
-    rows = _rows(span_lines(opened, span, max_row_bytes))
+    written = any(_has_decimals(item.type) or (item.name in spec.schema and _has_text(item.type)) for item in schema)
+    rows = _rows(span_lines(opened, span, max_row_bytes, spec.encoding))
+    if not span.start:
+        rows = _without_array(rows)
     return line_blocks(rows, needed, lambda group: _parse_block(group, schema, convert, missing, written))
 
 
 def _rows(stream: Iterator[Line]) -> Iterator[Line]:
     return (line for line in stream if line.error is not None or line.content.strip())
+
+
+def _without_array(rows: Iterator[Line]) -> Iterator[Line]:
+    """The rows; one bad row for all of a file that is one JSON array."""
+    first = next(rows, None)
+    if first is None:
+        return
+    if _opens_array(first):
+        yield Line(position=first.position, raw=b"", error=RestLost(AN_ARRAY))
+        return
+    yield first
+    yield from rows
+
+
+def _opens_array(line: Line) -> bool:
+    """Whether a JSON array begins in the line and doesn't end there."""
+    if not line.content.lstrip().startswith(b"["):
+        return False
+    try:
+        json.loads(line.content)
+    except json.JSONDecodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def _parse_block(
@@ -184,9 +241,13 @@ def _parse(line: Line, written: bool = False) -> dict[str, Any]:
     if line.error is not None:
         raise _BadLine(line.error)
     try:
-        record = json.loads(
-            line.content.decode(), parse_constant=_no_constant, parse_float=_Written if written else None
-        )
+        text = line.content.decode()
+        try:
+            record = json.loads(text, parse_constant=_NoNumber, parse_float=_Written if written else None)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # an integer of thousands of digits
+            record = json.loads(text, parse_constant=_NoNumber, parse_float=_Written, parse_int=_integer_or_none)
     except UnicodeDecodeError as error:
         raise _BadLine(f"the line is not valid UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -200,30 +261,34 @@ def _parse(line: Line, written: bool = False) -> dict[str, Any]:
     return record
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+def _integer_or_none(digits: str) -> Any:
+    try:
+        return int(digits)
+    except ValueError:
+        return _NoNumber(digits)
 
 
 # --- values of the planned type
 
 
-def _converter(kind: pa.DataType) -> Convert:
-    """A function that gives the value as Arrow takes it, or raises Misfit. Nothing is rounded, cut or dropped."""
+def _converter(kind: pa.DataType, as_text: bool = False) -> Convert:
+    """A function that gives the value as Arrow takes it, or raises Misfit. Nothing is rounded, cut or dropped; with
+    `as_text` strings take numbers too, as they are written."""
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
     if any(check(kind) for check in lists):
-        item = _nullable(_converter(kind.value_type))
+        item = _nullable(_converter(kind.value_type, as_text))
         return lambda value: [item(each) for each in _a(list, value, kind)]
     if pa.types.is_fixed_size_list(kind):
-        item = _nullable(_converter(kind.value_type))
+        item = _nullable(_converter(kind.value_type, as_text))
         return lambda value: _exactly(kind.list_size, [item(each) for each in _a(list, value, kind)])
     if pa.types.is_struct(kind):
-        return _struct_converter(kind)
+        return _struct_converter(kind, as_text)
     if pa.types.is_map(kind):
-        return _map_converter(kind)
+        return _map_converter(kind, as_text)
     if pa.types.is_dictionary(kind):
-        return _converter(kind.value_type)
+        return _converter(kind.value_type, as_text)
     if text_values.is_text(kind):
-        return lambda value: _string(value, kind)
+        return lambda value: _string(_written_number(value) if as_text else value, kind)
     if pa.types.is_boolean(kind):
         return lambda value: _a(bool, value, kind)
     if pa.types.is_integer(kind):
@@ -241,12 +306,25 @@ def _has_decimals(kind: pa.DataType) -> bool:
     return pa.types.is_decimal(kind) or (pa.types.is_dictionary(kind) and _has_decimals(kind.value_type))
 
 
+def _has_text(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_has_text(kind.field(index).type) for index in range(kind.num_fields))
+    return text_values.is_text(kind)
+
+
+def _written_number(value: Any) -> Any:
+    """A number as its text, anything else as it is."""
+    if isinstance(value, _Written):
+        return value.text
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _nullable(convert: Convert) -> Convert:
     return lambda value: None if value is None else convert(value)
 
 
-def _struct_converter(kind: pa.DataType) -> Convert:
-    fields = {item.name: _nullable(_converter(item.type)) for item in kind}
+def _struct_converter(kind: pa.DataType, as_text: bool) -> Convert:
+    fields = {item.name: _nullable(_converter(item.type, as_text)) for item in kind}
 
     def convert(value: Any) -> dict[str, Any]:
         unknown = _a(dict, value, kind).keys() - fields.keys()
@@ -257,9 +335,9 @@ def _struct_converter(kind: pa.DataType) -> Convert:
     return convert
 
 
-def _map_converter(kind: pa.DataType) -> Convert:
+def _map_converter(kind: pa.DataType, as_text: bool) -> Convert:
     """From an object, if keys are strings or can be parsed from them, or from an array of [key, value] pairs."""
-    key, item = _converter(kind.key_type), _nullable(_converter(kind.item_type))
+    key, item = _converter(kind.key_type, as_text), _nullable(_converter(kind.item_type, as_text))
 
     def convert(value: Any) -> list[tuple[Any, Any]]:
         pairs = list(value.items()) if isinstance(value, dict) else _a(list, value, kind)
@@ -342,6 +420,8 @@ def _a(kinds: type | tuple[type, ...], value: Any, kind: pa.DataType) -> Any:
 
 
 def _refuse(value: Any, kind: pa.DataType) -> Any:
+    if isinstance(value, _NoNumber):
+        raise Misfit(f"{value.name} is no JSON value")
     raise Misfit(f"{_kind(value)} does not fit {kind}")
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 from pipeline.config import SourceSpec
 from pipeline.sources.columns import Block
 from pipeline.sources.formats import values
-from pipeline.sources.formats.compression import reader
-from pipeline.sources.formats.form import SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Needed
+from pipeline.sources.formats.content import NUL_FILLED, is_filled_with_nuls, sample, utf8
+from pipeline.sources.formats.form import MOST_SAMPLED_BYTES, SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Needed
 from pipeline.sources.formats.scan import Line, line_blocks, lines, span_lines
 from pipeline.work import SourceFile, Span
 
@@ -18,7 +18,7 @@ _COLUMNS = ("text", "path")
 
 def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: SourceSpec) -> Look:
     rows, size = 0, 0
-    for line in _rows(lines(reader(opened, file), 0, None, SAMPLE_BYTES)):
+    for line in _rows(lines(sample(utf8(opened, file, spec.encoding), MOST_SAMPLED_BYTES), 0, None, SAMPLE_BYTES)):
         rows, size = rows + 1, size + len(line.raw)
         if rows >= SAMPLE_ROWS or size >= SAMPLE_BYTES:
             break
@@ -30,7 +30,7 @@ def blocks(
     opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
 ) -> Iterator[Block]:
     """All lines of the span that aren't empty; a line ends before its line feed, or carriage return and line feed."""
-    rows = _rows(span_lines(opened, span, max_row_bytes))
+    rows = _rows(span_lines(opened, span, max_row_bytes, spec.encoding))
     return line_blocks(rows, needed, lambda group: _block(group, schema, span.file))
 
 
@@ -44,6 +44,9 @@ def _block(group: Sequence[Line], schema: pa.Schema, file: SourceFile) -> Block:
     for row, line in enumerate(group):
         if line.error is not None:
             errors[row] = line.error
+            continue
+        if is_filled_with_nuls(line.raw):
+            errors[row] = f"the line {NUL_FILLED}"
             continue
         try:
             texts[row] = line.content.removesuffix(b"\r").decode()

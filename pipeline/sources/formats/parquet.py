@@ -25,11 +25,15 @@ from pipeline.sources.columns import (
     unite,
 )
 from pipeline.sources.formats import batch as batches
-from pipeline.sources.formats.form import UNREADABLE, Form, Look, Needed
+from pipeline.sources.formats.content import HEAD_BYTES, lfs_pointer
+from pipeline.sources.formats.form import Form, Look, Needed, unreadable
 from pipeline.sources.spans import RowGroup
 from pipeline.work import SourceFile, Span
 
 _BUFFER_BYTES = 2**20
+_INT96_UNIT = "us"
+"""INT96 is an instant of any year; in nanoseconds Arrow has no room for those before 1678 and after 2262."""
+_AS_WRITTEN: Mapping[str, Any] = {"coerce_int96_timestamp_unit": _INT96_UNIT}
 _DATA_ERRORS = (pa.ArrowException, OSError, UnicodeError, OverflowError)
 """What pyarrow raises for broken data; failures of storage come through as errors of ours."""
 
@@ -37,7 +41,7 @@ _DATA_ERRORS = (pa.ArrowException, OSError, UnicodeError, OverflowError)
 def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: SourceSpec) -> Look:
     """Not readable if the file is no Parquet file, or a broken one."""
     try:
-        parquet = pq.ParquetFile(opened, pre_buffer=False)
+        parquet = pq.ParquetFile(opened, pre_buffer=False, **_AS_WRITTEN)
         schema, metadata = parquet.schema_arrow, parquet.metadata
         # Of all columns: a look at one column of a damaged footer ends the process (pyarrow 26 lets a C++ exception out).
         sizes = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
@@ -49,8 +53,13 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
             row_groups=tuple(row_groups),
             duplicates=tuple(name for name, places in found.items() if len(places) > 1),
         )
-    except _DATA_ERRORS:
-        return UNREADABLE
+    except _DATA_ERRORS as error:
+        return unreadable(_reason(opened, error))
+
+
+def _reason(opened: BinaryIO, error: BaseException) -> str:
+    opened.seek(0)
+    return lfs_pointer(opened.read(HEAD_BYTES)) or f"the file is no readable Parquet file: {_short(error)}"
 
 
 def _counts(metadata: Any) -> list[int]:
@@ -71,14 +80,14 @@ def blocks(
     before a broken page are the same ones every time.
     """
     try:
-        parquet = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        parquet = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_BUFFER_BYTES, **_AS_WRITTEN)
         metadata = parquet.metadata
         counts = _counts(metadata)
         present = [name for name in schema.names if name in parquet.schema_arrow.names]
         constants = partition_values(span.file, schema)
     except _DATA_ERRORS as error:
         places = pa.nulls(1 if span.rows is None else span.rows, pa.int64())
-        yield failed_block(schema, places, RestLost(f"the file is no readable Parquet file: {_short(error)}"))
+        yield failed_block(schema, places, RestLost(_reason(opened, error)))
         return
     start, stop = (0, len(counts)) if span.kind == "file" else (span.start, span.stop)
     possible = _possible(opened, parquet.schema_arrow, schema, constants, spec.where)
@@ -152,7 +161,8 @@ def _possible(
         here = pads.field(item.name) == constants[item.name]
         guarantee = guarantee & (here if constants[item.name].is_valid else pads.field(item.name).is_null())
     try:
-        fragment = pads.ParquetFileFormat().make_fragment(opened, partition_expression=guarantee)
+        options = pads.ParquetReadOptions(**_AS_WRITTEN)
+        fragment = pads.ParquetFileFormat(read_options=options).make_fragment(opened, partition_expression=guarantee)
         inside = pa.schema([*columns, *folders])
         kept = fragment.subset(filter=filter.expression(text, inside), schema=inside)
         return {group.id for group in kept.row_groups}
@@ -164,4 +174,6 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-FORM = Form(blocks=blocks, look=look, suffixes=(".parquet", ".pq"), packable=False, every=True, readahead_bytes=0)
+FORM = Form(
+    blocks=blocks, look=look, suffixes=(".parquet", ".pq"), packable=False, every=True, isolated=True, readahead_bytes=0
+)

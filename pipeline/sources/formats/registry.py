@@ -1,6 +1,7 @@
 """The formats by name, and which one a file has. A new format is a file of its own and an entry here."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ FORMS: Mapping[FormatName, Form] = {
     "text": text.FORM,
     "html": html.FORM,
 }
+_CUTTABLE = ("auto", "utf-8", "utf8")
+"""The values of `source.encoding` under which files are cut by bytes: the places in others are those of their UTF-8."""
 _COMPRESSIONS: Mapping[str, Compression] = {".gz": "gz", ".zst": "zst"}
 
 
@@ -59,12 +62,41 @@ def blocks(
     opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
 ) -> Iterator[Block]:
     """All rows of the span in order, with the columns of `schema`; see `form.Blocks`."""
-    return FORMS[span.file.format].blocks(opened, span, schema, spec, max_row_bytes, needed)
+    read, inner = FORMS[span.file.format].blocks, _inner(spec)
+    if not spec.renamed:
+        return read(opened, span, schema, spec, max_row_bytes, needed)
+    inside = pa.schema({spec.renamed.get(item.name, item.name): item.type for item in schema})
+    return (_renamed(block, schema, spec) for block in read(opened, span, inside, inner, max_row_bytes, needed))
+
+
+def _inner(spec: SourceSpec) -> SourceSpec:
+    """The specification with the names that the files have."""
+    if not spec.renamed:
+        return spec
+    return replace(spec, schema={spec.renamed.get(name, name): kind for name, kind in spec.schema.items()})
+
+
+def _renamed(block: Block, schema: pa.Schema, spec: SourceSpec) -> Block:
+    """The block with the names that the table has; a column may go under both of its names."""
+    if block.columns is None:
+        return block
+    columns = [block.columns.column(spec.renamed.get(name, name)) for name in schema.names]
+    return replace(block, columns=pa.table(columns, schema=schema))
 
 
 def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: SourceSpec) -> Look:
     """What the file says of the columns and of itself; see `form.LookInto`."""
-    return FORMS[file.format].look(opened, file, columns, spec)
+    inside = list(dict.fromkeys(spec.renamed.get(name, name) for name in columns))
+    found = FORMS[file.format].look(opened, file, inside, _inner(spec))
+    if not spec.renamed:
+        return found
+    twice, names = found.duplicates, {name: spec.renamed.get(name, name) for name in columns}
+    return replace(
+        found,
+        names={*found.names, *(name for name, old in names.items() if old in found.names)},
+        types={name: found.types[old] for name, old in names.items() if old in found.types},
+        duplicates=tuple(name for name, old in names.items() if old in twice),
+    )
 
 
 def extent(file: SourceFile, look: Look | None, spec: SourceSpec) -> Extent:
@@ -77,6 +109,6 @@ def extent(file: SourceFile, look: Look | None, spec: SourceSpec) -> Extent:
     return Extent(
         file=file,
         unit_bytes=form.unit_bytes // PACKED_RATIO if file.compression else form.unit_bytes,
-        divisible=not file.compression and form.divisible(file, spec),
+        divisible=not file.compression and spec.encoding in _CUTTABLE and form.divisible(file, spec),
         rows=form.rows_per_file,
     )

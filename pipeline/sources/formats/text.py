@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 
+from pipeline.sources.formats.content import HEAD_BYTES, encoding_of
 from pipeline.sources.formats.document import blocks_of, look_of
 from pipeline.sources.formats.form import Form, Misfit
-from pipeline.sources.formats.scan import BOM
 
 
-def _parse(content: bytes) -> Mapping[str, str]:
+def _parse(content: bytes, encoding: str) -> Mapping[str, str]:
+    name = encoding_of(content[:HEAD_BYTES], encoding)
     try:
-        return {"text": content.removeprefix(BOM).decode()}
-    except UnicodeDecodeError as error:
-        raise Misfit(f"the file is not valid UTF-8 (byte {error.start})") from None
+        return {"text": content.decode(name).removeprefix("\ufeff")}
+    except UnicodeError as error:
+        place = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        raise Misfit(f"the file is not valid {name.upper()}{place}") from None
 
 
 FORM = Form(

@@ -8,7 +8,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.formats.compression import Broken, reader
+from pipeline.sources.formats.compression import Broken
+from pipeline.sources.formats.content import uncompressed as reader
 from pipeline.work import SourceFile
 
 
@@ -83,7 +84,8 @@ def test_skippable_frames_hold_no_data() -> None:
 @pytest.mark.parametrize("compression", ["gz", "zst"])
 def test_an_empty_file_holds_nothing_and_a_foreign_one_is_broken(compression: str) -> None:
     assert unpack(b"", compression) == (b"", None)
-    kept, error = unpack(b"plain text, not packed at all", compression)
+    assert unpack("tout court, en é".encode(), compression) == ("tout court, en é".encode(), None)
+    kept, error = unpack(b"\x02neither packed nor text", compression)
     assert kept == b""
     assert error is not None
     assert "corrupt from here on" in error

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError
 from pipeline.sources.formats import html
-from pipeline.sources.survey import list_sources, survey
+from pipeline.sources.listing import list_sources
+from pipeline.sources.survey import survey
 from tests.sources.formats.reading import blocks_of, rows_of
 
 BOTH = pa.schema([("text", pa.string()), ("path", pa.string())])
@@ -45,6 +46,8 @@ def test_a_file_that_is_no_document_is_a_bad_row(tmp_path: Path, name: str) -> N
     assert error.endswith("(byte 1)")
     packed = tmp_path / f"{name}.gz"
     packed.write_bytes(b"not packed")
+    assert rows_of(packed) == ([{"text": "not packed"}], [])
+    packed.write_bytes(b"\x01neither packed nor text")
     assert "corrupt" in rows_of(packed)[1][0][1]
 
 

@@ -18,9 +18,10 @@ from pipeline.config import LimitSpec, SourceSpec
 from pipeline.errors import InputError
 from pipeline.sources.columns import column_names
 from pipeline.sources.formats import registry
+from pipeline.sources.listing import list_sources
 from pipeline.sources.reader import read_slices
 from pipeline.sources.spans import cut
-from pipeline.sources.survey import list_sources, survey
+from pipeline.sources.survey import survey
 from pipeline.work import Unit
 from tests.sources.formats.test_matrix import DOCUMENTS, PACKERS, TABLES
 

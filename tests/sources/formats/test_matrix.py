@@ -14,8 +14,9 @@ import pytest
 import zstandard
 
 from pipeline.config import LimitSpec, SourceSpec
+from pipeline.sources.listing import list_sources
 from pipeline.sources.reader import read_slices
-from pipeline.sources.survey import list_sources, survey
+from pipeline.sources.survey import survey
 from pipeline.storage import Folder
 from pipeline.work import Unit
 from tests.servers import S3Server, moto_server

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.sources import filter
 from pipeline.sources.columns import Block
 from pipeline.sources.formats import registry
-from pipeline.sources.survey import hive_partition
+from pipeline.sources.listing import hive_partition
 from pipeline.work import SourceFile, Span
 from tests.sources.formats.reading import spec_of
 

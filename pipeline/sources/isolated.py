@@ -1,0 +1,303 @@
+"""Spans of formats that foreign libraries decode, read in a process of their own: a hostile file ends that one, not the run.
+
+Comes in: an open file, a span, and what to read of it. Goes out: the blocks that the format gives, and one block of bad rows
+where the process ended, took too long or wanted too much memory. The child has neither storage nor secrets: it asks its
+parent for bytes, so that failures of storage stay those of the parent. Knows no format.
+
+Run as a module it is the child.
+"""
+
+import atexit
+import contextlib
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from pipeline.config import SourceSpec
+from pipeline.errors import PipelineError, RunError
+from pipeline.sources.columns import Block
+from pipeline.sources.formats import registry
+from pipeline.sources.formats.form import Needed
+from pipeline.work import Span
+
+DEADLINE_S = 60.0
+"""The longest that the child may be silent; what it asks for is no silence."""
+MEMORY_BYTES = 960 * 2**20
+"""The memory that a child may have for its data."""
+_MESSAGE_ROWS, _MESSAGE_BYTES, _MESSAGE_BLOCKS = 64, 2**18, 64
+"""Small blocks travel together: a file may have a row group for each of its rows."""
+STARTS = 3
+"""A process that ends before it answers for the first time is started so often."""
+
+
+class Lost(Exception):
+    """The process did not read the span to its end; the message says why."""
+
+
+def blocks(
+    opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
+) -> Iterator[Block]:
+    """What `registry.blocks` gives, read by a child. Raises Lost where the child is lost, and what `opened` raises."""
+    size = opened.seek(0, os.SEEK_END)
+    child = _lease()
+    idle = False
+    try:
+        # The child needs no way to the storage, and gets none.
+        child.connection.send((span, schema, replace(spec, storage_options={}), max_row_bytes, needed, size))
+        while True:
+            kind, answer = child.receive()
+            if kind == "read":
+                offset, count = answer
+                opened.seek(offset)
+                child.connection.send_bytes(opened.read(count))
+            elif kind == "blocks":
+                goes_on = False
+                try:
+                    yield from map(_unpacked, answer)
+                    goes_on = True
+                finally:
+                    child.connection.send(goes_on)
+                    idle = not goes_on
+            elif kind == "end":
+                idle = True
+                return
+            elif isinstance(answer, PipelineError):
+                idle = True
+                raise answer
+            else:
+                idle = True
+                raise Lost(str(answer))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError | ConnectionResetError):
+            raise Lost(child.how_it_ended()) from None
+        raise
+    finally:
+        if idle:
+            _give_back(child)
+        else:
+            child.end()
+
+
+# --- children
+
+
+class _Child:
+    """A process that runs this module, and the pipe to it."""
+
+    def __init__(self) -> None:
+        self.connection, theirs = Pipe()
+        # The parent may have found this package by other means than its environment.
+        path = os.pathsep.join(dict.fromkeys([str(Path(__file__).parents[2]), *filter(None, sys.path)]))
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                env=os.environ | {"PYTHONPATH": path, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"},
+                stdin=subprocess.PIPE,  # closed by the parent's end, whatever ends it
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def receive(self) -> tuple[str, Any]:
+        """The next message. Raises Lost when the child ended, or was silent for too long."""
+        try:
+            if self.connection.poll(DEADLINE_S):
+                message: tuple[str, Any] = self.connection.recv()
+                return message
+        except (EOFError, ConnectionResetError):
+            raise Lost(self.how_it_ended()) from None
+        raise Lost(f"reading it took more than {DEADLINE_S:g} s without a row")
+
+    def how_it_ended(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        status = self._process.poll()
+        if status is None or status >= 0:
+            return f"the process that read it ended with exit status {status}"
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        return f"the process that read it was ended by {name}"
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self.connection.close()
+
+
+_idle: list[_Child] = []
+_lock = threading.Lock()
+_owner = os.getpid()
+
+
+def _lease() -> _Child:
+    """A child that waits for work; RunError when none comes up."""
+    global _owner
+    with _lock:
+        if _owner != os.getpid():  # after a fork the children are the parent's
+            _idle.clear()
+            _owner = os.getpid()
+        if _idle:
+            return _idle.pop()
+    reason = ""
+    for _ in range(STARTS):
+        child = _Child()
+        try:
+            child.receive()
+        except Lost as lost:
+            reason = str(lost)
+            child.end()
+            continue
+        return child
+    raise RunError(f"a reader's process of its own doesn't start, {STARTS} times {reason}: is there memory for it?")
+
+
+def _give_back(child: _Child) -> None:
+    with _lock:
+        _idle.append(child)
+
+
+@atexit.register
+def close() -> None:
+    """End the children that wait for work."""
+    with _lock:
+        children, _idle[:] = list(_idle) if _owner == os.getpid() else [], []
+    for child in children:
+        child.end()
+
+
+# --- blocks on their way
+
+
+def _packed(block: Block) -> tuple[Any, ...]:
+    if block.columns is None:
+        return (None, block.rows, block.positions, dict(block.errors), block.excluded)
+    sink = pa.BufferOutputStream()
+    # Pickled, a slice would travel with all that it was cut from.
+    with pa.ipc.new_stream(sink, block.columns.schema) as writer:
+        writer.write_table(block.columns)
+    return (sink.getvalue().to_pybytes(), block.rows, block.positions, dict(block.errors), block.excluded)
+
+
+def _unpacked(packed: tuple[Any, ...]) -> Block:
+    raw, rows, positions, errors, excluded = packed
+    columns = None if raw is None else pa.ipc.open_stream(raw).read_all()
+    return Block(rows=rows, columns=columns, positions=positions, errors=errors, excluded=excluded)
+
+
+# --- the child
+
+
+class _Asked(io.RawIOBase):
+    """The file as the parent has it open, read by asking."""
+
+    def __init__(self, connection: Connection, size: int) -> None:
+        self._connection = connection
+        self._size = size
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError("no place before the beginning of a file")
+        self._place = base + offset
+        return self._place
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._size - self._place)
+        count = left if size is None or size < 0 else min(size, left)
+        if not count:
+            return b""
+        self._connection.send(("read", (self._place, count)))
+        data = self._connection.recv_bytes()
+        self._place += len(data)
+        return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def main(connection: Connection) -> None:
+    """Spans, one after the other, until the pipe closes."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _limit_memory()
+    connection.send(("ready", None))
+    with contextlib.suppress(EOFError):
+        while True:
+            _answer(connection, *connection.recv())
+
+
+def _answer(connection: Connection, span: Span, schema: pa.Schema, spec: SourceSpec, *rest: Any) -> None:
+    max_row_bytes, needed, size = rest
+    opened = cast(BinaryIO, _Asked(connection, size))
+    packed: list[tuple[Any, ...]] = []
+    try:
+        rows = held = 0
+        for block in registry.blocks(opened, span, schema, spec, max_row_bytes, needed):
+            packed.append(_packed(block))
+            rows, held = rows + block.rows, held + len(packed[-1][0] or b"")
+            if rows >= _MESSAGE_ROWS or held >= _MESSAGE_BYTES or len(packed) >= _MESSAGE_BLOCKS:
+                if not _sent(connection, packed):
+                    return
+                rows = held = 0
+    except (EOFError, BrokenPipeError):
+        raise
+    except PipelineError as error:
+        last: tuple[str, Any] = ("raised", error)
+    except MemoryError:
+        last = ("raised", f"it needs more than {MEMORY_BYTES // 2**20} MiB of memory")
+    except Exception as error:
+        last = ("raised", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    else:
+        last = ("end", None)
+    if _sent(connection, packed):
+        connection.send(last)
+
+
+def _sent(connection: Connection, packed: list[tuple[Any, ...]]) -> bool:
+    """Send the blocks, and forget them; whether the parent wants more."""
+    if not packed:
+        return True
+    connection.send(("blocks", packed))
+    packed.clear()
+    return bool(connection.recv())
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _limit_memory() -> None:
+    """A file that wants too much gets an error here; the system, or Ray, would end whole workers for it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+
+
+if __name__ == "__main__":
+    main(Connection(int(sys.argv[1])))

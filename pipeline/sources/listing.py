@@ -1,0 +1,179 @@
+"""Which files a source is made of: what its patterns stand for, less what is left out, each with its format and version.
+
+Comes in: a SourceSpec, and what the table recorded of the files it was built from. Goes out: `SourceFile`s by path, and how
+many files were left out and why. Opens nothing.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from pipeline.config import SourceSpec
+from pipeline.errors import InputError
+from pipeline.schema import NULL_PARTITION
+from pipeline.sources import dataset
+from pipeline.sources.formats import registry
+from pipeline.storage import FileInfo, is_remote, list_all, local_path, matcher
+from pipeline.work import SourceFile
+
+_SAVED_WITH_ARROW = ("dataset_info.json", "state.json")
+_SAVED_ABOVE_ARROW = "dataset_dict.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a table says of the files that it was built from."""
+
+    versions: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """By path."""
+    as_of: float = 0.0
+    """When it was published, in Unix seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    files: tuple[SourceFile, ...]
+    """Each once, sorted by path."""
+    hidden: int
+    """Files that were left out because a name begins with "_" or "."."""
+    excluded: int
+    """Files that `source.exclude` leaves out."""
+
+
+def list_sources(spec: SourceSpec) -> list[SourceFile]:
+    """The files of all patterns, each once, sorted by path; see `find_sources`."""
+    return list(find_sources(spec).files)
+
+
+def find_sources(spec: SourceSpec, recorded: Recorded | None = None) -> Sources:
+    """The files of all patterns, and how many of them were left out.
+
+    Raises InputError for a pattern without files and for a file whose format is unknown.
+    """
+    patterns, asked = _patterns(spec)
+    listings = [list_all(pattern, spec.storage_options) for pattern in patterns]
+    found = _without_companions({file.path: file for listing in listings for file in listing.files})
+    excluded = _excluded(spec.exclude, found)
+    files = [
+        _source_file(file, asked, spec.renamed, recorded or Recorded())
+        for path, file in sorted(found.items())
+        if path not in excluded
+    ]
+    if not files:
+        raise InputError(
+            f"source.exclude leaves out all {len(found):,} files of source.path: {', '.join(map(repr, spec.exclude))}"
+        )
+    hidden = {file.path for listing in listings for file in listing.hidden if _may_be_source(file, asked)}
+    return Sources(files=tuple(files), hidden=len(hidden - found.keys()), excluded=len(excluded))
+
+
+def _patterns(spec: SourceSpec) -> tuple[Sequence[str], str]:
+    """What to list, and the format asked for; a data set stands for its files."""
+    if not dataset.is_dataset(spec):
+        return spec.patterns, spec.format
+    files = dataset.data_files(spec)
+    return files.paths, files.format
+
+
+def _source_file(file: FileInfo, asked: str, renamed: Mapping[str, str], recorded: Recorded) -> SourceFile:
+    form, compression = registry.format_of(file.path, asked)
+    folders = hive_partition(file.path)
+    known = dict(folders)
+    return SourceFile(
+        path=file.path,
+        size=file.size,
+        version=_version(file, recorded),
+        format=form,
+        compression=compression,
+        partition=(*folders, *((new, known[old]) for new, old in renamed.items() if old in known and new not in known)),
+    )
+
+
+def _version(file: FileInfo, recorded: Recorded) -> str:
+    """The version, with the time of the last change where storage tells it: a copy can keep size and modification time, so
+    that other bytes would look the same.
+
+    A table that recorded less keeps what it recorded, and so its units, unless the file changed after the table did.
+    """
+    if not file.changed:
+        return file.version
+    exact, known = f"{file.version}-{file.changed}", recorded.versions.get(file.path, ())
+    unchanged = int(file.changed) <= recorded.as_of * 10**9
+    return file.version if file.version in known and exact not in known and unchanged else exact
+
+
+# --- what is left out
+
+
+def _excluded(patterns: Sequence[str], found: Collection[str]) -> frozenset[str]:
+    """The paths that a pattern of `source.exclude` matches, or one of whose folders it matches."""
+    checks = [_matches_below(pattern) for pattern in patterns]
+    return frozenset(path for path in found if any(check(each) for each in _with_folders(path) for check in checks))
+
+
+def _matches_below(pattern: str) -> Callable[[str], bool]:
+    """A pattern without a root matches wherever it stands in a path."""
+    pattern = pattern.rstrip("/")
+    rooted = pattern.startswith(("/", "~", "file:")) or "://" in pattern
+    if not rooted:
+        return matcher(f"**/{pattern.removeprefix('./')}")
+    return matcher(pattern if is_remote(pattern) else local_path(pattern))
+
+
+def _with_folders(path: str) -> Iterable[str]:
+    pieces = path.split("/")
+    return ("/".join(pieces[:count]) for count in range(1, len(pieces) + 1))
+
+
+def _may_be_source(file: FileInfo, asked: str) -> bool:
+    """Whether a hidden file looks like one that somebody would want: the marks and checksums that Spark leaves beside its
+    files, and what editors and systems hide, do not."""
+    name = file.path.rpartition("/")[2].lstrip("._")
+    if not file.size or "." not in name or name.endswith(".crc"):
+        return False
+    try:
+        registry.format_of(name, asked)
+    except InputError:
+        return False
+    return True
+
+
+def _without_companions(found: Mapping[str, FileInfo]) -> Mapping[str, FileInfo]:
+    """Without what `datasets` leaves beside the Arrow files of a saved data set: descriptions, and caches of results."""
+    folders = {_folder(path) for path in found if path.endswith(".arrow") and not _is_cache(path)}
+    above = {_folder(folder) for folder in folders}
+
+    def is_companion(path: str) -> bool:
+        folder, name = _folder(path), path.rpartition("/")[2]
+        if folder in folders and (name in _SAVED_WITH_ARROW or _is_cache(path)):
+            return True
+        return name == _SAVED_ABOVE_ARROW and folder in folders | above
+
+    return {path: file for path, file in found.items() if not is_companion(path)}
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _is_cache(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return name.startswith("cache-") and name.endswith(".arrow")
+
+
+def hive_partition(path: str) -> tuple[tuple[str, str | None], ...]:
+    """The `key=value` folders of a path, unescaped, in path order; a key that comes again counts where it is deepest."""
+    pairs: dict[str, str | None] = {}
+    for folder in path.split("/")[:-1]:
+        key, equals, value = folder.partition("=")
+        if key and equals:
+            pairs[_unescaped(key)] = None if value == NULL_PARTITION else _unescaped(value)
+    return tuple(pairs.items())
+
+
+def _unescaped(text: str) -> str:
+    """As it is where the escaped bytes are no UTF-8: two folders must not come to one value."""
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text
