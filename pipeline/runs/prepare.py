@@ -22,6 +22,7 @@ from pipeline.errors import InputError, RunError, SourceChanged, StorageError, S
 from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened
 from pipeline.model.folder import EncoderSpec, Int8Graph, encoder_spec
+from pipeline.model.tokenizer_files import check_tokenizer
 from pipeline.progress import Progress, duration, per_second, say, size
 from pipeline.quantize import SCALAR
 from pipeline.runs import plan as planning
@@ -130,6 +131,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         table = Folder(spec.table.path, spec.table.storage_options)
         parent = materialise.finish(table) if writes else snapshot.current(table)
         encoder = encoder_spec(spec.model, parent.fingerprint_of.get("encoder"))
+        check_tokenizer(encoder)
         _check_not_held(table, parent)
         files = list_sources(spec.source)
         forms = {file.format for file in files}
