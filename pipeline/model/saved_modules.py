@@ -11,7 +11,6 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.model.files import at, get, listed, read_object, refuse_unknown_keys
-from pipeline.model.tokenizer_files import check_tokenizer
 from pipeline.model.weights import check_weights
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -252,7 +251,6 @@ def read_static_embedding(root: Path, path: str) -> StaticEmbedding:
     folder = root / path
     if not (folder / "tokenizer.json").is_file():
         raise InputError(f"{at(folder / 'tokenizer.json')} is missing: the model folder is not complete, copy it again")
-    check_tokenizer(folder)
     _check_weights(folder)
     return StaticEmbedding(folder=path, dim=_static_dim(folder))
 

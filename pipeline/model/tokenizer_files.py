@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.model.files import at, read_object
+from pipeline.model.folder import EncoderSpec
 
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 _PROTOBUF_START = b"\n"
@@ -16,9 +17,15 @@ _PROTOBUF_START = b"\n"
 _SETTINGS = ("special_tokens_map.json", "added_tokens.json")
 
 
-def check_tokenizer(folder: Path) -> None:
-    """Raises InputError where no tokenizer can be made of the folder's files; it names the file, or the package to
-    install."""
+def check_tokenizer(spec: EncoderSpec) -> None:
+    """Raises InputError where no tokenizer can be made of the model's files; it names the file, or the package to install.
+
+    This is for before any work: who loads the tokenizer in its own process meets the same errors there.
+    """
+    spec.load(lambda: _check(spec.transformer_folder))
+
+
+def _check(folder: Path) -> None:
     for name in _SETTINGS:
         read_object(folder / name, missing={})
     if (folder / "tokenizer.json").is_file():

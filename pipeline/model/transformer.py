@@ -12,7 +12,6 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.model.architectures import ARCHITECTURES, REFUSED, Architecture
 from pipeline.model.files import at, get, listed, read_object, refuse_unknown_keys, stays_inside
-from pipeline.model.tokenizer_files import check_tokenizer
 from pipeline.model.weights import check_weights
 
 
@@ -84,7 +83,6 @@ def read_transformer(root: Path, path: str, *, settings_file: bool = True) -> Tr
             raise InputError(f"model folder {str(folder)!r} holds no {what}; expected one of {listed(files)}")
     _check_weights(folder)
     _refuse_tokenizer(folder, chat_template=settings_file)
-    check_tokenizer(folder)
     cap, limit = _positions(config, architecture, where)
     settings = _read_settings(folder) if settings_file else {}
     return Transformer(

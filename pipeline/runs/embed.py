@@ -14,6 +14,7 @@ from pipeline.config import RunSpec
 from pipeline.encoder import probes
 from pipeline.errors import RunError, SourceChanged
 from pipeline.execution.executor import Executor, Report, busy_time, report_of
+from pipeline.model.folder import check_unchanged
 from pipeline.execution.part_workers import PartWorkers
 from pipeline.progress import Progress
 from pipeline.runs import plan as planning
@@ -166,6 +167,7 @@ def publish(
     check_failed(prepared, failed, tally.documents + tally.failed)
     check(replace(tally, failed=failed))
     check_clipped(prepared, sum((item.effort for item in work.records), Effort()))
+    check_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)
     committed = time.perf_counter()

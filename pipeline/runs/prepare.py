@@ -18,6 +18,7 @@ from pipeline.encoder.chunking import check_room
 from pipeline.encoder.tokenizer_backend import framing_tokens
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec, encoder_spec
+from pipeline.model.tokenizer_files import check_tokenizer
 from pipeline.runs import plan as planning
 from pipeline.runs import vector_spec
 from pipeline.runs.plan import Plan
@@ -47,6 +48,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         table = Folder(spec.table.path, spec.table.storage_options)
         parent = materialise.finish(table) if writes else snapshot.current(table)
         encoder = encoder_spec(spec.model, parent.fingerprint_of.get("encoder"))
+        check_tokenizer(encoder)
         _check_not_held(table, parent)
         readiness.check_own(table, parent)
         found = find_sources(spec.source, _recorded(parent))

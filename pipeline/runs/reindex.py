@@ -14,6 +14,7 @@ from dataclasses import replace
 from pipeline.config import RunSpec
 from pipeline.execution.costs import READ_ROWS_PER_S
 from pipeline.execution.executor import Executor
+from pipeline.model.folder import check_unchanged
 from pipeline.execution.part_workers import PartWorkers
 from pipeline.runs.embed import build, description, encode, pace, planned_again, timings
 from pipeline.runs.forecast import Forecast, forecast
@@ -127,6 +128,7 @@ def publish(
     tally += sum((kept for unit, kept in parent.tallies().items() if unit in made.kept), Tally())
     check_failed(prepared, tally.failed, tally.documents + tally.failed)
     assembled = time.perf_counter()
+    check_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version, upkeep = merge_rows.publish(changes.publication, made, description(prepared, name, timings), workers)
     committed = time.perf_counter()

@@ -370,7 +370,7 @@ def test_planning_loads_neither_torch_nor_transformers(folder):
         "from pipeline.config import ModelSpec\n"
         "from pipeline.model.folder import encoder_spec\n"
         f"encoder_spec(ModelSpec(path={str(folder)!r})).identity()\n"
-        "assert not {'torch', 'transformers', 'ray', 'huggingface_hub', 'datasets'} & set(sys.modules)\n"
+        "assert not {'torch', 'transformers', 'tokenizers', 'ray', 'huggingface_hub', 'datasets'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -15,6 +15,7 @@ from pipeline.config import ModelSpec
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError
 from pipeline.model.folder import encoder_spec
+from pipeline.model.tokenizer_files import check_tokenizer
 from tests.tiny import build_tiny_model
 
 PIECES = b"\n\x10\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
@@ -34,7 +35,9 @@ def with_alone(folder, name, content=b""):
 
 
 def plan(folder):
-    return encoder_spec(ModelSpec(path=str(folder)))
+    spec = encoder_spec(ModelSpec(path=str(folder)))
+    check_tokenizer(spec)
+    return spec
 
 
 @settings(max_examples=30, deadline=None)
