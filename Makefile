@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-all parity chaos check fix bench bench-growth clean
+.PHONY: demo test test-all parity chaos check fix docs docs-update bench bench-growth clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jobs.embed conf/demo.yaml
@@ -24,6 +24,17 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.generate
+	$(MKDOCS) --site-dir "$$(mktemp -d)"
+
+# The site, in site/; it fails at a broken link.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+docs: $(VENV)/.installed-dev
+	$(MKDOCS)
+
+# What follows from the code in docs/: keys, commands, the tree, the picture of the imports, the JSON Schema.
+docs-update: $(VENV)/.installed-dev
+	$(BIN)/python -m docs.generate --write
 
 fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -61,4 +72,4 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev benchmarks/daft.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-table
+	rm -rf $(VENV) demo-table site

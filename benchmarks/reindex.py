@@ -33,7 +33,8 @@ import pipeline
 from benchmarks import results
 from pipeline import config
 from pipeline.config import ResourceSpec
-from pipeline.execution.ray import flow as dataflow
+from pipeline.execution.ray import executor, shuffle
+from pipeline.execution.ray.cluster import Cluster
 from pipeline.table.diff import GONE, LIVE_FIRST, LIVE_KEY, WANTED, WANTED_KEY, Keys
 
 DATA = Path(os.environ.get("PIPELINE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -147,7 +148,7 @@ def make_keys(start: int, stop: int, side: int) -> Keys:
 
 def _make_block(batch: pa.Table) -> Iterator[pa.Table]:
     for start, stop, side in zip(*(batch.column(name).to_pylist() for name in ("start", "stop", "side")), strict=True):
-        yield dataflow.in_buckets(make_keys(start, stop, side))
+        yield shuffle.in_buckets(make_keys(start, stop, side))
 
 
 def measure_keys(rows: int) -> dict[str, Any]:
@@ -160,19 +161,19 @@ def measure_keys(rows: int) -> dict[str, Any]:
         for side in (LIVE_FIRST, WANTED)
         for start in range(0, rows, step)
     ]
-    num_buckets = max(1, -(-2 * rows // dataflow.DIFF_KEYS_PER_BUCKET))
+    num_buckets = max(1, -(-2 * rows // executor.DIFF_KEYS_PER_BUCKET))
     states = np.full(1, GONE, np.int8)
-    with dataflow.Cluster(ResourceSpec()) as cluster:
+    with Cluster(ResourceSpec()) as cluster:
         cluster.start()
         memory = Peak()
         started = time.perf_counter()
         keys = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _make_block, batch_size=1, batch_format="pyarrow", num_cpus=0.5
         )
-        flow = dataflow.diffed(keys, num_buckets, states, renewed=False)
+        flow = shuffle.diffed(keys, num_buckets, states, renewed=False)
         upserts = matches = 0
         for row in flow.iter_rows():
-            found = dataflow.found_of(row)
+            found = shuffle.found_of(row)
             upserts, matches = upserts + len(found.upserts), matches + len(found.matches)
         seconds = time.perf_counter() - started
         peak = memory.stop()

@@ -69,17 +69,17 @@ def lap(name):
     global at
     laps[name], at = time.perf_counter() - at, time.perf_counter()
 import pipeline.runs.prepare; lap("driver: import what plans")
-import pipeline.execution.ray.flow; lap("driver: import Ray, Ray Data and the stages")
+import pipeline.execution.ray.executor; lap("driver: import Ray, Ray Data and the stages")
 from pipeline.config import ModelSpec, ResourceSpec
 from pipeline.model.folder import encoder_spec
 spec = encoder_spec(ModelSpec(path=sys.argv[1])); lap("driver: the model's settings")
-with pipeline.execution.ray.flow.Cluster(ResourceSpec()) as cluster:
+with pipeline.execution.ray.cluster.Cluster(ResourceSpec()) as cluster:
     cluster.start(); lap("Ray: start")
 lap("Ray: stop")
 from pipeline.encoder.tokenizer import Tokenizer
 tokenizer = Tokenizer(spec, 1); lap("reader: import transformers and with it torch, load the tokenizer")
-from pipeline import probes
-from pipeline.encoder import build_encoder
+from pipeline.encoder import probes
+from pipeline.encoder.encoder import build_encoder
 import pipeline.encoder.engines.torch, transformers.modeling_utils; lap("encoder: import transformers' models")
 encoder = build_encoder(spec, "cpu", 1); lap("encoder: load the weights, pack them")
 encoder.encode(tokenizer.tokenize(list(probes.TEXTS))); lap("encoder: the probe texts")

@@ -35,8 +35,8 @@ def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     command = parser(__doc__, dry_run=False)
-    command.add_argument("query")
-    command.add_argument("--top", type=int, default=5)
+    command.add_argument("query", help="the question, in quotes")
+    command.add_argument("--top", metavar="N", type=int, default=5, help="how many rows to show")
     arguments = command.parse_args(argv)
     spec = load(arguments.config, arguments.set)
     columns = [ID, SCORE, *(name for name in spec.source.keep if name not in spec.table.partition_by)]

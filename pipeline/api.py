@@ -7,11 +7,8 @@ pipeline.errors. Neither torch nor Ray is loaded before there is work for them.
 """
 
 import dataclasses
-import functools
 import logging
 import os
-import time
-import uuid
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,10 +23,9 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
     from numpy.typing import NDArray
 
-    from pipeline.execution.ray.flow import Cluster
     from pipeline.runs.forecast import Forecast
-    from pipeline.runs.prepare import Encoded, PlanSummary, Prepared, Summary
-    from pipeline.runs.reindex import Reindexed
+    from pipeline.runs.reindex_summary import Reindexed
+    from pipeline.runs.summary import PlanSummary, Summary
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
@@ -41,33 +37,15 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
     With `retry_failed` the table's dead letters are tried again, too; else a row is when its file changes. Killed at any
     moment, the same call goes on. Raises PipelineError.
     """
-    from pipeline.errors import SourceChanged
-    from pipeline.runs import prepare
+    from pipeline.execution.by_size import ExecutorBySize
+    from pipeline.runs import embed as runs
+    from pipeline.runs.prepare import check_shared, resources_for
 
-    started = time.perf_counter()
     given = _spec(spec)
-    prepare.check_shared(given)
-    prepared = prepare.prepare(given, writes=True, retry_failed=retry_failed)
-    if prepared.plan.changes_nothing:
-        return prepare.nothing_to_do(prepared)
+    check_shared(given)
     _quiet_ray()
-    from pipeline.execution.ray.flow import Cluster  # Ray loads only when there is work.
-
-    with Cluster(prepare.resources_for(given)) as cluster:
-        try:
-            prepared = prepare.calibrate(prepared, cluster)
-            encoded = _encode(prepared, cluster)
-        except SourceChanged:
-            # A file was replaced under our hands: plan what stands there now, once.
-            prepared = prepare.prepare(given, writes=True, retry_failed=retry_failed)
-            if prepared.plan.changes_nothing:
-                return prepare.nothing_to_do(prepared)
-            prepared = prepare.calibrate(prepared, cluster)
-            encoded = _encode(prepared, cluster)
-        timings = prepare.timings(prepared, encoded)
-        version, published = prepare.publish(prepared, cluster, uuid.uuid4().hex[:12], timings | prepare.pace(encoded))
-    total = {"total": time.perf_counter() - started}
-    return prepare.summarise(prepared, version, encoded, timings | published | total)
+    with ExecutorBySize(resources_for(given)) as executor:
+        return runs.embed(given, executor, retry_failed=retry_failed)
 
 
 def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False) -> "Reindexed | Summary":
@@ -79,38 +57,31 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
     are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another reindex is at work on the table and
     has not ended within `limits.wait_s`.
     """
-    from pipeline.errors import SourceChanged
-    from pipeline.execution.crew import Crew
-    from pipeline.runs import prepare
-    from pipeline.runs import reindex as reindexing
+    from pipeline.execution.by_size import ExecutorBySize
+    from pipeline.runs import reindex as runs
+    from pipeline.runs.prepare import check_shared, resources_for
 
-    started = time.perf_counter()
     given = _spec(spec)
-    prepare.check_shared(given)
+    check_shared(given)
     _quiet_ray()
-    with reindexing.alone(given), Crew(prepare.resources_for(given)) as crew:
-        once = functools.partial(
-            reindexing.reindex, given, crew, started, new_model=new_model, allow_deletes=allow_deletes
-        )
-        try:
-            return once()
-        except SourceChanged:
-            # A file was replaced under our hands: plan what stands there now, once.
-            return once()
+    with runs.alone(given), ExecutorBySize(resources_for(given)) as executor:
+        return runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes)
 
 
 def plan_reindex(
     spec: Spec, *, new_model: bool = False, allow_deletes: bool = False, price_per_hour: float | None = None
 ) -> "Forecast":
     """What `reindex` would do now, with exact counts: reads the changed files, writes nothing."""
-    from pipeline.execution.crew import Crew
-    from pipeline.runs import prepare
-    from pipeline.runs import reindex as reindexing
+    from pipeline.execution.by_size import ExecutorBySize
+    from pipeline.runs import reindex as runs
+    from pipeline.runs.prepare import check_shared, resources_for
 
     given = _spec(spec)
-    with Crew(prepare.resources_for(given)) as crew:
-        return reindexing.plan(
-            given, crew, new_model=new_model, allow_deletes=allow_deletes, price_per_hour=price_per_hour
+    check_shared(given)
+    _quiet_ray()
+    with ExecutorBySize(resources_for(given)) as executor:
+        return runs.plan(
+            given, executor, new_model=new_model, allow_deletes=allow_deletes, price_per_hour=price_per_hour
         )
 
 
@@ -120,20 +91,14 @@ def _quiet_ray() -> None:
     logging.getLogger("ray.widgets").setLevel(logging.ERROR)
 
 
-def _encode(prepared: "Prepared", cluster: "Cluster") -> "Encoded":
-    from pipeline.progress import Progress
-    from pipeline.runs import prepare
-
-    tasks = prepared.plan.tasks
-    with Progress(units=len(tasks), rows=prepared.rows_to_do) as progress:
-        return prepare.encode(prepared, cluster, progress)
-
-
 def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
     """What `embed` would do now; writes nothing."""
-    from pipeline.runs import prepare
+    from pipeline.runs.prepare import check_shared, prepare
+    from pipeline.runs.summary import summarise_plan
 
-    return prepare.summarise_plan(prepare.prepare(_spec(spec), writes=False, retry_failed=retry_failed))
+    given = _spec(spec)
+    check_shared(given)
+    return summarise_plan(prepare(given, writes=False, retry_failed=retry_failed))
 
 
 def read(

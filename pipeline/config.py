@@ -1,43 +1,43 @@
-"""One YAML file in, one `RunSpec` out: the typed, frozen description of a run that everything below takes.
+"""A configuration comes in, a YAML file or a mapping, and a `RunSpec` goes out, typed and frozen, for everything below.
 
-Unknown keys, wrong types and values outside their range are errors that name the key, the value and the remedy. This
-file knows nothing of storage, models or Ray; it only says what was asked for.
+Every key is a field of one of the specs, its default is the field's, and the string under the field is its help. From
+these `make docs-update` makes docs/configuration.md and the JSON Schema for editors. A new key is therefore one field
+with its string; only a value that its type doesn't rule out needs a check in `__post_init__`. How values are read and
+what is said of wrong ones stands in typed_yaml.py. This file knows nothing of storage, models or Ray; it only says what
+was asked for.
 """
 
 import dataclasses
-import difflib
 import math
-import os
 import re
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-import yaml
-
+from pipeline import typed_yaml
 from pipeline.errors import ConfigError
 from pipeline.schema import is_reserved
+from pipeline.typed_yaml import dotted, told
 
 Auto = Literal["auto"]
+Format = Literal["auto", "parquet", "jsonl", "csv", "tsv", "arrow", "lines", "text", "html"]
 
-_INTEGER_BITS = 63
 _FOLDER_KEY = re.compile(r"""(?![_.])[^\0-\x1f\x7f-\x9f\u2028\u2029/\\=%?*:;&#"<>|\[\]{}^`]+""")
-"""Of a `key=value` folder: it stands there as it is, since of all readers only pyarrow unescapes it. What begins with "_" or
-"." is hidden from pyarrow and Spark."""
+"""A column with such a name can begin a `key=value` folder. The name stands there unescaped, because pyarrow alone
+among the readers unescapes it; pyarrow and Spark hide what begins with "_" or "."."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CsvSpec:
-    """How the fields of csv and tsv files are told apart."""
+    """This section says how the fields of csv and tsv files are told apart."""
 
     delimiter: str | None = None
-    """One character; null is a comma in csv, a tab in tsv."""
+    """This one character separates fields; null means a comma in csv and a tab in tsv."""
     quote: str | None = None
-    """One character, "" for none; null is `"` in csv, none in tsv."""
+    """This one character encloses fields, and "" says that there is none; null means `"` in csv and none in tsv."""
     columns: tuple[str, ...] = ()
-    """Names of the columns of files without a header line; empty takes the names from each file's first line."""
+    """These are the columns of files without a header line; none means that each file's first line names them."""
 
     def __post_init__(self) -> None:
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in "\r\n"):
@@ -46,65 +46,67 @@ class CsvSpec:
             raise ConfigError(f'source.csv.quote is {self.quote!r}; give one character, "" for none, or null')
         if self.quote and self.quote == self.delimiter:
             raise ConfigError(f"source.csv.quote and source.csv.delimiter are both {self.quote!r}: change one")
-        if len(set(self.columns)) < len(self.columns):
-            raise ConfigError(f"source.csv.columns names a column twice: {list(self.columns)}")
+        _check_distinct("source.csv.columns", self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """Which part of a `dataset:` source is meant."""
+    """This section chooses the part of a data set that `source.path: dataset:<name>` reads."""
 
     config: str | None = None
-    """Null is the data set's default, or only, configuration."""
+    """The data set's configuration has this name; null takes its default, or its only one."""
     split: str = "train"
+    """The rows come from this split."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub; null is its default branch."""
-
-
-Format = Literal["auto", "parquet", "jsonl", "csv", "tsv", "arrow", "lines", "text", "html"]
+    """This is a branch, a tag or a commit on the Hub; null takes the default branch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec:
+    """This section says which files hold the documents, and what their columns mean."""
+
     path: str | tuple[str, ...]
-    """One pattern or several: file, folder, or glob, on disk or in a store; or one `dataset:<name or folder>`."""
+    """These files are read: a file, a folder with all below it, a pattern such as `corpus/*.parquet`, or a list of
+    them, on disk or in a store. `dataset:<name or folder>` reads a data set instead."""
     text: str | tuple[str, ...]
-    """The column to embed; several are joined by a newline, nulls skipped."""
+    """This column is embedded; several are joined by a newline, and nulls among them are skipped."""
     format: Format = "auto"
-    """`lines` is a document per line, `text` and `html` one per file."""
+    """The files have this format, and auto goes by their suffixes. `lines` takes each line for a document, `text` and
+    `html` each file."""
     id: str | tuple[str, ...] | None = None
-    """The column with the document's id, or several that make it together; null makes one from file and position."""
+    """This column identifies a document, or several columns do together; null makes ids from file and position."""
     keep: tuple[str, ...] = ()
+    """These columns are carried into the table unchanged, whatever their type."""
     schema: Mapping[str, Any] = field(default_factory=dict)
-    """Arrow types of columns, by name: `{price: "decimal128(10, 2)"}`; they are guessed or read for the others."""
+    """These columns have these Arrow types, as in `{price: "decimal128(10, 2)"}`; others are read or guessed."""
     on_null: Literal["dead_letter", "skip"] = "dead_letter"
-    """What becomes of a row whose text is null."""
+    """A row whose text is null becomes a dead letter, or is skipped and counted."""
     where: str | None = None
-    """An Arrow filter expression such as `lang == "en" and year >= 2020`; other rows are left out."""
+    """Only rows that pass this filter are embedded, such as `lang == "en" and year >= 2020`."""
     limit: int | None = None
-    """Only the first rows, in path order, that pass `where`: for trials."""
+    """Only so many rows that pass `where` are read, the first in path order: for trials."""
     csv: CsvSpec = field(default_factory=CsvSpec)
+    """It says how the fields of csv and tsv files are told apart."""
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
+    """It chooses the part of a `dataset:` source."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """They go to the fsspec filesystem of the source's store, as in `{key: .., secret: .., endpoint_url: ..}`."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        return (self.path,) if isinstance(self.path, str) else self.path
+        return _several(self.path)
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        return (self.text,) if isinstance(self.text, str) else self.text
+        return _several(self.text)
 
     @property
     def id_columns(self) -> tuple[str, ...]:
-        """None of them: ids are made from file and position."""
-        if self.id is None:
-            return ()
-        return (self.id,) if isinstance(self.id, str) else self.id
+        """These columns make the id; where there are none, it is made from file and position."""
+        return () if self.id is None else _several(self.id)
 
     def __post_init__(self) -> None:
-        if any("\0" in pattern for pattern in self.patterns):
-            raise ConfigError("source.path holds a NUL character: no path can")
+        _check_no_nul("source.path", *self.patterns)
         if not self.patterns or not all(self.patterns):
             raise ConfigError("source.path is empty: give a file, a folder or a pattern such as data/*.parquet")
         if not self.text_columns or not all(self.text_columns):
@@ -113,71 +115,66 @@ class SourceSpec:
             raise ConfigError(
                 "source.id is empty: name a column or several, or null to number rows by file and position"
             )
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"source.limit is {self.limit}; give a whole number of at least 1, or null")
+        _check_counts("source", self, "limit", otherwise=", or null")
         for name, kind in self.schema.items():
             if not isinstance(kind, str):
                 raise ConfigError(
-                    f"{_dotted('source.schema', name)} is {_told(kind)}; expected the name of an Arrow type, such as int64"
+                    f"{dotted('source.schema', name)} is {told(kind)}; expected the name of an Arrow type, such as int64"
                 )
-        for name in self.keep:
-            if is_reserved(name):
-                raise ConfigError(
-                    f"source.keep names {name!r}, a column that the table writes itself (upper and lower case are one): "
-                    "leave it out"
-                )
-        if len(set(self.keep)) < len(self.keep):
-            raise ConfigError(f"source.keep names a column twice: {list(self.keep)}")
+        _check_free("source.keep", self.keep, "leave it out")
+        _check_distinct("source.keep", self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
+    """This section names the model and says how it computes."""
+
     path: str
-    """A local folder, a Hub id, an object store's URL, or `package:<python package>/<folder>`."""
+    """The model is a local folder, a Hub id, an object store's URL, or `package:<python package>/<folder>`."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub id; null is its default branch."""
+    """This is a branch, a tag or a commit of a Hub id; null takes the default branch."""
     max_seq_length: int | None = None
-    """Null takes the model's own; the number includes special tokens and prompt."""
+    """The model reads so many tokens of a text, special ones and prompt included; null takes the model's own number."""
     prompt: str | None = None
+    """This text is put before every document, "" is none; null takes the one that `prompt_name` or the model names."""
     prompt_name: str | None = None
+    """The model's prompt of this name is put before every document; null takes its `document`, else its default one."""
     normalize: bool | None = None
-    """True adds a final normalisation, null and false leave the model's own modules as they are."""
+    """True makes every vector unit length, after all modules; null and false leave them as the model's modules do."""
     truncate_dim: int | None = None
+    """Vectors are cut to so many numbers after all modules, as Matryoshka models allow; null takes the model's own."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
-    """What multiplies the matrices. Auto takes openvino on CPUs where it is installed, gives torch's vectors and has work
-    enough."""
+    """It multiplies the matrices. On CPUs auto takes openvino for float32 where it is installed, gives torch's vectors,
+    and there is work enough to be worth its start."""
     precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
-    """int8 is openvino's, on CPUs, quantised once per table."""
+    """The transformer computes in it. float16 and bfloat16 are for GPUs; int8 is for CPUs, needs openvino, and is
+    quantised once per table."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """For a model at an object store's URL."""
+    """They go to the fsspec filesystem of the store that a model's URL names."""
 
     def __post_init__(self) -> None:
-        if "\0" in self.path:
-            raise ConfigError("model.path holds a NUL character: no path can")
-        for name in ("max_seq_length", "truncate_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"model.{name} is {value}; give a whole number of at least 1, or null")
+        _check_no_nul("model.path", self.path)
+        _check_counts("model", self, "max_seq_length", "truncate_dim", otherwise=", or null")
         if self.prompt is not None and self.prompt_name is not None:
             raise ConfigError("model.prompt and model.prompt_name are both given: leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkSpec:
-    """Long documents become several rows, each with a vector of its own."""
+    """This section, which may be left out, cuts long documents into chunks, each with a vector of its own."""
 
     max_tokens: int
-    """Of a chunk, special tokens and prompt included."""
+    """A chunk has at most so many tokens, special tokens and prompt included."""
     overlap_tokens: int = 0
-    """Tokens that a chunk repeats of the one before it, at most."""
+    """A chunk repeats at most so many tokens of the one before it."""
     border: Literal["word", "sentence"] = "word"
-    """Where a chunk may end; a sentence that fills less than half a chunk, or none, ends it at a word."""
+    """A chunk ends at such a border. Where a sentence fills less than half a chunk, or more than one, it ends at a word
+    after all."""
     rows: Literal["chunks", "documents"] = "chunks"
-    """`documents` writes one row per document: the mean of its chunks' vectors."""
+    """The table has a row per chunk, or a row per document whose vector is the mean of its chunks' vectors."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError(f"chunk.max_tokens is {self.max_tokens}; give a whole number of at least 1")
+        _check_counts("chunk", self, "max_tokens")
         if not 0 <= self.overlap_tokens < self.max_tokens:
             raise ConfigError(
                 f"chunk.overlap_tokens is {self.overlap_tokens}; give 0 or more, and less than chunk.max_tokens "
@@ -187,30 +184,32 @@ class ChunkSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
+    """This section says where the table stands and what its rows hold."""
+
     path: str
+    """The table is this folder, on a disk or in a store."""
     partition_by: tuple[str, ...] = ()
+    """These columns become `key=value` folders of the table: columns of the files, or folders of the source."""
     embedding_column: str = "embedding"
+    """The column of the vectors has this name."""
     dtype: Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"] = "float32"
-    """Of the vectors' numbers: int8 and uint8 are steps of each dimension's range, measured once; binary and ubinary signs."""
+    """Vectors are stored in it. int8 and uint8 hold steps of each dimension's range, which is measured once per table;
+    binary and ubinary hold signs, a bit per dimension."""
     keep_text: bool = True
+    """True stores the text beside its vector."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """They go to the fsspec filesystem of the table's store."""
 
     def __post_init__(self) -> None:
-        if "\0" in self.path:
-            raise ConfigError("table.path holds a NUL character: no path can")
+        _check_no_nul("table.path", self.path)
         if self.path.rstrip("/") in ("", "s3:", "s3a:"):
             raise ConfigError(
                 f"table.path is {self.path!r}: give a folder, or an s3:// address with a bucket and a folder"
             )
         if not self.embedding_column:
             raise ConfigError("table.embedding_column is empty: name the column of the vectors")
-        named = [("partition_by", name) for name in self.partition_by] + [("embedding_column", self.embedding_column)]
-        for key, name in named:
-            if is_reserved(name):
-                raise ConfigError(
-                    f"table.{key} names {name!r}, a column that the table writes itself (upper and lower case are one): "
-                    "choose another"
-                )
+        _check_free("table.partition_by", self.partition_by, "choose another")
+        _check_free("table.embedding_column", (self.embedding_column,), "choose another")
         for name in self.partition_by:
             if not _FOLDER_KEY.fullmatch(name):
                 raise ConfigError(
@@ -218,27 +217,31 @@ class TableSpec:
                     "rename the column in the source; its name may begin with neither _ nor ., and hold no control "
                     'characters and none of / \\ = % ? * : ; & # " < > | [ ] { } ^ `'
                 )
-        if len(set(self.partition_by)) < len(self.partition_by):
-            raise ConfigError(f"table.partition_by names a column twice: {list(self.partition_by)}")
+        _check_distinct("table.partition_by", self.partition_by)
         if self.embedding_column in self.partition_by:
             raise ConfigError(f"table.embedding_column {self.embedding_column!r} is also in table.partition_by")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceSpec:
+    """This section says what a run may use; the summary tells what auto chose."""
+
     ray_address: str | None = None
-    """Null starts a local Ray for this run only."""
+    """The run joins the Ray cluster at this address, and `auto` finds a running one; null starts a local Ray for it."""
     encoders: int | Auto = "auto"
+    """So many encoders work side by side; auto has as many as the cluster has room for."""
     cpus_per_encoder: int | Auto = "auto"
+    """An encoder has so many CPU cores; auto is 1."""
     gpus_per_encoder: float | Auto = "auto"
+    """An encoder has so many GPUs, or a share of one below 1; auto is 1 where the cluster has GPUs, else 0."""
     tokenizers: int | Auto = "auto"
+    """So many workers read and tokenize; auto goes by what the encoders take."""
     writers: int | Auto = "auto"
+    """So many workers write parts; auto has one for every four encoders, and at least one."""
 
     def __post_init__(self) -> None:
-        for name in ("encoders", "cpus_per_encoder", "tokenizers", "writers"):
-            value = getattr(self, name)
-            if value != "auto" and value < 1:
-                raise ConfigError(f"resources.{name} is {value}; give a whole number of at least 1, or auto")
+        whole = ("encoders", "cpus_per_encoder", "tokenizers", "writers")
+        _check_counts("resources", self, *whole, otherwise=", or auto")
         gpus = self.gpus_per_encoder
         if gpus != "auto" and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
             raise ConfigError(
@@ -248,47 +251,60 @@ class ResourceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSpec:
-    """A limit on rows below 1 is a share, else a count."""
+    """This section bounds what a run may lose, take or wait for. A limit on rows below 1 is a share, else a count."""
 
     max_failed_rows: float = 0.01
-    """Of all rows of the source."""
+    """If more of the source's rows fail, nothing is published."""
     max_deleted_rows: float = 0.2
-    """Of the table's rows, that one reindex may take from it."""
+    """If a reindex would delete more of the table's rows, it publishes nothing until `--allow-deletes` is given."""
     max_row_bytes: int = 16 * 2**20
+    """A row that is larger becomes a dead letter and is never held whole."""
     unit_rows: int = 8192
+    """A slice, which is encoded and recorded in one piece, has at most so many rows."""
     unit_timeout_s: float = 1800
+    """A worker that makes no progress for so many seconds counts as hanging and is ended."""
     wait_s: float = 0
-    """For a table that another run works on; then this one ends and has done nothing."""
+    """A reindex waits for so many seconds for a table that another one works on, then ends and has done nothing."""
     lease_s: float = 300
-    """After its last sign of life a run still has the table; where it can be seen to be dead, no longer."""
+    """For so many seconds after its last sign of life a reindex has the table, unless it can be seen to be dead."""
 
     def __post_init__(self) -> None:
-        for name in ("max_failed_rows", "max_deleted_rows", "wait_s"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"limits.{name} is {getattr(self, name)}; give 0 or more")
-        for name in ("max_row_bytes", "unit_rows", "unit_timeout_s", "lease_s"):
-            if not 1 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"limits.{name} is {getattr(self, name)}; give at least 1")
+        for least, names in (
+            (0, ("max_failed_rows", "max_deleted_rows", "wait_s")),
+            (1, ("max_row_bytes", "unit_rows", "unit_timeout_s", "lease_s")),
+        ):
+            for name in names:
+                if not least <= getattr(self, name) < math.inf:
+                    expected = f"at least {least}" if least else "0 or more"
+                    raise ConfigError(f"limits.{name} is {getattr(self, name)}; give {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
+    """A run is described by its sections."""
+
     source: SourceSpec
+    """It says which files hold the documents, and what their columns mean."""
     model: ModelSpec
+    """It names the model and says how it computes."""
     table: TableSpec
+    """It says where the table stands and what its rows hold."""
     chunk: ChunkSpec | None = None
+    """It cuts long documents into chunks; where it is left out, a model reads the beginning of a long document."""
     resources: ResourceSpec = field(default_factory=ResourceSpec)
+    """It says what the run may use."""
     limits: LimitSpec = field(default_factory=LimitSpec)
+    """It bounds what the run may lose, take or wait for."""
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """Source columns that go with the text: kept columns, then partition columns that aren't kept."""
+        """These source columns go with the text: kept columns, then partition columns that aren't kept."""
         extra = tuple(name for name in self.table.partition_by if name not in self.source.keep)
         return self.source.keep + extra
 
     @property
     def chunk_identity(self) -> dict[str, Any] | None:
-        """What of the chunking changes a vector: all of it."""
+        """All of the chunking changes vectors, so all of it is part of their identity."""
         return dataclasses.asdict(self.chunk) if self.chunk is not None else None
 
     @property
@@ -310,215 +326,44 @@ class RunSpec:
                 )
 
 
-MOST_VALUES = 10_000
-"""Of a configuration, each alias counted as what it stands for."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that comes twice, of which YAML would quietly take the last, and aliases that make a few lines stand
-    for billions of values."""
-
-    def construct_document(self, node: yaml.Node) -> Any:
-        if _values(node, {}) > MOST_VALUES:
-            problem = f"its aliases (*name) make more than {MOST_VALUES:,} values of it"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_document(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    problem = "a key comes twice in one section"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _values(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values the node stands for; infinity for one that stands in itself."""
-    if id(node) not in known:
-        known[id(node)] = math.inf
-        children: list[yaml.Node] = []
-        if isinstance(node, yaml.MappingNode):
-            children = [child for pair in node.value for child in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            children = node.value
-        known[id(node)] = 1 + sum(_values(child, known) for child in children)
-    return known[id(node)]
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which nothing stands in two places: an override of one of them mustn't change the other."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
-
-
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     """Read a run's YAML file, apply `section.key=value` overrides, fill `${VAR}` from the environment.
 
     Raises ConfigError for anything that is not a complete, well-typed description of a run.
     """
-    what = f"configuration file {str(path)!r}"
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{what} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{what} can't be read: {error}") from None
-    raw = _parse(text, what)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{what} holds no sections; expected source:, model: and table:")
-    for override in overrides:
-        _apply_override(raw, override)
-    return from_mapping(raw)
-
-
-def _parse(text: str, what: str) -> Any:
-    """The values of a YAML text. ConfigError says of `what` where and why it is none, and shows nothing of it: it may hold a
-    secret."""
-    try:
-        return _unshared(yaml.load(text, _Loader))
-    except RecursionError:
-        raise ConfigError(f"{what} is nested too deeply") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it can't be parsed"
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{what} is not valid YAML{where}: {' '.join(problem.split())[:200]}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):  # what PyYAML lets out
-        raise ConfigError(
-            f"{what} holds a number or a date that can't be, or a value that is not what its tag says"
-        ) from None
+    return typed_yaml.load(RunSpec, path, overrides)
 
 
 def from_mapping(raw: Mapping[str, Any]) -> RunSpec:
-    """The same for a mapping that is already in memory."""
-    try:
-        return cast(RunSpec, _build(RunSpec, _fill_environment(dict(raw), "") if isinstance(raw, Mapping) else raw, ""))
-    except RecursionError:
-        raise ConfigError("the configuration is nested too deeply, or in itself") from None
+    """Make the run of a mapping in memory, as `load` makes it of a file. Raises ConfigError likewise."""
+    return typed_yaml.build(RunSpec, raw)
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise ConfigError(f"--set {key.strip()!r} is not of the form section.key=value")
-    node = raw
-    for name in path[:-1]:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {key.strip()!r}: {name!r} is not a section")
-    node[path[-1]] = _parse(text, f"--set {key.strip()!r}: the value")
+def _several(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
 
 
-def _fill_environment(value: Any, where: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _fill_environment(item, _dotted(where, key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_fill_environment(item, where) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_fill_environment(item, where) for item in value)
-    if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
-        raise ConfigError(f"{where} is a whole number of more than {_INTEGER_BITS} bits: give a smaller one")
-    if not isinstance(value, str):
-        return value
-
-    def variable(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise ConfigError(f"{where} uses ${{{match[1]}}}, but the environment has no variable {match[1]}: set it")
-        return os.environ[match[1]]
-
-    filled = re.sub(r"\$\{(\w+)\}", variable, value)
-    try:
-        filled.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(
-            f"{where} holds half of a surrogate pair, or bytes that are not UTF-8: no text has that"
-        ) from None
-    return filled
+def _check_no_nul(key: str, *paths: str) -> None:
+    if any("\0" in path for path in paths):
+        raise ConfigError(f"{key} holds a NUL character: no path can")
 
 
-def _build(spec: type, raw: Any, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where or 'the configuration'} must be a section with keys, not {_told(raw)}")
-    hints = get_type_hints(spec)
-    fields = {item.name: item for item in dataclasses.fields(spec)}
-    for key in raw:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, 1, 0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise ConfigError(f"unknown key {_dotted(where, key)!r}; {hint}")
-    values = {}
-    for name, item in fields.items():
-        if name in raw:
-            values[name] = _convert(raw[name], hints[name], _dotted(where, name))
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{_dotted(where, name)} is missing; it is required")
-    return spec(**values)
+def _check_counts(section: str, spec: object, *names: str, otherwise: str = "") -> None:
+    """Raise ConfigError for a field with a whole number below 1; `otherwise` names what may stand there instead."""
+    for name in names:
+        value = getattr(spec, name)
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"{section}.{name} is {value}; give a whole number of at least 1{otherwise}")
 
 
-def _dotted(where: str, key: object) -> str:
-    name = str(key) if str(key).isprintable() else repr(key)
-    return f"{where}.{name}" if where else name
+def _check_distinct(key: str, columns: tuple[str, ...]) -> None:
+    if len(set(columns)) < len(columns):
+        raise ConfigError(f"{key} names a column twice: {list(columns)}")
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated type, or ConfigError; no guessing beyond int -> float, list -> tuple and Path -> str."""
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    origin = get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(cast(type, hint), value if value is not None else {}, where)
-    if origin is Union or origin is types.UnionType:
-        for option in get_args(hint):
-            if _matches(value, option):
-                return _convert(value, option, where)
-        expected = " or ".join(_describe(option) for option in get_args(hint))
-        raise ConfigError(f"{where} is {_told(value)}; expected {expected}")
-    if not _matches(value, hint):
-        # Options hold secrets: of a wrong value only its type may be told.
-        given = type(value).__name__ if "storage_options" in where else _told(value)
-        raise ConfigError(f"{where} is {given}; expected {_describe(hint)}")
-    if origin is tuple:
-        return tuple(value)
-    return float(value) if hint is float else value
-
-
-def _told(value: Any) -> str:
-    """A wrong value as messages may show it: sections and lists can hold a secret somewhere."""
-    return "a section" if isinstance(value, dict) else "a list" if isinstance(value, list | tuple) else repr(value)
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        return isinstance(value, dict)
-    if origin is Literal:
-        return value in get_args(hint) and not isinstance(value, bool)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-    if origin is not None:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if hint is type(None):
-        return value is None
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin is Literal:
-        return " | ".join(str(option) for option in get_args(hint))
-    if origin is tuple:
-        return "a list of strings"
-    if dataclasses.is_dataclass(hint):
-        return "a section with keys"
-    if origin is not None:
-        return "a section whose keys are strings"
-    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-    return names.get(hint, str(hint))
+def _check_free(key: str, columns: tuple[str, ...], remedy: str) -> None:
+    for name in columns:
+        if is_reserved(name):
+            raise ConfigError(
+                f"{key} names {name!r}, a column that the table writes itself (upper and lower case are one): {remedy}"
+            )

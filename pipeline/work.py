@@ -71,9 +71,31 @@ class Unit:
     """Of kind `texts`: the content hashes that its record gives vectors for, sorted; each is that of a row of `only`."""
 
     @property
+    def kind(self) -> Literal["rows", "texts"]:
+        """A unit of rows becomes rows of the table; one of texts gives vectors by the hash of their text."""
+        return "rows" if self.hashes is None else "texts"
+
+    @property
     def is_placed(self) -> bool:
         """Each of the rows that are tried again has a position."""
         return all(position != NO_PLACE for _, position in self.only or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A unit to read, and the rows [first, stop) of it that an earlier run recorded."""
+
+    unit: Unit
+    done: tuple[tuple[int, int], ...]
+
+    @property
+    def rows_to_do(self) -> int | None:
+        """Source rows, or distinct texts of a unit of that kind; None where only reading can tell."""
+        if self.unit.hashes is not None:  # a unit of texts
+            return len(self.unit.hashes)
+        rows = [span.rows for span in self.unit.spans]
+        done = sum(stop - first for first, stop in self.done)
+        return None if None in rows else sum(count for count in rows if count is not None) - done
 
 
 @dataclass(frozen=True, kw_only=True)

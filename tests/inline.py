@@ -1,8 +1,8 @@
-"""A whole run in this process: the stages as plain functions, one slice after the other, without Ray."""
+"""Whole runs in this process: production's own order, with an executor whose slices never leave it."""
 
 import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,22 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipeline import config
-from pipeline.config import RunSpec
+from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.encoder import Encoder, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
-from pipeline.execution.crew import Crew
-from pipeline.execution.ray import flow
-from pipeline.execution.ray.flow import Cluster, Pools
+from pipeline.execution import worker
+from pipeline.execution.executor import Job
+from pipeline.execution.local.executor import LocalExecutor
+from pipeline.execution.pools import Pools
 from pipeline.model.folder import EncoderSpec
-from pipeline.runs import prepare
+from pipeline.runs import embed as runs
 from pipeline.runs import reindex as reindexing
-from pipeline.runs.plan import Task
-from pipeline.runs.prepare import Prepared
-from pipeline.runs.row_changes import Changes, find
-from pipeline.stages import distinct_texts
-from pipeline.stages import encode as stages
-from pipeline.stages.encode import Settings
-from pipeline.table.calibration import Measurement
+from pipeline.stages import slice_row
+from pipeline.stages.flow import Flow, OnProgress
+from pipeline.storage import Folder
+from pipeline.table import snapshot
 from pipeline.table.snapshot import Snapshot
+from pipeline.work import Task
 
 POOLS = Pools(
     device="cpu", encoders=1, cpus_per_encoder=1, gpus_per_encoder=0, tokenizers=1, writers=1, cpus_per_task=1
@@ -57,81 +56,57 @@ def embed(
     retry_failed: bool = False,
 ) -> Snapshot:
     """Publish what a run would. `shuffle` seeds another order of the units; `stop_after` slices it dies, unpublished."""
-    prepared = prepare.prepare(spec, writes=True, retry_failed=retry_failed)
-    if prepared.plan.changes_nothing:
-        return prepared.parent
-    pools = replace(POOLS, encoders=encoders)
-    if prepared.vectors.needs_calibration:
-        prepared = prepare.calibrate_with(prepared, pools, Sampler())
-    settings = prepare.settings_for(prepared, pools)
-    encoder, tokenizer = built(settings.encoder_here())
-    flow.prove(encoder, settings, tokenizer)
-    tasks = list(prepared.plan.tasks)
-    if shuffle is not None:
-        random.Random(shuffle).shuffle(tasks)
-    slices = (row for task in tasks for row in stages.read_and_tokenize(task, settings, tokenizer))
-    for done, row in enumerate(slices):
-        if done == stop_after:
-            raise Died
-        report = stages.write(stages.encode(row, encoder, settings, "inline"), settings)
-        assert report.column("refused")[0].as_py() is None, report.to_pylist()
-    version, _ = prepare.publish(prepared, Cluster(spec.resources), "inline", {})
-    return version
+    executor = InProcess(encoders=encoders, shuffle=shuffle, stop_after=stop_after)
+    runs.embed(spec, executor, retry_failed=retry_failed)
+    return snapshot.current(Folder(spec.table.path, spec.table.storage_options))
 
 
 def reindex(
     spec: RunSpec, *, encoders: int = 1, stop_after: int | None = None, encoded: list[int] | None = None
 ) -> Snapshot:
     """Publish what a reindex would, by row. `stop_after` slices it dies; `encoded` hears how many texts the encoder got."""
-    prepared = prepare.prepare(spec, writes=True)
-    if prepared.plan.changes_nothing:
-        return prepared.parent
-    with Crew(spec.resources) as crew:
-        changes = find(prepared, crew, writes=True)
-        if changes.changes_nothing:
-            return prepared.parent
-        encode(prepared, changes, encoders=encoders, stop_after=stop_after, encoded=encoded)
-        version, _, _ = reindexing.publish(prepared, crew, changes, "inline", {})
-    return version
+    executor = InProcess(encoders=encoders, stop_after=stop_after, encoded=encoded)
+    reindexing.reindex(spec, executor, allow_deletes=True)
+    return snapshot.current(Folder(spec.table.path, spec.table.storage_options))
 
 
-def encode(
-    prepared: Prepared,
-    changes: Changes,
-    *,
-    encoders: int = 1,
-    stop_after: int | None = None,
-    encoded: list[int] | None = None,
-) -> None:
-    """The texts that a reindex has to encode."""
-    settings = prepare.settings_for(prepared, replace(POOLS, encoders=encoders))
-    encoder, tokenizer = built(settings.encoder_here())
-    slices = (row for task in reindexing.tasks(changes) for row in distinct_texts.read(task, settings, tokenizer))
-    for done, row in enumerate(slices):
-        if done == stop_after:
-            raise Died
-        if encoded is not None:
-            encoded.append(stages.from_cell(row, "documents").num_rows)
-        report = distinct_texts.write(stages.encode(row, encoder, settings, "inline"), settings)
-        assert report.column("refused")[0].as_py() is None, report.to_pylist()
+class InProcess(LocalExecutor):
+    """This machine's executor, but that slices go through the stages in this process, one after the other."""
 
+    def __init__(
+        self,
+        *,
+        encoders: int = 1,
+        shuffle: int | None = None,
+        stop_after: int | None = None,
+        encoded: list[int] | None = None,
+    ) -> None:
+        super().__init__(ResourceSpec())
+        self._encoders, self._shuffle, self._stop_after, self._encoded = encoders, shuffle, stop_after, encoded
 
-class Sampler:
-    """run.Sampler in this process."""
+    def pools(self, job: Job) -> Pools:
+        return replace(POOLS, encoders=self._encoders)
 
-    def measure(self, tasks: Sequence[Task], settings: Settings) -> Measurement:
-        encoder, _ = built(settings.encoder_here())
-        return stages.measurement_of(stages.measure(row, encoder, settings) for row in self._slices(tasks, settings))
+    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Iterator[pa.Table]:
+        spec = job.worker_spec(self.pools(job))
+        encoder, tokenizer = built(spec.encoder_here()) if flow.encode else (None, Tokenizer(spec.encode.encoder, 1))
+        if encoder is not None and flow.proves:
+            worker.prove(encoder, spec, tokenizer)
+        order = list(tasks)
+        if self._shuffle is not None:
+            random.Random(self._shuffle).shuffle(order)
+        slices = (row for task in order for row in flow.read(task, spec, tokenizer))
+        for done, row in enumerate(slices):
+            if flow.write is not None and done == self._stop_after:
+                raise Died
+            if self._encoded is not None and flow.write is not None:
+                self._encoded.append(slice_row.from_cell(row, "documents").num_rows)
+            if encoder is not None:
+                row = flow.encode(row, encoder, spec, "inline", None)
+            yield flow.write(row, spec) if flow.write is not None else row
 
-    def read(self, tasks: Sequence[Task], settings: Settings) -> pa.Table:
-        return stages.sampled_tokens(self._slices(tasks, settings))
-
-    def quantise(self, tokens: pa.Table, settings: Settings) -> None:
-        stages.quantise(tokens, settings, threads=1)
-
-    def _slices(self, tasks: Sequence[Task], settings: Settings) -> Iterator[pa.Table]:
-        tokenizer = Tokenizer(settings.encoder, 1)
-        return (row for task in tasks for row in stages.read_sample(task, settings, tokenizer))
+    def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
+        do(item, job.worker_spec(self.pools(job)), 1)
 
 
 class Died(Exception):

@@ -1,5 +1,7 @@
 """Every complete configuration that is shipped is valid, and those that can run here do."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 
 import pipeline
 from pipeline import config
+from pipeline.errors import ConfigError
 from tests import inline
 from tests.hub import hub_server
 from tests.inline import read_table
@@ -23,6 +28,57 @@ def test_a_configuration_is_valid(path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     assert config.load(path).table.path
+
+
+SCHEMA = Draft202012Validator(json.loads((ROOT / "docs" / "schema.json").read_text()))
+"""What editors complete configurations by."""
+
+
+@pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
+def test_editors_take_a_configuration_that_is_shipped(path):
+    text = path.read_text()
+    assert (path.parent / re.match(r"# yaml-language-server: \$schema=(\S+)\n", text)[1]).samefile(
+        ROOT / "docs" / "schema.json"
+    )
+    assert list(SCHEMA.iter_errors(yaml.safe_load(text))) == []
+
+
+SECTIONS = {"source": {"path": "a", "text": "b"}, "model": {"path": "m"}, "table": {"path": "t"}}
+
+
+def changed(section: str, **keys: object) -> dict[str, object]:
+    return SECTIONS | {section: SECTIONS.get(section, {}) | keys}
+
+
+@pytest.mark.parametrize(
+    ("raw", "valid"),
+    [
+        (SECTIONS, True),
+        (changed("source", csv=None, keep=["a"], schema={"a": "int8"}, text=["a", "b"], limit=3), True),
+        (changed("resources", encoders="auto", gpus_per_encoder=0.5), True),
+        (SECTIONS | {"chunk": None, "limits": None}, True),
+        (SECTIONS | {"sorce": {}}, False),
+        (changed("source", colum="x"), False),
+        (changed("source", csv={"delimitr": ","}), False),
+        (changed("source", path=7), False),
+        (changed("source", keep="title"), False),
+        (changed("source", format="orc"), False),
+        (changed("model", normalize="yes"), False),
+        (changed("resources", encoders=True), False),
+        (changed("resources", encoders="all"), False),
+        (changed("limits", max_failed_rows="many"), False),
+        (SECTIONS | {"chunk": {}}, False),
+        (SECTIONS | {"model": None}, False),
+        ({"source": SECTIONS["source"]}, False),
+    ],
+)
+def test_editors_and_the_pipeline_agree_on_keys_and_types(raw, valid):
+    assert SCHEMA.is_valid(raw) == valid
+    if valid:
+        config.from_mapping(raw)
+    else:
+        with pytest.raises(ConfigError):
+            config.from_mapping(raw)
 
 
 def embed(name: str, **overrides: object) -> None:

@@ -1,14 +1,20 @@
 """A configuration is complete and well typed, or the message says what is wrong with which key."""
 
+import ast
 import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import config
+from pipeline import config, typed_yaml
 from pipeline.errors import ConfigError
 
 MINIMAL = {"source": {"path": "a", "text": "body"}, "model": {"path": "m"}, "table": {"path": "t"}}
@@ -117,6 +123,49 @@ def test_a_missing_file_and_a_broken_override_are_named(tmp_path):
     for override in ["limits", "limits.=3", "source.path.x=3", "a=["]:
         with pytest.raises(ConfigError, match="--set"):
             config.load(tmp_path / "run.yaml", [override])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Branch:
+    leaves: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tree:
+    branches: Mapping[str, Branch]
+
+
+def test_a_section_may_hold_named_sections_whose_keys_are_checked():
+    read = typed_yaml.build(Tree, {"branches": {"low": {"leaves": 3}, "high": {}}})
+    assert read.branches == {"low": Branch(leaves=3), "high": Branch(leaves=1)}
+    for raw, said in (
+        ({"low": {"leafs": 3}}, "unknown key 'branches.low.leafs'; did you mean 'leaves'"),
+        ({"low": {"leaves": "x"}}, "branches.low.leaves is 'x'; expected a whole number"),
+        ({"low": 3}, "branches.low must be a section with keys, not 3"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            typed_yaml.build(Tree, {"branches": raw})
+
+
+def specs_in(spec: type) -> list[type]:
+    inner = [
+        found
+        for hint in get_type_hints(spec).values()
+        for found in (hint, *get_args(hint))
+        if dataclasses.is_dataclass(found)
+    ]
+    return [spec, *(nested for found in inner for nested in specs_in(found))]
+
+
+@pytest.mark.parametrize("spec", specs_in(config.RunSpec), ids=lambda spec: spec.__name__)
+def test_every_key_has_a_help_string_in_whole_sentences(spec):
+    body = ast.parse(textwrap.dedent(inspect.getsource(spec))).body[0].body
+    assert spec.__doc__.endswith(".")
+    for at, node in enumerate(body):
+        if isinstance(node, ast.AnnAssign):
+            below = body[at + 1]
+            assert isinstance(below, ast.Expr), f"{spec.__name__}.{node.target.id} has no string under it"
+            assert re.fullmatch(r"(?s)(?:[A-Z]|`).*\.", below.value.value), below.value.value
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.name)

@@ -14,7 +14,7 @@ from pipeline import config, identity
 from pipeline.model.digest import folder_digest
 from pipeline.model.folder import encoder_spec
 from pipeline.runs import plan
-from pipeline.runs.prepare import _calibration_key
+from pipeline.runs.vector_spec import _calibration_key
 from pipeline.work import SourceFile, Span
 
 FILES = {

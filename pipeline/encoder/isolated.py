@@ -8,20 +8,14 @@ Run as a module it is the child.
 """
 
 import contextlib
-import os
-import pickle
-import resource
-import signal
-import subprocess
 import sys
-import threading
-from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoder.child import GRACE_S, Child, connect, how_it_ended, limit_memory, sendable
 from pipeline.encoder.deadline import Deadline
 from pipeline.encoder.encoder import build_encoder
 from pipeline.encoder.engines.base import EngineLost, OutOfMemory
@@ -30,10 +24,6 @@ from pipeline.model.folder import EncoderSpec
 
 STARTS = 3
 """A process that ends before it is ready is started so often; then it isn't the rows."""
-GRACE_S = 30.0
-"""A child whose parent is gone ends by itself so long after the parent would have ended it."""
-MEMORY_SHARE = 0.8
-"""Of the memory that is free when a child starts: at this much its allocations fail, instead of the machine's."""
 
 
 class IsolatedEngine:
@@ -46,7 +36,7 @@ class IsolatedEngine:
         self.dim = spec.dim
         self._built_from = spec, device, threads, timeout_s
         self._timeout_s = timeout_s
-        self._child: _Child | None = None
+        self._child: Child | None = None
 
     def __enter__(self) -> "IsolatedEngine":
         return self
@@ -71,11 +61,11 @@ class IsolatedEngine:
             self._child.end()
             self._child = None
 
-    def _started(self) -> "_Child":
+    def _started(self) -> Child:
         """A child that has its model; RunError when none comes up."""
         reason = ""
         for _ in range(STARTS):
-            child = _Child()
+            child = Child(__name__)
             try:
                 kind, answer = self._ask(child, self._built_from)
             except EngineLost as lost:
@@ -89,7 +79,7 @@ class IsolatedEngine:
             f"an encoder's process of its own doesn't start, {STARTS} times it {reason}: is there memory for it?"
         )
 
-    def _ask(self, child: "_Child", question: object) -> tuple[str, Any]:
+    def _ask(self, child: Child, question: object) -> tuple[str, Any]:
         """Raises EngineLost, and has no child any more, when it ended or took too long."""
         try:
             child.connection.send(question)
@@ -98,61 +88,22 @@ class IsolatedEngine:
                 return answer
             reason, hung = f"gave no answer for {self._timeout_s:g} s (limits.unit_timeout_s)", True
         except (EOFError, OSError):
-            reason, hung = _how_it_ended(child.wait()), False
+            reason, hung = how_it_ended(child.wait()), False
         child.end()
         self._child = None
         raise EngineLost(reason, hung=hung)
 
 
-class _Child:
-    """A process that runs this module, and the pipe to it."""
-
-    def __init__(self) -> None:
-        self.connection, theirs = Pipe()
-        # The parent may have found this package by other means than its environment.
-        path = os.pathsep.join(dict.fromkeys([str(Path(__file__).parents[2]), *filter(None, sys.path)]))
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
-                env=os.environ | {"PYTHONPATH": path},
-                stdin=subprocess.PIPE,  # closed by the parent's end, whatever ends it
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
-
-    def wait(self) -> int:
-        """The exit status of a child that closed its pipe; one that only closed the pipe is ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(GRACE_S)
-        self._process.kill()
-        return self._process.wait()
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self.connection.close()
-
-
-def _how_it_ended(status: int) -> str:
-    if status >= 0:
-        return f"ended with exit status {status}"
-    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-    return f"was ended by {name}" + (", most often for lack of memory" if name == "SIGKILL" else "")
-
-
 def main(connection: Connection) -> None:
     """The child: spec and settings first, then batches until the pipe closes."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     spec, device, threads, timeout_s = connection.recv()
     try:
         with Deadline(timeout_s + GRACE_S):
             if device == "cpu":
-                _limit_memory()
+                limit_memory()
             engine = build_encoder(spec, device, threads).engine
     except Exception as error:
-        connection.send(("refused", _sendable(error)))
+        connection.send(("refused", sendable(error)))
         return
     connection.send(("ready", None))
     with contextlib.suppress(EOFError):
@@ -168,42 +119,8 @@ def _answer(engine: Any, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> 
     except OutOfMemory as error:
         return "out of memory", str(error)
     except Exception as error:
-        return "refused", _sendable(error)
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error, or one that says the same: not every one survives pickling."""
-    with contextlib.suppress(Exception):
-        if isinstance(pickle.loads(pickle.dumps(error)), type(error)):
-            return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
-def _limit_memory() -> None:
-    """A row that wants too much gets an error here; the system, or Ray, would end whole workers for it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    free = _free_memory()
-    if free is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(free * MEMORY_SHARE),) * 2)
-
-
-def _free_memory() -> int | None:
-    """Bytes that this machine, or the container's limit, has left; None where the system doesn't say."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(found, default=None)
+        return "refused", sendable(error)
 
 
 if __name__ == "__main__":
-    main(Connection(int(sys.argv[1])))
+    main(connect(sys.argv[1]))

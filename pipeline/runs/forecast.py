@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import GateFailed
 from pipeline.execution import pools
-from pipeline.progress import duration, size
-from pipeline.runs import estimate, prepare
+from pipeline.progress import ShownInNotebooks, duration, size
+from pipeline.runs import estimate
 from pipeline.runs.estimate import Rate
-from pipeline.runs.plan import Task
-from pipeline.runs.prepare import Prepared
+from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_changes import Changes, StaleFile, check_deleted
 from pipeline.schema import N_TOKENS
-from pipeline.stages import distinct_texts
-from pipeline.stages.encode import from_cell
+from pipeline.stages.distinct_texts import read_texts
+from pipeline.stages.slice_row import from_cell
 from pipeline.table import snapshot
 from pipeline.table.snapshot import Snapshot
+from pipeline.work import Task
 
 SAMPLE_TEXTS = 512
 """Texts whose tokens are counted for a forecast."""
@@ -35,7 +35,7 @@ TOKENS_GUESSED = 64.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class Forecast(ShownInNotebooks):
     """What a reindex would do, for a person (`str`) and for machines (`to_dict`)."""
 
     table: str
@@ -159,19 +159,18 @@ def _tokens_per_document(prepared: Prepared) -> float:
 
 
 def _count_tokens(prepared: Prepared, changes: Changes) -> int:
-    """Of the texts to encode, from a sample of them."""
-
+    """About so many tokens have the texts to encode, from a sample of them."""
     if not changes.texts:
         return 0
-    settings = prepare.settings_for(prepared, pools.ALONE)
-    tokenizer = Tokenizer(settings.encoder, 1)
+    spec = prepared.worker_spec(pools.ALONE)
+    tokenizer = Tokenizer(spec.encode.encoder, 1)
     chosen = [changes.texts[number] for number in np.linspace(0, len(changes.texts) - 1, 4).astype(int)]
     tokens = counted = 0
     for unit in dict.fromkeys(chosen):
         most = math.ceil(SAMPLE_TEXTS / 4)
         step = max(1, len(unit.only or ()) // most)
         some = replace(unit, only=(unit.only or ())[::step])
-        for row in distinct_texts.read(Task(unit=some, done=()), settings, tokenizer):
+        for row in read_texts(Task(unit=some, done=()), spec, tokenizer):
             found = from_cell(row, "documents")
             tokens += sum(found.column("n_tokens").to_pylist())
             counted += found.num_rows

@@ -1,9 +1,12 @@
-"""What stands between a bad night and the table: a run that would take too many of its rows publishes nothing.
+"""What stands between a bad night and the table: a run that loses, fails or clips too much publishes nothing.
 
-Counts come in, an error goes out or nothing. Knows nothing of sources, tables or who counted.
+Counts come in, an error goes out or nothing.
 """
 
-from pipeline.errors import GateFailed
+from pipeline.errors import GateFailed, RunError
+from pipeline.runs.prepared import Prepared
+from pipeline.table import calibration, layout
+from pipeline.table.record import Effort
 
 
 def check_deleted(table: str, *, rows: int, deleted: int, files: int, limit: float, allowed: bool = False) -> None:
@@ -24,3 +27,29 @@ def check_deleted(table: str, *, rows: int, deleted: int, files: int, limit: flo
         f"limits.max_deleted_rows is {limit:g}: nothing was published. If files are missing, bring them back and start again; "
         "if the rows are to go, add --allow-deletes"
     )
+
+
+def check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
+    """`limits.max_failed_rows` as a count, or as a share where the total is known."""
+    limit = prepared.spec.limits.max_failed_rows
+    allowed = limit if limit >= 1 else (limit * total if total is not None else None)
+    if allowed is not None and failed > allowed:
+        share = f" of {total:,}" if total is not None else ""
+        raise RunError(
+            f"{failed:,} rows{share} failed, limits.max_failed_rows allows {limit:g}: nothing was published, finished work is "
+            f"kept; the reasons are in {prepared.table.url}/{layout.STAGED_PARTS}*/*.dead"
+        )
+
+
+def check_clipped(prepared: Prepared, effort: Effort, done: float = 1.0) -> None:
+    """Raises RunError where the first version of a table would have too many numbers outside its ranges; `done` is the
+    share of it that `effort` stands for, so that it is told as soon as it is sure."""
+    if not prepared.is_full or effort.coded < calibration.FEWEST_NUMBERS:
+        return
+    if effort.clipped * done > calibration.CLIPPED * effort.coded:
+        raise RunError(
+            f"{effort.clipped / effort.coded:.1%} of {effort.coded:,} numbers lie outside the value ranges in "
+            f"{prepared.table.url}/{prepared.vectors.ranges_path} and would be clipped, up to {calibration.CLIPPED:.0%} are "
+            "allowed: nothing was published. If the source was another when they were measured, delete that file and run "
+            "again; else set table.dtype to float16 or float32"
+        )

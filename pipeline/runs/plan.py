@@ -18,24 +18,7 @@ from pipeline.table import record
 from pipeline.table.layout import FORMAT
 from pipeline.table.record import Record
 from pipeline.table.snapshot import Snapshot
-from pipeline.work import NO_PLACE, Span, Unit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A unit to read, and the rows [first, stop) of it that an earlier run recorded."""
-
-    unit: Unit
-    done: tuple[tuple[int, int], ...]
-
-    @property
-    def rows_to_do(self) -> int | None:
-        """Source rows, or texts; None where only reading can tell."""
-        if self.unit.hashes is not None:
-            return len(self.unit.hashes)
-        rows = [span.rows for span in self.unit.spans]
-        done = sum(stop - first for first, stop in self.done)
-        return None if None in rows else sum(count for count in rows if count is not None) - done
+from pipeline.work import NO_PLACE, Span, Task, Unit
 
 
 @dataclass(frozen=True, kw_only=True)

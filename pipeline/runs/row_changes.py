@@ -1,36 +1,32 @@
-"""What a reindex has to do, by row: the source files that are new or changed are read, their rows compared with the live ones,
-and vectors looked for; texts that nobody has are left to encode.
+"""What a reindex has to do, by row.
 
-Comes in: a prepared run and a crew. Goes out: `Changes`. Writes nothing but dead letters, into staging.
+The source files that are new or changed are read, their rows compared with the live ones, and vectors looked for; texts that
+nobody has are left to encode. Comes in: a prepared run and an executor. Goes out: `Changes`. Nothing is written but dead
+letters, into staging.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pipeline import identity
-from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import GateFailed
-from pipeline.execution.crew import KEYS_HERE, Crew, Hands
-from pipeline.runs import guard, plan
-from pipeline.runs.prepare import Prepared
-from pipeline.stages import row_writer
-from pipeline.stages.distinct_texts import read_wanted
-from pipeline.stages.encode import Settings
-from pipeline.stages.row_writer import Known, Reading
-from pipeline.table import dead_letters, diff, record, snapshot
-from pipeline.table import scan as live
-from pipeline.table.diff import GONE, KEPT, STALE, WANTED_KEY, Keys, RowDifference, SourceStates
-from pipeline.table.part import Part
+from pipeline.execution.executor import Executor, RowComparison
+from pipeline.execution.pools import ALONE
+from pipeline.runs import guard
+from pipeline.runs import plan as planning
+from pipeline.runs.prepared import Prepared
+from pipeline.runs.row_vectors import vectors_for
+from pipeline.stages.read import slices_of
+from pipeline.stages.row_keys import UnitKeys, UnitRows, only
+from pipeline.table import dead_letters, diff, snapshot
+from pipeline.table.diff import GONE, KEPT, STALE, Keys, RowDifference, SourceStates
 from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Snapshot, Tally
 from pipeline.work import Unit, lasting_name
-
-MERGED_UNITS = 32
-"""Units whose new texts are read as one, if they are few: the rows between them are read, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +47,7 @@ class Changes:
     """New to the table; the number of a span is its place in the unit."""
     numbers: tuple[tuple[int, ...], ...]
     """Of each unit's spans in the new version."""
-    known: tuple[Known, ...]
+    known: tuple[UnitKeys, ...]
     """What each unit comes to."""
     kept: frozenset[str]
     stale: Mapping[int, tuple[str, Tally]]
@@ -90,7 +86,7 @@ class Changes:
     def removed(self) -> Keys:
         """PLACE[n]: live rows that leave their parts."""
         old = self.upserts[self.upserts["part"] >= 0]
-        return np.concatenate([self.deletes, _places(old)])
+        return np.concatenate([self.deletes, places_of(old)])
 
 
 def check_deleted(prepared: Prepared, changes: Changes | None, *, allowed: bool = False) -> None:
@@ -116,11 +112,11 @@ def check_built(prepared: Prepared, tally: Tally, *, allowed: bool = False) -> N
 def _guard(prepared: Prepared, rows: int, deleted: int, allowed: bool) -> None:
     limit = prepared.spec.limits.max_deleted_rows
     guard.check_deleted(
-        prepared.table.url, rows=rows, deleted=deleted, files=len(prepared.files), limit=limit, allowed=allowed
+        prepared.table.url, rows=rows, deleted=deleted, files=len(prepared.corpus.files), limit=limit, allowed=allowed
     )
 
 
-def find(prepared: Prepared, crew: Crew, *, writes: bool) -> Changes:
+def find(prepared: Prepared, executor: Executor, *, writes: bool) -> Changes:
     """Read the source files that are new or changed, compare their rows with the live ones, and look for texts that need no
     encoding. With `writes` dead letters are staged.
 
@@ -129,26 +125,26 @@ def find(prepared: Prepared, crew: Crew, *, writes: bool) -> Changes:
     """
     publication = Publication(prepared.table, prepared.parent)
     with publication.guarded(prepared.vectors.fingerprint):
-        return _find(prepared, publication, Hands(prepared, crew), writes=writes)
+        return _find(prepared, publication, executor, writes=writes)
 
 
-def _find(prepared: Prepared, publication: Publication, hands: Hands, *, writes: bool) -> Changes:
-    read = _Read(prepared, hands, publication.folder if writes else None)
+def _find(prepared: Prepared, publication: Publication, executor: Executor, *, writes: bool) -> Changes:
+    read = _Read(prepared, executor, publication.folder if writes else None)
     spans = [len(unit.spans) for unit in read.units]
     numbers: np.ndarray[Any, Any] | None = None
     found: list[RowDifference] = []
     for bucket in read.compare():
         if len(bucket.duplicates):
-            raise _duplicates(prepared, hands, read.units, bucket.duplicates)
+            raise _duplicates(prepared, read.units, bucket.duplicates)
         if numbers is None:
             # A bucket is a fair sample: where it is wrong for some rows, these are listed one by one.
-            numbers = diff.adopt(bucket.matches, spans, read.fates)
+            numbers = diff.adopt(bucket.matches, spans, read.states)
         found.append(replace(bucket, matches=diff.moved(bucket.matches, spans, numbers)))
     total = diff.merge(found)
     if numbers is None:
-        numbers = diff.adopt(total.matches, spans, read.fates)
+        numbers = diff.adopt(total.matches, spans, read.states)
     upserts = np.sort(total.upserts, order=["unit", "span", "position"])
-    places, staged, texts = _vectors_for(prepared, hands, read.units, upserts, writes=writes)
+    places, staged, texts = vectors_for(prepared, executor, read.units, upserts, writes=writes)
     bounds = np.cumsum([0, *spans])
     good = [number for number in range(len(read.units)) if number not in read.skipped]
     moves = {number: place for place, number in enumerate(good)}
@@ -162,7 +158,7 @@ def _find(prepared: Prepared, publication: Publication, hands: Hands, *, writes:
         kept=read.kept,
         stale=_stale(prepared, read, total.left),
         stale_files=tuple(StaleFile(path=path, reason=reason) for path, reason in sorted(read.unread.items())),
-        drops_sources=bool((read.fates == GONE).any()),
+        drops_sources=bool((read.states == GONE).any()),
         moved=total.matches,
         upserts=upserts,
         deletes=total.deletes,
@@ -179,23 +175,23 @@ class _Read:
     A unit with a span that can't be read gives way to one of its other spans: the rows of such a file stay in the table.
     """
 
-    def __init__(self, prepared: Prepared, hands: Hands, folder: str | None) -> None:
-        self._prepared, self._hands, self._folder = prepared, hands, folder
+    def __init__(self, prepared: Prepared, executor: Executor, folder: str | None) -> None:
+        self._prepared, self._executor, self._folder = prepared, executor, folder
         self.units: list[Unit] = []
-        self.known: dict[int, Known] = {}
+        self.known: dict[int, UnitKeys] = {}
         self.skipped: set[int] = set()
         self.kept = prepared.plan.kept
         self.unread: dict[str, str] = {}
         """Path -> reason."""
         self._num_rows = _rows_to_read(prepared)
         self._num_wanted = _num_wanted(prepared, self._num_rows)
-        self._on_cluster = self._num_wanted + _num_affected(prepared) > KEYS_HERE
-        self._keys: list[Keys] = [np.zeros(0, WANTED_KEY)]
-        self._datasets: list[Any] = []
+        self._num_keys = self._num_wanted + _num_affected(prepared)
+        self._keys: list[Any] = []
+        """Handles of the keys that were read; the executor knows what they are."""
         readable: Sequence[Unit] = prepared.plan.added
         while readable:
             readable = self._read(readable)
-        self.fates = self._fates()
+        self.states = self._source_states()
 
     def _read(self, units: Sequence[Unit]) -> list[Unit]:
         """Read the rows of these units; returns what is left of those that can't be read whole."""
@@ -203,15 +199,10 @@ class _Read:
         numbered = [replace(unit, sources=tuple(range(len(unit.spans)))) for unit in units]
         self.units += numbered
         readings = [
-            Reading(unit=unit, number=number, folder=self._folder) for number, unit in enumerate(numbered, first)
+            UnitRows(unit=unit, number=number, folder=self._folder) for number, unit in enumerate(numbered, first)
         ]
-        if self._on_cluster:
-            known, dataset = self._hands.workers().read_keys(readings)
-            self._datasets.append(dataset)
-        else:
-            known = []
-            for found in self._hands.each(row_writer.keys, readings, rows=self._num_rows):
-                known.append(found) if isinstance(found, Known) else self._keys.append(found)
+        known, keys = self._executor.read_keys(self._prepared, readings, num_keys=self._num_keys)
+        self._keys.append(keys)
         left = []
         for item in known:
             self.known[item.number] = item
@@ -225,36 +216,35 @@ class _Read:
         spans = tuple(span for number, span in enumerate(unit.spans) if number not in unread)
         if not spans:
             return []
-        unit_id = identity.unit_id(spans, self._prepared.output, self._prepared.vectors.fingerprint)
+        unit_id = identity.unit_id(spans, self._prepared.target.output, self._prepared.vectors.fingerprint)
         if unit_id in self._prepared.parent.live_units():
             self.kept |= {unit_id}
             return []
         return [Unit(unit_id=unit_id, spans=spans, sources=tuple(range(len(spans))))]
 
-    def _fates(self) -> SourceStates:
+    def _source_states(self) -> SourceStates:
         """Rows of a file that can't be read stay. They may be those of any file that vanished if nobody knows it yet."""
         rows = self._prepared.parent.sources.select(["source", "path", "unit_id"]).to_pylist()
-        fates = np.full(max((row["source"] for row in rows), default=-1) + 1, diff.FREE, np.int8)
+        states = np.full(max((row["source"] for row in rows), default=-1) + 1, diff.FREE, np.int8)
         unread = {lasting_name(path) for path in self.unread}
-        present = {file.name for file in self._prepared.files}
+        present = {file.name for file in self._prepared.corpus.files}
         known = {lasting_name(row["path"]) for row in rows}
         strangers = bool(unread - known)
         for row in rows:
             name = lasting_name(row["path"])
             if row["unit_id"] in self.kept:
-                fates[row["source"]] = KEPT
+                states[row["source"]] = KEPT
             elif name in unread or (strangers and name not in present):
-                fates[row["source"]] = STALE
+                states[row["source"]] = STALE
             else:
-                fates[row["source"]] = GONE
-        return fates
+                states[row["source"]] = GONE
+        return states
 
     def compare(self) -> Iterator[RowDifference]:
         """The difference, in one bucket or many."""
         parent = self._prepared.parent
         parts = parent.parts
-        live_rows = sum(part.rows for part in parts)
-        renewed = plan.shape(parent.output_spec) != plan.shape(self._prepared.output_spec)
+        renewed = planning.shape(parent.output_spec) != planning.shape(self._prepared.target.output_spec)
         if renewed and self.unread:
             path, reason = min(self.unread.items())
             raise GateFailed(
@@ -262,31 +252,22 @@ class _Read:
                 f"but {path!r} can't be read ({reason}), and its rows can't stay: nothing was published; mend the file, or "
                 "take it out of the source, and start again"
             )
-        chunked = _is_chunked(parent)
-        if self._on_cluster:
-            yield from self._hands.workers().diff(
-                self._datasets,
-                frozenset(self.skipped),
-                parts,
-                self.fates,
-                renewed=renewed,
-                chunked=chunked,
-                num_keys=self._num_wanted + live_rows,
-            )
-            return
-        keys = np.concatenate(self._keys)
-        keys = keys[~np.isin(keys["unit"], list(self.skipped))]
-        scan = _Scan(ids=diff.words(keys["id"]), fates=self.fates, chunked=chunked)
-        items = [(scan, part, number) for number, part in enumerate(parts)]
-        found = self._hands.each(_live_keys, items, rows=live_rows // 10)
-        yield diff.compare(diff.joined([keys, *found]), self.fates, renewed=renewed)
+        comparison = RowComparison(
+            skipped=frozenset(self.skipped),
+            parts=parts,
+            states=self.states,
+            renewed=renewed,
+            chunked=is_chunked(parent),
+            num_keys=self._num_wanted + sum(part.rows for part in parts),
+        )
+        yield from self._executor.compare_rows(self._prepared, self._keys, comparison)
 
 
 def _rows_to_read(prepared: Prepared) -> int:
     """Of the sources; an estimate, by the files' sizes, where only reading can tell."""
     spans = [span for unit in prepared.plan.added for span in unit.spans]
     unknown = {span.file.path: span.file.size for span in spans if span.rows is None}
-    total = sum(file.size for file in prepared.files)
+    total = sum(file.size for file in prepared.corpus.files)
     estimate = prepared.survey.rows_estimate
     more = math.ceil(estimate * sum(unknown.values()) / total) if unknown and total else 0
     return min(sum(span.rows or 0 for span in spans) + more, estimate)
@@ -303,27 +284,11 @@ def _num_affected(prepared: Prepared) -> int:
     return sum(tally.rows for unit, tally in prepared.parent.tallies().items() if unit not in prepared.plan.kept)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Scan:
-    """Which live rows matter: those of sources that are not kept, and those with one of the ids."""
-
-    ids: Any
-    """diff.words"""
-    fates: SourceStates
-    chunked: bool
-
-
-def _live_keys(item: tuple[_Scan, Part, int], settings: Settings, tokenizer: Callable[[], Tokenizer]) -> Iterator[Keys]:
-    scan, part, number = item
-    for keys in live.keys(settings.open_table(), part, number, chunked=scan.chunked):
-        yield keys[(scan.fates[keys["source"]] != KEPT) | diff.among(keys["id"], scan.ids)]
-
-
-def _is_chunked(version: Snapshot) -> bool:
+def is_chunked(version: Snapshot) -> bool:
     return bool(version.version) and "chunk_index" in snapshot.hex_to_schema(version.schema).names
 
 
-def _places(rows: Keys) -> Keys:
+def places_of(rows: Keys) -> Keys:
     out = np.zeros(len(rows), diff.PLACE)
     out["part"], out["index"] = rows["part"], rows["index"]
     return out
@@ -331,7 +296,7 @@ def _places(rows: Keys) -> Keys:
 
 def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, Tally]]:
     """What is left of each source that can't be read; one of which nothing is left goes."""
-    numbers = np.flatnonzero(read.fates == STALE)
+    numbers = np.flatnonzero(read.states == STALE)
     if not len(numbers):
         return {}
     letters: dict[int, int] = {}
@@ -350,125 +315,15 @@ def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, 
     return stale
 
 
-def _duplicates(prepared: Prepared, hands: Hands, units: Sequence[Unit], rows: Keys) -> GateFailed:
+def _duplicates(prepared: Prepared, units: Sequence[Unit], rows: Keys) -> GateFailed:
     """Reads some of the rows again for their ids."""
     number = int(rows["unit"][0])
-    some = row_writer.only(units[number], rows[rows["unit"] == number][:200])
+    some = only(units[number], rows[rows["unit"] == number][:200])
     names: set[str] = set()
-    for piece in read_wanted(some, hands.settings):
+    for piece in slices_of(some, prepared.worker_spec(ALONE)):
         names.update(piece.documents.column("id").to_pylist())
     shown = ", ".join(repr(name) for name in sorted(names)[:5])
     return GateFailed(
         f"{len(rows)} rows share their id with another row, for example {shown} in {units[number].spans[0].file.path!r}: "
         "nothing was published; make source.id unique, or set source.id: null to number rows by file and position"
     )
-
-
-# --- vectors
-
-
-def _vectors_for(
-    prepared: Prepared, hands: Hands, units: Sequence[Unit], upserts: Keys, *, writes: bool
-) -> tuple[dict[bytes, tuple[int, int]], dict[bytes, str], tuple[Unit, ...]]:
-    """(text -> part and row that has its vector, text -> staged file, units of the texts that nobody has)."""
-    places: dict[bytes, tuple[int, int]] = {}
-    own = upserts[upserts["same_text"]]
-    for row in own:
-        places.setdefault(row["content"].tobytes(), (int(row["part"]), int(row["index"])))
-    others = upserts[~upserts["same_text"]]
-    missing = {content.tobytes() for content in others["content"]} - places.keys()
-    staged = _staged_texts(prepared, missing, writes=writes) if missing else {}
-    missing -= staged.keys()
-    if missing:
-        words = diff.words(np.frombuffer(b"".join(missing), np.uint64).reshape(-1, 2))
-        items = [(words, part, number) for number, part in enumerate(prepared.parent.parts)]
-        for number, texts in hands.each(
-            _live_texts, items, rows=sum(part.rows for part in prepared.parent.parts) // 10
-        ):
-            for content in texts.keys() & missing:
-                places.setdefault(content, (number, texts[content]))
-        missing -= places.keys()
-    return places, staged, tuple(_text_units(prepared, units, others, missing))
-
-
-def _live_texts(
-    item: tuple[Any, Part, int], settings: Settings, tokenizer: Callable[[], Tokenizer]
-) -> Iterator[tuple[int, dict[bytes, int]]]:
-    words, part, number = item
-    yield number, live.texts(settings.open_table(), part, words)
-
-
-def _staged_texts(prepared: Prepared, wanted: set[bytes], *, writes: bool = True) -> dict[bytes, str]:
-    """Of these texts those that earlier runs encoded, each with its staged file."""
-    found: dict[bytes, str] = {}
-    for item in record.read_texts(prepared.table, prepared.vectors.fingerprint, writes=writes):
-        for part in item.parts:
-            rows = snapshot.read_parquet(prepared.table.read(part.path))
-            found |= dict.fromkeys(set(rows.column("content_hash").to_pylist()) & wanted, part.path)
-    return found
-
-
-def _text_units(prepared: Prepared, units: Sequence[Unit], upserts: Keys, missing: set[bytes]) -> Iterator[Unit]:
-    """Each text in the unit that has it first, with the texts of other units that have few, too: an encoder works best on
-    many at a time."""
-    found = list(_texts_by_unit(units, upserts, missing))
-    most = prepared.spec.limits.unit_rows
-    while found:
-        count, texts = 0, 0
-        for unit in found[:MERGED_UNITS]:
-            texts += len(unit.hashes or ())
-            if count and texts > most:
-                break
-            count += 1
-        merged, found = _merged(found[:count]), found[count:]
-        yield replace(merged, unit_id=identity.texts_id(merged.hashes or (), prepared.vectors.fingerprint))
-
-
-def _merged(units: Sequence[Unit]) -> Unit:
-    """All as one unit: the number of a span in it is its place."""
-    firsts = np.cumsum([0, *(len(unit.spans) for unit in units)]).tolist()
-    return replace(
-        units[0],
-        spans=tuple(span for unit in units for span in unit.spans),
-        sources=tuple(range(firsts[-1])),
-        only=tuple(
-            (first + span, position)
-            for first, unit in zip(firsts, units, strict=False)
-            for span, position in unit.only or ()
-        ),
-        hashes=tuple(sorted(content for unit in units for content in unit.hashes or ())),
-    )
-
-
-def _texts_by_unit(units: Sequence[Unit], upserts: Keys, missing: set[bytes]) -> Iterator[Unit]:
-    left = set(missing)
-    for number in np.unique(upserts["unit"]).tolist():
-        rows = upserts[upserts["unit"] == number]
-        chosen = []
-        hashes = []
-        for index, content in enumerate(rows["content"]):
-            item = content.tobytes()
-            if item in left:
-                left.remove(item)
-                hashes.append(item)
-                chosen.append(index)
-        if hashes:
-            yield replace(row_writer.only(units[number], rows[chosen]), hashes=tuple(hashes))
-
-
-def live_places(prepared: Prepared, hands: Hands, ids: Any) -> Keys:
-    """Where rows with these ids stand, if any do."""
-    if not len(ids):
-        return np.zeros(0, diff.PLACE)
-    nothing = np.full(1, KEPT, np.int8)
-    wanted_ids = {row.tobytes() for row in ids}
-    found = [np.zeros(0, diff.PLACE)]
-    highest = max(prepared.parent.sources.column("source").to_pylist(), default=0)
-    scan = _Scan(ids=diff.words(ids), fates=np.repeat(nothing, highest + 1), chunked=_is_chunked(prepared.parent))
-    items = [(scan, part, number) for number, part in enumerate(prepared.parent.parts)]
-    for keys in hands.each(_live_keys, items, rows=sum(part.rows for part in prepared.parent.parts) // 10):
-        exact = keys[np.array([row.tobytes() in wanted_ids for row in keys["id"]], bool)]
-        places = np.zeros(len(exact), diff.PLACE)
-        places["part"], places["index"] = exact["part"], exact["index"]
-        found.append(places)
-    return np.concatenate(found)

@@ -1,13 +1,12 @@
-"""The rows that units want in the table: first their keys, to be compared with the live ones, then those rows that differ,
-put together from source columns and vectors.
+"""The rows of a reindex that differ from the live ones are put together from source columns and vectors, and staged as parts.
 
 Functions of one piece of work each; who does them, and where, is not known here. Spans are named by their place in the
 unit until `write` gives them the numbers of the version.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,107 +14,25 @@ import pyarrow as pa
 
 from pipeline import identity, schema
 from pipeline.encoder.chunking import failed_texts
-from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import GateFailed
 from pipeline.quantize import Codes
-from pipeline.stages import encode
-from pipeline.stages.distinct_texts import read_wanted
-from pipeline.stages.encode import Settings
+from pipeline.stages.read import slices_of, tokenize_chunks
+from pipeline.stages.row_keys import GetTokenizer, chunk_ids, only
+from pipeline.stages.slice_row import dead_letters_of
+from pipeline.stages.worker_spec import WorkerSpec
+from pipeline.stages.write import part_rows, row_batches, write_parts
 from pipeline.storage import Folder
 from pipeline.table import scan
-from pipeline.table.diff import WANTED, WANTED_KEY, Keys
+from pipeline.table.diff import Keys
 from pipeline.table.part import Part
 from pipeline.table.snapshot import Tally, to_parquet
 from pipeline.work import Unit
 
 ROWS_BYTES = 64 * 2**20
-"""Of rows in memory before they are written."""
+"""Rows in memory before they are written, in bytes."""
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 """uint64[n, 2]"""
-GetTokenizer = Callable[[], Tokenizer]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A unit whose rows are to be known. The number of a span in it is its place among the spans."""
-
-    unit: Unit
-    number: int
-    """Of the unit among those of the run."""
-    folder: str | None
-    """Where dead letters go; None where nothing is to be written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What a unit's rows come to."""
-
-    number: int
-    tally: Tally
-    unread: Mapping[int, str]
-    """Spans that can't be read, or not to their end, and why."""
-    letters: tuple[str, ...]
-    """Files of dead letters."""
-
-
-def keys(item: Reading, settings: Settings, tokenizer: GetTokenizer) -> Iterator[Keys | Known]:
-    """WANTED_KEY[n] of the unit's rows, some at a time, and in the end what they come to. Raises SourceChanged."""
-    unit, tally = item.unit, Tally()
-    unread: dict[int, str] = {}
-    letters: list[str] = []
-    chunked = settings.chunk is not None and settings.chunk.rows == "chunks"
-    for piece in read_wanted(unit, settings):
-        documents, dead = piece.documents, piece.dead_letters
-        if chunked:
-            tokenized = encode.tokenize_chunks(documents, settings, tokenizer())
-            assert tokenized.chunks is not None
-            paths = {number: span.file.path for span, number in zip(unit.spans, unit.sources, strict=True)}
-            if tokenized.failed:
-                dead = pa.concat_tables([dead, encode.letters(documents, tokenized.failed, "tokenize", paths)])
-            found = _chunk_keys(tokenized.documents, tokenized.chunks)
-            num_documents = tokenized.documents.num_rows
-        else:
-            found, num_documents = _document_keys(documents, settings), documents.num_rows
-        found["unit"], found["side"] = item.number, WANTED
-        yield found
-        unread |= piece.unread
-        tally += Tally(rows=len(found), documents=num_documents, failed=dead.num_rows, skipped=piece.skipped)
-        if dead.num_rows and item.folder is not None:
-            letters.append(f"{item.folder}letters/{item.number:06d}-{piece.first_row:012d}.parquet")
-            settings.open_table().write(letters[-1], to_parquet(dead))
-    yield Known(number=item.number, tally=tally, unread=unread, letters=tuple(letters))
-
-
-def _document_keys(documents: pa.Table, settings: Settings) -> Keys:
-    out = np.zeros(documents.num_rows, WANTED_KEY)
-    out["id"] = identity.id_hashes(documents.column(schema.ID))
-    texts = documents.column(schema.TEXT)
-    out["content"] = scan.hash_words(identity.content_hashes(texts, settings.encoder.prompt))
-    out["row"] = identity.row_hashes(documents.select(settings.carried)).to_numpy()
-    out["span"] = documents.column(schema.SOURCE).to_numpy()
-    out["position"] = documents.column(schema.POSITION).to_numpy()
-    return out
-
-
-def _chunk_keys(documents: pa.Table, chunks: pa.Table) -> Keys:
-    number = chunks.column(schema.DOCUMENT).to_numpy()
-    out = np.zeros(chunks.num_rows, WANTED_KEY)
-    out["id"] = identity.id_hashes(_chunk_ids(documents, chunks))
-    out["content"] = scan.hash_words(chunks.column(schema.CONTENT_HASH))
-    out["row"] = chunks.column(schema.ROW_HASH).to_numpy()
-    out["span"] = documents.column(schema.SOURCE).to_numpy()[number]
-    out["position"] = documents.column(schema.POSITION).to_numpy()[number]
-    return out
-
-
-def _chunk_ids(documents: pa.Table, chunks: pa.Table) -> pa.Array:
-    names = documents.column(schema.ID).to_pylist()
-    pairs = zip(chunks.column(schema.DOCUMENT).to_pylist(), chunks.column(schema.CHUNK_INDEX).to_pylist(), strict=True)
-    return pa.array([f"{names[document]}#{index}" for document, index in pairs], pa.string())
-
-
-# --- the rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,18 +70,18 @@ class Written:
     """uint64[n, 2]: hashes of the ids of all rows of such documents."""
 
 
-def write(item: Orders, settings: Settings, tokenizer: GetTokenizer) -> Iterator[Written]:
+def write(item: Orders, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Written]:
     """Stage parts with the rows. Raises SourceChanged, and GateFailed where a row is not found again."""
-    table = settings.open_table()
+    table = spec.open_table()
     hashes = np.concatenate([order.upserts["content"] for order in item.orders])
-    stock = _Stock(table, item.vectors, [row.tobytes() for row in np.unique(hashes, axis=0)], settings)
-    writer = _Writer(table, item.output, item.orders[0].unit.unit_id, settings)
+    stock = _VectorsByText(table, item.vectors, [row.tobytes() for row in np.unique(hashes, axis=0)], spec)
+    writer = _Writer(table, item.output, item.orders[0].unit.unit_id, spec)
     lost: dict[int, Tally] = {}
     lost_ids: list[Hashes] = [np.zeros((0, 2), np.uint64)]
     for order in item.orders:
         found = 0
-        for piece in read_wanted(order.unit, settings):
-            rows = _rows(piece.documents, order, stock, settings, tokenizer)
+        for piece in slices_of(order.unit, spec):
+            rows = _rows(piece.documents, order, stock, spec, tokenizer)
             writer.add(rows.documents, rows.chunks, rows.codes, order.numbers)
             writer.add_letters(rows.letters, order.numbers)
             found += rows.found
@@ -181,11 +98,11 @@ def write(item: Orders, settings: Settings, tokenizer: GetTokenizer) -> Iterator
     )
 
 
-class _Stock:
+class _VectorsByText:
     """Vectors by the hash of their text."""
 
-    def __init__(self, table: Folder, paths: Sequence[str], hashes: Sequence[bytes], settings: Settings) -> None:
-        kind = settings.part_schema.field(settings.table.embedding_column).type
+    def __init__(self, table: Folder, paths: Sequence[str], hashes: Sequence[bytes], spec: WorkerSpec) -> None:
+        kind = spec.write.part_schema.field(spec.write.table.embedding_column).type
         rows = scan.vectors(table, paths, hashes)
         if rows is None:
             rows = scan.vectors_schema(kind).empty_table()
@@ -227,19 +144,19 @@ class _Rows:
     lost_ids: Hashes
 
 
-def _rows(documents: pa.Table, order: Order, stock: _Stock, settings: Settings, tokenizer: GetTokenizer) -> _Rows:
-    chunked = settings.chunk is not None and settings.chunk.rows == "chunks"
+def _rows(documents: pa.Table, order: Order, stock: _VectorsByText, spec: WorkerSpec, tokenizer: GetTokenizer) -> _Rows:
+    chunked = spec.rows_are_chunks
     paths = {number: span.file.path for span, number in zip(order.unit.spans, order.unit.sources, strict=True)}
     chunks: pa.Table | None = None
     if chunked:
-        tokenized = encode.tokenize_chunks(documents, settings, tokenizer())
+        tokenized = tokenize_chunks(documents, spec, tokenizer())
         documents, chunks = tokenized.documents, tokenized.chunks
         assert chunks is not None
-        ids, owner = _chunk_ids(documents, chunks), chunks.column(schema.DOCUMENT).to_numpy()
+        ids, owner = chunk_ids(documents, chunks), chunks.column(schema.DOCUMENT).to_numpy()
         hashes = chunks.column(schema.CONTENT_HASH).to_pylist()
     else:
         ids, owner = documents.column(schema.ID), np.arange(documents.num_rows)
-        hashes = identity.content_hashes(documents.column(schema.TEXT), settings.encoder.prompt).to_pylist()
+        hashes = identity.content_hashes(documents.column(schema.TEXT), spec.encode.encoder.prompt).to_pylist()
     names = identity.id_hashes(ids)
     wanted = _is_among(names, order.upserts["id"])
     bad_rows = {row: stock.failed[item] for row, item in enumerate(hashes) if wanted[row] and item in stock.failed}
@@ -257,7 +174,7 @@ def _rows(documents: pa.Table, order: Order, stock: _Stock, settings: Settings, 
         documents = documents.append_column(
             schema.CONTENT_HASH, pa.array([hashes[row] for row in good.tolist()], pa.binary(16))
         )
-        documents = documents.append_column(schema.ROW_HASH, identity.row_hashes(documents.select(settings.carried)))
+        documents = documents.append_column(schema.ROW_HASH, identity.row_hashes(documents.select(spec.read.carried)))
         documents = documents.append_column(schema.N_TOKENS, tokens).append_column(schema.TRUNCATED, truncated)
     else:
         chunks = chunks.take(pa.array(good))
@@ -281,24 +198,24 @@ def _is_among(
 
 
 def _letters(documents: pa.Table, failed: Mapping[int, tuple[str, str]], paths: Mapping[int, str]) -> pa.Table:
-    made = [encode.letters(documents, {row: reason}, stage, paths) for row, (stage, reason) in sorted(failed.items())]
+    made = [dead_letters_of(documents, {row: reason}, stage, paths) for row, (stage, reason) in sorted(failed.items())]
     return pa.concat_tables([schema.DEAD_LETTERS.empty_table(), *made])
 
 
 class _Writer:
     """Rows of many units in few parts."""
 
-    def __init__(self, table: Folder, output: str, unit_id: str, settings: Settings) -> None:
-        self._table, self._output, self._unit_id, self._settings = table, output, unit_id, settings
+    def __init__(self, table: Folder, output: str, unit_id: str, spec: WorkerSpec) -> None:
+        self._table, self._output, self._unit_id, self._spec = table, output, unit_id, spec
         self._places = (f"{output}-{index:05d}.parquet" for index in itertools.count())
         self._waiting: list[pa.Table] = []
         self.parts: list[Part] = []
         self.letters: list[str] = []
 
     def add(self, documents: pa.Table, chunks: pa.Table | None, codes: Codes, numbers: tuple[int, ...]) -> None:
-        for rows, own in encode.row_batches(numbered(documents, numbers), chunks, codes):
+        for rows, own in row_batches(numbered(documents, numbers), chunks, codes):
             if rows.num_rows:
-                self._waiting.append(encode.part_rows(rows, own, self._settings))
+                self._waiting.append(part_rows(rows, own, self._spec))
             if sum(rows.nbytes for rows in self._waiting) >= ROWS_BYTES:
                 self.flush()
 
@@ -310,7 +227,7 @@ class _Writer:
     def flush(self) -> None:
         if self._waiting:
             rows = pa.concat_tables(self._waiting)
-            self.parts += encode.write_parts(self._table, rows, self._unit_id, self._places, self._settings)
+            self.parts += write_parts(self._table, rows, self._unit_id, self._places, self._spec)
             self._waiting = []
 
 
@@ -324,9 +241,3 @@ def numbered(rows: pa.Table, numbers: tuple[int, ...]) -> pa.Table:
 def order_of(unit: Unit, number: int, numbers: tuple[int, ...], upserts: Keys) -> Order:
     """Of the documents that these rows are of."""
     return Order(unit=only(unit, upserts), number=number, numbers=numbers, upserts=upserts)
-
-
-def only(unit: Unit, rows: Keys) -> Unit:
-    """The unit of the documents alone that these rows (UPSERT or ROW) are of."""
-    places = np.unique(np.stack([rows["span"].astype(np.int64), rows["position"]], axis=1), axis=0)
-    return replace(unit, only=tuple((int(span), int(position)) for span, position in places.tolist()))

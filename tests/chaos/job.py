@@ -28,8 +28,8 @@ BOUND = (ENCODERS * IN_FLIGHT + WRITERS + 1) * UNIT_ROWS
 """Rows that a kill may cost: slices at the encoders, at the writer, and one between them."""
 SLOWED_S = {
     "pipeline.encoder.engines.torch:TorchEngine.start": 0.04,
-    "pipeline.stages.encode:_tokenize": 0.2,
-    "pipeline.stages.encode:create": 0.1,
+    "pipeline.stages.read:_tokenize": 0.2,
+    "pipeline.stages.write:create": 0.1,
     "pipeline.table.operations.replace_units:_check_gate": 0.1,
     "pipeline.table.publication:Publication.write_changes": 0.1,
     "pipeline.table.publication:Publication.check_files": 0.1,

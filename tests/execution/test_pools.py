@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError
-from pipeline.execution.ray.flow import choose_pools
+from pipeline.execution.pools import choose_pools
 
 LAPTOP = [{"CPU": 3.0}]
 """Two cores and the logical CPU that a local Ray gets on top."""

@@ -11,19 +11,23 @@ from ray.data._internal.logical.optimizers import get_execution_plan
 from jobs.embed import embed as embed_on_ray
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError, RunError, StorageError, StorageUnavailable
-from pipeline.execution.pools import Pools
-from pipeline.execution.ray import flow as dataflow
-from pipeline.execution.ray.flow import Cluster, ClusterWorkers
+from pipeline.execution import by_size
+from pipeline.execution.pools import MOST_CPUS_PER_TASK, Pools
+from pipeline.execution.ray import cluster as ray_cluster
+from pipeline.execution.ray import executor as ray_executor
+from pipeline.execution.ray import flow, shuffle
+from pipeline.execution.ray.cluster import Cluster
+from pipeline.execution.ray.executor import RayExecutor
 from pipeline.execution.ray.monitor import Monitor
 from pipeline.execution.strikes import Worker
+from pipeline.runs import embed as runs_embed
 from pipeline.runs import prepare as run
-from pipeline.runs.plan import Task
+from pipeline.stages.flow import EMBED
 from pipeline.storage import Folder
 from pipeline.table import diff, snapshot
 from pipeline.table.compare import BOTH, NEW, OLD
-from pipeline.table.operations import compact
-from pipeline.table.workers import WorkersHere
-from pipeline.work import Unit
+from pipeline.table.workers import compare_here
+from pipeline.work import Task, Unit
 from tests.inline import embed, read_table, same_rows, spec_of
 
 
@@ -45,16 +49,17 @@ def test_the_shuffle_finds_what_this_process_finds(ray_address, tiny_model, tmp_
         for name in ("old", "new")
         for part in snapshot.current(Folder(f"{root.url}/{name}")).parts
     ]
-    monkeypatch.setattr(dataflow, "KEYS_HERE", 0)
-    monkeypatch.setattr(dataflow, "KEYS_PER_BUCKET", 40)
-    with Cluster(spec.resources) as cluster:
+    monkeypatch.setattr(ray_executor, "KEYS_PER_BUCKET", 40)
+    with RayExecutor(spec.resources) as executor:
         prepared = run.prepare(spec, writes=False)
-        settings = run.settings_for(prepared, cluster.pools())
-        settings = replace(settings, table=replace(settings.table, path=root.url))
-        workers = ClusterWorkers(cluster, root, lambda: settings, "embedding")
+        job = replace(
+            prepared,
+            spec=replace(spec, table=replace(spec.table, path=root.url)),
+            target=replace(prepared.target, table=root),
+        )
         for sides in [(OLD, NEW), (BOTH, NEW), (NEW, NEW)]:
             pairs = list(zip(parts, sides, strict=True))
-            there, here = workers.compare(pairs), WorkersHere(root, "embedding").compare(pairs)
+            there, here = executor.compare_versions(job, pairs, renewed=False), compare_here(root, pairs)
             assert (there.new, there.changed, there.unchanged) == (here.new, here.changed, here.unchanged)
             for kind in ("upserts", "deletes", "duplicates"):
                 assert sorted(getattr(there, kind).tolist()) == sorted(getattr(here, kind).tolist())
@@ -66,7 +71,7 @@ def test_buckets_are_of_about_one_size(ray_address):
         cluster.start()
         keys = np.zeros(20_000, diff.LIVE_KEY)
         keys["id"] = np.random.default_rng(0).integers(0, 2**64, (len(keys), 2), np.uint64)
-        blocks = ray.data.from_arrow(dataflow.in_buckets(keys)).repartition(20, keys=["bucket"])
+        blocks = ray.data.from_arrow(shuffle.in_buckets(keys)).repartition(20, keys=["bucket"])
         sizes = [batch.num_rows for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow")]
     assert sum(sizes) == 20_000
     assert max(sizes) < 1_300
@@ -75,8 +80,8 @@ def test_buckets_are_of_about_one_size(ray_address):
 def test_a_commit_whose_heavy_parts_run_on_workers_gives_the_same_table(ray_address, tiny_model, tmp_path, monkeypatch):
     write_corpus(tmp_path / "a.jsonl", [f"doc {n}" for n in range(300)])
     embed(spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "here", limits={"unit_rows": 40}))
-    monkeypatch.setattr(dataflow, "KEYS_HERE", 0)
-    monkeypatch.setattr(compact, "HERE_BYTES", 0)
+    monkeypatch.setattr(by_size, "KEYS_HERE", 0)
+    monkeypatch.setattr(by_size, "CLUSTER_START_S", 0.0)
     limits, resources = {"unit_rows": 40}, {"ray_address": ray_address}
     there = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "there", limits=limits, resources=resources)
     assert embed_on_ray(there).counts.new == 300
@@ -85,8 +90,9 @@ def test_a_commit_whose_heavy_parts_run_on_workers_gives_the_same_table(ray_addr
 
 def stages_of(pools: Pools) -> list[str]:
     """The operators that Ray makes of the flow, from the last to the first."""
-    flow = dataflow._build_flow([Task(unit=Unit(unit_id="0" * 32, spans=(), sources=()), done=())], "run", pools, 60.0)
-    operators = [get_execution_plan(flow._logical_plan)[0].dag]
+    task = Task(unit=Unit(unit_id="0" * 32, spans=(), sources=()), done=())
+    rows = flow.build([task], "run", pools, EMBED, 60.0)
+    operators = [get_execution_plan(rows._logical_plan)[0].dag]
     while operators[-1].input_dependencies:
         operators += operators[-1].input_dependencies
     return [operator.name for operator in operators]
@@ -94,11 +100,11 @@ def stages_of(pools: Pools) -> list[str]:
 
 def test_reading_encoding_and_writing_are_stages_of_their_own(ray_address):
     with Cluster(ResourceSpec(ray_address=ray_address, encoders=1)) as cluster:
-        pools = replace(cluster.pools(), cpus_per_task=dataflow.MOST_CPUS_PER_TASK)
+        pools = replace(cluster.pools(), cpus_per_task=MOST_CPUS_PER_TASK)
         write, encode, read, _ = stages_of(pools)
-        assert "_write" in write
+        assert "write" in write
         assert "EncodeStage" in encode
-        assert "_read" in read
+        assert "read" in read
         # Why: with a whole CPU each, Ray makes one of them.
         assert len(stages_of(replace(pools, cpus_per_task=1.0))) == 3
 
@@ -130,7 +136,7 @@ def test_a_file_that_changes_under_the_run_is_planned_again(ray_address, tiny_mo
             write_corpus(tmp_path / "a.jsonl", ["one", "two", "three"])
         return plans[-1]
 
-    monkeypatch.setattr(run, "prepare", and_then_it_changes)
+    monkeypatch.setattr(runs_embed, "prepare", and_then_it_changes)
     assert embed_on_ray(spec).counts.rows == 3
     assert len(plans) == 2
 
@@ -155,10 +161,10 @@ def test_a_workers_error_comes_out_of_rays_wrappings():
     class Wrapped(Exception):
         cause = StorageError("the disk is full")
 
-    assert str(dataflow._translate(Wrapped())) == "the disk is full"
-    assert isinstance(dataflow._translate(ValueError("x\ny")), RunError)
+    assert str(ray_cluster.translate(Wrapped())) == "the disk is full"
+    assert isinstance(ray_cluster.translate(ValueError("x\ny")), RunError)
     told = "Traceback ..\npipeline.errors.StorageUnavailable: can't write x\nFailed to apply UDF transform"
-    assert repr(dataflow._translate(RuntimeError(told))) == repr(StorageUnavailable("can't write x"))
+    assert repr(ray_cluster.translate(RuntimeError(told))) == repr(StorageUnavailable("can't write x"))
 
 
 def test_encoders_wait_for_writers_and_an_encoder_that_died_does_not_block_its_slice():

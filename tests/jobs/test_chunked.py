@@ -11,9 +11,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import InputError
-from pipeline.execution.ray import flow
+from pipeline.execution.pools import Pools
 from pipeline.runs import prepare
-from pipeline.stages import encode
+from pipeline.runs import prepared as prepared_run
+from pipeline.stages import write
+from pipeline.stages.read import read_rows
+from pipeline.stages.slice_row import from_cell
 from pipeline.storage import Folder
 from pipeline.table import layout
 from tests import inline
@@ -107,7 +110,7 @@ def test_other_slices_a_crash_and_another_order_change_nothing(source, model, ch
     spec = spec_of(source, model, tmp_path / "table", source={"keep": ["topic"]}, chunk=CHUNK, limits={"unit_rows": 7})
     with pytest.raises(inline.Died):
         inline.embed(spec, stop_after=3)
-    monkeypatch.setattr(prepare, "MIN_SLICE_ROWS", 16)
+    monkeypatch.setattr(prepared_run, "MIN_SLICE_ROWS", 16)
     inline.embed(spec, shuffle=1, encoders=2)
     same_rows(read_table(tmp_path / "table"), read_table(chunked))
 
@@ -203,7 +206,7 @@ def test_what_chunks_repeat_of_their_document_is_written_a_bounded_piece_at_a_ti
     rows = [row | {"body": row["text"]} for row in documents(12)]
     path = write_jsonl(tmp_path / "docs.jsonl", rows)
     inline.embed(spec_of(path, model, tmp_path / "whole", source={"keep": ["body", "topic"]}, chunk=CHUNK))
-    monkeypatch.setattr(encode, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(write, "BATCH_BYTES", 2000)
     spec = spec_of(
         path,
         model,
@@ -225,15 +228,15 @@ def test_a_long_document_with_a_long_kept_column_fits_into_memory(model, tmp_pat
     path = write_jsonl(tmp_path / "docs.jsonl", [{"id": "long", "text": text, "body": text}])
     spec = spec_of(path, model, tmp_path / "table", source={"keep": ["body"]}, chunk={"max_tokens": 24})
     prepared = prepare.prepare(spec, writes=False)
-    pools = flow.Pools(
+    pools = Pools(
         device="cpu", encoders=1, cpus_per_encoder=1, gpus_per_encoder=0, tokenizers=1, writers=1, cpus_per_task=1
     )  # fmt: skip
-    settings = prepare.settings_for(prepared, pools)
-    (row,) = encode.read_and_tokenize(prepared.plan.tasks[0], settings, inline.built(settings.encoder)[1])
-    chunks = encode.from_cell(row, "chunks")
+    worker = prepared.worker_spec(pools)
+    (row,) = read_rows(prepared.plan.tasks[0], worker, inline.built(worker.encode.encoder)[1])
+    chunks = from_cell(row, "chunks")
     assert chunks.num_rows > 3000
     assert row.nbytes < 4 * len(text) + 200 * chunks.num_rows
     vectors = np.zeros((chunks.num_rows, 1), np.float32)
-    batches = [rows.nbytes for rows, _ in encode.row_batches(encode.from_cell(row, "documents"), chunks, vectors)]
+    batches = [rows.nbytes for rows, _ in write.row_batches(from_cell(row, "documents"), chunks, vectors)]
     assert len(batches) > 10
-    assert max(batches) < 2 * encode.BATCH_BYTES
+    assert max(batches) < 2 * write.BATCH_BYTES

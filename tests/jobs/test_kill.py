@@ -15,9 +15,9 @@ from tests.inline import read_table, same_rows
 
 ROWS, UNIT_ROWS, ENCODERS, IN_FLIGHT, WRITERS = 1200, 100, 1, 2, 1
 MOMENTS = {
-    "reading": "pipeline.stages.encode:_tokenize:4",
+    "reading": "pipeline.stages.read:_tokenize:4",
     "encoding": "pipeline.stages.encode:encode:4",
-    "between the parts and the record": "pipeline.stages.encode:create:4",
+    "between the parts and the record": "pipeline.stages.write:create:4",
     "before the commit": "pipeline.table.publication:Publication.create:1",
     "after the commit, before materialising": "pipeline.table.materialise:materialise:1",
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",

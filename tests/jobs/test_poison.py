@@ -124,13 +124,13 @@ def ag_news(corpora: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("pipeline.execution.ray.flow:build_encoder", "5 encoders died while they loaded the model"),
+        ("pipeline.execution.worker:build_encoder", "5 encoders died while they loaded the model"),
         (
-            "pipeline.stages.encode:_tokenize",
+            "pipeline.stages.read:_tokenize",
             "5 workers died, or hung for limits.unit_timeout_s, as they were to read rows of",
         ),
         (
-            "pipeline.stages.encode:create",
+            "pipeline.stages.write:create",
             "5 workers died, or hung for limits.unit_timeout_s, as they were to write rows of",
         ),
     ],

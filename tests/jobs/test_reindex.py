@@ -19,8 +19,8 @@ import yaml
 
 import pipeline
 from jobs import reindex
-from pipeline.execution import crew
-from pipeline.execution.ray import flow
+from pipeline.execution import by_size
+from pipeline.execution.ray import executor as ray_executor
 from pipeline.runs import row_changes
 from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
@@ -30,9 +30,9 @@ from tests.runs.test_reindex import MODES, Corpus, check_row_sources, spec_for
 
 ROWS, FILES, UNIT_ROWS, ENCODERS, WRITERS = 2000, 5, 50, 1, 1
 MOMENTS = {
-    "reading the changed files": "pipeline.stages.row_writer:keys:1",
+    "reading the changed files": "pipeline.stages.row_keys:keys:1",
     "encoding": "pipeline.stages.distinct_texts:_tokenize:3",
-    "between the vectors and their record": "pipeline.stages.distinct_texts:create:2",
+    "between the vectors and their record": "pipeline.stages.write:create:2",
     "writing rows": "pipeline.stages.row_writer:write:1",
     "before the commit": "pipeline.table.publication:Publication.create:1",
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
@@ -133,10 +133,9 @@ def test_the_shuffle_finds_what_this_process_finds(mode, ray_address, tiny_model
     corpus.insert()
     corpus.write()
     inline.embed(spec_for(corpus.folder, tiny_model, tmp_path / "fresh", MODES[mode]))
-    for module in (row_changes, crew, flow):
-        monkeypatch.setattr(module, "KEYS_HERE", 0)
-    monkeypatch.setattr(crew, "ROWS_HERE", 0)
-    monkeypatch.setattr(flow, "DIFF_KEYS_PER_BUCKET", 20)
+    monkeypatch.setattr(by_size, "KEYS_HERE", 0)
+    monkeypatch.setattr(by_size, "CLUSTER_START_S", 0.0)
+    monkeypatch.setattr(ray_executor, "DIFF_KEYS_PER_BUCKET", 20)
     assert pipeline.reindex(replace(spec, resources=replace(spec.resources, ray_address=ray_address))).published
     same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "fresh"))
     check_row_sources(Folder(str(tmp_path / "table")))

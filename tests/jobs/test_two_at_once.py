@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.execution.ray import flow
+from pipeline.execution.worker import prove
 from pipeline.runs import prepare
-from pipeline.stages import encode
+from pipeline.stages.flow import EMBED
 from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
 from tests import faulty, inline
@@ -135,20 +135,19 @@ def test_a_writer_that_comes_after_its_slice_was_recorded_changes_nothing(publis
     """As a worker does that its driver gave up, and that lives on: it has the slice, and writes it once more."""
     spec = spec_of(corpus, tiny_model, tmp_path / "table")
     prepared = prepare.prepare(spec, writes=True)
-    settings = prepare.settings_for(prepared, inline.POOLS)
-    encoder, tokenizer = inline.built(settings.encoder)
-    flow.prove(encoder, settings, tokenizer)
+    worker = prepared.worker_spec(inline.POOLS)
+    encoder, tokenizer = inline.built(worker.encode.encoder)
+    prove(encoder, worker, tokenizer)
     (task,) = prepared.plan.tasks
-    encoded = [
-        encode.encode(row, encoder, settings, "zombie") for row in encode.read_and_tokenize(task, settings, tokenizer)
-    ]
+    slices = EMBED.read(task, worker, tokenizer)
+    encoded = [EMBED.encode(row, encoder, worker, "zombie", None) for row in slices]
     for row in encoded:
-        encode.write(row, settings)
+        EMBED.write(row, worker)
     if published:
         inline.embed(spec)
     before = state(prepared.table)
     for row in encoded:
-        encode.write(row, settings)
+        EMBED.write(row, worker)
     assert state(prepared.table) == before
     assert inline.embed(spec).version == 1
     assert inline.embed(spec).version == 1

@@ -144,7 +144,7 @@ def test_every_command_goes_on_with_a_table_of_the_earlier_rule(tmp_path):
     inline.embed(inline.spec_of(tmp_path / "a.jsonl", model, tmp_path / "table", model={"prompt": ""}))
     spec = inline.spec_of(tmp_path / "a.jsonl", model, tmp_path / "table")
     assert prepare.prepare(spec, writes=False).plan.changes_nothing
-    assert not prepare.prepare(spec, writes=False, new_model=True).renews
+    assert not prepare.prepare(spec, writes=False, new_model=True).target.renews
     assert verify.verify(verify.published(spec), 10, 0, "pipeline").passed
     assert search.search(spec, "3 days", 1).num_rows == 1
     named = inline.spec_of(tmp_path / "a.jsonl", model, tmp_path / "table", model={"prompt_name": "document"})

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from pipeline.config import LimitSpec, RunSpec
 from pipeline.encoder.encoder import Encoder
 from pipeline.errors import CommitConflict, GateFailed
-from pipeline.execution.crew import Crew
 from pipeline.runs import forecast, prepare, reindex, row_changes
 from pipeline.storage import Folder
 from pipeline.table import dead_letters, layout, materialise, record, row_sources, snapshot
@@ -563,18 +562,18 @@ def test_a_run_that_is_overtaken_says_so_and_keeps_what_it_encoded(when, small, 
         write_rows(tmp_path / "corpus" / "b.jsonl", rows_of(("b0", "what came between")))
         inline.embed(small)
 
-    with Crew(small.resources) as crew:
-        if when == "before it looks":
-            overtake()
-            with pytest.raises(CommitConflict, match="start again"):
-                row_changes.find(prepared, crew, writes=True)
-        else:
-            found = row_changes.find(prepared, crew, writes=True)
-            inline.encode(prepared, found)
-            overtake()
-            with pytest.raises(CommitConflict, match="start again"):
-                reindex.publish(prepared, crew, found, "late", {})
-            assert record.read_texts(Folder(small.table.path), prepared.vectors.fingerprint)
+    executor = inline.InProcess()
+    if when == "before it looks":
+        overtake()
+        with pytest.raises(CommitConflict, match="start again"):
+            row_changes.find(prepared, executor, writes=True)
+    else:
+        found = row_changes.find(prepared, executor, writes=True)
+        reindex.encode_texts(prepared, executor, found)
+        overtake()
+        with pytest.raises(CommitConflict, match="start again"):
+            reindex.publish(prepared, executor, found, "late", {})
+        assert record.read_texts(Folder(small.table.path), prepared.vectors.fingerprint)
     inline.reindex(small)
     assert texts_of(tmp_path / "table")["a0"] == "another text"
     assert texts_of(tmp_path / "table")["b0"] == "what came between"

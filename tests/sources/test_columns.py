@@ -29,7 +29,7 @@ from pipeline.sources.columns import (
     unite,
     without_nulls,
 )
-from pipeline.stages import encode
+from pipeline.stages.slice_row import from_cell, to_ipc
 from pipeline.storage import Folder
 from pipeline.table.operations.compact import Input, Rewrite, rewrite
 from pipeline.table.part import Part, encode_part, part_schema
@@ -113,7 +113,7 @@ def test_every_type_reaches_the_table_unchanged(kind: pa.DataType, tmp_path_fact
         rows, schema = to_rows(kept, index * ROWS)
         # As it travels: taken apart, put together, sent from process to process, cast to the schema of the part.
         rows = pa.concat_tables([rows.slice(0, 2), rows.filter(pa.array([False] * 2 + [True] * 3))]).combine_chunks()
-        rows = encode.from_cell(pa.table({"c": [encode.to_ipc(rows).to_pybytes()]}), "c").cast(schema)
+        rows = from_cell(pa.table({"c": [to_ipc(rows).to_pybytes()]}), "c").cast(schema)
         content = encode_part(rows, "embedding")
         table.write(f"{index}.parquet", content)
         part = Part(

@@ -1,0 +1,108 @@
+"""A child process that answers questions over a pipe: how it is started, how it ends, and what it owes its parent.
+
+The child ends with its parent and gets what it has to know by the pipe: command lines and environments are seen by all.
+This file knows nothing of models, slices and runs.
+"""
+
+import contextlib
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import IO
+
+GRACE_S = 30.0
+"""A child that only closed its pipe is ended so many seconds later."""
+MEMORY_SHARE = 0.8
+"""A child may take this share of the memory that is free when it starts: its allocations fail before the machine's do."""
+
+
+class Child:
+    """A process that runs a module of this package, and the pipe to it."""
+
+    def __init__(self, module: str, stderr: IO[bytes] | None = None) -> None:
+        """`stderr` is where the child's stderr goes; None is where this process's goes."""
+        self.connection, theirs = Pipe()
+        # The parent may have found this package by other means than its environment.
+        path = os.pathsep.join(dict.fromkeys([str(Path(__file__).parents[2]), *filter(None, sys.path)]))
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                env=os.environ | {"PYTHONPATH": path},
+                stdin=subprocess.PIPE,  # closed by the parent's end, whatever ends it
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                pass_fds=[theirs.fileno()],
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait(self) -> int:
+        """The exit status of a child that closed its pipe; one that only closed the pipe is ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(GRACE_S)
+        self._process.kill()
+        return self._process.wait()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self.connection.close()
+
+
+def how_it_ended(status: int) -> str:
+    """`ended with exit status 1`, `was ended by SIGKILL, ..`: after the word "it"."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    return f"was ended by {name}" + (", most often for lack of memory" if name == "SIGKILL" else "")
+
+
+def connect(argument: str) -> Connection:
+    """The child's end of the pipe, from its command line; from now on the child ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return Connection(int(argument))
+
+
+def sendable(error: Exception) -> Exception:
+    """The error, or one that says the same: not every one survives pickling."""
+    with contextlib.suppress(Exception):
+        if isinstance(pickle.loads(pickle.dumps(error)), type(error)):
+            return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def limit_memory() -> None:
+    """A row that wants too much gets an error here; the system, or Ray, would end whole workers for it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    free = _free_memory()
+    if free is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(free * MEMORY_SHARE),) * 2)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _free_memory() -> int | None:
+    """Bytes that this machine, or the container's limit, has left; None where the system doesn't say."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found, default=None)

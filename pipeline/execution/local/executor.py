@@ -1,0 +1,114 @@
+"""The executor of this machine, without Ray: small pieces of work run in this process, slices in worker processes.
+
+This process loads no torch: whatever needs it runs in a worker process.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import ResourceSpec
+from pipeline.encoder.child import Child, how_it_ended
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.errors import PipelineError, RunError
+from pipeline.execution.costs import ENCODER_START_S
+from pipeline.execution.executor import Do, Item, Job, Result, RowComparison
+from pipeline.execution.local.log import WorkerLog
+from pipeline.execution.local.pool import LocalFlow
+from pipeline.execution.pools import ALONE, Pools, choose_pools, cores
+from pipeline.stages import row_keys
+from pipeline.stages.flow import EMBED, Flow, OnProgress
+from pipeline.stages.row_keys import UnitKeys, UnitRows
+from pipeline.table import diff, scan
+from pipeline.table.compare import Difference
+from pipeline.table.diff import KEPT, WANTED_KEY, Keys, RowDifference
+from pipeline.table.part import Part
+from pipeline.table.workers import compare_here
+from pipeline.work import Task
+
+
+class LocalExecutor:
+    """Implements execution.executor.Executor."""
+
+    def __init__(self, resources: ResourceSpec) -> None:
+        self._resources = resources
+        self.description = ""
+
+    def __enter__(self) -> "LocalExecutor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Every call ended its own processes."""
+
+    def pools(self, job: Job) -> Pools:
+        """One encoder per core; a single one where a second would take longer to start than it saves."""
+        found = choose_pools(self._resources, [{"CPU": cores() + 1}])
+        if self._resources.encoders == "auto" and job.expected_s * cores() < ENCODER_START_S:
+            return replace(found, encoders=1)
+        return found
+
+    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Iterator[pa.Table]:
+        pools = self.pools(job)
+        if flow.encode is not None and flow.write is not None:
+            self.description = f"{pools.describe()} of this machine, without Ray"
+        with LocalFlow(tasks, flow, job.worker_spec(pools), pools, on_progress) as running:
+            yield from running.results()
+
+    def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
+        """In one worker process."""
+        log = WorkerLog()
+        child = Child("pipeline.execution.local.process", log.file)
+        try:
+            child.connection.send(("alone", job.worker_spec(self.pools(job)), EMBED))
+            child.connection.send(("alone", do, item, cores()))
+            kind, value = child.connection.recv()
+        except (EOFError, OSError):
+            raise RunError(f"the process that was to measure the model {how_it_ended(child.wait())}") from None
+        finally:
+            child.end()
+            log.close(keep=False)
+        if kind == "error":
+            raise value if isinstance(value, PipelineError) else RunError(f"{type(value).__name__}: {value}")
+
+    def for_each(
+        self, job: Job, do: Do[Item, Result], items: Sequence[Item], *, seconds: float, heavy: bool = False
+    ) -> Iterator[Result]:
+        """In this process: one after the other, or heavy ones in a thread per core."""
+        if not items:
+            return
+        spec = job.worker_spec(ALONE)
+        tokenizer = functools.cache(lambda: Tokenizer(spec.encode.encoder, 1))
+        if not heavy or len(items) == 1:
+            for item in items:
+                yield from do(item, spec, tokenizer)
+            return
+        with ThreadPoolExecutor(cores()) as threads:
+            for results in threads.map(lambda item: list(do(item, spec, tokenizer)), items):
+                yield from results
+
+    def read_keys(self, job: Job, units: Sequence[UnitRows], *, num_keys: int) -> tuple[list[UnitKeys], list[Keys]]:
+        """The handle is the keys themselves."""
+        known: list[UnitKeys] = []
+        keys: list[Keys] = []
+        for found in self.for_each(job, row_keys.keys, units, seconds=0.0):
+            known.append(found) if isinstance(found, UnitKeys) else keys.append(found)
+        return known, keys
+
+    def compare_rows(self, job: Job, keys: Sequence[list[Keys]], comparison: RowComparison) -> Iterator[RowDifference]:
+        """In one bucket. Of the live rows only those are held that some wanted row may take the place of."""
+        wanted = np.concatenate([np.zeros(0, WANTED_KEY), *(some for found in keys for some in found)])
+        wanted = wanted[~np.isin(wanted["unit"], list(comparison.skipped))]
+        ids = diff.words(wanted["id"])
+        live = [
+            rows[(comparison.states[rows["source"]] != KEPT) | diff.among(rows["id"], ids)]
+            for number, part in enumerate(comparison.parts)
+            for rows in scan.keys(job.table, part, number, chunked=comparison.chunked)
+        ]
+        yield diff.compare(diff.joined([wanted, *live]), comparison.states, renewed=comparison.renewed)
+
+    def compare_versions(self, job: Job, sides: Sequence[tuple[Part, int]], *, renewed: bool) -> Difference:
+        return compare_here(job.table, sides, renewed=renewed)

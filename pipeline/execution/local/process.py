@@ -1,0 +1,87 @@
+"""A worker process of this machine: it answers the driver's questions until its pipe closes.
+
+Run as a module it is the child. One that only reads and writes never loads torch; the first slice to encode makes it load
+the model.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.encoder.child import connect, sendable
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.execution.worker import SliceEncoder, read_task, write_row
+from pipeline.stages.flow import Flow
+from pipeline.stages.worker_spec import WorkerSpec
+
+
+class WorkerProcess:
+    """What a child knows: the run's spec and flow, its tokenizer, its encoder and the task that it is reading."""
+
+    def __init__(self, connection: Connection, name: str, spec: WorkerSpec, flow: Flow) -> None:
+        self._connection, self._name, self._flow = connection, name, flow
+        self._spec = replace(spec, encode=replace(spec.encode, encoder=spec.encode.encoder.here()))
+        self._tokenizer = functools.cache(lambda: Tokenizer(self._spec.encode.encoder, self._spec.read.threads))
+        self._encoder: SliceEncoder | None = None
+        self._slices: Iterator[pa.Table] = iter(())
+
+    def answer(self, question: tuple[Any, ...]) -> object:
+        """The driver's questions: (verb, arguments ..)."""
+        verb, *given = question
+        if verb == "load":
+            (died,) = given
+            self._encoder = SliceEncoder(self._flow, self._name, self._tell)
+            self._encoder.load(self._spec, self._tokenizer, died)
+            return None
+        if verb == "encode":
+            row, strikes = given
+            assert self._encoder is not None
+            return self._encoder.encode(row, strikes)
+        if verb == "read":
+            task, strikes = given
+            self._slices = read_task(task, self._spec, self._flow, self._tokenizer(), strikes)
+            return next(self._slices, None)
+        if verb == "next":
+            return next(self._slices, None)
+        if verb == "write":
+            row, strikes = given
+            return write_row(row, self._spec, self._flow, strikes)
+        assert verb == "alone"
+        do, item, threads = given
+        do(item, self._spec, threads)
+        return None
+
+    def _tell(self, rows: int, tokens: int) -> None:
+        self._connection.send(("progress", (rows, tokens)))
+
+
+def main(connection: Connection) -> None:
+    """Name, spec and flow come first, then questions until the pipe closes; each answer is ("answer", value), or ("error",
+    exception) where the question can't be answered."""
+    try:
+        name, spec, flow = connection.recv()
+        pa.set_cpu_count(spec.read.threads)
+        worker = WorkerProcess(connection, name, spec, flow)
+    except EOFError:
+        return
+    except Exception as error:
+        connection.send(("error", sendable(error)))
+        return
+    while True:
+        try:
+            question = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(("answer", worker.answer(question)))
+        except Exception as error:
+            connection.send(("error", sendable(error)))
+
+
+if __name__ == "__main__":
+    main(connect(sys.argv[1]))

@@ -1,0 +1,174 @@
+"""A Ray cluster for the time of a run: a fresh local one, or the one at an address; and its errors as ours."""
+
+import logging
+import os
+import re
+import socket
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray._private.worker as ray_worker
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import errors
+from pipeline.config import ResourceSpec
+from pipeline.errors import ConfigError, InputError, PipelineError, RunError
+from pipeline.execution.pools import Pools, choose_pools, cores
+from pipeline.storage import Folder
+from pipeline.table import layout
+
+OBJECT_STORE_BYTES = 2 * 2**30
+"""For a local Ray: a slice is at most 64 MiB of text and 64 MiB of vectors, and few are in flight."""
+CONNECT_S = 5.0
+
+
+class Cluster:
+    """A Ray cluster for the time of a run: a fresh local one, or the one at `ray_address`. Starts on first need."""
+
+    def __init__(self, spec: ResourceSpec) -> None:
+        self._spec = spec
+        self.started = False
+        self.start_s = 0.0
+        self._print = ray_worker.print_to_stdstream
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.started:
+            ray.shutdown()
+            ray_worker.print_to_stdstream = self._print
+
+    def start(self) -> None:
+        """Raises ConfigError if the address doesn't answer."""
+        if self.started:
+            return
+        started = time.perf_counter()
+        if ray.is_initialized():
+            raise InputError("this process already runs a Ray session: close it with ray.shutdown() first")
+        try:
+            with _muted_stderr():
+                _init_ray(self._spec.ray_address)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"resources.ray_address {self._spec.ray_address!r} does not answer: {first_line(error)}"
+            ) from None
+        # Whatever log_to_driver says, Ray tells of workers that died on stdout, in the middle of what --json prints.
+        ray_worker.print_to_stdstream = lambda data, ignore_prefix: None
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # It counts units; a unit gives as many slices as there are encoders, and more.
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        # Comparing a table with itself must not depend on how much memory the object store has.
+        context.use_disk_based_hash_shuffle = True
+        self.started = True
+        self.start_s = time.perf_counter() - started
+
+    def pools(self) -> Pools:
+        self.start()
+        return choose_pools(self._spec, [node["Resources"] for node in alive_nodes()])
+
+    def check_reachable(self, table: Folder) -> None:
+        """A table on a local path must be the same folder on every node; raises InputError naming a node where it isn't."""
+        nodes = alive_nodes()
+        if not table.is_local or len(nodes) < 2:
+            return
+        probe = f"{layout.STAGING}node-probe-{uuid.uuid4().hex[:12]}"
+        table.write(probe, b"")
+        try:
+            for node in nodes:
+                seen = ray.remote(_sees).options(num_cpus=0, scheduling_strategy=on_node(node["NodeID"]))
+                if not ray.get(seen.remote(table.url, probe)):
+                    raise InputError(
+                        f"table.path {table.url!r} is a local folder that node {node['NodeManagerHostname']} doesn't "
+                        "share: give a shared folder or an s3:// address"
+                    )
+        finally:
+            table.delete([probe])
+
+
+def _init_ray(address: str | None) -> None:
+    """Join the cluster at the address; without one start a fresh local Ray, whatever RAY_ADDRESS or left-overs say."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        _check_answers(address)
+        ray.init(address=address, **quiet)
+        return
+    ray.init(
+        address="local",
+        # One logical CPU more than there are cores: reading and writing mostly wait, encoders take the cores.
+        num_cpus=cores() + 1,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        **quiet,
+    )
+
+
+def _check_answers(address: str) -> None:
+    """Raises ConnectionError if nobody listens at host:port: Ray itself would try for more than five minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # "auto" and "local" are Ray's to resolve, which it does at once.
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise ConnectionError(str(error)) from None
+
+
+@contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Ray's C++ side says on stderr that it took its log level from the environment; what fails is raised all the same."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _sees(url: str, probe: str) -> bool:
+    return Folder(url, {}).size(probe) is not None
+
+
+def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def translate(error: BaseException) -> PipelineError:
+    """The error of ours that a worker raised, out of Ray's wrappings; anything else as a RunError of one line."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, PipelineError):
+            return seen
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    # Ray Data wraps what a stage raises in an error whose cause is lost when it is pickled; its text has the traceback.
+    told = re.search(r"^pipeline\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
+    kind = getattr(errors, told[1], None) if told else None
+    if told and isinstance(kind, type) and issubclass(kind, PipelineError):
+        return kind(told[2])
+    return RunError(f"a worker failed: {type(error).__name__}: {_last_line(error)}; Ray's logs have the details")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

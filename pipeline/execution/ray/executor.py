@@ -1,0 +1,118 @@
+"""The executor on a Ray cluster, which starts, or is joined, when there is work for it."""
+
+import contextlib
+import math
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from pipeline.config import ResourceSpec
+from pipeline.execution.executor import Do, Item, Job, Result, RowComparison
+from pipeline.execution.pools import Pools
+from pipeline.execution.ray import shuffle, workers
+from pipeline.execution.ray.cluster import Cluster, alive_nodes
+from pipeline.execution.ray.flow import monitored, run_flow
+from pipeline.execution.ray.shuffle import items_of, light
+from pipeline.stages.flow import Flow, OnProgress
+from pipeline.stages.row_keys import UnitKeys, UnitRows
+from pipeline.table import compare
+from pipeline.table.compare import Difference
+from pipeline.table.diff import RowDifference
+from pipeline.table.part import Part
+from pipeline.work import Task
+
+KEYS_PER_BUCKET = 4_000_000
+"""Keys of two versions that are compared at once, in one worker."""
+DIFF_KEYS_PER_BUCKET = 2_000_000
+"""Keys of units and live rows that are compared at once, in one worker."""
+MOST_THREADS = 8
+"""A process that quantises a model has at most so many threads: more wait for each other."""
+
+
+class RayExecutor:
+    """Implements execution.executor.Executor. Leaving the block ends a local Ray, or leaves the cluster."""
+
+    def __init__(self, resources: ResourceSpec) -> None:
+        self._resources = resources
+        self._stack = contextlib.ExitStack()
+        self._cluster = Cluster(resources)
+        self.description = ""
+
+    def __enter__(self) -> "RayExecutor":
+        self._stack.enter_context(self._cluster)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def pools(self, job: Job) -> Pools:
+        return self._cluster.pools()
+
+    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Iterator[pa.Table]:
+        pools = self._cluster.pools()
+        self._cluster.check_reachable(job.table)
+        if flow.encode is not None and flow.write is not None:
+            self.description = f"{pools.describe()} on {self._where()}"
+        return run_flow(tasks, flow, job.worker_spec(pools), pools, on_progress)
+
+    def _where(self) -> str:
+        address = self._resources.ray_address
+        return "a Ray of this machine" if address is None else f"the Ray cluster at {address}"
+
+    def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
+        """On one worker, with all of a node's CPUs but one, MOST_THREADS at most."""
+        spec = job.worker_spec(self._cluster.pools())
+        cpus = max(int(node["Resources"].get("CPU", 0)) for node in alive_nodes())
+        threads = max(1, min(cpus - 1, MOST_THREADS))
+        with monitored("alone", spec) as (run, _):
+            ray.get(ray.remote(workers.do_alone).options(num_cpus=threads).remote(do, item, run, threads))
+
+    def for_each(
+        self, job: Job, do: Do[Item, Result], items: Sequence[Item], *, seconds: float, heavy: bool = False
+    ) -> Iterator[Result]:
+        pairs = [(do, item) for item in items]
+        # A CPU each: what holds whole parts shall not run more often at a time than there are cores.
+        cpus = {"num_cpus": 1} if heavy else {}
+        for row in self._rows(job, lambda run: items_of(pairs).map_batches(workers.do_each, **light(run) | cpus)):
+            yield pickle.loads(row["result"])
+
+    def read_keys(
+        self, job: Job, units: Sequence[UnitRows], *, num_keys: int
+    ) -> tuple[list[UnitKeys], "ray.data.Dataset"]:
+        """The keys stay on the cluster: the handle is a data set."""
+        with monitored("keys", job.worker_spec(self._cluster.pools())) as (run, _):
+            keys = items_of(units).map_batches(shuffle.unit_keys, **light(run)).materialize()
+            return shuffle.known_of(keys), keys
+
+    def compare_rows(
+        self, job: Job, keys: Sequence["ray.data.Dataset"], comparison: RowComparison
+    ) -> Iterator[RowDifference]:
+        num_buckets = max(1, math.ceil(comparison.num_keys / DIFF_KEYS_PER_BUCKET))
+        items = [(part, number, comparison.chunked) for number, part in enumerate(comparison.parts)]
+
+        def flow(run: str) -> "ray.data.Dataset":
+            sides = [shuffle.wanted(some, comparison.skipped) for some in keys]
+            if items:
+                sides.append(items_of(items).map_batches(shuffle.live_keys, **light(run)))
+            both = sides[0].union(*sides[1:])
+            return shuffle.diffed(both, num_buckets, comparison.states, renewed=comparison.renewed)
+
+        yield from map(shuffle.found_of, self._rows(job, flow))
+
+    def compare_versions(self, job: Job, sides: Sequence[tuple[Part, int]], *, renewed: bool) -> Difference:
+        num_buckets = max(1, math.ceil(sum(part.rows for part, _ in sides) / KEYS_PER_BUCKET))
+        items = [(part, number, side) for number, (part, side) in enumerate(sides)]
+
+        def flow(run: str) -> "ray.data.Dataset":
+            keys = items_of(items).map_batches(shuffle.part_keys, **light(run))
+            return shuffle.compared(keys, num_buckets, renewed=renewed)
+
+        return compare.merge([pickle.loads(row["difference"]) for row in self._rows(job, flow)])
+
+    def _rows(self, job: Job, flow: Callable[[str], "ray.data.Dataset"]) -> Iterator[dict[str, Any]]:
+        with monitored("commit", job.worker_spec(self._cluster.pools())) as (run, _):
+            yield from flow(run).iter_rows()

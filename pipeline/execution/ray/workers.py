@@ -1,0 +1,108 @@
+"""What runs in Ray's processes: the stages of a flow, and pieces of work on single items.
+
+Each worker asks the run's monitor, by the run's name, for what it has to know: Ray keeps and shows what tasks and actors are
+made with, and a worker's spec holds secrets.
+"""
+
+import functools
+import pickle
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray import cloudpickle
+
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.execution.strikes import Worker
+from pipeline.execution.worker import SliceEncoder, read_task, write_row
+from pipeline.stages import slice_row
+from pipeline.stages.flow import Flow
+from pipeline.stages.worker_spec import WorkerSpec
+from pipeline.work import Task
+
+CLAIM_EVERY_S = 0.02
+
+
+def read(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+    """The slices of tasks: an Arrow table with a column `task` of pickled tasks comes in."""
+    monitor = ray.get_actor(run)
+    spec, flow = given(run)
+    for item in batch.column("task").to_pylist():
+        task: Task = pickle.loads(item)
+        work = ("read", task.unit.unit_id)
+        strikes = ray.get(monitor.begin.remote(work, this_worker()))
+        yield from read_task(task, spec, flow, tokenizer(run), strikes)
+        monitor.end.remote(work)
+
+
+class EncodeStage:
+    """An encoder actor."""
+
+    def __init__(self, run: str) -> None:
+        self._monitor = ray.get_actor(run)
+        spec, flow = given(run)
+        self._encoder = SliceEncoder(flow, this_worker().name, self._tell)
+        died = ray.get(self._monitor.starting.remote(this_worker()))
+        self._encoder.load(spec, functools.partial(tokenizer, run), died)
+        self._monitor.ready.remote(this_worker())
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        key = slice_row.key_of(batch)
+        # Ray holds encoders back by bytes in its object store, which are far from what is dear here: encoded rows.
+        while (strikes := ray.get(self._monitor.claim.remote(key, this_worker()))) is None:
+            time.sleep(CLAIM_EVERY_S)
+        answer = self._encoder.encode(batch, strikes)
+        self._monitor.end.remote(("encode", key))
+        return answer
+
+    def _tell(self, rows: int, tokens: int) -> None:
+        self._monitor.add_progress.remote(rows, tokens)
+
+
+def write(batch: pa.Table, run: str) -> pa.Table:
+    monitor, key = ray.get_actor(run), slice_row.key_of(batch)
+    spec, flow = given(run)
+    strikes = ray.get(monitor.begin.remote(("write", key), this_worker()))
+    report = write_row(batch, spec, flow, strikes)
+    monitor.release.remote(key)
+    return report
+
+
+def do_each(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+    """Each of the pickled pairs (function, item) in a column `item` gives rows with a pickled `result`."""
+    spec, _ = given(run)
+    for work in batch.column("item").to_pylist():
+        do, item = pickle.loads(work)
+        for result in do(item, spec, functools.partial(tokenizer, run)):
+            yield pa.table({"result": pa.array([pickle.dumps(result)], pa.large_binary())})
+
+
+def do_alone(do: Any, item: pa.Table, run: str, threads: int) -> None:
+    do(item, given(run)[0], threads)
+
+
+@functools.lru_cache(maxsize=2)
+def given(run: str) -> tuple[WorkerSpec, Flow]:
+    """What the run gives its workers, with all files of the model on this node."""
+    monitor = ray.get_actor(run)
+    while (sent := ray.get(monitor.get_settings.remote())) is None:  # the driver's call may still be on its way
+        time.sleep(CLAIM_EVERY_S)
+    spec: WorkerSpec
+    spec, flow = cloudpickle.loads(sent)
+    pa.set_cpu_count(spec.read.threads)  # in each worker Arrow would take all cores
+    return replace(spec, encode=replace(spec.encode, encoder=spec.encode.encoder.here())), flow
+
+
+@functools.lru_cache(maxsize=2)
+def tokenizer(run: str) -> Tokenizer:
+    spec, _ = given(run)
+    return Tokenizer(spec.encode.encoder, spec.read.threads)
+
+
+@functools.cache
+def this_worker() -> Worker:
+    return Worker(uuid.uuid4().hex, ray.get_runtime_context().get_node_id())

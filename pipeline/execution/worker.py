@@ -1,0 +1,172 @@
+"""What a worker does with the work that it is given, in whatever process it runs: it reads, encodes or writes slices.
+
+Comes in: a task or a slice row, and how many workers it has ended already. Goes out: slice rows, or a refusal with the
+reason: a worker never raises for bad data. Who hands out the work, and what counts the strikes, is not known here.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from pipeline.encoder import probes
+from pipeline.encoder.batch_size import best_budget
+from pipeline.encoder.deadline import Deadline
+from pipeline.encoder.encoder import Encoder, build_encoder
+from pipeline.encoder.isolated import IsolatedEngine
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.errors import PipelineError, RunError
+from pipeline.stages import slice_row
+from pipeline.stages.flow import Encode, Flow
+from pipeline.stages.worker_spec import WorkerSpec
+from pipeline.table import layout
+from pipeline.work import Task
+
+MOST_STRIKES = 5
+"""One piece of work may end so many workers before the run ends instead. Without a limit new ones would start for ever."""
+TOLD_EVERY_S = 0.5
+"""Progress is told so often: a call costs a core half a millisecond, and a batch takes ten."""
+
+Tell = Callable[[int, int], None]
+"""Hears (documents, tokens) that were encoded since the last call."""
+
+
+def read_task(task: Task, spec: WorkerSpec, flow: Flow, tokenizer: Tokenizer, strikes: int) -> Iterator[pa.Table]:
+    """The slice rows of a task; the last is a refusal where the task can't be read to its end."""
+    unit_id = task.unit.unit_id
+    if strikes >= MOST_STRIKES:
+        yield slice_row.refuse(unit_id, fatal("read", strikes, [span.file.path for span in task.unit.spans]))
+        return
+    slices = flow.read(task, spec, tokenizer)
+    while True:
+        try:
+            with Deadline(spec.limits.unit_timeout_s):  # not while the next stage takes its time
+                piece = next(slices, None)
+        except PipelineError as error:
+            yield slice_row.refuse(unit_id, str(error))
+            return
+        if piece is None:
+            return
+        yield piece
+
+
+def write_row(row: pa.Table, spec: WorkerSpec, flow: Flow, strikes: int) -> pa.Table:
+    """What the flow's write stage says of a slice."""
+    assert flow.write is not None
+    unit_id, _ = slice_row.key_of(row)
+    if strikes >= MOST_STRIKES:
+        row = slice_row.refuse(unit_id, fatal("write", strikes, row.column("paths")[0].as_py() or []))
+    try:
+        with Deadline(spec.limits.unit_timeout_s):
+            return flow.write(row, spec)
+    except PipelineError as error:
+        return flow.write(slice_row.refuse(unit_id, str(error)), spec)
+
+
+class SliceEncoder:
+    """An encoder at work: it loads the model once, proves it on the probe texts, then encodes slices.
+
+    What goes wrong while it starts is kept and given as the answer to every slice: a worker that raises here would be
+    started again for ever.
+    """
+
+    def __init__(self, flow: Flow, name: str, tell: Tell) -> None:
+        """`name` is this encoder's own among those of the run; `tell` hears of progress."""
+        assert flow.encode is not None
+        self._flow, self._encode, self._name, self._tell = flow, flow.encode, name, tell
+        self._encoder: Encoder | None = None
+        self._refused = ""
+
+    def load(self, spec: WorkerSpec, tokenizer: Callable[[], Tokenizer], died: int = 0) -> None:
+        """Build the encoder; `died` others ended while they did so."""
+        try:
+            if died >= MOST_STRIKES:
+                raise RunError(
+                    f"{died} encoders died while they loaded the model: is there memory for it on every node?"
+                )
+            with Deadline(spec.limits.unit_timeout_s):
+                self._spec = spec = replace(spec, encode=replace(spec.encode, encoder=spec.encoder_here()))
+                encoder = build_encoder(spec.encode.encoder, spec.encode.device, spec.encode.threads)
+                if spec.encode.measures_budget:
+                    encoder.budget_tokens = best_budget(
+                        encoder, spec.encode.encoder, spec.encode.device, spec.encode.threads
+                    )
+                if self._flow.proves:
+                    prove(encoder, spec, tokenizer())
+            self._encoder = encoder
+        except PipelineError as error:
+            self._refused = str(error)
+        except Exception as error:
+            self._refused = f"{type(error).__name__}: {_first_line(error)}"
+
+    def encode(self, row: pa.Table, strikes: int) -> pa.Table:
+        """The answer of the flow's encode stage to a slice. One that ended a worker is encoded in a process of its own."""
+        if self._encoder is None:
+            return self._refuse(row, f"encoder: {self._refused}")
+        if strikes >= MOST_STRIKES:
+            return self._refuse(row, fatal("encode", strikes, row.column("paths")[0].as_py() or []))
+        if strikes:
+            return self._encode_apart(row, self._encoder)
+        with Deadline(self._spec.limits.unit_timeout_s) as deadline:
+            return self._encoded(row, self._encoder, deadline.renew)
+
+    def _encode_apart(self, row: pa.Table, encoder: Encoder) -> pa.Table:
+        """A suspect ends a child of this process, not this process; only those of its rows that do so fail."""
+        given = self._spec.encode
+        timeout_s = self._spec.limits.unit_timeout_s
+        with IsolatedEngine(given.encoder, given.device, given.threads, timeout_s) as engine:
+            apart = Encoder(engine, encoder.budget_tokens, encoder.overhead_tokens)
+            return self._encoded(row, apart, lambda: None)
+
+    def _encoded(self, row: pa.Table, encoder: Encoder, on_batch: Callable[[], None]) -> pa.Table:
+        rows = tokens = 0
+        told = time.monotonic()
+
+        def on_progress(new_rows: int, new_tokens: int) -> None:
+            nonlocal rows, tokens, told
+            on_batch()
+            rows, tokens = rows + new_rows, tokens + new_tokens
+            if time.monotonic() - told >= TOLD_EVERY_S:
+                self._tell(rows, tokens)
+                rows, tokens, told = 0, 0, time.monotonic()
+
+        encode: Encode = self._encode
+        try:
+            return encode(row, encoder, self._spec, self._name, on_progress)
+        except RunError as error:
+            return self._refuse(row, f"encoder: {error}")
+        finally:
+            if rows:
+                self._tell(rows, tokens)
+
+    def _refuse(self, row: pa.Table, reason: str) -> pa.Table:
+        return self._flow.refuse(slice_row.key_of(row)[0], reason)
+
+
+def prove(encoder: Encoder, spec: WorkerSpec, tokenizer: Tokenizer) -> None:
+    """Encode the probe texts and compare with the table's vectors, or with those of the first encoder of this model.
+
+    Raises RunError when they differ.
+    """
+    vectors = encoder.encode(tokenizer.tokenize(list(probes.TEXTS)), None).vectors
+    expected = spec.encode.probes
+    if not expected:
+        path, content = layout.probe_vectors(spec.write.fingerprint), probes.to_json(vectors)
+        standing = spec.open_table().create_once(path, content)
+        expected = probes.from_json(standing) if standing is not None else ()
+    if expected:
+        probes.check(vectors, expected, spec.encode.encoder.precision)
+
+
+def fatal(stage: str, strikes: int, paths: Sequence[str]) -> str:
+    """Why a run ends over a unit or slice that workers die of; one more of them isn't worth its time."""
+    files = ", ".join(repr(path) for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    return (
+        f"{strikes} workers died, or hung for limits.unit_timeout_s, as they were to {stage} rows of {files}: is there memory "
+        "for it? the logs of the workers say more; nothing was published, finished work is kept"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,213 @@
+"""A run that passed every check: its configuration, its corpus, its table, its vectors, and what it has to do.
+
+Comes in: what runs/prepare.py found. Goes out: a `Prepared`, which says what workers have to know for pools of a size.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import RunSpec
+from pipeline.execution import costs
+from pipeline.execution.pools import Pools, cores
+from pipeline.execution.slicing import evened
+from pipeline.model.folder import EncoderSpec
+from pipeline.runs.plan import Plan
+from pipeline.runs.vector_spec import VectorSpec
+from pipeline.sources.reader import SLICE_BYTES
+from pipeline.sources.survey import Survey
+from pipeline.stages.worker_spec import EncodeSpec, ReadSpec, WorkerSpec, WriteSpec
+from pipeline.storage import Folder
+from pipeline.table.part import vector_bytes
+from pipeline.table.snapshot import Snapshot
+from pipeline.work import SourceFile
+
+VECTOR_BYTES = 64 * 2**20
+"""A slice has at most so many bytes of vectors as the table has them and as they travel."""
+FLOAT_BYTES = 256 * 2**20
+"""A slice has at most so many bytes of float32 vectors: an encoder holds them so, however few bits the table keeps."""
+SLICES_PER_ENCODER = 2
+"""A small corpus is cut into at least so many slices per encoder: while one is written the next is encoded. More of them
+would waste more: rows are sorted by length within their slice, and encoders begin with shapes new to them."""
+MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 4096
+MIN_SLICE_S = 2.0
+"""Long texts make smaller slices than MIN_SLICE_ROWS, down to so many seconds of a core."""
+MANY_ROWS = 4000
+"""Per encoder: a model's graph and the measuring of a budget take some seconds, once per node, and save a quarter of the
+time of a row."""
+BYTES_PER_TOKEN = 4
+"""A token of text has about so many bytes."""
+COMPRESSED = 3
+"""A compressed file, or a Parquet one, holds about so many times its bytes of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The source as it was found."""
+
+    files: tuple[SourceFile, ...]
+    survey: Survey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The table as it stands, and what the run makes of its rows."""
+
+    table: Folder
+    parent: Snapshot
+    """The version that the run builds on; its probes are empty where another model takes its place."""
+    part_schema: pa.Schema
+    output_spec: Mapping[str, Any]
+    output: str
+    """The digest of `output_spec`."""
+    exclusive: bool
+    """The table's store lets only one of two publishers win."""
+    renews: bool
+    """Another model, or other settings of it, takes the place of the parent's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run that passed every check, and what it has to do. It is the job that executors work for."""
+
+    spec: RunSpec
+    corpus: Corpus
+    target: Target
+    vectors: VectorSpec
+    plan: Plan
+    plan_s: float
+    calibrate_s: float = 0.0
+
+    @property
+    def table(self) -> Folder:
+        return self.target.table
+
+    @property
+    def parent(self) -> Snapshot:
+        return self.target.parent
+
+    @property
+    def survey(self) -> Survey:
+        return self.corpus.survey
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        return self.vectors.encoder
+
+    @property
+    def is_full(self) -> bool:
+        """The table is built whole, by units: there is none yet, or it gets another model."""
+        return not self.parent.version or self.target.renews
+
+    @property
+    def rows_to_do(self) -> int | None:
+        """Rows of all tasks together; None where only reading can tell."""
+        rows = [task.rows_to_do for task in self.plan.tasks]
+        return None if None in rows else sum(count for count in rows if count is not None)
+
+    @property
+    def stored_vector_bytes(self) -> int:
+        """Bytes of one vector as the table has it."""
+        return vector_bytes(self.target.part_schema, self.spec.table.embedding_column)
+
+    @property
+    def expected_s(self) -> float:
+        """About so many seconds encoding takes on the cores of this machine, by the sizes of files and model."""
+        return self.expected_core_s / cores()
+
+    @property
+    def expected_core_s(self) -> float:
+        """The same for a single core."""
+        rows = self.rows_to_do if self.rows_to_do is not None else self.survey.rows_estimate
+        if not self.plan.tasks or self.encoder.is_static:
+            return rows / costs.READ_ROWS_PER_S
+        return costs.encoding_s(rows * self._tokens_per_row(), _weights(self.encoder))
+
+    def _tokens_per_row(self) -> float:
+        """By the table's own rows; without a table by the bytes of the files."""
+        counts = self.parent.counts
+        if self.parent.version and counts.encoded and counts.tokens:
+            return counts.tokens / counts.encoded
+        stretch = [COMPRESSED if file.compression or file.format == "parquet" else 1 for file in self.corpus.files]
+        text = sum(file.size * times for file, times in zip(self.corpus.files, stretch, strict=True))
+        tokens = text / max(1, self.survey.rows_estimate) / BYTES_PER_TOKEN if text else costs.TOKENS_GUESSED
+        return tokens if self.spec.chunk is not None else min(tokens, self.encoder.max_seq_length or math.inf)
+
+    def worker_spec(self, pools: Pools) -> WorkerSpec:
+        """What the stages have to know, for pools of these sizes."""
+        spec, many = self.spec, _has_many_rows(self, pools)
+        rows = slice_rows(self, pools)
+        encoder = self.encoder
+        return WorkerSpec(
+            read=ReadSpec(
+                source=spec.source,
+                schema=self.survey.schema,
+                carried=spec.carried,
+                partition_by=tuple(spec.table.partition_by),
+                slice_rows=rows,
+                slice_bytes=slice_bytes(spec, rows),
+                threads=max(1, int(pools.cpus_per_task)),
+            ),
+            chunk=spec.chunk,
+            encode=EncodeSpec(
+                encoder=replace(encoder, engine="auto") if many and spec.model.engine == "auto" else encoder,
+                int8_path=self.vectors.int8_path,
+                device=pools.device,
+                threads=pools.cpus_per_encoder,
+                measures_budget=many and not encoder.is_static,
+                probes=self.parent.probes,
+            ),
+            write=WriteSpec(
+                table=spec.table,
+                part_schema=self.target.part_schema,
+                calibration=self.vectors.calibration,
+                fingerprint=self.vectors.fingerprint,
+            ),
+            limits=spec.limits,
+        )
+
+
+def _weights(encoder: EncoderSpec) -> int:
+    """Weights of the transformer's layers, by the usual twelve times hidden squared per layer."""
+    config = json.loads((encoder.transformer_folder / "config.json").read_text(encoding="utf-8"))
+    hidden = config.get("hidden_size") or config.get("d_model") or config.get("dim") or encoder.dim
+    layers = config.get("num_hidden_layers") or config.get("num_layers") or config.get("n_layers") or 12
+    return 12 * int(layers) * int(hidden) ** 2
+
+
+def _has_many_rows(prepared: Prepared, pools: Pools) -> bool:
+    """A start of some seconds more is worth a faster encoder, by the rows of the run or of its table."""
+    rows = max(sum(_unit_rows(prepared)), prepared.parent.counts.rows)  # what one run made on a node serves the next
+    return rows >= MANY_ROWS * pools.encoders
+
+
+def slice_rows(prepared: Prepared, pools: Pools) -> int:
+    """At most `limits.unit_rows`, 64 MiB of vectors, and an even share of a small corpus."""
+    stored = prepared.stored_vector_bytes
+    room = min(VECTOR_BYTES // stored, FLOAT_BYTES // (4 * prepared.encoder.dim))
+    most = min(prepared.spec.limits.unit_rows, max(1, room))
+    if pools.device == "cpu":
+        most = min(most, MAX_CPU_SLICE_ROWS)
+    units = _unit_rows(prepared)
+    share = -(-sum(units) // (pools.encoders * SLICES_PER_ENCODER))
+    worth = MIN_SLICE_S / max(prepared.expected_core_s, 1e-9) * sum(units)
+    rows = min(most, max(min(MIN_SLICE_ROWS, math.ceil(worth)), share))
+    # Of documents that are chunked nobody knows yet how many rows they become.
+    return rows if prepared.spec.chunk is not None else evened(rows, units, pools.encoders)
+
+
+def _unit_rows(prepared: Prepared) -> list[int]:
+    """Rows that are left to do of each task; all as one where only reading can tell."""
+    rows = [task.rows_to_do for task in prepared.plan.tasks]
+    return [prepared.survey.rows_estimate] if None in rows else [count for count in rows if count is not None]
+
+
+def slice_bytes(spec: RunSpec, slice_rows: int) -> int:
+    """Text that becomes about `slice_rows` chunks at most: a token has a byte at least, most have four."""
+    if spec.chunk is None:
+        return SLICE_BYTES
+    return min(SLICE_BYTES, 2 * slice_rows * (spec.chunk.max_tokens - spec.chunk.overlap_tokens))

@@ -1,0 +1,147 @@
+"""Where the vectors of rows come from: the table itself, what earlier runs staged, or an encoder.
+
+Comes in: the rows to write. Goes out: places of the vectors that there are, and units of the texts that nobody has.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline import identity
+from pipeline.execution.costs import SCAN_ROWS_PER_S
+from pipeline.execution.executor import Executor
+from pipeline.runs.prepared import Prepared
+from pipeline.stages.row_keys import GetTokenizer, only
+from pipeline.stages.worker_spec import WorkerSpec
+from pipeline.table import diff, record, scan, snapshot
+from pipeline.table.diff import Keys
+from pipeline.table.part import Part
+from pipeline.work import Unit
+
+MERGED_UNITS = 32
+"""Units whose new texts are read as one, if they are few: the rows between them are read, too."""
+
+
+def vectors_for(
+    prepared: Prepared, executor: Executor, units: Sequence[Unit], upserts: Keys, *, writes: bool
+) -> tuple[dict[bytes, tuple[int, int]], dict[bytes, str], tuple[Unit, ...]]:
+    """(text -> part and row that has its vector, text -> staged file, units of the texts that nobody has)."""
+    places: dict[bytes, tuple[int, int]] = {}
+    own = upserts[upserts["same_text"]]
+    for row in own:
+        places.setdefault(row["content"].tobytes(), (int(row["part"]), int(row["index"])))
+    others = upserts[~upserts["same_text"]]
+    missing = {content.tobytes() for content in others["content"]} - places.keys()
+    staged = _staged_texts(prepared, missing, writes=writes) if missing else {}
+    missing -= staged.keys()
+    if missing:
+        words = diff.words(np.frombuffer(b"".join(missing), np.uint64).reshape(-1, 2))
+        items = [(words, part, number) for number, part in enumerate(prepared.parent.parts)]
+        for number, texts in executor.for_each(prepared, _live_texts, items, seconds=_scan_s(prepared)):
+            for content in texts.keys() & missing:
+                places.setdefault(content, (number, texts[content]))
+        missing -= places.keys()
+    return places, staged, tuple(_text_units(prepared, units, others, missing))
+
+
+def _live_texts(
+    item: tuple[Any, Part, int], spec: WorkerSpec, tokenizer: GetTokenizer
+) -> Iterator[tuple[int, dict[bytes, int]]]:
+    words, part, number = item
+    yield number, scan.texts(spec.open_table(), part, words)
+
+
+def _staged_texts(prepared: Prepared, wanted: set[bytes], *, writes: bool = True) -> dict[bytes, str]:
+    """Of these texts those that earlier runs encoded, each with its staged file."""
+    found: dict[bytes, str] = {}
+    for item in record.read_texts(prepared.table, prepared.vectors.fingerprint, writes=writes):
+        for part in item.parts:
+            rows = snapshot.read_parquet(prepared.table.read(part.path))
+            found |= dict.fromkeys(set(rows.column("content_hash").to_pylist()) & wanted, part.path)
+    return found
+
+
+def _text_units(prepared: Prepared, units: Sequence[Unit], upserts: Keys, missing: set[bytes]) -> Iterator[Unit]:
+    """Each text in the unit that has it first, with the texts of other units that have few, too: an encoder works best on
+    many at a time."""
+    found = list(_texts_by_unit(units, upserts, missing))
+    most = prepared.spec.limits.unit_rows
+    while found:
+        count, texts = 0, 0
+        for unit in found[:MERGED_UNITS]:
+            texts += len(unit.hashes or ())
+            if count and texts > most:
+                break
+            count += 1
+        merged, found = _merged(found[:count]), found[count:]
+        yield replace(merged, unit_id=identity.texts_id(merged.hashes or (), prepared.vectors.fingerprint))
+
+
+def _merged(units: Sequence[Unit]) -> Unit:
+    """All as one unit: the number of a span in it is its place."""
+    firsts = np.cumsum([0, *(len(unit.spans) for unit in units)]).tolist()
+    return replace(
+        units[0],
+        spans=tuple(span for unit in units for span in unit.spans),
+        sources=tuple(range(firsts[-1])),
+        only=tuple(
+            (first + span, position)
+            for first, unit in zip(firsts, units, strict=False)
+            for span, position in unit.only or ()
+        ),
+        hashes=tuple(sorted(content for unit in units for content in unit.hashes or ())),
+    )
+
+
+def _texts_by_unit(units: Sequence[Unit], upserts: Keys, missing: set[bytes]) -> Iterator[Unit]:
+    left = set(missing)
+    for number in np.unique(upserts["unit"]).tolist():
+        rows = upserts[upserts["unit"] == number]
+        chosen = []
+        hashes = []
+        for index, content in enumerate(rows["content"]):
+            item = content.tobytes()
+            if item in left:
+                left.remove(item)
+                hashes.append(item)
+                chosen.append(index)
+        if hashes:
+            yield replace(only(units[number], rows[chosen]), hashes=tuple(hashes))
+
+
+def live_places(prepared: Prepared, executor: Executor, ids: Any) -> Keys:
+    """Where rows with these ids stand, if any do."""
+    if not len(ids):
+        return np.zeros(0, diff.PLACE)
+    wanted_ids = {row.tobytes() for row in ids}
+    found = [np.zeros(0, diff.PLACE)]
+    wanted = _Scan(ids=diff.words(ids), chunked="chunk_index" in prepared.target.part_schema.names)
+    items = [(wanted, part, number) for number, part in enumerate(prepared.parent.parts)]
+    for keys in executor.for_each(prepared, _live_keys, items, seconds=_scan_s(prepared)):
+        exact = keys[np.array([row.tobytes() in wanted_ids for row in keys["id"]], bool)]
+        places = np.zeros(len(exact), diff.PLACE)
+        places["part"], places["index"] = exact["part"], exact["index"]
+        found.append(places)
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scan:
+    """Live rows with one of these ids are looked for."""
+
+    ids: Any
+    """diff.words"""
+    chunked: bool
+
+
+def _live_keys(item: tuple[_Scan, Part, int], spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys]:
+    wanted, part, number = item
+    for keys in scan.keys(spec.open_table(), part, number, chunked=wanted.chunked):
+        yield keys[diff.among(keys["id"], wanted.ids)]
+
+
+def _scan_s(prepared: Prepared) -> float:
+    """Seconds that one process takes to look through all live rows."""
+    return sum(part.rows for part in prepared.parent.parts) / SCAN_ROWS_PER_S

@@ -1,0 +1,236 @@
+"""What a run did, or would do, in figures: for a person (`str`), for machines (`to_dict`) and in notebooks."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.progress import ShownInNotebooks, duration, per_second, size
+from pipeline.runs.prepared import Prepared
+from pipeline.table import calibration, layout, publication, snapshot
+from pipeline.table.record import Effort
+from pipeline.table.snapshot import Snapshot
+
+NOTICEABLE = 0.005
+"""A summary mentions this share of clipped numbers: ranges of 1,024 texts leave 0.2 % of such texts' numbers outside."""
+NOT_EXCLUSIVE = (
+    "this object store ignores create-only writes: two runs that publish at once are told apart unless a write takes "
+    f"longer than {publication.SETTLE_S:g} s, so let the scheduler see to one run at a time"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What the encoding part of a run leaves behind, beside its records."""
+
+    busy_share: float
+    """Of the encoders' time between first and last slice, the share spent encoding; 0 if nothing was encoded."""
+    rows: int
+    """Source rows recorded by this run."""
+    effort: Effort
+    """Of this run's slices."""
+    seconds: float
+    """From the encoders' first slice to the last record."""
+    start_s: float
+    """Before that: starting Ray, importing and loading the model in the workers."""
+    workers: str
+    """Who worked, and why they were chosen."""
+    engines: str
+    """What multiplied the matrices."""
+
+
+NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, start_s=0.0, workers="", engines="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(ShownInNotebooks):
+    """What a run did, for a person (`str`) and for machines (`to_dict`)."""
+
+    table: str
+    version: int
+    published: bool
+    counts: snapshot.Counts
+    padding_share: float
+    busy_share: float
+    """Of the encoders' time from the first to the last slice of this run, the share that they encoded."""
+    docs_per_s: float
+    tokens_per_s: float
+    seconds: Mapping[str, float]
+    output_bytes: int
+    retried: int
+    """Dead letters that were tried again."""
+    recovered: int
+    """Those of them that have a vector now."""
+    notes: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.published and self.counts.failed_new else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"exit_code": self.exit_code}
+
+    def __str__(self) -> str:
+        counts = self.counts
+        if not self.published:
+            done = "nothing changed" if self.retried else "nothing to do"
+            lines = [f"{done}: {self.table} is at version {self.version} with {counts.rows:,} rows", *self._retried()]
+        else:
+            seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+            lines = [
+                f"published version {self.version} of {self.table}",
+                f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
+                f"{counts.unchanged:,} unchanged ({counts.reused:,} in reused units)",
+                *self._documents(),
+                f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them new)"
+                + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
+                *self._retried(),
+                f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
+                f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
+                f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
+                f"  seconds    {seconds}",
+                f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",
+            ]
+        return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+
+    def _retried(self) -> list[str]:
+        if not self.retried:
+            return []
+        return [f"  retried    {self.retried:,} that had failed: {self.recovered:,} have a vector now"]
+
+    def _documents(self) -> list[str]:
+        """What the rows don't say by themselves."""
+        counts = self.counts
+        chunked = [f"  documents  {counts.documents:,} in these rows"] if counts.documents != counts.rows else []
+        skipped = [f"  left out   {counts.skipped:,} by source.where or source.on_null"] if counts.skipped else []
+        return chunked + skipped
+
+
+def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: Mapping[str, float]) -> Summary:
+    """The summary of a run that published `version`, or of one that had nothing to do (`version` is the parent)."""
+    effort = encoded.effort
+    return Summary(
+        table=prepared.table.url,
+        version=version.version,
+        published=version.version != prepared.parent.version,
+        counts=version.counts,
+        padding_share=1 - effort.tokens_encoded / effort.tokens_padded if effort.tokens_padded else 0.0,
+        busy_share=encoded.busy_share,
+        docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
+        tokens_per_s=encoded.effort.tokens / encoded.seconds if encoded.seconds else 0.0,
+        seconds=timings,
+        output_bytes=sum(part.size for part in version.parts),
+        retried=prepared.plan.rows_to_retry,
+        recovered=_recovered_rows(prepared, version),
+        notes=notes_of(prepared, encoded),
+    )
+
+
+def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
+    """What a person should be told beside the figures, whatever kind of run it was."""
+    effort, notes = encoded.effort, [*prepared.encoder.notes]
+    if encoded.workers:
+        notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
+    if prepared.vectors.int8 is not None:
+        notes.append(str(prepared.vectors.int8))
+    ranges = prepared.vectors.calibration
+    if ranges is not None and ranges.rows < calibration.STEADY:
+        notes.append(
+            f"the value ranges of {prepared.spec.table.dtype} were measured on {ranges.rows} texts only: other texts' values "
+            "may be clipped; a table that begins with more texts keeps more of them"
+        )
+    if effort.clipped > NOTICEABLE * effort.coded:
+        notes.append(
+            f"{effort.clipped / effort.coded:.1%} of the {prepared.spec.table.dtype} numbers of this run lie outside the "
+            "table's value ranges and were clipped: its first texts were not like these; build the table anew, in another "
+            "table.path, to have ranges of both"
+        )
+    if not prepared.target.exclusive:
+        notes.append(NOT_EXCLUSIVE)
+    return tuple(notes)
+
+
+def _recovered_rows(prepared: Prepared, version: Snapshot) -> int:
+    """How many of the rows that were tried again the version holds. The lists are long: most runs need not look."""
+    if not prepared.plan.retried:
+        return 0
+    before, now = prepared.parent.tallies(), version.tallies()
+    return sum(now[unit].documents - before[unit].documents for unit in prepared.plan.retried)
+
+
+def nothing_to_do(prepared: Prepared) -> Summary:
+    """The summary of a run whose plan changes nothing."""
+    return summarise(prepared, prepared.parent, NOTHING_ENCODED, {"plan": prepared.plan_s})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary(ShownInNotebooks):
+    """What the source holds and what a run would do, for a person (`str`) and for machines (`to_dict`)."""
+
+    table: str
+    version: int
+    """The current one."""
+    files: int
+    bytes: int
+    rows: int | None
+    """None where only reading can tell."""
+    rows_estimate: int
+    units: int
+    units_to_encode: int
+    units_recorded: int
+    """Encoded by an earlier run that didn't publish."""
+    units_reused: int
+    units_dropped: int
+    rows_to_retry: int
+    """Dead letters that are tried again."""
+    dim: int
+    fingerprint: str | None
+    """None before the table's value ranges are measured."""
+    plan_s: float
+    changes_pending: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = f"{self.rows:,}" if self.rows is not None else f"about {self.rows_estimate:,}"
+        return "\n".join(
+            [
+                f"plan for {self.table} (now at version {self.version})",
+                f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
+                f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
+                f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
+                *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
+                *self._calibration(),
+                f"  planned in {duration(self.plan_s)}",
+                "  changes pending" if self.changes_pending else "  nothing to do",
+            ]
+        )
+
+    def _calibration(self) -> list[str]:
+        if self.fingerprint is not None:
+            return []
+        return [f"  first      measure what int8 needs on about {calibration.TEXTS:,} texts, once for the table"]
+
+
+def summarise_plan(prepared: Prepared) -> PlanSummary:
+    plan = prepared.plan
+    added = {unit.unit_id for unit in plan.added}
+    tasks = [task for task in plan.tasks if task.unit.unit_id in added]
+    return PlanSummary(
+        table=prepared.table.url,
+        version=prepared.parent.version,
+        files=len(prepared.corpus.files),
+        bytes=sum(file.size for file in prepared.corpus.files),
+        rows=prepared.survey.rows_known,
+        rows_estimate=prepared.survey.rows_estimate,
+        units=len(plan.added) + len(plan.kept),
+        units_to_encode=len(tasks),
+        units_recorded=len(plan.added) - len(tasks),
+        units_reused=len(plan.kept),
+        units_dropped=len(plan.dropped),
+        rows_to_retry=plan.rows_to_retry,
+        dim=prepared.encoder.dim,
+        fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
+        plan_s=round(prepared.plan_s, 3),
+        changes_pending=not plan.changes_nothing,
+    )

@@ -1,0 +1,54 @@
+"""Which functions a slice goes through, stage by stage: to be embedded, to be measured, or only to be read.
+
+A `Flow` is the whole of what an executor has to know of the stages. Its functions are found by their names in other
+processes, so they stand at the top of their files.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.encoder.encoder import Encoder
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.stages import distinct_texts, encode, read, sample, slice_row, write
+from pipeline.stages.worker_spec import WorkerSpec
+from pipeline.work import Task
+
+Read = Callable[[Task, WorkerSpec, Tokenizer], Iterator[pa.Table]]
+OnProgress = Callable[[int, int], None]
+"""Hears (documents, tokens) that left the encoder since the last call."""
+Encode = Callable[[pa.Table, Encoder, WorkerSpec, str, OnProgress | None], pa.Table]
+Write = Callable[[pa.Table, WorkerSpec], pa.Table]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    read: Read
+    """Gives slice rows, of which a refused one ends the run."""
+    encode: Encode | None = None
+    refuse: Callable[[str, str], pa.Table] = slice_row.refuse
+    """(unit id, reason) -> the row that the encode stage gives in place of an answer."""
+    write: Write | None = None
+    proves: bool = True
+    """An encoder is compared with the table's probe vectors before it works."""
+
+
+def read_unit(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[pa.Table]:
+    """FLOW rows of a unit of either kind."""
+    either = read.read_rows if task.unit.kind == "rows" else distinct_texts.read_texts
+    yield from either(task, spec, tokenizer)
+
+
+def write_slice(row: pa.Table, spec: WorkerSpec) -> pa.Table:
+    """Stage and record a slice of a unit of either kind; returns its REPORT row. A refused one is only reported."""
+    if row.column("refused")[0].is_valid:
+        return slice_row.refused_report(row)
+    either = distinct_texts.write_texts if row.column("texts")[0].as_py() else write.write_rows
+    return either(row, spec)
+
+
+EMBED = Flow(read=read_unit, encode=encode.encode, write=write_slice)
+MEASURE = Flow(read=sample.read_sample, encode=sample.measure, refuse=sample.refuse_to_measure, proves=False)
+"""The fingerprint of the vectors, and so the probes to compare with, is known only when their ranges are."""
+SAMPLE = Flow(read=sample.read_sample)

@@ -1,0 +1,107 @@
+"""The keys of the rows that units want in the table: hashes of id, content and kept values, to be compared with the live ones.
+
+One function of one unit; who reads many units, and where, is not known here. Spans are named by their place in the unit.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import identity, schema
+from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.stages.read import slices_of, tokenize_chunks
+from pipeline.stages.slice_row import dead_letters_of
+from pipeline.stages.worker_spec import WorkerSpec
+from pipeline.table import scan
+from pipeline.table.diff import WANTED, WANTED_KEY, Keys
+from pipeline.table.snapshot import Tally, to_parquet
+from pipeline.work import Unit
+
+GetTokenizer = Callable[[], Tokenizer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitRows:
+    """A unit whose rows are to be known. The number of a span in it is its place among the spans."""
+
+    unit: Unit
+    number: int
+    """Of the unit among those of the run."""
+    folder: str | None
+    """Where dead letters go; None where nothing is to be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitKeys:
+    """What a unit's rows come to."""
+
+    number: int
+    tally: Tally
+    unread: Mapping[int, str]
+    """Spans that can't be read, or not to their end, and why."""
+    letters: tuple[str, ...]
+    """Files of dead letters."""
+
+
+def keys(item: UnitRows, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys | UnitKeys]:
+    """WANTED_KEY[n] of the unit's rows, some at a time, and in the end what they come to. Raises SourceChanged."""
+    unit, tally = item.unit, Tally()
+    unread: dict[int, str] = {}
+    letters: list[str] = []
+    chunked = spec.rows_are_chunks
+    for piece in slices_of(unit, spec):
+        documents, dead = piece.documents, piece.dead_letters
+        if chunked:
+            tokenized = tokenize_chunks(documents, spec, tokenizer())
+            assert tokenized.chunks is not None
+            paths = {number: span.file.path for span, number in zip(unit.spans, unit.sources, strict=True)}
+            if tokenized.failed:
+                dead = pa.concat_tables([dead, dead_letters_of(documents, tokenized.failed, "tokenize", paths)])
+            found = _chunk_keys(tokenized.documents, tokenized.chunks)
+            num_documents = tokenized.documents.num_rows
+        else:
+            found, num_documents = _document_keys(documents, spec), documents.num_rows
+        found["unit"], found["side"] = item.number, WANTED
+        yield found
+        unread |= piece.unread
+        tally += Tally(rows=len(found), documents=num_documents, failed=dead.num_rows, skipped=piece.skipped)
+        if dead.num_rows and item.folder is not None:
+            letters.append(f"{item.folder}letters/{item.number:06d}-{piece.first_row:012d}.parquet")
+            spec.open_table().write(letters[-1], to_parquet(dead))
+    yield UnitKeys(number=item.number, tally=tally, unread=unread, letters=tuple(letters))
+
+
+def _document_keys(documents: pa.Table, spec: WorkerSpec) -> Keys:
+    out = np.zeros(documents.num_rows, WANTED_KEY)
+    out["id"] = identity.id_hashes(documents.column(schema.ID))
+    texts = documents.column(schema.TEXT)
+    out["content"] = scan.hash_words(identity.content_hashes(texts, spec.encode.encoder.prompt))
+    out["row"] = identity.row_hashes(documents.select(spec.read.carried)).to_numpy()
+    out["span"] = documents.column(schema.SOURCE).to_numpy()
+    out["position"] = documents.column(schema.POSITION).to_numpy()
+    return out
+
+
+def _chunk_keys(documents: pa.Table, chunks: pa.Table) -> Keys:
+    number = chunks.column(schema.DOCUMENT).to_numpy()
+    out = np.zeros(chunks.num_rows, WANTED_KEY)
+    out["id"] = identity.id_hashes(chunk_ids(documents, chunks))
+    out["content"] = scan.hash_words(chunks.column(schema.CONTENT_HASH))
+    out["row"] = chunks.column(schema.ROW_HASH).to_numpy()
+    out["span"] = documents.column(schema.SOURCE).to_numpy()[number]
+    out["position"] = documents.column(schema.POSITION).to_numpy()[number]
+    return out
+
+
+def chunk_ids(documents: pa.Table, chunks: pa.Table) -> pa.Array:
+    names = documents.column(schema.ID).to_pylist()
+    pairs = zip(chunks.column(schema.DOCUMENT).to_pylist(), chunks.column(schema.CHUNK_INDEX).to_pylist(), strict=True)
+    return pa.array([f"{names[document]}#{index}" for document, index in pairs], pa.string())
+
+
+def only(unit: Unit, rows: Keys) -> Unit:
+    """The unit of the documents alone that these rows (UPSERT or ROW) are of."""
+    places = np.unique(np.stack([rows["span"].astype(np.int64), rows["position"]], axis=1), axis=0)
+    return replace(unit, only=tuple((int(span), int(position)) for span, position in places.tolist()))

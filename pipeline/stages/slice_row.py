@@ -1,0 +1,143 @@
+"""One slice as it travels from stage to stage: a one-row Arrow table, what stands in its cells, and what the driver is told.
+
+What the next stage needs travels as Arrow IPC in `large_binary` cells, which Ray neither opens nor splits. This file knows
+no files, no model and no Ray.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import schema
+from pipeline.errors import one_line
+from pipeline.table.record import Effort
+
+FLOW = pa.schema(
+    [
+        pa.field("unit_id", pa.string()),
+        pa.field("first_row", pa.int64()),
+        pa.field("num_rows", pa.int64()),
+        pa.field("skipped", pa.int64()),
+        pa.field("broken", pa.bool_()),
+        pa.field("last", pa.bool_()),
+        pa.field("sources", pa.list_(pa.int32())),
+        pa.field("paths", pa.list_(pa.string())),
+        pa.field("documents", pa.large_binary()),
+        pa.field("chunks", pa.large_binary()),
+        pa.field("tokens", pa.large_binary()),
+        pa.field("vectors", pa.large_binary()),
+        pa.field("bad_vectors", pa.int64()),
+        pa.field("dead_letters", pa.large_binary()),
+        pa.field("effort", pa.string()),
+        pa.field("encoder", pa.string()),
+        pa.field("engine", pa.string()),
+        pa.field("encode_start", pa.float64()),
+        pa.field("encode_stop", pa.float64()),
+        pa.field("refused", pa.string()),
+        pa.field("texts", pa.bool_()),
+    ]
+)
+"""What travels between stages: one row per slice. `texts` says that it is of a unit of that kind. `refused` says why
+a unit, or the whole run, can't go on; `encoder`, `engine` and the unix times say who encoded it, with what, and when.
+`vectors` are the table's codes, the shortest form they have."""
+
+REPORT = pa.schema(
+    [
+        pa.field("unit_id", pa.string()),
+        pa.field("first_row", pa.int64()),
+        pa.field("num_rows", pa.int64()),
+        pa.field("failed", pa.int64()),
+        pa.field("last", pa.bool_()),
+        pa.field("effort", pa.string()),
+        pa.field("encoder", pa.string()),
+        pa.field("engine", pa.string()),
+        pa.field("encode_start", pa.float64()),
+        pa.field("encode_stop", pa.float64()),
+        pa.field("refused", pa.string()),
+    ]
+)
+"""What the write stage tells the driver of each slice."""
+
+SOURCE_CHANGED = "source changed: "
+"""How a refusal begins that another plan can mend."""
+
+
+def key_of(row: pa.Table) -> tuple[str, int]:
+    """(unit id, first row): what a slice is known by."""
+    return row.column("unit_id")[0].as_py(), row.column("first_row")[0].as_py()
+
+
+def refuse(unit_id: str, reason: str) -> pa.Table:
+    """The FLOW row that ends a run with this reason."""
+    return flow_row(unit_id=unit_id, refused=reason)
+
+
+def refused_report(row: pa.Table) -> pa.Table:
+    """The REPORT row of a slice row that was refused."""
+    return pa.Table.from_pylist([{name: row.column(name)[0].as_py() for name in ("unit_id", "refused")}], REPORT)
+
+
+def dead_letters_of(documents: pa.Table, failed: Mapping[int, str], stage: str, paths: Mapping[int, str]) -> pa.Table:
+    """DEAD_LETTERS for some documents of a table."""
+    rows = (
+        documents.select([schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT])
+        .take(pa.array(sorted(failed), pa.int64()))
+        .to_pylist()
+    )
+    reasons = (one_line(failed[index]) for index in sorted(failed))
+    return pa.Table.from_pylist(
+        [
+            row | {"path": paths[row[schema.SOURCE]], "stage": stage, "error": reason}
+            for row, reason in zip(rows, reasons, strict=True)
+        ],
+        schema.DEAD_LETTERS,
+    )
+
+
+def without(num_rows: int, failed: Mapping[int, str]) -> np.ndarray[Any, Any]:
+    """Indexes of the rows that didn't fail."""
+    good = np.ones(num_rows, bool)
+    good[list(failed)] = False
+    return np.flatnonzero(good)
+
+
+def to_ipc(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def from_cell(row: pa.Table, name: str) -> pa.Table:
+    """The Arrow table in a cell, without a copy."""
+    return pa.ipc.open_stream(buffer(row, name)).read_all()
+
+
+def buffer(row: pa.Table, name: str) -> pa.Buffer:
+    return row.column(name)[0].as_buffer()
+
+
+def cell(buffer: pa.Buffer) -> pa.Array:
+    """A one-row large_binary array around a buffer, without a copy."""
+    offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
+
+
+def flow_row(**values: Any) -> pa.Table:
+    columns: Sequence[pa.Array] = [
+        cell(values[name]) if isinstance(values.get(name), pa.Buffer) else pa.array([values.get(name)], kind)
+        for name, kind in zip(FLOW.names, FLOW.types, strict=True)
+    ]
+    return pa.table(columns, schema=FLOW)
+
+
+def effort_to_json(effort: Effort) -> str:
+    return json.dumps(asdict(effort))
+
+
+def effort_of(row: pa.Table) -> Effort:
+    return Effort(**json.loads(row.column("effort")[0].as_py()))

@@ -1,0 +1,251 @@
+"""YAML text comes in, and a frozen dataclass with the types of its fields goes out, or a ConfigError.
+
+Unknown keys, wrong types and missing keys are errors that name the place (`source.csv.delimiter`), the value, what was
+expected, and the nearest known key. Values that can hold a secret are not shown. This file knows no key of a run.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+Spec = TypeVar("Spec")
+
+MOST_VALUES = 10_000
+"""A configuration may have so many values, each alias counted as what it stands for."""
+INTEGER_BITS = 63
+"""A whole number fits into so many bits, its sign apart: it can then become a float or an Arrow int64."""
+
+
+def load(spec: type[Spec], path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read a YAML file, apply `section.key=value` overrides, and make the dataclass `spec` of the values.
+
+    Raises ConfigError for a file that can't be read, that is not YAML, or whose values don't fit.
+    """
+    what = f"configuration file {str(path)!r}"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{what} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{what} can't be read: {error}") from None
+    raw = _parse(text, what)
+    if not isinstance(raw, dict):
+        required = ", ".join(f"{item.name}:" for item in dataclasses.fields(cast(Any, spec)) if is_required(item))
+        raise ConfigError(f"{what} holds no sections; expected {required}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return build(spec, raw)
+
+
+def build(spec: type[Spec], raw: Mapping[str, Any]) -> Spec:
+    """Fill `${VAR}` from the environment, and make the dataclass `spec` of the values of `raw`.
+
+    Raises ConfigError for a value that doesn't fit its field.
+    """
+    try:
+        return cast(Spec, _build(spec, _fill_environment(dict(raw), "") if isinstance(raw, Mapping) else raw, ""))
+    except RecursionError:
+        raise ConfigError("the configuration is nested too deeply, or in itself") from None
+
+
+def _parse(text: str, what: str) -> Any:
+    """Give the values of a YAML text. The ConfigError for a text that is none says of `what` where and why, and shows
+    nothing of it, because it may hold a secret."""
+    try:
+        return _unshared(yaml.load(text, _Loader))
+    except RecursionError:
+        raise ConfigError(f"{what} is nested too deeply") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it can't be parsed"
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{what} is not valid YAML{where}: {' '.join(problem.split())[:200]}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):  # what PyYAML lets out
+        raise ConfigError(
+            f"{what} holds a number or a date that can't be, or a value that is not what its tag says"
+        ) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """It refuses a key that comes twice, of which YAML would quietly take the last, and aliases that make a few lines
+    stand for billions of values."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        if _values(node, {}) > MOST_VALUES:
+            problem = f"its aliases (*name) make more than {MOST_VALUES:,} values of it"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_document(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = "a key comes twice in one section"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Count the values that the node stands for; a node that stands in itself has infinitely many."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        known[id(node)] = 1 + sum(_values(child, known) for child in children)
+    return known[id(node)]
+
+
+def _unshared(value: Any) -> Any:
+    """Copy the value so that nothing stands in two places: an override of one of them mustn't change the other."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"--set {key.strip()!r} is not of the form section.key=value")
+    node = raw
+    for name in path[:-1]:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {key.strip()!r}: {name!r} is not a section")
+    node[path[-1]] = _parse(text, f"--set {key.strip()!r}: the value")
+
+
+def _fill_environment(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _fill_environment(item, dotted(where, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_environment(item, where) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_fill_environment(item, where) for item in value)
+    if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
+        raise ConfigError(f"{where} is a whole number of more than {INTEGER_BITS} bits: give a smaller one")
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConfigError(f"{where} uses ${{{match[1]}}}, but the environment has no variable {match[1]}: set it")
+        return os.environ[match[1]]
+
+    filled = re.sub(r"\$\{(\w+)\}", variable, value)
+    try:
+        filled.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{where} holds half of a surrogate pair, or bytes that are not UTF-8: no text has that"
+        ) from None
+    return filled
+
+
+def _build(spec: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where or 'the configuration'} must be a section with keys, not {told(raw)}")
+    hints = get_type_hints(spec)
+    fields = {item.name: item for item in dataclasses.fields(spec)}
+    for key in raw:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise ConfigError(f"unknown key {dotted(where, key)!r}; {hint}")
+    values = {}
+    for name, item in fields.items():
+        if name in raw:
+            values[name] = _convert(raw[name], hints[name], dotted(where, name))
+        elif is_required(item):
+            raise ConfigError(f"{dotted(where, name)} is missing; it is required")
+    return spec(**values)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Give `value` the annotated type, or raise ConfigError. Nothing is guessed: an int may become a float, a list a
+    tuple and a Path a string."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    origin = get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(cast(type, hint), value if value is not None else {}, where)
+    if origin is Union or origin is types.UnionType:
+        for option in get_args(hint):
+            if _matches(value, option):
+                return _convert(value, option, where)
+        raise ConfigError(f"{where} is {told(value)}; expected {in_words(hint)}")
+    if not _matches(value, hint):
+        # Options hold secrets: of a wrong value only its type may be told.
+        given = type(value).__name__ if "storage_options" in where else told(value)
+        raise ConfigError(f"{where} is {given}; expected {in_words(hint)}")
+    if origin is tuple:
+        return tuple(value)
+    if origin is Mapping and dataclasses.is_dataclass(get_args(hint)[1]):
+        return {name: _convert(item, get_args(hint)[1], dotted(where, name)) for name, item in value.items()}
+    return float(value) if hint is float else value
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, dict)
+    if origin is Literal:
+        return value in get_args(hint) and not isinstance(value, bool)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    if origin is not None:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
+
+
+def is_required(item: "dataclasses.Field[Any]") -> bool:
+    """Say whether a configuration has to give this key, because it has no default."""
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def dotted(where: str, key: object) -> str:
+    """Name the place of a key as messages do, such as `source.csv.delimiter`."""
+    name = str(key) if str(key).isprintable() else repr(key)
+    return f"{where}.{name}" if where else name
+
+
+def told(value: Any) -> str:
+    """Show a wrong value in a message; sections and lists are not shown, because they can hold a secret somewhere."""
+    return "a section" if isinstance(value, dict) else "a list" if isinstance(value, list | tuple) else repr(value)
+
+
+def in_words(hint: Any) -> str:
+    """Say what a value of this type is, for messages and for the reference."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return " | ".join(str(option) for option in get_args(hint))
+    if origin is Union or origin is types.UnionType:
+        return " or ".join(in_words(option) for option in get_args(hint))
+    if origin is tuple:
+        return "a list of strings"
+    if dataclasses.is_dataclass(hint):
+        return "a section with keys"
+    if origin is not None:
+        return "a section whose keys are strings"
+    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    return names.get(hint, str(hint))
