@@ -14,8 +14,8 @@ from pipeline.config import RunSpec
 from pipeline.encoder import probes
 from pipeline.errors import RunError, SourceChanged
 from pipeline.execution.executor import Executor, Report, busy_time, report_of
-from pipeline.model.folder import check_unchanged
 from pipeline.execution.part_workers import PartWorkers
+from pipeline.model.folder import check_unchanged
 from pipeline.progress import Progress
 from pipeline.runs import plan as planning
 from pipeline.runs.calibrate import calibrate
@@ -26,9 +26,9 @@ from pipeline.runs.prepare import prepare
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.summary import NOTHING_ENCODED, Encoded, Summary, nothing_to_do, summarise
 from pipeline.stages.flow import EMBED, OnProgress
-from pipeline.table import layout, materialise, publication, record, snapshot
+from pipeline.table import layout, materialise, record, snapshot
 from pipeline.table.operations import replace_units
-from pipeline.table.publication import Publication
+from pipeline.table.publication import Description, Publication
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
 
@@ -208,13 +208,13 @@ def _lost_rows(parent: Snapshot, plan: Plan) -> int:
     return max(0, before - after)
 
 
-def description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> publication.Description:
+def description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> Description:
     spec = prepared.spec
     vectors = prepared.vectors
     stored = prepared.table.read(layout.probe_vectors(vectors.fingerprint))
     ranges = vectors.calibration and {"path": vectors.ranges_path, "digest": vectors.calibration.digest}
     quantised = vectors.int8 and {"int8": {"path": vectors.int8_path, "digest": vectors.int8.digest}}
-    return publication.Description(
+    return Description(
         run=run,
         time=snapshot.utc_now(),
         fingerprint=vectors.fingerprint,

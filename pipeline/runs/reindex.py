@@ -14,8 +14,8 @@ from dataclasses import replace
 from pipeline.config import RunSpec
 from pipeline.execution.costs import READ_ROWS_PER_S
 from pipeline.execution.executor import Executor
-from pipeline.model.folder import check_unchanged
 from pipeline.execution.part_workers import PartWorkers
+from pipeline.model.folder import check_unchanged
 from pipeline.runs.embed import build, description, encode, pace, planned_again, timings
 from pipeline.runs.forecast import Forecast, forecast
 from pipeline.runs.guard import check_failed

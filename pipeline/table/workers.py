@@ -18,7 +18,7 @@ class Workers(Protocol):
     """Each method returns when all of its work is done. Storage's errors pass through."""
 
     def rewrite(self, jobs: Sequence[Rewrite]) -> list[Part]:
-        """The new part of each job, in the order of the jobs."""
+        """The new part of each job, in any order."""
         ...
 
     def renumber(self, jobs: Sequence[Renumbering]) -> list[Part]:
@@ -32,7 +32,7 @@ class Workers(Protocol):
 
 
 class WorkersHere:
-    """This process does all the work; a comparison holds 64 bytes for each row."""
+    """This process does all the work."""
 
     def __init__(self, table: Folder, embedding: str) -> None:
         """`embedding` is the name of the embedding column."""
@@ -45,9 +45,10 @@ class WorkersHere:
         return [row_sources.renumber(self._table, job) for job in jobs]
 
     def compare(self, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
-        found = [
-            rows
-            for number, (part, side) in enumerate(sides)
-            for rows in scan.version_keys(self._table, part, number, side)
-        ]
-        return compare.compare(np.concatenate([np.zeros(0, compare.KEY), *found]), renewed=renewed)
+        return compare_here(self._table, sides, renewed=renewed)
+
+
+def compare_here(table: Folder, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
+    """What `Workers.compare` asks for, in this process and as one bucket; holds 64 bytes for each row."""
+    found = [rows for number, (part, side) in enumerate(sides) for rows in scan.version_keys(table, part, number, side)]
+    return compare.compare(np.concatenate([np.zeros(0, compare.KEY), *found]), renewed=renewed)

@@ -26,7 +26,7 @@ from pipeline.stages.flow import EMBED
 from pipeline.storage import Folder
 from pipeline.table import diff, snapshot
 from pipeline.table.compare import BOTH, NEW, OLD
-from pipeline.table.workers import WorkersHere
+from pipeline.table.workers import compare_here
 from pipeline.work import Task, Unit
 from tests.inline import embed, read_table, same_rows, spec_of
 
@@ -59,8 +59,7 @@ def test_the_shuffle_finds_what_this_process_finds(ray_address, tiny_model, tmp_
         )
         for sides in [(OLD, NEW), (BOTH, NEW), (NEW, NEW)]:
             pairs = list(zip(parts, sides, strict=True))
-            here = WorkersHere(root, "embedding").compare(pairs)
-            there = executor.compare_versions(job, pairs, renewed=False)
+            there, here = executor.compare_versions(job, pairs, renewed=False), compare_here(root, pairs)
             assert (there.new, there.changed, there.unchanged) == (here.new, here.changed, here.unchanged)
             for kind in ("upserts", "deletes", "duplicates"):
                 assert sorted(getattr(there, kind).tolist()) == sorted(getattr(here, kind).tolist())

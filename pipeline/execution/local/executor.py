@@ -27,7 +27,7 @@ from pipeline.table import diff, scan
 from pipeline.table.compare import Difference
 from pipeline.table.diff import KEPT, WANTED_KEY, Keys, RowDifference
 from pipeline.table.part import Part
-from pipeline.table.workers import WorkersHere
+from pipeline.table.workers import compare_here
 from pipeline.work import Task
 
 
@@ -111,4 +111,4 @@ class LocalExecutor:
         yield diff.compare(diff.joined([wanted, *live]), comparison.states, renewed=comparison.renewed)
 
     def compare_versions(self, job: Job, sides: Sequence[tuple[Part, int]], *, renewed: bool) -> Difference:
-        return WorkersHere(job.table, "").compare(sides, renewed=renewed)
+        return compare_here(job.table, sides, renewed=renewed)

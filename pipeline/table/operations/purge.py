@@ -23,7 +23,7 @@ from pipeline.table.operations.erasure import Wanted
 from pipeline.table.part import Part, distinct_sources, encode_part
 from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Counts, Snapshot, Tally
-from pipeline.table.workers import WorkersHere
+from pipeline.table.workers import compare_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def _publish_without(publication: Publication, wanted: Wanted, *, anyway: bool) 
         gone.letters.update(rows.filter(found).column(schema.SOURCE).to_pylist())
     publication.write_dead_letters(rows.filter(pc.invert(found)) for rows, found in letters)
     sides = [(part, OLD) for part in held] + [(part, NEW) for part in smaller]
-    difference = WorkersHere(table, str(parent.embeddings[0]["column"])).compare(sides)
+    difference = compare_here(table, sides)
     publication.write_changes([part for part, _ in sides], difference)
     tally = sum(gone.by_unit(parent).values(), Tally())
     counts = Counts(

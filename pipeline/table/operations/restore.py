@@ -15,7 +15,7 @@ from pipeline.table.compare import NEW, OLD
 from pipeline.table.part import Part
 from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Counts, Snapshot
-from pipeline.table.workers import WorkersHere
+from pipeline.table.workers import compare_here
 
 
 def roll_back(table: Folder, number: int) -> Snapshot:
@@ -40,7 +40,7 @@ def _publish_rows_of(publication: Publication, number: int) -> Snapshot:
     live, back = {part.path for part in parent.parts}, {part.path for part in parts}
     sides = [(part, OLD) for part in parent.parts if part.path not in back]
     sides += [(part, NEW) for part in parts if part.path not in live]
-    difference = WorkersHere(table, str(wanted.embeddings[0]["column"])).compare(sides, renewed=renewed)
+    difference = compare_here(table, sides, renewed=renewed)
     publication.write_changes([part for part, _ in sides], difference)
     publication.write_dead_letters(dead_letters.read(table, wanted))
     # Rows that were not compared are in both versions.
