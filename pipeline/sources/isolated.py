@@ -37,6 +37,8 @@ MEMORY_BYTES = 960 * 2**20
 """The memory that a child may have for its data."""
 _MESSAGE_ROWS, _MESSAGE_BYTES, _MESSAGE_BLOCKS = 64, 2**18, 64
 """Small blocks travel together: a file may have a row group for each of its rows."""
+_FEWEST_BYTES = 2**16
+"""Smaller pieces are asked for together with what follows them: each question wakes two processes."""
 STARTS = 3
 """A process that ends before it answers for the first time is started so often."""
 
@@ -206,6 +208,7 @@ class _Asked(io.RawIOBase):
         self._connection = connection
         self._size = size
         self._place = 0
+        self._held, self._held_from = b"", 0
 
     def readable(self) -> bool:
         return True
@@ -226,10 +229,14 @@ class _Asked(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(0, self._size - self._place)
         count = left if size is None or size < 0 else min(size, left)
-        if not count:
-            return b""
-        self._connection.send(("read", (self._place, count)))
-        data = self._connection.recv_bytes()
+        start = self._place - self._held_from
+        if not 0 <= start <= len(self._held) - count:
+            asked = max(count, min(left, _FEWEST_BYTES))
+            self._connection.send(("read", (self._place, asked)))
+            self._held, self._held_from, start = self._connection.recv_bytes(), self._place, 0
+        data = self._held[start : start + count]
+        if count > _FEWEST_BYTES:
+            self._held = b""
         self._place += len(data)
         return data
 
