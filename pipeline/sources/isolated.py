@@ -37,6 +37,9 @@ MEMORY_BYTES = 960 * 2**20
 """The memory that a child may have for its data."""
 _MESSAGE_ROWS, _MESSAGE_BYTES, _MESSAGE_BLOCKS = 64, 2**18, 64
 """Small blocks travel together: a file may have a row group for each of its rows."""
+_FEWEST_BYTES = 2**16
+"""Smaller pieces are asked for together with what follows them: each question wakes two processes."""
+_START_S = 120.0
 STARTS = 3
 """A process that ends before it answers for the first time is started so often."""
 
@@ -109,15 +112,16 @@ class _Child:
                 pass_fds=[theirs.fileno()],
             )
 
-    def receive(self) -> tuple[str, Any]:
+    def receive(self, within_s: float | None = None) -> tuple[str, Any]:
         """The next message. Raises Lost when the child ended, or was silent for too long."""
+        within_s = DEADLINE_S if within_s is None else within_s
         try:
-            if self.connection.poll(DEADLINE_S):
+            if self.connection.poll(within_s):
                 message: tuple[str, Any] = self.connection.recv()
                 return message
         except (EOFError, ConnectionResetError):
             raise Lost(self.how_it_ended()) from None
-        raise Lost(f"reading it took more than {DEADLINE_S:g} s without a row")
+        raise Lost(f"reading it took more than {within_s:g} s without a row")
 
     def how_it_ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -154,7 +158,7 @@ def _lease() -> _Child:
     for _ in range(STARTS):
         child = _Child()
         try:
-            child.receive()
+            child.receive(_START_S)
         except Lost as lost:
             reason = str(lost)
             child.end()
@@ -206,6 +210,7 @@ class _Asked(io.RawIOBase):
         self._connection = connection
         self._size = size
         self._place = 0
+        self._held, self._held_from = b"", 0
 
     def readable(self) -> bool:
         return True
@@ -226,10 +231,14 @@ class _Asked(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(0, self._size - self._place)
         count = left if size is None or size < 0 else min(size, left)
-        if not count:
-            return b""
-        self._connection.send(("read", (self._place, count)))
-        data = self._connection.recv_bytes()
+        start = self._place - self._held_from
+        if not 0 <= start <= len(self._held) - count:
+            asked = max(count, min(left, _FEWEST_BYTES))
+            self._connection.send(("read", (self._place, asked)))
+            self._held, self._held_from, start = self._connection.recv_bytes(), self._place, 0
+        data = self._held[start : start + count]
+        if count > _FEWEST_BYTES:
+            self._held = b""
         self._place += len(data)
         return data
 

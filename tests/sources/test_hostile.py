@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -37,6 +39,15 @@ def read(folder: Path, **options: Any) -> tuple[list[str], dict[str, list[str]]]
             for letter in piece.dead_letters.to_pylist():
                 errors.setdefault(Path(letter["path"]).name, []).append(letter["error"])
     return texts, errors
+
+
+def report(folder: Path) -> None:
+    """Prints the texts, the files with errors, and the most memory of this process and of its children, in KiB."""
+    texts, errors = read(folder)
+    isolated.close()
+    # What a process says of itself in its rusage begins with what its maker had.
+    own = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    print(json.dumps([texts, sorted(errors), own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
 
 
 def write_parquet(path: Path, text: Any, **options: Any) -> None:
@@ -94,12 +105,7 @@ def test_a_bomb_takes_at_most_a_gibibyte_and_is_told_by_name(tmp_path: Path, nam
     else:
         write_parquet(good, [GOOD])
     # In processes of their own, so that what it takes to make a bomb does not count.
-    said = here(
-        f"texts, errors = t.read(Path({str(tmp_path)!r})); t.isolated.close()\n"
-        "peaks = [t.resource.getrusage(who).ru_maxrss for who in (t.resource.RUSAGE_SELF, t.resource.RUSAGE_CHILDREN)]\n"
-        "print(t.json.dumps([texts, sorted(errors), peaks]))"
-    )
-    texts, names, (own, childrens) = json.loads(said)
+    texts, names, own, childrens = json.loads(here(f"t.report(Path({str(tmp_path)!r}))"))
     assert texts == (["x", "short"] if bomb.suffix == ".arrow" else [GOOD])
     assert names == [name]
     assert own * 1024 < 2**29
@@ -126,8 +132,8 @@ def test_a_child_that_is_killed_loses_its_file_alone(tmp_path: Path, monkeypatch
     real = isolated._Child.receive
     killed = []
 
-    def receive(child: Any) -> Any:
-        kind, answer = real(child)
+    def receive(child: Any, *within: float) -> Any:
+        kind, answer = real(child, *within)
         if kind == "blocks" and not killed and any(b"b100" in (packed[0] or b"") for packed in answer):
             killed.append(child)
             child._process.kill()

@@ -80,7 +80,7 @@ def _ends(head: bytes, quote: bytes) -> re.Pattern[bytes]:
         sign = re.escape(quote)
         head = re.sub(sign + b"[^" + sign + b"]*" + sign, b"", head)
     found = ANY_ENDS.findall(head)
-    is_lone = found[:1] == [b"\r"] and found.count(b"\r") > found.count(b"\n")
+    is_lone = found[:1] == [b"\r"] and found.count(b"\r") >= found.count(b"\n")
     return ANY_ENDS if is_lone else LINE_FEEDS
 
 
@@ -285,7 +285,7 @@ def _text(line: Line) -> str:
     """Bytes that are no UTF-8 become surrogates, so that the record's end is found in spite of them."""
     text = line.content.decode(errors="surrogateescape")
     if line.end == b"\r":
-        return text.replace("\r", _RETURN_IN_FIELD) + _RETURN_IN_FIELD
+        return text + "\r"
     if "\r" in text[:-1]:
         text = text[:-1].replace("\r", _RETURN_IN_FIELD) + text[-1]
     return text + (line.end.decode() or "\n")
