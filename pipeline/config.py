@@ -262,7 +262,8 @@ class ResourceSpec:
     """This section says what a run may use; the summary tells what auto chose."""
 
     ray_address: str | None = None
-    """The run joins the Ray cluster at this address, and `auto` finds a running one; null starts a local Ray for it."""
+    """The run joins the Ray cluster at this address, and `auto` finds a running one. Null works with processes of
+    this machine, or with a Ray of its own where there is much to do; `local` always starts such a Ray."""
     encoders: int | Auto = "auto"
     """So many encoders work side by side; auto has as many as the cluster has room for."""
     cpus_per_encoder: int | Auto = "auto"

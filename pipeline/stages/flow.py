@@ -1,7 +1,6 @@
 """Which functions a slice goes through, stage by stage: to be embedded, to be measured, or only to be read.
 
-A `Flow` is the whole of what an executor has to know of the stages. Its functions are found by their names in other
-processes, so they stand at the top of their files.
+A `Flow` is the whole of what an executor has to know of the stages. It travels to other processes as its name.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +23,8 @@ Write = Callable[[pa.Table, WorkerSpec], pa.Table]
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
+    name: str
+    """The flow is found by it in FLOWS."""
     read: Read
     """Gives slice rows, of which a refused one ends the run."""
     encode: Encode | None = None
@@ -32,6 +33,9 @@ class Flow:
     write: Write | None = None
     proves: bool = True
     """An encoder is compared with the table's probe vectors before it works."""
+
+    def __reduce__(self) -> tuple[Callable[[str], "Flow"], tuple[str]]:
+        return _flow_named, (self.name,)
 
 
 def read_unit(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[pa.Table]:
@@ -48,7 +52,14 @@ def write_slice(row: pa.Table, spec: WorkerSpec) -> pa.Table:
     return either(row, spec)
 
 
-EMBED = Flow(read=read_unit, encode=encode.encode, write=write_slice)
-MEASURE = Flow(read=sample.read_sample, encode=sample.measure, refuse=sample.refuse_to_measure, proves=False)
+EMBED = Flow(name="embed", read=read_unit, encode=encode.encode, write=write_slice)
+MEASURE = Flow(
+    name="measure", read=sample.read_sample, encode=sample.measure, refuse=sample.refuse_to_measure, proves=False
+)
 """The fingerprint of the vectors, and so the probes to compare with, is known only when their ranges are."""
-SAMPLE = Flow(read=sample.read_sample)
+SAMPLE = Flow(name="sample", read=sample.read_sample)
+FLOWS = {flow.name: flow for flow in (EMBED, MEASURE, SAMPLE)}
+
+
+def _flow_named(name: str) -> Flow:
+    return FLOWS[name]

@@ -150,9 +150,9 @@ def strike(point: KillPoint, job: Job, calm: Calm) -> Outcome:
 
 @contextmanager
 def standing(point: KillPoint, job: Job) -> Iterator[tuple[Job, Cluster | None]]:
-    """The job on a cluster of its own, if the point wants one."""
+    """The job on a cluster of its own, or without Ray, if the point wants that."""
     if not point.clustered:
-        yield job, None
+        yield replace(job, ray_address="local" if point.on_ray else None), None
         return
     with cluster(job.environment()) as ray:
         yield replace(job, ray_address=ray.address), ray
@@ -181,7 +181,7 @@ def hit(point: KillPoint, job: Job, run: "subprocess.Popen[bytes]", calm: Calm, 
 
     reached: dict[str, Callable[[], bool]] = {
         "planning": lambda: True,
-        "starting": lambda: job.has_ray(run.pid),
+        "starting": lambda: job.has_workers(run.pid),
         LOADING: found,
         READING: found,
         "encoding": lambda: job.encoded() >= point.share * num_rows,

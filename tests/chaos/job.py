@@ -66,7 +66,8 @@ class Job:
     """Of the configuration, the table, the log and the counts."""
     corpus: Path
     model: str
-    ray_address: str | None = None
+    ray_address: str | None = "local"
+    """None lets processes of this machine work without Ray: there is little to do."""
 
     @property
     def table(self) -> Path:
@@ -125,11 +126,11 @@ class Job:
         # The folder of the table is made when the plan stands.
         return "starting" if self.table.exists() else "planning"
 
-    def has_ray(self, pid: int) -> bool:
-        """Whether the run of that pid has started a Ray of its own, or may ask one that stands."""
-        return self.ray_address is not None or any(
-            "raylet/raylet" in found.title for found in processes.descendants(pid)
-        )
+    def has_workers(self, pid: int) -> bool:
+        """Whether the run of that pid has started a Ray or workers of its own, or may ask a Ray that stands."""
+        titles = [found.title for found in processes.descendants(pid)]
+        own = any("raylet/raylet" in title or "pipeline.execution.local.process" in title for title in titles)
+        return own or self.ray_address not in (None, "local")
 
     def rows(self) -> pa.Table:
         """All that lies in data/, in order of ids, with the paths of source files for their numbers, which are a run's own."""

@@ -30,6 +30,8 @@ class KillPoint:
     kind: str
     clustered: bool
     """On a cluster of several nodes instead of Ray's local one."""
+    on_ray: bool
+    """False lets processes of this machine work without Ray."""
     moment: str
     """The phase that is waited for, or any time."""
     share: float
@@ -38,7 +40,8 @@ class KillPoint:
     """After what was waited for."""
 
     def __str__(self) -> str:
-        kind = f"{self.kind}, cluster" if self.clustered and self.kind == "driver" else self.kind
+        where = ", cluster" if self.clustered else "" if self.on_ray else ", no Ray"
+        kind = f"{self.kind}{where}" if self.kind == "driver" else self.kind
         moment = f"{self.moment} {self.share:.0%}" if self.moment in ("encoding", ANY_TIME) else self.moment
         return f"{self.number:3}  {kind:15}  {moment:13} +{self.delay_s * 1000:5.0f} ms"
 
@@ -67,6 +70,7 @@ def _kill_point(number: int, chance: random.Random, phases: list[str]) -> KillPo
         number=number,
         kind=kind,
         clustered=kind == "node" or (kind == "driver" and turn % 3 == 2),
+        on_ray=not (kind == "driver" and turn % 3 == 1),
         moment=moment,
         share=share,
         delay_s=chance.uniform(0, LONGEST_DELAY_S[moment]),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 TITLES = {
     "encoder": "ray::MapWorker(MapBatches(EncodeStage))",
-    "tokenizer": "ray::MapBatches(_read_and_tokenize)",
-    "writer": "ray::MapBatches(_write)",
+    "tokenizer": "ray::MapBatches(read)",
+    "writer": "ray::MapBatches(write)",
 }
 """What Ray calls a process while it has such work."""
 

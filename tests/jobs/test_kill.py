@@ -41,12 +41,18 @@ def undisturbed(corpus, tiny_model, tmp_path_factory) -> pa.Table:
     return comparable(folder)
 
 
-@pytest.mark.slow  # half a minute each; `make chaos` kills at all of them, and a reindex is killed among the quick tests
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "ray_address"),
+    [
+        # Half a minute each on Ray; `make chaos` kills there at all of them.
+        *(pytest.param(moment, "local", marks=pytest.mark.slow, id=f"{moment}-ray") for moment in MOMENTS),
+        *(pytest.param(moment, None, id=f"{moment}-here") for moment in MOMENTS),
+    ],
+)
 def test_a_killed_run_started_again_gives_the_table_of_an_undisturbed_one(
-    moment, corpus, tiny_model, undisturbed, tmp_path
+    moment, ray_address, corpus, tiny_model, undisturbed, tmp_path
 ):
-    config = write_config(tmp_path, corpus, tiny_model)
+    config = write_config(tmp_path, corpus, tiny_model, ray_address)
     killed = run(config, tmp_path, FAULT=MOMENTS[moment])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = run(config, tmp_path)
@@ -59,12 +65,12 @@ def test_a_killed_run_started_again_gives_the_table_of_an_undisturbed_one(
     assert json.loads(third.stdout)["published"] is False
 
 
-def write_config(folder: Path, corpus: Path, model: Path) -> Path:
+def write_config(folder: Path, corpus: Path, model: Path, ray_address: str | None = None) -> Path:
     config = {
         "source": {"path": str(corpus), "id": "id", "text": "text"},
         "model": {"path": str(model)},
         "table": {"path": str(folder / "table"), "partition_by": ["label"]},
-        "resources": {"encoders": ENCODERS, "writers": WRITERS},
+        "resources": {"encoders": ENCODERS, "writers": WRITERS, "ray_address": ray_address},
         "limits": {"unit_rows": UNIT_ROWS},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

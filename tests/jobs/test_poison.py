@@ -26,10 +26,13 @@ ROWS, TIMEOUT_S = 1200, 20
 PLACES = {"raise": 150, "segfault": 420, "kill": 421, "hang": 1100}
 
 
-@pytest.mark.slow
+WHERE = [pytest.param("local", marks=pytest.mark.slow, id="ray"), pytest.param(None, id="here")]
+
+
 @pytest.mark.timeout(600)
-def test_one_poison_row_of_each_kind_costs_one_row_each(tiny_model, tmp_path):
-    write_corpus(tmp_path, tiny_model, news(), {"unit_timeout_s": TIMEOUT_S})
+@pytest.mark.parametrize("ray_address", WHERE)
+def test_one_poison_row_of_each_kind_costs_one_row_each(ray_address, tiny_model, tmp_path):
+    write_corpus(tmp_path, tiny_model, news(), {"unit_timeout_s": TIMEOUT_S}, ray_address)
     assert start(tmp_path, POISON=poison(tiny_model)).wait(560) == 3, said(tmp_path)
     assert json.loads((tmp_path / "out").read_text())["counts"]["failed_new"] == len(KINDS)
     found = letters(tmp_path)
@@ -121,6 +124,7 @@ def ag_news(corpora: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("ray_address", ["local", None], ids=["ray", "here"])
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -135,8 +139,8 @@ def ag_news(corpora: Path) -> list[str]:
         ),
     ],
 )
-def test_work_that_ends_every_worker_ends_the_run_in_words(function, message, tiny_model, tmp_path):
-    write_corpus(tmp_path, tiny_model, news(), {"unit_timeout_s": TIMEOUT_S})
+def test_work_that_ends_every_worker_ends_the_run_in_words(function, message, ray_address, tiny_model, tmp_path):
+    write_corpus(tmp_path, tiny_model, news(), {"unit_timeout_s": TIMEOUT_S}, ray_address)
     assert start(tmp_path, FATAL=function).wait(290) == 1, said(tmp_path)
     assert message in said(tmp_path)
     assert "Traceback" not in said(tmp_path)
@@ -149,7 +153,9 @@ def news() -> list[str]:
     return texts
 
 
-def write_corpus(folder: Path, model: Path | str, texts: list[str], limits: dict[str, float]) -> None:
+def write_corpus(
+    folder: Path, model: Path | str, texts: list[str], limits: dict[str, float], ray_address: str | None = "local"
+) -> None:
     ids = [f"doc-{n}" for n in range(len(texts))]
     pq.write_table(pa.table({"id": ids, "text": texts}), folder / "corpus.parquet")
     config = {
@@ -157,6 +163,7 @@ def write_corpus(folder: Path, model: Path | str, texts: list[str], limits: dict
         "model": {"path": str(model)},
         "table": {"path": str(folder / "table")},
         "limits": {"unit_rows": 100} | limits,
+        "resources": {"ray_address": ray_address},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 

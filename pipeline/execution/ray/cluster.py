@@ -27,6 +27,8 @@ from pipeline.table import layout
 OBJECT_STORE_BYTES = 2 * 2**30
 """For a local Ray: a slice is at most 64 MiB of text and 64 MiB of vectors, and few are in flight."""
 CONNECT_S = 5.0
+LOCAL = "local"
+"""This address asks for a Ray of this machine, however little there is to do."""
 
 
 class Cluster:
@@ -97,9 +99,9 @@ class Cluster:
 
 
 def _init_ray(address: str | None) -> None:
-    """Join the cluster at the address; without one start a fresh local Ray, whatever RAY_ADDRESS or left-overs say."""
+    """Join the cluster at the address; for none, or `local`, start a fresh Ray, whatever RAY_ADDRESS or left-overs say."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is not None:
+    if address not in (None, LOCAL):
         _check_answers(address)
         ray.init(address=address, **quiet)
         return
@@ -117,7 +119,7 @@ def _check_answers(address: str) -> None:
     """Raises ConnectionError if nobody listens at host:port: Ray itself would try for more than five minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
-        return  # "auto" and "local" are Ray's to resolve, which it does at once.
+        return  # "auto" is Ray's to resolve, which it does at once.
     try:
         socket.create_connection((host, int(port)), CONNECT_S).close()
     except OSError as error:

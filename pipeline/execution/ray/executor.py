@@ -14,7 +14,7 @@ from pipeline.config import ResourceSpec
 from pipeline.execution.executor import Do, Item, Job, Result, RowComparison
 from pipeline.execution.pools import Pools
 from pipeline.execution.ray import shuffle, workers
-from pipeline.execution.ray.cluster import Cluster, alive_nodes
+from pipeline.execution.ray.cluster import LOCAL, Cluster, alive_nodes
 from pipeline.execution.ray.flow import monitored, run_flow
 from pipeline.execution.ray.shuffle import items_of, light
 from pipeline.stages.flow import Flow, OnProgress
@@ -61,7 +61,7 @@ class RayExecutor:
 
     def _where(self) -> str:
         address = self._resources.ray_address
-        return "a Ray of this machine" if address is None else f"the Ray cluster at {address}"
+        return "a Ray of this machine" if address in (None, LOCAL) else f"the Ray cluster at {address}"
 
     def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
         """On one worker, with all of a node's CPUs but one, MOST_THREADS at most."""

@@ -1,0 +1,150 @@
+"""This machine's executor: its table is that of one process, its driver loads no torch, and it leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pipeline
+from pipeline.config import ResourceSpec
+from pipeline.execution import by_size
+from pipeline.execution.by_size import ExecutorBySize
+from pipeline.execution.costs import LOCAL_ENCODING_S
+from pipeline.execution.pools import ALONE
+from tests import faulty, inline
+from tests.chaos import processes
+from tests.inline import read_table, same_rows, spec_of
+
+ROWS = 700
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(3):
+        rows = range(number, ROWS, 3)
+        lines = [json.dumps({"id": f"d{n}", "text": f"document about {n % 500}", "lang": f"l{n % 2}"}) for n in rows]
+        (folder / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "table", [{"dtype": "float32"}, {"dtype": "int8", "partition_by": ["lang"]}], ids=["float32", "int8"]
+)
+def test_its_table_is_that_of_one_process_and_a_second_run_finds_nothing_to_do(table, corpus, tiny_model, tmp_path):
+    sections = {"table": table, "limits": {"unit_rows": 64}, "resources": {"encoders": 2}}
+    spec = spec_of(corpus, tiny_model, tmp_path / "table", **sections)
+    summary = pipeline.embed(spec)
+    assert (summary.counts.rows, summary.counts.failed) == (ROWS, 0)
+    (told,) = [note for note in summary.notes if note.startswith("ran ")]
+    assert told.startswith("ran 2 x 1 CPU encoders")
+    assert "of this machine, without Ray (about 1 s of encoding were expected), on torch" in told
+    inline.embed(spec_of(corpus, tiny_model, tmp_path / "apart", **sections))
+    same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "apart"), vectors=table["dtype"] == "float32")
+    assert not pipeline.embed(spec).published
+
+
+def test_a_reindex_names_who_worked_and_on_what(corpus, tiny_model, tmp_path):
+    spec = spec_of(corpus, tiny_model, tmp_path / "table")
+    inline.embed(spec)
+    (tmp_path / "new").mkdir()
+    for path in corpus.iterdir():
+        (tmp_path / "new" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "new" / "3.jsonl").write_text('{"id": "new", "text": "one more", "lang": "l0"}\n')
+    summary = pipeline.reindex(spec_of(f"{tmp_path}/new", tiny_model, tmp_path / "table"))
+    assert (summary.counts.new, summary.to_encode) == (1, 1)
+    assert any("without Ray" in note and note.endswith("on torch") for note in summary.notes), summary.notes
+
+
+PROGRAM = """
+import json, sys, pipeline
+summary = pipeline.embed(json.loads(sys.argv[1]))
+print(json.dumps([summary.counts.rows, sorted({"torch", "ray", "transformers"} & set(sys.modules))]))
+"""
+
+
+def test_its_driver_loads_neither_torch_nor_ray(corpus, tiny_model, tmp_path):
+    given = {
+        "source": {"path": str(corpus), "id": "id", "text": "text"},
+        "model": {"path": str(tiny_model)},
+        "table": {"path": str(tmp_path / "table")},
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(given)], cwd=faulty.ROOT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [ROWS, []]
+
+
+def test_ctrl_c_ends_it_within_three_seconds_with_no_process_left(corpus, tiny_model, tmp_path):
+    config = {
+        "source": {"path": str(corpus), "id": "id", "text": "text"},
+        "model": {"path": str(tiny_model)},
+        "table": {"path": str(tmp_path / "table")},
+        "resources": {"encoders": 2},
+        "limits": {"unit_rows": 32},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    run = faulty.start(tmp_path, SLOW="pipeline.stages.encode:encode:0.5", COUNT_BATCHES="1")
+    deadline = time.monotonic() + 60
+    while not faulty.encoded(tmp_path):
+        assert run.poll() is None, faulty.said(tmp_path)
+        assert time.monotonic() < deadline, faulty.said(tmp_path)
+        time.sleep(0.05)
+    below = processes.descendants(run.pid)
+    assert len(below) == 3  # one reads and writes, two encode
+    pressed = time.monotonic()
+    run.send_signal(signal.SIGINT)
+    assert run.wait(10) == 130
+    assert time.monotonic() - pressed < 3
+    assert "interrupted: finished work is kept" in faulty.said(tmp_path)
+    assert "Traceback" not in faulty.said(tmp_path)
+    assert not [one for one in below if Path(f"/proc/{one.pid}").exists()]
+    assert faulty.start(tmp_path).wait(60) == 0, faulty.said(tmp_path)
+    assert read_table(tmp_path / "table").num_rows == ROWS
+
+
+class Work:
+    """A job of which only its length is known."""
+
+    def __init__(self, expected_s: float) -> None:
+        self.expected_s = expected_s
+
+
+@pytest.mark.parametrize(
+    ("resources", "seconds", "chosen"),
+    [
+        ({}, LOCAL_ENCODING_S, "local"),
+        ({}, LOCAL_ENCODING_S + 1, "ray"),
+        ({"encoders": 1, "gpus_per_encoder": 0}, 1.0, "local"),
+        ({"gpus_per_encoder": 0.5}, 1.0, "ray"),
+        ({"ray_address": "local"}, 1.0, "ray"),
+        ({"ray_address": "10.0.0.1:6379"}, 1.0, "ray"),
+    ],
+)
+def test_who_encodes_is_chosen_by_the_length_of_the_work(resources, seconds, chosen, monkeypatch):
+    executor = ExecutorBySize(ResourceSpec(**resources))
+    monkeypatch.setattr(executor, "_on_ray", lambda: "ray")
+    found = executor._encoding(Work(seconds))
+    assert ("ray" if found == "ray" else "local") == chosen
+
+
+def test_small_pieces_never_leave_this_process(monkeypatch):
+    executor = ExecutorBySize(ResourceSpec(ray_address="10.0.0.1:6379"))
+    monkeypatch.setattr(executor, "_on_ray", lambda: pytest.fail("no cluster is needed"))
+
+    class Job:
+        def worker_spec(self, pools):
+            assert pools == ALONE
+            return None
+
+    def pid_of(item, spec, tokenizer):
+        yield item, os.getpid()
+
+    found = executor.for_each(Job(), pid_of, [1, 2], seconds=by_size.CLUSTER_START_S)
+    assert list(found) == [(1, os.getpid()), (2, os.getpid())]
