@@ -18,7 +18,7 @@ from pipeline import identity, schema
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.chunking import check_room
 from pipeline.encoder.tokenizer import framing_tokens
-from pipeline.errors import InputError, RunError, SourceChanged, StorageError, StorageUnavailable
+from pipeline.errors import InputError, RunError, SourceChanged, StorageError, StorageUnavailable, one_line
 from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened
 from pipeline.model.folder import EncoderSpec, Int8Graph, encoder_spec
@@ -643,8 +643,21 @@ def check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
         share = f" of {total:,}" if total is not None else ""
         raise RunError(
             f"{failed:,} rows{share} failed, limits.max_failed_rows allows {limit:g}: nothing was published, finished work is "
-            f"kept; the reasons are in {prepared.table.url}/{layout.STAGED_PARTS}*/*.dead"
+            f"kept; {_reasons(prepared.table)}"
         )
+
+
+def _reasons(table: Folder) -> str:
+    """The first three reasons of rows that failed, and the newest file of them in staging."""
+    staged = [info for info in table.list(layout.STAGED_PARTS) if info.path.endswith(".dead")]
+    staged += [info for info in table.list(layout.PUBLICATIONS) if "letters" in info.path]
+    newest = max(staged, key=lambda info: (info.modified, info.path), default=None)
+    content = table.read(newest.path) if newest is not None else None
+    if newest is None or content is None:
+        return "no reason was staged"
+    rows = snapshot.read_parquet(content).slice(0, 3).to_pylist()
+    told = "; ".join(f"{row['path']!r}: {one_line(row['error'], 200)}" for row in rows)
+    return f"the first reasons are {told}; all of them stand in files such as {table.url}/{newest.path}"
 
 
 def _check_clipped(prepared: Prepared, effort: Effort, done: float = 1.0) -> None:
