@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline import identity
 from pipeline.arrays import cast_exactly
-from pipeline.sources.columns import plain_type
+from pipeline.sources.column_types import plain_type
 from pipeline.table.calibration import Calibration
 from pipeline.work import SourceFile, Span
 from tests.arrows import ALL, arrays

@@ -3,9 +3,10 @@
 Counts come in, an error goes out or nothing.
 """
 
-from pipeline.errors import GateFailed, RunError
+from pipeline.errors import GateFailed, RunError, one_line
 from pipeline.runs.prepared import Prepared
-from pipeline.table import calibration, layout
+from pipeline.storage import Folder
+from pipeline.table import calibration, layout, snapshot
 from pipeline.table.record import Effort
 
 
@@ -37,8 +38,21 @@ def check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
         share = f" of {total:,}" if total is not None else ""
         raise RunError(
             f"{failed:,} rows{share} failed, limits.max_failed_rows allows {limit:g}: nothing was published, finished work is "
-            f"kept; the reasons are in {prepared.table.url}/{layout.STAGED_PARTS}*/*.dead"
+            f"kept; {_reasons(prepared.table)}"
         )
+
+
+def _reasons(table: Folder) -> str:
+    """The first three reasons of rows that failed, and the newest file of them in staging."""
+    staged = [info for info in table.list(layout.STAGED_PARTS) if info.path.endswith(".dead")]
+    staged += [info for info in table.list(layout.PUBLICATIONS) if "letters" in info.path]
+    newest = max(staged, key=lambda info: (info.modified, info.path), default=None)
+    content = table.read(newest.path) if newest is not None else None
+    if newest is None or content is None:
+        return "no reason was staged"
+    rows = snapshot.read_parquet(content).slice(0, 3).to_pylist()
+    told = "; ".join(f"{row['path']!r}: {one_line(row['error'], 200)}" for row in rows)
+    return f"the first reasons are {told}; all of them stand in files such as {table.url}/{newest.path}"
 
 
 def check_clipped(prepared: Prepared, effort: Effort, done: float = 1.0) -> None:

@@ -258,7 +258,7 @@ _OPTIONS: Mapping[str, frozenset[str]] = {
     "arrow": frozenset(),
 }
 # fmt: on
-"""Of each builder the options that are looked at here, or change neither which rows there are nor what a value says."""
+"""For each builder, the options that are looked at here, or change neither which rows there are nor what a value says."""
 _COMMON_OPTIONS = frozenset(["name", "version", "data_dir", "data_files", "description", "features"])
 
 

@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,8 +19,9 @@ import pyarrow as pa
 import pyarrow.acero as acero
 import pyarrow.compute as pc
 
-from pipeline.arrays import cast_exactly, decode, struct_children
+from pipeline.arrays import decode, struct_children
 from pipeline.errors import ConfigError, InputError
+from pipeline.sources.filter_literals import common_type, fit, hint, is_text, timestamp
 
 _MAX_DEPTH = 100
 _MAX_TERMS = 500
@@ -71,7 +71,7 @@ def expression(text: str, schema: pa.Schema | None = None) -> pc.Expression:
 
 
 def normal(text: str | None) -> str | None:
-    """The same text for filters that differ in spaces, quotes and brackets alone."""
+    """One text for all filters that differ in spaces, quotes and brackets alone."""
     return None if text is None else ast.unparse(_parse(text))
 
 
@@ -304,7 +304,7 @@ class _Translation:
             scalars = [self.fitting(each, kind) for each in named]
         if not named:
             return value.expression.is_null()
-        common = _common_type({scalar.type for scalar in scalars})
+        common = common_type({scalar.type for scalar in scalars})
         if common is None:
             self.refuse(node, "holds values of several types")
         values = [scalar.cast(common) for scalar in scalars]
@@ -358,7 +358,7 @@ class _Translation:
     def string_column(self, node: ast.expr, depth: int) -> _Value:
         value = self.column(node, depth)
         kind = value.kind
-        if kind is not None and not _is_text(kind):
+        if kind is not None and not is_text(kind):
             self.misfit(f"{value.text} is {kind}, expected strings")
         return value
 
@@ -386,7 +386,7 @@ class _Translation:
                 except ValueError:
                     self.refuse(node, 'is no date such as date("2024-01-31")')
             case ast.Call(func=ast.Name(id="timestamp"), args=[ast.Constant(value=str() as value)], keywords=[]):
-                scalar = _timestamp(value)
+                scalar = timestamp(value)
                 if scalar is None:
                     self.refuse(node, 'is no moment such as timestamp("2024-01-31T12:00:00Z")')
                 return _Value(text=_written(node), literal=scalar)
@@ -414,11 +414,11 @@ class _Translation:
     def fitting(self, value: _Value, kind: pa.DataType) -> pa.Scalar:
         """The literal as a value of `kind`: exactly, but for the nearest float."""
         try:
-            scalar = _fit(value.literal, kind)
+            scalar = fit(value.literal, kind)
         except (pa.ArrowException, OverflowError, ValueError, ArithmeticError):
             scalar = None
         if scalar is None:
-            self.misfit(f"{value.text} is no value of {kind}, the type of what it is compared with{_hint(kind)}")
+            self.misfit(f"{value.text} is no value of {kind}, the type of what it is compared with{hint(kind)}")
         return scalar
 
     def check_alike(self, a: _Value, b: _Value) -> None:
@@ -426,7 +426,7 @@ class _Translation:
             return
         both_float = pa.types.is_floating(a.kind) and pa.types.is_floating(b.kind)
         both_integer = pa.types.is_integer(a.kind) and pa.types.is_integer(b.kind)
-        both_text = _is_text(a.kind) and _is_text(b.kind)
+        both_text = is_text(a.kind) and is_text(b.kind)
         if not both_text and not both_float and not (both_integer and pa.uint64() not in (a.kind, b.kind)):
             self.misfit(f"{a.text} is {a.kind} and {b.text} is {b.kind}: columns of two types can't be compared")
 
@@ -437,16 +437,6 @@ def _balanced(terms: Sequence[pc.Expression], join: Callable[[Any, Any], Any]) -
         return terms[0]
     middle = len(terms) // 2
     return join(_balanced(terms[:middle], join), _balanced(terms[middle:], join))
-
-
-def _common_type(types: set[pa.DataType]) -> pa.DataType | None:
-    """Of literals that no column gives a type: numbers may be mixed, and moments of all precisions."""
-    if len(types) < 2:
-        return next(iter(types), pa.null())
-    if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in types):
-        return pa.float64()
-    zones = {kind.tz if pa.types.is_timestamp(kind) else "none" for kind in types}
-    return pa.timestamp("ns", *zones) if len(zones) == 1 and zones != {"none"} else None
 
 
 def _may_be_condition(node: ast.expr) -> bool:
@@ -462,10 +452,6 @@ def _may_be_condition(node: ast.expr) -> bool:
     return isinstance(node, ast.Compare | ast.BoolOp)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
 def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
@@ -473,39 +459,3 @@ def _is_none(node: ast.expr) -> bool:
 def _written(node: ast.AST) -> str:
     text = ast.unparse(node)  # of a tree that was parsed: it is no deeper than Python's own limit
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _timestamp(text: str) -> pa.Scalar | None:
-    """In the coarsest unit that holds it; in UTC if the text names a zone or an offset."""
-    for zone in (None, "UTC"):
-        for unit in ("s", "ms", "us", "ns"):
-            try:
-                return pa.array([text]).cast(pa.timestamp(unit, zone))[0]
-            except pa.ArrowException:
-                continue
-    return None
-
-
-def _fit(value: Any, kind: pa.DataType) -> pa.Scalar | None:
-    if isinstance(value, pa.Scalar):
-        return cast_exactly(pa.array([value], value.type), kind)[0] if pa.types.is_timestamp(kind) else None
-    if isinstance(value, bool):
-        return pa.scalar(value, kind) if pa.types.is_boolean(kind) else None
-    if isinstance(value, int | float):
-        if pa.types.is_floating(kind):
-            return pa.scalar(float(value)).cast(kind)
-        if pa.types.is_decimal(kind):
-            return cast_exactly(pa.array([Decimal(repr(value))]), kind)[0]
-        return pa.scalar(int(value), kind) if pa.types.is_integer(kind) and int(value) == value else None
-    if isinstance(value, str):
-        strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-        fits = any(check(kind) for check in (*strings, pa.types.is_fixed_size_binary))
-        return cast_exactly(pa.array([value], pa.string()), kind)[0] if fits else None
-    fits = pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.tz is None)
-    return cast_exactly(pa.array([value], pa.date32()), kind)[0] if fits else None
-
-
-def _hint(kind: pa.DataType) -> str:
-    if pa.types.is_timestamp(kind):
-        return f': write timestamp("2024-01-31T12:00:00{"Z" if kind.tz else ""}")'
-    return ': write date("2024-01-31")' if pa.types.is_date(kind) else ""

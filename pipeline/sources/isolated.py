@@ -54,6 +54,9 @@ def blocks(
     """What `registry.blocks` gives, read by a child. Raises Lost where the child is lost, and what `opened` raises."""
     size = opened.seek(0, os.SEEK_END)
     child = _lease()
+    if child is None:
+        yield from registry.blocks(opened, span, schema, spec, max_row_bytes, needed)
+        return
     idle = False
     try:
         # The child needs no way to the storage, and gets none.
@@ -145,8 +148,8 @@ _lock = threading.Lock()
 _owner = os.getpid()
 
 
-def _lease() -> _Child:
-    """A child that waits for work; RunError when none comes up."""
+def _lease() -> _Child | None:
+    """A child that waits for work; None where this machine starts no processes for us, RunError when none comes up."""
     global _owner
     with _lock:
         if _owner != os.getpid():  # after a fork the children are the parent's
@@ -156,7 +159,10 @@ def _lease() -> _Child:
             return _idle.pop()
     reason = ""
     for _ in range(STARTS):
-        child = _Child()
+        try:
+            child = _Child()
+        except OSError:  # it is no fault of the file, and reading it here is as good as before there were children
+            return None
         try:
             child.receive(_START_S)
         except Lost as lost:

@@ -5,42 +5,36 @@ be left out. Bad data never raises; SourceChanged and StorageError do.
 """
 
 import bisect
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import LimitSpec, SourceSpec
-from pipeline.errors import PipelineError, one_line
+from pipeline.errors import one_line
 from pipeline.schema import DEAD_LETTERS, ID, POSITION, SOURCE, TEXT
-from pipeline.sources import filter, isolated
+from pipeline.sources import filter
 from pipeline.sources.columns import (
     Block,
     RestLost,
     Unread,
     column_names,
-    failed_block,
     folder_misfits,
     join_ids,
     row_bytes,
     to_ids,
 )
-from pipeline.sources.formats import registry
-from pipeline.sources.formats.content import HEAD_BYTES, is_plain
-from pipeline.storage import check_unchanged, checks_itself, open_pinned, pinned
+from pipeline.sources.span_reader import span_blocks
 from pipeline.work import NO_PLACE, Slice, Span, Unit
 
 SLICE_BYTES = 64 * 2**20
-"""Of text and kept columns."""
+"""A slice holds at most so many bytes of text and kept columns."""
 SPARSE_ROWS = 256
 """A slice covers at most so many times its rows, however few of them `where` lets through: what was read is recorded."""
-
-_FAILED_ROWS = 1024
 
 Intervals = Sequence[tuple[int, int]]
 Needed = Callable[[int, int], bool]
@@ -54,7 +48,7 @@ class _Piece:
     first_row: int
     num_rows: int
     block: Block | None
-    """Of the rows let through; None if there are none."""
+    """The rows let through; None if there are none."""
     places: _Numbers
     """Where each of these stands among the piece's rows."""
     sizes: _Numbers
@@ -139,7 +133,7 @@ class _Pending:
         self.pieces: list[_Piece] = []
         """Those with rows let through."""
         self.rows = self.bytes = 0
-        """Of the rows let through."""
+        """The rows let through, and their bytes."""
 
     @property
     def num_rows(self) -> int:
@@ -189,7 +183,7 @@ def _first_rows(span: Span, count: int, wanted: pa.Schema, spec: SourceSpec, lim
     if spec.where is None and span.rows is not None:
         return (span, span.rows) if span.rows <= count else (replace(span, take=count, rows=count), count)
     rows = matching = 0
-    for block in _blocks(span, wanted, spec, limits, functools.partial(_always, spec.where is not None)):
+    for block in span_blocks(span, wanted, spec, limits, functools.partial(_always, spec.where is not None)):
         passing = _let_through(block, spec) if spec.where is not None else np.arange(block.rows)
         if matching + len(passing) > count:
             take = rows + int(passing[count - matching])
@@ -212,7 +206,7 @@ def _pieces(
     row = 0
     for span, source in zip(unit.spans, unit.sources, strict=True):
         only = _only(unit, source)
-        for block in _blocks(span, wanted, spec, limits, _needed(done, row)):
+        for block in span_blocks(span, wanted, spec, limits, _needed(done, row)):
             stop = row + block.rows
             for start, end in _gaps(done, row, stop):
                 part = block.slice(start - row, end - row) if block.columns is not None else None
@@ -269,58 +263,6 @@ def _let_through(block: Block, spec: SourceSpec, only: pa.Array | None = None) -
     if only is not None:
         passing &= pc.is_in(pc.fill_null(block.positions, NO_PLACE), only).to_numpy(zero_copy_only=False)
     return np.flatnonzero(passing)
-
-
-def _blocks(span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed) -> Iterator[Block]:
-    """The rows of the span, as many as it takes."""
-    left = span.take
-    if span.kind == "bytes" and span.start and not _can_be_cut(span, spec):
-        return  # the first span has all rows of the file
-    with pinned(span.file, spec.storage_options, registry.readahead_bytes(span.file)) as opened:
-        for block in _whatever_happens(opened, span, wanted, spec, limits, needed):
-            if not checks_itself(span.file.path):
-                # Before anybody records what was read, not only at the end of the file.
-                check_unchanged(span.file, spec.storage_options)
-            if left is None or block.rows <= left:
-                yield block
-                left = None if left is None else left - block.rows
-            elif left:
-                yield block.slice(0, left)
-                left = 0
-            if left == 0:
-                return
-
-
-def _whatever_happens(
-    opened: BinaryIO, span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed
-) -> Iterator[Block]:
-    """The rows of the span; where its format fails, bad rows in place of the rest. Only storage can raise."""
-    read = isolated.blocks if registry.FORMS[span.file.format].isolated else registry.blocks
-    rows = 0
-    try:
-        with contextlib.closing(cast(Any, read(opened, span, wanted, spec, limits.max_row_bytes, needed))) as found:
-            for block in found:
-                yield block
-                rows += block.rows
-        return
-    except PipelineError:
-        raise
-    except isolated.Lost as lost:
-        error = f"the file can't be read from here on: {lost}"
-    except Exception as failure:
-        error = f"the file can't be read from here on: {type(failure).__name__}: {failure}"
-    if span.rows is None:
-        yield failed_block(wanted, pa.nulls(1, pa.int64()), RestLost(error))
-        return
-    for start in range(rows, span.rows, _FAILED_ROWS):
-        places = pa.nulls(min(_FAILED_ROWS, span.rows - start), pa.int64())
-        yield failed_block(wanted, places, Unread(error))
-
-
-def _can_be_cut(span: Span, spec: SourceSpec) -> bool:
-    """By the first bytes of the file, which stands elsewhere than the span."""
-    with contextlib.closing(open_pinned(span.file, spec.storage_options, HEAD_BYTES)) as opened:
-        return is_plain(opened.read(HEAD_BYTES), span.file, spec.encoding)
 
 
 def _needed(done: Intervals, base: int) -> Needed:

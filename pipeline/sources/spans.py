@@ -37,7 +37,7 @@ class Extent:
 
     file: SourceFile
     row_groups: tuple[RowGroup, ...] | None = None
-    """Of a Parquet file."""
+    """None for all but Parquet files."""
     unit_bytes: int | None = None
     """Stored bytes that make a unit; None where nothing is known of the file: it is a unit by itself."""
     divisible: bool = False

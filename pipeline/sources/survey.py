@@ -16,16 +16,14 @@ import pyarrow as pa
 from pipeline.config import SourceSpec
 from pipeline.errors import ConfigError, InputError, one_line
 from pipeline.sources import filter, type_names
-from pipeline.sources.columns import (
+from pipeline.sources.column_types import (
     can_be_id,
     carried_type,
-    column_names,
     named_type,
-    partition_type,
-    partition_value,
     unite,
     without_nulls,
 )
+from pipeline.sources.columns import column_names, partition_type, partition_value
 from pipeline.sources.formats import registry
 from pipeline.sources.formats.form import Join, Look, Misfit
 from pipeline.sources.formats.values import can_be_text
@@ -49,7 +47,7 @@ class Folder:
     column: str
     value: str | None
     path: str
-    """Of one such file."""
+    """The path of one such file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +55,14 @@ class Survey:
     """What planning needs to know of the sources."""
 
     schema: pa.Schema
-    """Of the columns that are read: id, texts, kept and partition columns, under their names in the source."""
+    """The columns that are read: id, texts, kept and partition columns, under their names in the source."""
     spans: list[tuple[Span, ...]]
     """The spans of each unit, in path order."""
     rows_known: int | None
     """Rows of all files; None where only reading can tell."""
     rows_estimate: int
     bytes: int
-    """Of the files as they are stored."""
+    """The size of all files as they are stored."""
     folders: tuple["Folder", ...] = ()
     """What folders say of columns that their files lack, each value once."""
     hidden: int = 0
@@ -162,7 +160,7 @@ def _given_type(name: str, kind: str) -> pa.DataType:
 
 
 def _planned_types(spec: SourceSpec, columns: Sequence[str], files: Sequence[SourceFile]) -> Mapping[str, pa.DataType]:
-    """Of `source.schema`; raises InputError for a column that is not read, and for a type that can't be."""
+    """The types that `source.schema` gives. Raises InputError for a column that is not read, and for a type that can't be."""
     for name in spec.schema:
         if name not in columns:
             near = difflib.get_close_matches(name, columns, 1, 0.5) or columns

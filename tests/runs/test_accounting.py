@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline.sources.columns import carried_type, without_nulls
+from pipeline.sources.column_types import carried_type, without_nulls
 from pipeline.storage import Folder
 from pipeline.table import layout
 from tests import arrows, inline

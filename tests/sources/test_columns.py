@@ -14,20 +14,22 @@ from hypothesis import strategies as st
 from pipeline import identity
 from pipeline.arrays import cast_exactly
 from pipeline.config import SourceSpec
-from pipeline.sources.columns import (
-    Block,
+from pipeline.sources.column_types import (
     can_be_id,
     carried_type,
+    plain_type,
+    unite,
+    without_nulls,
+)
+from pipeline.sources.columns import (
+    Block,
     column_names,
     conform,
     excluded_block,
     join_ids,
-    plain_type,
     row_bytes,
     skipped_block,
     to_ids,
-    unite,
-    without_nulls,
 )
 from pipeline.stages.slice_row import from_cell, to_ipc
 from pipeline.storage import Folder

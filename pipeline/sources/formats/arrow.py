@@ -144,7 +144,10 @@ def _bad_column(batch: pa.RecordBatch) -> str | None:
 
 
 def _record_batches(opened: BinaryIO, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Of the columns with these names. Raises _Broken after the last that can be read, if it isn't the last of all."""
+    """The record batches, with the columns that have these names.
+
+    Raises _Broken after the last one that can be read, if it isn't the last of all.
+    """
     try:
         present = _schema(opened)
         places = [found[0] for name in names if (found := present.get_all_field_indices(name))]

@@ -33,9 +33,9 @@ class Look:
     """What a file says of itself, or its first rows of all of it."""
 
     names: Collection[str] = ()
-    """Of all columns."""
+    """The names of all columns."""
     types: Mapping[str, pa.DataType]
-    """Of the columns asked for that the file has."""
+    """The types of those columns that were asked for and that the file has."""
     duplicates: tuple[str, ...] = ()
     """Columns asked for that the file has more than once."""
     row_groups: tuple[RowGroup, ...] | None = None

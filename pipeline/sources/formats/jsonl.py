@@ -4,52 +4,34 @@ Bad lines, broken streams and values that don't fit become errors of their row; 
 """
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from pipeline.config import SourceSpec
 from pipeline.sources.columns import Block, RestLost, partition_values
-from pipeline.sources.formats import values as text_values
 from pipeline.sources.formats.content import sample, utf8
 from pipeline.sources.formats.form import MOST_SAMPLED_BYTES, SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Misfit, Needed
+from pipeline.sources.formats.json_values import (
+    Convert,
+    NoNumber,
+    Written,
+    converter,
+    has_decimals,
+    has_text,
+    is_valid,
+    kind_of,
+)
 from pipeline.sources.formats.scan import Line, line_blocks, lines, span_lines
 from pipeline.work import SourceFile, Span
 
 _MAX_DEPTH = 100
 AN_ARRAY = "the file is one JSON array, not JSON Lines (an object per line): convert it, for example with `jq -c '.[]'`"
 
-Convert = Callable[[Any], Any]
-
 
 class _BadLine(Misfit):
     """No JSON object."""
-
-
-class _Array(_BadLine):
-    """The beginning of a JSON array that goes on in other lines."""
-
-
-class _Written(float):
-    """A float that keeps the text it was written as."""
-
-    text: str
-
-    def __new__(cls, text: str) -> "_Written":
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-
-class _NoNumber:
-    """What JSON has no number for, but some writers have: NaN, the infinities, and integers too long to be read. It spoils
-    a row only where it is read."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name if len(name) <= 20 else "an integer of so many digits"
 
 
 # --- the sample
@@ -133,7 +115,7 @@ def join_types(name: str, a: pa.DataType, b: pa.DataType) -> pa.DataType:
 
 
 def _type_of(value: Any, name: str, depth: int = 0) -> pa.DataType:
-    if value is None or isinstance(value, _NoNumber):
+    if value is None or isinstance(value, NoNumber):
         return pa.null()
     if depth > _MAX_DEPTH:
         raise Misfit(f"column {name!r} holds values nested more than {_MAX_DEPTH} levels deep")
@@ -145,9 +127,9 @@ def _type_of(value: Any, name: str, depth: int = 0) -> pa.DataType:
     if isinstance(value, dict):
         # An object without keys is no struct that a file could hold; others of the column may show its keys. One with a key
         # that is no text will be a bad row.
-        fields = [(key, _type_of(each, name, depth + 1)) for key, each in value.items() if _is_valid(key)]
+        fields = [(key, _type_of(each, name, depth + 1)) for key, each in value.items() if is_valid(key)]
         return pa.struct(fields) if fields else pa.null()
-    return {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), _Written: pa.float64()}[
+    return {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), Written: pa.float64()}[
         type(value)
     ]
 
@@ -159,9 +141,9 @@ def blocks(
     opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
 ) -> Iterator[Block]:
     """All rows of the span in order. Rows that are not `needed` are counted, not parsed."""
-    convert = {item.name: _converter(item.type, as_text=item.name in spec.schema) for item in schema}
+    convert = {item.name: converter(item.type, as_text=item.name in spec.schema) for item in schema}
     missing = {name: value.as_py() for name, value in partition_values(span.file, schema).items()}
-    written = any(_has_decimals(item.type) or (item.name in spec.schema and _has_text(item.type)) for item in schema)
+    written = any(has_decimals(item.type) or (item.name in spec.schema and has_text(item.type)) for item in schema)
     rows = _rows(span_lines(opened, span, max_row_bytes, spec.encoding))
     if not span.start:
         rows = _without_array(rows)
@@ -243,11 +225,11 @@ def _parse(line: Line, written: bool = False) -> dict[str, Any]:
     try:
         text = line.content.decode()
         try:
-            record = json.loads(text, parse_constant=_NoNumber, parse_float=_Written if written else None)
+            record = json.loads(text, parse_constant=NoNumber, parse_float=Written if written else None)
         except json.JSONDecodeError:
             raise
         except ValueError:  # an integer of thousands of digits
-            record = json.loads(text, parse_constant=_NoNumber, parse_float=_Written, parse_int=_integer_or_none)
+            record = json.loads(text, parse_constant=NoNumber, parse_float=Written, parse_int=_integer_or_none)
     except UnicodeDecodeError as error:
         raise _BadLine(f"the line is not valid UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -257,7 +239,7 @@ def _parse(line: Line, written: bool = False) -> dict[str, Any]:
     except ValueError as error:
         raise _BadLine(f"malformed JSON: {error}") from None
     if not isinstance(record, dict):
-        raise _BadLine(f"the line holds {_kind(record)}, not a JSON object")
+        raise _BadLine(f"the line holds {kind_of(record)}, not a JSON object")
     return record
 
 
@@ -265,169 +247,7 @@ def _integer_or_none(digits: str) -> Any:
     try:
         return int(digits)
     except ValueError:
-        return _NoNumber(digits)
-
-
-# --- values of the planned type
-
-
-def _converter(kind: pa.DataType, as_text: bool = False) -> Convert:
-    """A function that gives the value as Arrow takes it, or raises Misfit. Nothing is rounded, cut or dropped; with
-    `as_text` strings take numbers too, as they are written."""
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
-    if any(check(kind) for check in lists):
-        item = _nullable(_converter(kind.value_type, as_text))
-        return lambda value: [item(each) for each in _a(list, value, kind)]
-    if pa.types.is_fixed_size_list(kind):
-        item = _nullable(_converter(kind.value_type, as_text))
-        return lambda value: _exactly(kind.list_size, [item(each) for each in _a(list, value, kind)])
-    if pa.types.is_struct(kind):
-        return _struct_converter(kind, as_text)
-    if pa.types.is_map(kind):
-        return _map_converter(kind, as_text)
-    if pa.types.is_dictionary(kind):
-        return _converter(kind.value_type, as_text)
-    if text_values.is_text(kind):
-        return lambda value: _string(_written_number(value) if as_text else value, kind)
-    if pa.types.is_boolean(kind):
-        return lambda value: _a(bool, value, kind)
-    if pa.types.is_integer(kind):
-        return lambda value: _integer(value, kind)
-    if pa.types.is_floating(kind):
-        return lambda value: _float(value, kind)
-    if pa.types.is_decimal(kind):
-        return lambda value: _decimal(value, kind)
-    return lambda value: _from_text(value, kind)
-
-
-def _has_decimals(kind: pa.DataType) -> bool:
-    if pa.types.is_nested(kind):
-        return any(_has_decimals(kind.field(index).type) for index in range(kind.num_fields))
-    return pa.types.is_decimal(kind) or (pa.types.is_dictionary(kind) and _has_decimals(kind.value_type))
-
-
-def _has_text(kind: pa.DataType) -> bool:
-    if pa.types.is_nested(kind):
-        return any(_has_text(kind.field(index).type) for index in range(kind.num_fields))
-    return text_values.is_text(kind)
-
-
-def _written_number(value: Any) -> Any:
-    """A number as its text, anything else as it is."""
-    if isinstance(value, _Written):
-        return value.text
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _nullable(convert: Convert) -> Convert:
-    return lambda value: None if value is None else convert(value)
-
-
-def _struct_converter(kind: pa.DataType, as_text: bool) -> Convert:
-    fields = {item.name: _nullable(_converter(item.type, as_text)) for item in kind}
-
-    def convert(value: Any) -> dict[str, Any]:
-        unknown = _a(dict, value, kind).keys() - fields.keys()
-        if unknown:
-            raise Misfit(f"the key {min(unknown)!r} is not among those of {kind}")
-        return {name: fit(value.get(name)) for name, fit in fields.items()}
-
-    return convert
-
-
-def _map_converter(kind: pa.DataType, as_text: bool) -> Convert:
-    """From an object, if keys are strings or can be parsed from them, or from an array of [key, value] pairs."""
-    key, item = _converter(kind.key_type, as_text), _nullable(_converter(kind.item_type, as_text))
-
-    def convert(value: Any) -> list[tuple[Any, Any]]:
-        pairs = list(value.items()) if isinstance(value, dict) else _a(list, value, kind)
-        if not all(isinstance(pair, tuple) or (isinstance(pair, list) and len(pair) == 2) for pair in pairs):
-            raise Misfit(f"an array of anything but [key, value] does not fit {kind}")
-        if any(name is None for name, _ in pairs):
-            raise Misfit(f"a key that is null does not fit {kind}")
-        return [(key(name), item(each)) for name, each in pairs]
-
-    return convert
-
-
-def _from_text(value: Any, kind: pa.DataType) -> Any:
-    """What JSON has no type for and strings stand for; an Arrow scalar, because Python has no nanoseconds."""
-    values, errors = text_values.parse([_a(str, value, kind)], kind)
-    if errors:
-        raise Misfit(f"the string {errors[0]}")
-    return values[0]
-
-
-def _decimal(value: Any, kind: pa.DataType) -> Any:
-    if isinstance(value, str):
-        return _from_text(value, kind)
-    number = _a((int, _Written), value, kind)
-    try:
-        return pa.scalar(Decimal(number.text if isinstance(number, _Written) else number), kind)
-    except (pa.ArrowException, ValueError):
-        raise Misfit(f"the number does not fit {kind}") from None
-
-
-def _string(value: Any, kind: pa.DataType) -> str:
-    text = str(_a(str, value, kind))
-    if not _is_valid(text):
-        raise Misfit("is not valid UTF-8: a \\u escape is half of a surrogate pair")
-    return text
-
-
-def _is_valid(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _integer(value: Any, kind: pa.DataType) -> int:
-    number = int(_a(int, value, kind))
-    signed = pa.types.is_signed_integer(kind)
-    lowest = -(2 ** (kind.bit_width - 1)) if signed else 0
-    if not lowest <= number < lowest + 2**kind.bit_width:
-        raise Misfit(f"an integer out of the range of {kind} does not fit")
-    return number
-
-
-def _float(value: Any, kind: pa.DataType) -> float:
-    number = _a((int, float), value, kind)
-    try:
-        nearest = float(number)
-        if not pa.types.is_float64(kind):
-            nearest = pa.scalar(nearest, kind).as_py()
-    except OverflowError:
-        nearest = math.inf
-    if not math.isfinite(nearest) or (isinstance(number, int) and int(nearest) != number):
-        raise Misfit(f"the number can't be held exactly by {kind}")
-    return nearest
-
-
-def _exactly(size: int, items: list[Any]) -> list[Any]:
-    if len(items) != size:
-        raise Misfit(f"a list of {len(items)} values does not fit one of {size}")
-    return items
-
-
-def _a(kinds: type | tuple[type, ...], value: Any, kind: pa.DataType) -> Any:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-        _refuse(value, kind)
-    return value
-
-
-def _refuse(value: Any, kind: pa.DataType) -> Any:
-    if isinstance(value, _NoNumber):
-        raise Misfit(f"{value.name} is no JSON value")
-    raise Misfit(f"{_kind(value)} does not fit {kind}")
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", int: "an integer"}
-    return names.get(type(value), "a number" if isinstance(value, float) else "null")
+        return NoNumber(digits)
 
 
 FORM = Form(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError
 from pipeline.sources import filter
+from pipeline.sources.column_types import plain_type, unite
 from pipeline.sources.columns import (
     Block,
     RestLost,
@@ -20,9 +21,7 @@ from pipeline.sources.columns import (
     excluded_block,
     failed_block,
     partition_values,
-    plain_type,
     skipped_block,
-    unite,
 )
 from pipeline.sources.formats import batch as batches
 from pipeline.sources.formats.content import HEAD_BYTES, lfs_pointer
@@ -43,7 +42,8 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
     try:
         parquet = pq.ParquetFile(opened, pre_buffer=False, **_AS_WRITTEN)
         schema, metadata = parquet.schema_arrow, parquet.metadata
-        # Of all columns: a look at one column of a damaged footer ends the process (pyarrow 26 lets a C++ exception out).
+        # The sizes are those of all columns: a look at one column of a damaged footer ends the process (pyarrow 26 lets a
+        # C++ exception out).
         sizes = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
         row_groups = [RowGroup(rows=rows, size=size) for rows, size in zip(_counts(metadata), sizes, strict=True)]
         found = {name: schema.get_all_field_indices(name) for name in columns}

@@ -131,7 +131,7 @@ def _from_base64(text: str) -> bytes:
 
 
 def _from_iso(text: str, unit: str) -> int:
-    """Of the unit; a month or a year has no fixed length and is refused."""
+    """The duration as a count of the unit; a month or a year has no fixed length and is refused."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError("is no ISO 8601 duration of weeks, days, hours, minutes and seconds")

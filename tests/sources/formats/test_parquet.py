@@ -1,21 +1,26 @@
 import datetime
 import io
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import LimitSpec, SourceSpec
 from pipeline.sources import filter
 from pipeline.sources.columns import Block
 from pipeline.sources.formats import registry
-from pipeline.sources.listing import hive_partition
-from pipeline.work import SourceFile, Span
+from pipeline.sources.listing import hive_partition, list_sources
+from pipeline.sources.reader import read_slices
+from pipeline.sources.survey import survey
+from pipeline.work import SourceFile, Span, Unit
 from tests.sources.formats.reading import spec_of
 
 
@@ -169,3 +174,55 @@ def test_nan_is_not_ruled_out() -> None:
     text = "not (n < 5)"
     blocks, _ = read(bytes_of(table, 3), text, schema)
     assert len(numbers(blocks, text, "n")) == int(filter.matches(table, text).sum())
+
+
+def int96_parquet(path: Path, micros: list[int | None]) -> None:
+    """A file as Spark and Impala write it: an instant is a day (Julian) and nanoseconds of it; pyarrow itself writes none
+    outside the years that its nanoseconds have, so that the 12 bytes are put in afterwards."""
+    stand_ins = [None if value is None else 1 + 7 * index for index, value in enumerate(micros)]
+    at = pa.array(stand_ins, pa.timestamp("ns"))
+    nested = pa.ListArray.from_arrays(pa.array(range(len(at) + 1), pa.int32()), at)
+    table = pa.table({"text": ["x"] * len(micros), "at": at, "l": nested})
+    plain = {"compression": "none", "use_dictionary": False, "store_schema": False, "write_statistics": False}
+    pq.write_table(table, path, use_deprecated_int96_timestamps=True, **plain)
+    content = path.read_bytes()
+    for index, value in enumerate(micros):
+        if value is not None:
+            days, rest = divmod(value, 86_400 * 10**6)
+            stored = (1 + 7 * index).to_bytes(8, "little") + (2_440_588).to_bytes(4, "little")
+            assert content.count(stored) == 2, index
+            meant = (rest * 1000).to_bytes(8, "little") + (days + 2_440_588).to_bytes(4, "little")
+            content = content.replace(stored, meant)
+    path.write_bytes(content)
+
+
+FIRST, LAST = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""The instants of the years 1 to 9999, in microseconds."""
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    micros=st.lists(st.none() | st.integers(FIRST, LAST) | st.sampled_from([FIRST, LAST, 0]), min_size=1, max_size=20)
+)
+def test_int96_is_an_instant_of_any_year(micros: list[int | None]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.parquet"
+        int96_parquet(path, micros)
+        spec = SourceSpec(path=str(path), text="text", keep=("at", "l"), where='at > timestamp("1600-01-01T00:00:00")')
+        found = survey(list_sources(spec), spec)
+        assert found.schema.field("at").type == pa.timestamp("us")
+        unit = Unit(unit_id="u", spans=found.spans[0], sources=(0,))
+        pieces = [*read_slices(unit, found.schema, spec, spec.keep, LimitSpec(), 100, ())]
+        rows = pa.concat_tables([piece.documents for piece in pieces])
+    expected = [value for value in micros if value is not None and value > -11_676_096_000_000_000]
+    assert rows.column("at").cast(pa.int64()).to_pylist() == expected
+    assert pc.list_flatten(rows.column("l")).cast(pa.int64()).to_pylist() == expected
+
+
+def test_int96_can_be_an_id(tmp_path: Path) -> None:
+    int96_parquet(tmp_path / "a.parquet", [FIRST, LAST])
+    spec = SourceSpec(path=str(tmp_path), text="text", id="at")
+    found = survey(list_sources(spec), spec)
+    unit = Unit(unit_id="u", spans=found.spans[0], sources=(0,))
+    (piece,) = read_slices(unit, found.schema, spec, (), LimitSpec(), 9, ())
+    assert piece.documents.column("id").to_pylist() == ["0001-01-01 00:00:00.000000", "9999-12-31 23:59:59.999999"]

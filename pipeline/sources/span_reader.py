@@ -1,0 +1,75 @@
+"""A span of a source file becomes blocks of rows, whatever its format makes of it.
+
+Comes in: a span, and which of its rows are to do. Goes out: blocks. The file is the planned version as long as it is read;
+a format that fails, in this process or in its own, makes bad rows of what is left.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from pipeline.config import LimitSpec, SourceSpec
+from pipeline.errors import PipelineError
+from pipeline.sources import isolated
+from pipeline.sources.columns import Block, RestLost, Unread, failed_block
+from pipeline.sources.formats import registry
+from pipeline.sources.formats.content import HEAD_BYTES, is_plain
+from pipeline.sources.formats.form import Needed
+from pipeline.storage import check_unchanged, checks_itself, open_pinned, pinned
+from pipeline.work import Span
+
+_FAILED_ROWS = 1024
+
+
+def span_blocks(span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed) -> Iterator[Block]:
+    """The rows of the span, as many as it takes."""
+    left = span.take
+    if span.kind == "bytes" and span.start and not _can_be_cut(span, spec):
+        return  # the first span has all rows of the file
+    with pinned(span.file, spec.storage_options, registry.readahead_bytes(span.file)) as opened:
+        for block in _whatever_happens(opened, span, wanted, spec, limits, needed):
+            if not checks_itself(span.file.path):
+                # Before anybody records what was read, not only at the end of the file.
+                check_unchanged(span.file, spec.storage_options)
+            if left is None or block.rows <= left:
+                yield block
+                left = None if left is None else left - block.rows
+            elif left:
+                yield block.slice(0, left)
+                left = 0
+            if left == 0:
+                return
+
+
+def _whatever_happens(
+    opened: BinaryIO, span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed
+) -> Iterator[Block]:
+    """The rows of the span; where its format fails, bad rows in place of the rest. Only storage can raise."""
+    read = isolated.blocks if registry.FORMS[span.file.format].isolated else registry.blocks
+    rows = 0
+    try:
+        with contextlib.closing(cast(Any, read(opened, span, wanted, spec, limits.max_row_bytes, needed))) as found:
+            for block in found:
+                yield block
+                rows += block.rows
+        return
+    except PipelineError:
+        raise
+    except isolated.Lost as lost:
+        error = f"the file can't be read from here on: {lost}"
+    except Exception as failure:
+        error = f"the file can't be read from here on: {type(failure).__name__}: {failure}"
+    if span.rows is None:
+        yield failed_block(wanted, pa.nulls(1, pa.int64()), RestLost(error))
+        return
+    for start in range(rows, span.rows, _FAILED_ROWS):
+        places = pa.nulls(min(_FAILED_ROWS, span.rows - start), pa.int64())
+        yield failed_block(wanted, places, Unread(error))
+
+
+def _can_be_cut(span: Span, spec: SourceSpec) -> bool:
+    """By the first bytes of the file, which stands elsewhere than the span."""
+    with contextlib.closing(open_pinned(span.file, spec.storage_options, HEAD_BYTES)) as opened:
+        return is_plain(opened.read(HEAD_BYTES), span.file, spec.encoding)
