@@ -47,7 +47,7 @@ class Erased:
     files: int
     """So many were erased, or written anew without the rows."""
     left: int
-    """So many may hold some, and can't be erased while a run that is under way may need them."""
+    """So many may hold some, and can't be erased: a run under way or a later version may need them."""
 
 
 def holds(table: Folder, path: str, wanted: Wanted) -> bool:
@@ -91,7 +91,9 @@ def erase(table: Folder, current: Snapshot, wanted: Wanted, *, closed: Collectio
         _erase_attempts(table, current, whole, wanted, closed),
         _erase_unfinished(table, unfinished, wanted),
         _erase_parts(table, current, whole, wanted),
-        _erase_from_lists(table, [info for info in whole if own is None or not info.path.startswith(own)], wanted),
+        _erase_from_lists(
+            table, current, [info for info in whole if own is None or not info.path.startswith(own)], wanted
+        ),
     ]
     return Erased(files=sum(item.files for item in found), left=sum(item.left for item in found))
 
@@ -149,15 +151,14 @@ def _may_hold(table: Folder, info: FileInfo, wanted: Wanted) -> bool:
 def _erase_parts(table: Folder, current: Snapshot, listed: Sequence[FileInfo], wanted: Wanted) -> Erased:
     live = {part.path for part in current.parts}
     parts = [info for info in listed if info.path.startswith(_PARTS) and info.path not in live]
-    found = holding(table, parts, wanted)
-    if any(path.startswith(layout.DATA) for path in found) and max(snapshot.versions(table)) != current.version:
-        # Parts of the version that was published meanwhile.
-        found = [path for path in found if not path.startswith(layout.DATA)]
+    holders = holding(table, parts, wanted)
+    # A version that was published meanwhile has brought its own, a rollback to one that held the rows, say.
+    found = [path for path in holders if (layout.version_of_part(_place(path)) or 0) <= current.version]
     if found:
         staying = {_place(info.path) for info in listed if info.path.startswith(_PARTS)} - set(map(_place, found))
         _forget_partitions(table, current, set(map(_place, found)), staying)
     table.delete(found)
-    return Erased(files=len(found), left=0)
+    return Erased(files=len(found), left=len(holders) - len(found))
 
 
 def _place(path: str) -> str:
@@ -192,12 +193,13 @@ def _without_values(part: Part) -> Part:
     return replace(part, path=layout.DATA + name, partition=tuple((column, None) for column, _ in part.partition))
 
 
-def _erase_from_lists(table: Folder, listed: Sequence[FileInfo], wanted: Wanted) -> Erased:
-    found = holding(table, [info for info in listed if info.path.startswith(_LISTS)], wanted)
+def _erase_from_lists(table: Folder, current: Snapshot, listed: Sequence[FileInfo], wanted: Wanted) -> Erased:
+    holders = holding(table, [info for info in listed if info.path.startswith(_LISTS)], wanted)
+    found = [path for path in holders if (layout.version_of_list(path) or 0) <= current.version]
     for path in found:
         rows = snapshot.read_parquet(table.read(path))
         table.write(path, to_parquet(rows.filter(pc.invert(wanted.among(rows)))))
-    return Erased(files=len(found), left=0)
+    return Erased(files=len(found), left=len(holders) - len(found))
 
 
 def _by_attempt(listed: Iterable[FileInfo]) -> dict[str, list[FileInfo]]:
