@@ -105,8 +105,8 @@ def _purge(arguments: Arguments, table: Folder) -> int:
     )
     if done.left:
         text += (
-            f". NOT COMPLETE: {done.left:,} files of a run that is under way, or was ended in the last ten minutes, may hold "
-            "them: give the command again when it has ended"
+            f". NOT COMPLETE: {done.left:,} files may hold them that a run under way or a later version needs, or that were "
+            "written within the last ten minutes: give the command again when no run is at work"
         )
     arguments.show(
         {"version": done.version, "rows": done.rows, "dead_letters": done.dead_letters}

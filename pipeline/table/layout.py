@@ -73,6 +73,12 @@ def dead_letters(version: int) -> str:
     return f"{DEAD_LETTERS}{version:06d}/"
 
 
+def version_of_list(path: str) -> int | None:
+    """The version whose changes or dead letters a file has, or None for any other file."""
+    match = re.match(r"meta/(?:changes|dead_letters)/(\d{6,})/", path)
+    return int(match[1]) if match else None
+
+
 def trash(version: int) -> str:
     return f"{TRASH}{version:06d}/"
 

@@ -127,7 +127,7 @@ def take(table: Folder, work: str, seconds: float = LEASE_S) -> Lease:
 
 
 def take_patiently(table: Folder, work: str, seconds: float, wait_s: float) -> Lease:
-    """The same, waiting for so long at most until it is free."""
+    """Have the table, waiting for so long at most until it is free. Raises TableBusy."""
     give_up = time.monotonic() + wait_s
     told = False
     while True:

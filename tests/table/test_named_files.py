@@ -7,11 +7,11 @@ import pytest
 from pipeline.errors import CommitConflict, GateFailed, InputError
 from pipeline.storage import Folder
 from pipeline.table import layout, materialise, snapshot
-from pipeline.table.operations import restore, vacuum
+from pipeline.table.operations import purge, restore, vacuum
 from pipeline.table.operations.replace_units import Work
 from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Snapshot
-from tests.table.histories import build, check_named, export_anew
+from tests.table.histories import build, check_named, export_anew, held, replayed
 from tests.table.test_publish import commit, describe, make_unit, stage
 from tests.table.test_races import at_every_operation, one_thread_each  # noqa: F401
 from tests.table.turns import Process
@@ -30,6 +30,14 @@ def clean(table: Folder) -> vacuum.Litter:
 
 def roll_back(table: Folder) -> Snapshot:
     return restore.roll_back(table, 2)
+
+
+def erase(table: Folder) -> purge.Purged:
+    return purge.purge(table, ["2y"])
+
+
+def replace_all(table: Folder) -> Snapshot:
+    return build(table, {"c": ["1x", "4z"]})
 
 
 @pytest.mark.parametrize(
@@ -55,6 +63,32 @@ def test_a_cleaning_beside_a_run_takes_nothing_that_its_version_names(
             published += isinstance(result, Snapshot)
         check_named(table, materialise.finish(table))
     assert published
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(5, id="every fifth"), pytest.param(1, id="each", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    ("stopped", "other"),
+    [
+        pytest.param(export_anew, erase, id="an export by a purge"),
+        pytest.param(erase, export_anew, id="a purge by an export"),
+        pytest.param(export_anew, replace_all, id="an export by a run"),
+        pytest.param(replace_all, export_anew, id="a run by an export"),
+        pytest.param(roll_back, erase, id="a rollback by a purge"),
+        pytest.param(erase, roll_back, id="a purge by a rollback"),
+    ],
+)
+def test_whatever_meets_the_version_is_whole_and_its_changes_tell_it(stopped, other, step, tmp_path):
+    for table, late, overtaking in at_every_operation(tmp_path, exported_often, stopped, other, step):
+        for result in (late, overtaking):
+            refused = isinstance(result, CommitConflict) or "purged" in str(result) or "holds none" in str(result)
+            assert refused or not isinstance(result, Exception), repr(result)
+        check_named(table, materialise.finish(table))
+        assert replayed(table) == held(table)
+        for result in (late, overtaking):
+            if isinstance(result, purge.Purged) and not result.left:
+                assert "2y" not in held(table)
 
 
 def test_a_version_whose_lists_were_cleaned_away_is_not_brought_back(tmp_path):

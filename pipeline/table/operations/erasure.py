@@ -47,7 +47,7 @@ class Erased:
     files: int
     """So many were erased, or written anew without the rows."""
     left: int
-    """So many may hold some, and can't be erased while a run that is under way may need them."""
+    """So many may hold some, and can't be erased: a run under way or a later version may need them."""
 
 
 def holds(table: Folder, path: str, wanted: Wanted) -> bool:
@@ -87,30 +87,41 @@ def erase(table: Folder, current: Snapshot, wanted: Wanted, *, closed: Collectio
     listed = table.list(temporary=True)
     unfinished = [info for info in listed if _is_unfinished(info)]
     whole = [info for info in listed if not _is_unfinished(info)]
-    found = [
-        _erase_attempts(table, current, whole, wanted, closed),
-        _erase_unfinished(table, unfinished, wanted),
-        _erase_parts(table, current, whole, wanted),
-        _erase_from_lists(table, [info for info in whole if own is None or not info.path.startswith(own)], wanted),
-    ]
-    return Erased(files=sum(item.files for item in found), left=sum(item.left for item in found))
+    lists = [info for info in whole if own is None or not info.path.startswith(own)]
+    files = _erase_attempts(table, current, whole, wanted, closed)
+    files += _erase_parts(table, current, whole, wanted)
+    files += _erase_from_lists(table, current, lists, wanted)
+    forsaken, young = _erase_unfinished(table, unfinished, wanted)
+    return Erased(files=files + forsaken, left=young + _still_held(table, current, wanted))
+
+
+def _still_held(table: Folder, current: Snapshot, wanted: Wanted) -> int:
+    """How many files hold some now. Whoever copied them before they were erased shows in an attempt, or in a later version."""
+    attempts = holding(table, filter(_has_rows, table.list(layout.PUBLICATIONS)), wanted)
+    later = max(snapshot.versions(table), default=0)
+    parts = snapshot.read(table, later).parts if later != current.version else ()
+    return len(attempts) + sum(_is_holding(table, part, wanted) for part in parts)
+
+
+def _is_holding(table: Folder, part: Part, wanted: Wanted) -> bool:
+    """Whether a part has one of the ids, be it staged or in data/."""
+    places = [path for path in (part.staged, part.path) if path is not None and table.size(path) is not None]
+    return bool(places) and holds(table, places[0], wanted)
 
 
 def _erase_attempts(
     table: Folder, current: Snapshot, listed: Sequence[FileInfo], wanted: Wanted, closed: Collection[str]
-) -> Erased:
+) -> int:
     """Whole publications: their lists may tell of the rows, too."""
-    files = left = 0
+    erased = 0
     committed = _committed(table, current)
-    for folder, own in _by_attempt(listed).items():
-        found = holding(table, filter(_has_rows, own), wanted)
+    for folder, files in _by_attempt(listed).items():
         # What was written before this version was there can't become the next one any more.
-        if found and (folder in closed or _youngest(own) < committed or _is_forsaken(table, current, own)):
-            table.delete(info.path for info in own)
-            files += len(found)
-        else:
-            left += len(found)
-    return Erased(files=files, left=left)
+        if folder in closed or _youngest(files) < committed or _is_forsaken(table, current, files):
+            found = holding(table, filter(_has_rows, files), wanted)
+            table.delete(info.path for info in files if found)
+            erased += len(found)
+    return erased
 
 
 def _is_forsaken(table: Folder, current: Snapshot, files: Sequence[FileInfo]) -> bool:
@@ -119,15 +130,16 @@ def _is_forsaken(table: Folder, current: Snapshot, files: Sequence[FileInfo]) ->
     return not current.version and _youngest(files) < clock.now(table) - clock.WRITING_S
 
 
-def _erase_unfinished(table: Folder, unfinished: Sequence[FileInfo], wanted: Wanted) -> Erased:
-    """Files whose writing a crash ended; one that is younger than any write takes may be written just now."""
+def _erase_unfinished(table: Folder, unfinished: Sequence[FileInfo], wanted: Wanted) -> tuple[int, int]:
+    """(how many were erased, how many are left). A crash ended their writing; one that is younger than any write takes may be
+    written just now."""
     found = [info for info in unfinished if _may_hold(table, info, wanted)]
     if not found:
-        return Erased(files=0, left=0)
+        return 0, 0
     since = clock.now(table) - clock.WRITING_S
     forsaken = [info.path for info in found if info.modified < since]
     table.delete(forsaken)
-    return Erased(files=len(forsaken), left=len(found) - len(forsaken))
+    return len(forsaken), len(found) - len(forsaken)
 
 
 def _is_unfinished(info: FileInfo) -> bool:
@@ -146,18 +158,17 @@ def _may_hold(table: Folder, info: FileInfo, wanted: Wanted) -> bool:
         return True  # the beginning of a file, or of another kind: nobody can tell
 
 
-def _erase_parts(table: Folder, current: Snapshot, listed: Sequence[FileInfo], wanted: Wanted) -> Erased:
+def _erase_parts(table: Folder, current: Snapshot, listed: Sequence[FileInfo], wanted: Wanted) -> int:
     live = {part.path for part in current.parts}
     parts = [info for info in listed if info.path.startswith(_PARTS) and info.path not in live]
-    found = holding(table, parts, wanted)
-    if any(path.startswith(layout.DATA) for path in found) and max(snapshot.versions(table)) != current.version:
-        # Parts of the version that was published meanwhile.
-        found = [path for path in found if not path.startswith(layout.DATA)]
+    holders = holding(table, parts, wanted)
+    # A version that was published meanwhile has brought its own, a rollback to one that held the rows, say.
+    found = [path for path in holders if (layout.version_of_part(_place(path)) or 0) <= current.version]
     if found:
         staying = {_place(info.path) for info in listed if info.path.startswith(_PARTS)} - set(map(_place, found))
         _forget_partitions(table, current, set(map(_place, found)), staying)
     table.delete(found)
-    return Erased(files=len(found), left=0)
+    return len(found)
 
 
 def _place(path: str) -> str:
@@ -192,12 +203,13 @@ def _without_values(part: Part) -> Part:
     return replace(part, path=layout.DATA + name, partition=tuple((column, None) for column, _ in part.partition))
 
 
-def _erase_from_lists(table: Folder, listed: Sequence[FileInfo], wanted: Wanted) -> Erased:
-    found = holding(table, [info for info in listed if info.path.startswith(_LISTS)], wanted)
+def _erase_from_lists(table: Folder, current: Snapshot, listed: Sequence[FileInfo], wanted: Wanted) -> int:
+    holders = holding(table, [info for info in listed if info.path.startswith(_LISTS)], wanted)
+    found = [path for path in holders if (layout.version_of_list(path) or 0) <= current.version]
     for path in found:
         rows = snapshot.read_parquet(table.read(path))
         table.write(path, to_parquet(rows.filter(pc.invert(wanted.among(rows)))))
-    return Erased(files=len(found), left=0)
+    return len(found)
 
 
 def _by_attempt(listed: Iterable[FileInfo]) -> dict[str, list[FileInfo]]:

@@ -37,7 +37,8 @@ class Purged:
     files: int
     """So many files of older versions and of staging were erased, or written anew without the rows."""
     left: int
-    """So many files may hold some of the rows yet, as a run under way may need them: the erasure is not complete."""
+    """So many files may hold some of the rows yet: a run under way, or a version that came meanwhile, may need them. Unless it
+    is 0, the erasure is not complete."""
 
 
 def purge(table: Folder, ids: Sequence[str]) -> Purged:
