@@ -6,7 +6,7 @@ An executor knows nothing of versions and of what the pieces are for.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +28,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Do = Callable[[Item, WorkerSpec, GetTokenizer], Iterator[Result]]
 """A piece of work on one item; the tokenizer is made when it is asked for. It is found by its name in other processes."""
+
+
+Flowing = Generator[pa.Table, None, None]
+"""What the last stage of a flow gives, slice by slice; closing it ends the work."""
 
 
 class Job(Protocol):
@@ -71,7 +75,7 @@ class Executor(Protocol):
         """Who did the work, and why; "" while there was none."""
         ...
 
-    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Iterator[pa.Table]:
+    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         """What the last stage of the flow gives for each slice of the tasks, in no particular order."""
         ...
 

@@ -4,9 +4,10 @@ Comes in: a spec, or a run that is prepared, and an executor. Goes out: a publis
 by the same function and builds whole tables by the same functions.
 """
 
+import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -81,8 +82,11 @@ def encode(prepared: Prepared, executor: Executor) -> Encoded:
     filtered = prepared.spec.source.where is not None or prepared.spec.source.on_null == "skip"
     reports = []
     rows, effort = 0, Effort()
-    with Progress(units=len(tasks), rows=prepared.rows_to_do) as progress:
-        for report in reports_of(prepared, executor, progress.encoded):
+    with (
+        Progress(units=len(tasks), rows=prepared.rows_to_do) as progress,
+        contextlib.closing(reports_of(prepared, executor, progress.encoded)) as coming,
+    ):
+        for report in coming:
             reports.append(report)
             if report.refused is None:
                 progress.recorded(report.num_rows, report.failed, report.last)
@@ -107,10 +111,11 @@ def encode(prepared: Prepared, executor: Executor) -> Encoded:
     )
 
 
-def reports_of(prepared: Prepared, executor: Executor, on_encoded: OnProgress) -> Iterator[Report]:
+def reports_of(prepared: Prepared, executor: Executor, on_encoded: OnProgress) -> Generator[Report, None, None]:
     """A report of each slice, when it is recorded or refused."""
-    for table in executor.flow(prepared, prepared.plan.tasks, EMBED, on_encoded):
-        yield from map(report_of, table.to_pylist())
+    with contextlib.closing(executor.flow(prepared, prepared.plan.tasks, EMBED, on_encoded)) as tables:
+        for table in tables:
+            yield from map(report_of, table.to_pylist())
 
 
 def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
