@@ -15,7 +15,7 @@ from tests.hub import hub_server
 from tests.servers import az_server, gs_server, has_azurite
 
 DOCS = Path(__file__).parents[2] / "docs" / "sources.md"
-BEGIN, END = "<!-- made by tests/test_matrix.py -->\n", "<!-- end -->"
+BEGIN, END = "<!-- made by tests/sources/test_matrix.py -->\n", "<!-- end -->"
 STORES = ("disk", "s3", "gs", "az", "hf", "memory")
 WORKING: dict[str, dict[tuple[str, str, bool], bool]] = {}
 
