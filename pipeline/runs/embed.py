@@ -21,7 +21,7 @@ from pipeline.progress import Progress
 from pipeline.runs import plan as planning
 from pipeline.runs.calibrate import calibrate
 from pipeline.runs.estimate import TOKENS_PER_S
-from pipeline.runs.guard import check_clipped, check_failed
+from pipeline.runs.guard import check_clipped, check_failed, check_version
 from pipeline.runs.plan import Plan
 from pipeline.runs.prepare import prepare
 from pipeline.runs.prepared import Prepared
@@ -169,9 +169,9 @@ def publish(
         return prepared.parent, {}
     tally = work.tally(prepared.parent)
     failed = tally.failed + _lost_rows(prepared.parent, plan)
-    check_failed(prepared, failed, tally.documents + tally.failed)
+    effort = sum((item.effort for item in work.records), Effort())
+    check_version(prepared, failed=failed, total=tally.documents + tally.failed, effort=effort)
     check(replace(tally, failed=failed))
-    check_clipped(prepared, sum((item.effort for item in work.records), Effort()))
     check_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)
