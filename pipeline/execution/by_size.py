@@ -17,7 +17,7 @@ from pipeline.execution.local.executor import LocalExecutor
 from pipeline.execution.pools import Pools
 from pipeline.progress import duration
 from pipeline.stages.flow import Flow, OnProgress
-from pipeline.stages.row_keys import UnitKeys, UnitRows
+from pipeline.stages.row_keys import KeyResult, KeyTask
 from pipeline.table.compare import Difference
 from pipeline.table.diff import RowDifference
 from pipeline.table.part import Part
@@ -63,7 +63,7 @@ class ExecutorBySize:
         here = seconds <= CLUSTER_START_S or len(items) < 2
         return self._either(here).for_each(job, do, items, seconds=seconds, heavy=heavy)
 
-    def read_keys(self, job: Job, units: Sequence[UnitRows], *, num_keys: int) -> tuple[list[UnitKeys], Any]:
+    def read_keys(self, job: Job, units: Sequence[KeyTask], *, num_keys: int) -> tuple[list[KeyResult], Any]:
         """The handle says which executor has the keys."""
         executor = self._either(num_keys <= KEYS_HERE)
         known, keys = executor.read_keys(job, units, num_keys=num_keys)

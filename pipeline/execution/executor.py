@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.execution.pools import Pools
 from pipeline.stages.flow import Flow, OnProgress
-from pipeline.stages.row_keys import GetTokenizer, UnitKeys, UnitRows
+from pipeline.stages.row_keys import GetTokenizer, KeyResult, KeyTask
 from pipeline.stages.slice_row import SOURCE_CHANGED
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.storage import Folder
@@ -90,7 +90,7 @@ class Executor(Protocol):
         all of them; a `heavy` item keeps a core busy and holds whole parts in memory, others mostly wait for storage."""
         ...
 
-    def read_keys(self, job: Job, units: Sequence[UnitRows], *, num_keys: int) -> tuple[list[UnitKeys], Any]:
+    def read_keys(self, job: Job, units: Sequence[KeyTask], *, num_keys: int) -> tuple[list[KeyResult], Any]:
         """What the rows of each unit come to, and a handle of their keys for `compare_rows`."""
         ...
 

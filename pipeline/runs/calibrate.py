@@ -55,7 +55,7 @@ def _quantise(prepared: Prepared, executor: Executor) -> Prepared:
         found = pa.concat_tables([found, sample.sampled_tokens(rows)])
         if found.num_rows >= calibration.STEADY:
             break
-    executor.with_all_cpus(prepared, sample.quantise, found)
+    executor.with_all_cpus(prepared, sample.quantise_model, found)
     return _described_again(prepared)
 
 

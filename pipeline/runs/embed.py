@@ -15,7 +15,7 @@ from pipeline.encoder import probes
 from pipeline.errors import RunError, SourceChanged
 from pipeline.execution.executor import Executor, Report, busy_time, report_of
 from pipeline.execution.part_workers import PartWorkers
-from pipeline.model.folder import check_unchanged
+from pipeline.model.folder import check_model_unchanged
 from pipeline.progress import Progress
 from pipeline.runs import plan as planning
 from pipeline.runs.calibrate import calibrate
@@ -45,7 +45,7 @@ def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False) -> S
         prepared = prepare(spec, writes=True, retry_failed=retry_failed)
         if prepared.plan.changes_nothing:
             return nothing_to_do(prepared)
-        return build(prepared, executor, started)
+        return embed_units(prepared, executor, started)
 
     return planned_again(once)
 
@@ -58,18 +58,18 @@ def planned_again(once: Callable[[], Result]) -> Result:
         return once()
 
 
-def build(prepared: Prepared, executor: Executor, started: float, check: Check = lambda tally: None) -> Summary:
+def embed_units(prepared: Prepared, executor: Executor, started: float, check: Check = lambda tally: None) -> Summary:
     """Run a plan by units to its end; `started` is the run's beginning on time.perf_counter's clock."""
     prepared = calibrate(prepared, executor)
-    encoded = encode(prepared, executor)
+    encoded = encode_units(prepared, executor)
     seconds = timings(prepared, encoded)
     name = uuid.uuid4().hex[:12]
-    version, published = publish(prepared, executor, name, seconds | pace(encoded), check)
+    version, published = publish_units(prepared, executor, name, seconds | pace(encoded), check)
     total = {"total": time.perf_counter() - started}
     return summarise(prepared, version, encoded, seconds | published | total)
 
 
-def encode(prepared: Prepared, executor: Executor) -> Encoded:
+def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
     """Run what is left to do; everything finished is recorded in staging, whatever happens.
 
     Raises RunError when an encoder refuses, or too many rows failed; SourceChanged when a file isn't the planned one.
@@ -134,7 +134,7 @@ def pace(encoded: Encoded) -> dict[str, float]:
     return {TOKENS_PER_S: tokens / encoded.seconds} if tokens and encoded.seconds else {}
 
 
-def publish(
+def publish_units(
     prepared: Prepared,
     executor: Executor,
     run: str,
@@ -167,7 +167,7 @@ def publish(
     check_failed(prepared, failed, tally.documents + tally.failed)
     check(replace(tally, failed=failed))
     check_clipped(prepared, sum((item.effort for item in work.records), Effort()))
-    check_unchanged(prepared.encoder)
+    check_model_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)
     committed = time.perf_counter()

@@ -103,7 +103,7 @@ def score_retrieval(
     queries = encode_queries(list(judged.queries.values()))
     ndcgs, recalls = [], []
     for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-        best = nearest(queries[start : start + _QUERIES_AT_A_TIME], documents, function, _DEPTH)
+        best = nearest_documents(queries[start : start + _QUERIES_AT_A_TIME], documents, function, _DEPTH)
         for query, found in zip(list(judged.queries)[start : start + len(best)], best, strict=True):
             ranked = [names[document] for document in found]
             ndcgs.append(ndcg(ranked, judged.relevant[query], 10))
@@ -117,7 +117,7 @@ def score_retrieval(
     )
 
 
-def nearest(queries: Vectors, documents: Vectors, function: str, count: int) -> NDArray[np.int64]:
+def nearest_documents(queries: Vectors, documents: Vectors, function: str, count: int) -> NDArray[np.int64]:
     """[queries, count], or all documents if they are fewer: the most similar documents' numbers, best first, equal ones in
     ascending order. `queries` and `documents` are float32[.., dim]."""
     scores, numbers = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)

@@ -10,7 +10,9 @@ from pipeline.table import calibration, layout, snapshot
 from pipeline.table.record import Effort
 
 
-def check_deleted(table: str, *, rows: int, deleted: int, files: int, limit: float, allowed: bool = False) -> None:
+def check_deletion_limit(
+    table: str, *, rows: int, deleted: int, files: int, limit: float, allowed: bool = False
+) -> None:
     """Raises GateFailed where of the `rows` that the table has more are deleted than `limits.max_deleted_rows`, which is a
     share below 1, else a count, unless the user allowed it. `files` were listed.
 

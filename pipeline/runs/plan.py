@@ -122,12 +122,14 @@ def make_plan(
     )
 
 
-def retries(planned: Mapping[str, tuple[Span, ...]], parent: Snapshot, letters: Iterable[pa.Table]) -> dict[str, Unit]:
+def retries(
+    planned: Mapping[str, tuple[Span, ...]], parent: Snapshot, dead_letters: Iterable[pa.Table]
+) -> dict[str, Unit]:
     """For each live unit that is planned again and has some of the dead letters, the unit of these rows alone."""
     numbers = parent.units()
     unit_of = {number: unit for unit in numbers if unit in planned for number in numbers[unit]}
     rows: dict[str, list[tuple[int, int]]] = {}
-    for table in letters:
+    for table in dead_letters:
         positions = pc.fill_null(table.column(schema.POSITION), NO_PLACE).to_pylist()
         for source, position in zip(table.column(schema.SOURCE).to_pylist(), positions, strict=True):
             if source in unit_of:

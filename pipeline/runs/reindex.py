@@ -15,15 +15,15 @@ from pipeline.config import RunSpec
 from pipeline.execution.costs import READ_ROWS_PER_S
 from pipeline.execution.executor import Executor
 from pipeline.execution.part_workers import PartWorkers
-from pipeline.model.folder import check_unchanged
-from pipeline.runs.embed import build, description, encode, pace, planned_again, timings
+from pipeline.model.folder import check_model_unchanged
+from pipeline.runs.embed import description, embed_units, encode_units, pace, planned_again, timings
 from pipeline.runs.forecast import Forecast, forecast
 from pipeline.runs.guard import check_failed
 from pipeline.runs.prepare import check_paths, prepare
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.reindex_summary import Reindexed, nothing_to_reindex, summarise_rows
 from pipeline.runs.row_changes import Changes, check_built, check_deleted, find
-from pipeline.runs.row_publication import all_staged, orders_of, revision_of
+from pipeline.runs.row_publication import all_staged, revision_of, write_tasks
 from pipeline.runs.summary import NOTHING_ENCODED, Encoded, Summary
 from pipeline.stages import row_writer
 from pipeline.storage import Folder, before_work
@@ -56,7 +56,9 @@ def reindex(
             return nothing_to_reindex(prepared)
         if prepared.is_full:
             check_deleted(prepared, None, allowed=allow_deletes)
-            return build(prepared, executor, started, functools.partial(check_built, prepared, allowed=allow_deletes))
+            return embed_units(
+                prepared, executor, started, functools.partial(check_built, prepared, allowed=allow_deletes)
+            )
         return _by_row(prepared, executor, started, allow_deletes=allow_deletes)
 
     return planned_again(once)
@@ -72,7 +74,7 @@ def _by_row(prepared: Prepared, executor: Executor, started: float, *, allow_del
     encoded = encode_texts(prepared, executor, changes)
     seconds = timings(prepared, encoded) | {"diff": found_s}
     name = uuid.uuid4().hex[:12]
-    version, upkeep, published = publish(prepared, executor, changes, name, seconds | pace(encoded))
+    version, upkeep, published = publish_rows(prepared, executor, changes, name, seconds | pace(encoded))
     total = {"total": time.perf_counter() - started}
     return summarise_rows(prepared, changes, version, upkeep, encoded, seconds | published | total)
 
@@ -97,15 +99,15 @@ def plan(
 def encode_texts(prepared: Prepared, executor: Executor, changes: Changes) -> Encoded:
     """Encode the texts that nobody has; everything finished is recorded in staging, whatever happens.
 
-    Raises what `encode` raises.
+    Raises what `encode_units` raises.
     """
     if not changes.texts:
         return NOTHING_ENCODED
     plan = replace(prepared.plan, added=changes.texts, retried={}, records={})
-    return encode(replace(prepared, plan=plan), executor)
+    return encode_units(replace(prepared, plan=plan), executor)
 
 
-def publish(
+def publish_rows(
     prepared: Prepared, executor: Executor, changes: Changes, name: str, timings: Mapping[str, float]
 ) -> tuple[Snapshot, Upkeep, dict[str, float]]:
     """Write the rows, commit the version and bring the folder into its state; returns the version, what it did to the
@@ -119,16 +121,16 @@ def publish(
     with changes.publication.guarded(prepared.vectors.fingerprint):
         changes.publication.check_current(prepared.vectors.fingerprint)
         staged, records = all_staged(prepared, changes)
-        orders = orders_of(prepared, executor, changes, staged)
+        tasks = write_tasks(prepared, executor, changes, staged)
         seconds = len(changes.upserts) / READ_ROWS_PER_S
-        written = list(executor.for_each(prepared, row_writer.write, orders, seconds=seconds))
+        written = list(executor.for_each(prepared, row_writer.write_upserts, tasks, seconds=seconds))
         made = revision_of(prepared, executor, changes, written, records)
     tally = sum((tally for _, tally in made.added), Tally())
     tally += sum((tally for _, tally in made.stale.values()), Tally())
     tally += sum((kept for unit, kept in parent.tallies().items() if unit in made.kept), Tally())
     check_failed(prepared, tally.failed, tally.documents + tally.failed)
     assembled = time.perf_counter()
-    check_unchanged(prepared.encoder)
+    check_model_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version, upkeep = merge_rows.publish(changes.publication, made, description(prepared, name, timings), workers)
     committed = time.perf_counter()

@@ -21,7 +21,7 @@ from pipeline.runs import plan as planning
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_vectors import vectors_for
 from pipeline.stages.read import slices_of
-from pipeline.stages.row_keys import UnitKeys, UnitRows, only
+from pipeline.stages.row_keys import KeyResult, KeyTask, only
 from pipeline.table import dead_letters, diff, snapshot
 from pipeline.table.diff import GONE, KEPT, STALE, Keys, RowDifference, SourceStates
 from pipeline.table.publication import Publication
@@ -47,7 +47,7 @@ class Changes:
     """New to the table; the number of a span is its place in the unit."""
     numbers: tuple[tuple[int, ...], ...]
     """Of each unit's spans in the new version."""
-    known: tuple[UnitKeys, ...]
+    known: tuple[KeyResult, ...]
     """What each unit comes to."""
     kept: frozenset[str]
     stale: Mapping[int, tuple[str, Tally]]
@@ -111,7 +111,7 @@ def check_built(prepared: Prepared, tally: Tally, *, allowed: bool = False) -> N
 
 def _guard(prepared: Prepared, rows: int, deleted: int, allowed: bool) -> None:
     limit = prepared.spec.limits.max_deleted_rows
-    guard.check_deleted(
+    guard.check_deletion_limit(
         prepared.table.url, rows=rows, deleted=deleted, files=len(prepared.corpus.files), limit=limit, allowed=allowed
     )
 
@@ -178,7 +178,7 @@ class _Read:
     def __init__(self, prepared: Prepared, executor: Executor, folder: str | None) -> None:
         self._prepared, self._executor, self._folder = prepared, executor, folder
         self.units: list[Unit] = []
-        self.known: dict[int, UnitKeys] = {}
+        self.known: dict[int, KeyResult] = {}
         self.skipped: set[int] = set()
         self.kept = prepared.plan.kept
         self.unread: dict[str, str] = {}
@@ -199,7 +199,7 @@ class _Read:
         numbered = [replace(unit, sources=tuple(range(len(unit.spans)))) for unit in units]
         self.units += numbered
         readings = [
-            UnitRows(unit=unit, number=number, folder=self._folder) for number, unit in enumerate(numbered, first)
+            KeyTask(unit=unit, number=number, folder=self._folder) for number, unit in enumerate(numbered, first)
         ]
         known, keys = self._executor.read_keys(self._prepared, readings, num_keys=self._num_keys)
         self._keys.append(keys)
@@ -299,16 +299,16 @@ def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, 
     numbers = np.flatnonzero(read.states == STALE)
     if not len(numbers):
         return {}
-    letters: dict[int, int] = {}
+    failed: dict[int, int] = {}
     for rows in dead_letters.read(prepared.table, prepared.parent):
         for number in rows.column("source").to_pylist():
-            letters[number] = letters.get(number, 0) + 1
+            failed[number] = failed.get(number, 0) + 1
     rows_of = {int(row["source"]): (int(row["rows"]), int(row["documents"])) for row in left}
     unit_of = {row["source"]: row["unit_id"] for row in prepared.parent.sources.to_pylist()}
     stale = {}
     for number in numbers.tolist():
         rows, documents = rows_of.get(number, (0, 0))
-        tally = Tally(rows=rows, documents=documents, failed=letters.get(number, 0))
+        tally = Tally(rows=rows, documents=documents, failed=failed.get(number, 0))
         unit = unit_of[number]
         # Called stale once, it keeps that name.
         stale[number] = (identity.stale_id(unit, [number]), tally)

@@ -17,7 +17,7 @@ from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_changes import Changes
 from pipeline.runs.row_vectors import live_places
 from pipeline.stages.row_keys import GetTokenizer
-from pipeline.stages.row_writer import Order, Orders, Written, numbered, order_of
+from pipeline.stages.row_writer import UnitUpserts, WriteResult, WriteTask, upserts_of, with_version_numbers
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.table import record, scan, snapshot
 from pipeline.table.diff import Keys
@@ -26,9 +26,9 @@ from pipeline.table.record import Effort, Record
 from pipeline.table.scan import Gathering
 from pipeline.table.snapshot import Tally
 
-ORDER_ROWS = 8192
+TASK_ROWS = 8192
 """One piece of work writes so many rows at most,"""
-ORDER_BYTES = 256 * 2**20
+TASK_BYTES = 256 * 2**20
 """and so many bytes of vectors."""
 
 
@@ -39,7 +39,7 @@ def all_staged(prepared: Prepared, changes: Changes) -> tuple[dict[bytes, str], 
         return {}, []
     found: dict[bytes, str] = {}
     records = []
-    for item in record.read_texts(prepared.table, prepared.vectors.fingerprint):
+    for item in record.read_text_records(prepared.table, prepared.vectors.fingerprint):
         own: set[bytes] = set()
         for part in item.parts:
             rows = snapshot.read_parquet(prepared.table.read(part.path))
@@ -52,33 +52,35 @@ def all_staged(prepared: Prepared, changes: Changes) -> tuple[dict[bytes, str], 
     return found, records
 
 
-def orders_of(prepared: Prepared, executor: Executor, changes: Changes, staged: Mapping[bytes, str]) -> list[Orders]:
+def write_tasks(
+    prepared: Prepared, executor: Executor, changes: Changes, staged: Mapping[bytes, str]
+) -> list[WriteTask]:
     """The rows to write, in pieces; the vectors that the table has are copied out of its parts first."""
     gathered = _gather(prepared, executor, changes)
     stored = prepared.stored_vector_bytes
-    most = max(1, min(ORDER_ROWS, ORDER_BYTES // stored))
-    pieces: list[list[Order]] = []
+    most = max(1, min(TASK_ROWS, TASK_BYTES // stored))
+    pieces: list[list[UnitUpserts]] = []
     room = 0
     for number in np.unique(changes.upserts["unit"]).tolist():
         rows = changes.upserts[changes.upserts["unit"] == number]
-        for some in _by_document(rows, max(most, ORDER_BYTES // stored)):
+        for some in _by_document(rows, max(most, TASK_BYTES // stored)):
             if room < len(some):
                 pieces.append([])
                 room = most
             room -= len(some)
-            pieces[-1].append(order_of(changes.units[number], number, changes.numbers[number], some))
-    orders = []
+            pieces[-1].append(upserts_of(changes.units[number], number, changes.numbers[number], some))
+    tasks = []
     for index, piece in enumerate(pieces):
-        texts = {content.tobytes() for order in piece for content in order.upserts["content"]}
+        texts = {content.tobytes() for item in piece for content in item.upserts["content"]}
         files = {gathered[changes.places[text][0]] if text in changes.places else staged[text] for text in texts}
-        orders.append(
-            Orders(
-                orders=tuple(piece),
+        tasks.append(
+            WriteTask(
+                units=tuple(piece),
                 vectors=tuple(sorted(files)),
                 output=f"{changes.publication.folder}rows/{index:06d}",
             )
         )
-    return orders
+    return tasks
 
 
 def _by_document(rows: Keys, most: int) -> Iterator[Keys]:
@@ -120,7 +122,7 @@ def _gathered(job: Gathering, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iter
 
 
 def revision_of(
-    prepared: Prepared, executor: Executor, changes: Changes, written: Sequence[Written], records: Sequence[Record]
+    prepared: Prepared, executor: Executor, changes: Changes, written: Sequence[WriteResult], records: Sequence[Record]
 ) -> Revision:
     lost_ids = np.concatenate([np.zeros((0, 2), np.uint64), *(item.lost_ids for item in written)])
     lost_places = live_places(prepared, executor, lost_ids)
@@ -143,7 +145,7 @@ def revision_of(
         removed=np.unique(np.concatenate([changes.removed, lost_places])),
         deleted=np.unique(np.concatenate([changes.deletes, lost_places])),
         fresh=[part for item in written for part in item.parts],
-        letters=_letters(prepared, changes, written),
+        dead_letters=_dead_letters(prepared, changes, written),
         new=int((upserts["part"] < 0).sum()),
         changed=int((upserts["part"] >= 0).sum()),
         failed_new=sum(tally.failed for _, tally in added),
@@ -163,10 +165,10 @@ def _less(known: Tally, lost: Tally) -> Tally:
     )
 
 
-def _letters(prepared: Prepared, changes: Changes, written: Sequence[Written]) -> Iterator[pa.Table]:
+def _dead_letters(prepared: Prepared, changes: Changes, written: Sequence[WriteResult]) -> Iterator[pa.Table]:
     for known, numbers in zip(changes.known, changes.numbers, strict=True):
-        for path in known.letters:
-            yield numbered(snapshot.read_parquet(prepared.table.read(path)), numbers)
+        for path in known.dead_letters:
+            yield with_version_numbers(snapshot.read_parquet(prepared.table.read(path)), numbers)
     for item in written:
-        for path in item.letters:
+        for path in item.dead_letters:
             yield snapshot.read_parquet(prepared.table.read(path))

@@ -56,7 +56,7 @@ def _live_texts(
 def _staged_texts(prepared: Prepared, wanted: set[bytes], *, writes: bool = True) -> dict[bytes, str]:
     """Of these texts those that earlier runs encoded, each with its staged file."""
     found: dict[bytes, str] = {}
-    for item in record.read_texts(prepared.table, prepared.vectors.fingerprint, writes=writes):
+    for item in record.read_text_records(prepared.table, prepared.vectors.fingerprint, writes=writes):
         for part in item.parts:
             rows = snapshot.read_parquet(prepared.table.read(part.path))
             found |= dict.fromkeys(set(rows.column("content_hash").to_pylist()) & wanted, part.path)

@@ -23,7 +23,7 @@ GetTokenizer = Callable[[], Tokenizer]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitRows:
+class KeyTask:
     """A unit whose rows are to be known. The number of a span in it is its place among the spans."""
 
     unit: Unit
@@ -34,22 +34,22 @@ class UnitRows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitKeys:
+class KeyResult:
     """What a unit's rows come to."""
 
     number: int
     tally: Tally
     unread: Mapping[int, str]
     """Spans that can't be read, or not to their end, and why."""
-    letters: tuple[str, ...]
+    dead_letters: tuple[str, ...]
     """Files of dead letters."""
 
 
-def keys(item: UnitRows, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys | UnitKeys]:
+def read_keys(item: KeyTask, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys | KeyResult]:
     """WANTED_KEY[n] of the unit's rows, some at a time, and in the end what they come to. Raises SourceChanged."""
     unit, tally = item.unit, Tally()
     unread: dict[int, str] = {}
-    letters: list[str] = []
+    dead_letters: list[str] = []
     chunked = spec.rows_are_chunks
     for piece in slices_of(unit, spec):
         documents, dead = piece.documents, piece.dead_letters
@@ -68,9 +68,9 @@ def keys(item: UnitRows, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[
         unread |= piece.unread
         tally += Tally(rows=len(found), documents=num_documents, failed=dead.num_rows, skipped=piece.skipped)
         if dead.num_rows and item.folder is not None:
-            letters.append(f"{item.folder}letters/{item.number:06d}-{piece.first_row:012d}.parquet")
-            spec.open_table().write(letters[-1], to_parquet(dead))
-    yield UnitKeys(number=item.number, tally=tally, unread=unread, letters=tuple(letters))
+            dead_letters.append(f"{item.folder}letters/{item.number:06d}-{piece.first_row:012d}.parquet")
+            spec.open_table().write(dead_letters[-1], to_parquet(dead))
+    yield KeyResult(number=item.number, tally=tally, unread=unread, dead_letters=tuple(dead_letters))
 
 
 def _document_keys(documents: pa.Table, spec: WorkerSpec) -> Keys:

@@ -133,7 +133,7 @@ def sampled_tokens(rows: Iterable[pa.Table]) -> pa.Table:
     return pa.concat_tables(found) if found else pa.table({schema.TOKENS: pa.array([], pa.large_list(pa.int32()))})
 
 
-def quantise(tokens: pa.Table, spec: WorkerSpec, threads: int) -> None:
+def quantise_model(tokens: pa.Table, spec: WorkerSpec, threads: int) -> None:
     """Make the table's int8 model, unless another run has. Raises InputError or RunError where it is not to be had."""
     assert spec.encode.int8_path is not None
     graph, made = encoder_int8.quantise(spec.encode.encoder, arrow_to_tokens(tokens.column(schema.TOKENS)), threads)

@@ -22,7 +22,7 @@ from pipeline.execution.local.pool import LocalFlow
 from pipeline.execution.pools import ALONE, Pools, choose_pools, cores
 from pipeline.stages import row_keys
 from pipeline.stages.flow import EMBED, Flow, OnProgress
-from pipeline.stages.row_keys import UnitKeys, UnitRows
+from pipeline.stages.row_keys import KeyResult, KeyTask
 from pipeline.table import diff, scan
 from pipeline.table.compare import Difference
 from pipeline.table.diff import KEPT, WANTED_KEY, Keys, RowDifference
@@ -90,12 +90,12 @@ class LocalExecutor:
             for results in threads.map(lambda item: list(do(item, spec, tokenizer)), items):
                 yield from results
 
-    def read_keys(self, job: Job, units: Sequence[UnitRows], *, num_keys: int) -> tuple[list[UnitKeys], list[Keys]]:
+    def read_keys(self, job: Job, units: Sequence[KeyTask], *, num_keys: int) -> tuple[list[KeyResult], list[Keys]]:
         """The handle is the keys themselves."""
-        known: list[UnitKeys] = []
+        known: list[KeyResult] = []
         keys: list[Keys] = []
-        for found in self.for_each(job, row_keys.keys, units, seconds=0.0):
-            known.append(found) if isinstance(found, UnitKeys) else keys.append(found)
+        for found in self.for_each(job, row_keys.read_keys, units, seconds=0.0):
+            known.append(found) if isinstance(found, KeyResult) else keys.append(found)
         return known, keys
 
     def compare_rows(self, job: Job, keys: Sequence[list[Keys]], comparison: RowComparison) -> Iterator[RowDifference]:

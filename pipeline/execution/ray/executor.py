@@ -18,7 +18,7 @@ from pipeline.execution.ray.cluster import LOCAL, Cluster, alive_nodes
 from pipeline.execution.ray.flow import monitored, run_flow
 from pipeline.execution.ray.shuffle import items_of, light
 from pipeline.stages.flow import Flow, OnProgress
-from pipeline.stages.row_keys import UnitKeys, UnitRows
+from pipeline.stages.row_keys import KeyResult, KeyTask
 from pipeline.table import compare
 from pipeline.table.compare import Difference
 from pipeline.table.diff import RowDifference
@@ -81,8 +81,8 @@ class RayExecutor:
             yield pickle.loads(row["result"])
 
     def read_keys(
-        self, job: Job, units: Sequence[UnitRows], *, num_keys: int
-    ) -> tuple[list[UnitKeys], "ray.data.Dataset"]:
+        self, job: Job, units: Sequence[KeyTask], *, num_keys: int
+    ) -> tuple[list[KeyResult], "ray.data.Dataset"]:
         """The keys stay on the cluster: the handle is a data set."""
         with monitored("keys", job.worker_spec(self._cluster.pools())) as (run, _):
             keys = items_of(units).map_batches(shuffle.unit_keys, **light(run)).materialize()

@@ -42,7 +42,7 @@ def run_flow(
     """
     unrecorded = pools.encoders * TASKS_PER_ENCODER + pools.writers
     with monitored("run", spec, flow, unrecorded, pools.encoders) as (run, monitor), _polled(monitor, on_progress):
-        yield from _tables(build(tasks, run, pools, flow, spec.limits.unit_timeout_s))
+        yield from _tables(run_stages(tasks, run, pools, flow, spec.limits.unit_timeout_s))
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _polled(monitor: Any, on_progress: OnProgress | None) -> Iterator[None]:
         thread.join()
 
 
-def build(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeout_s: float) -> "ray.data.Dataset":
+def run_stages(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeout_s: float) -> "ray.data.Dataset":
     """The stages that the flow has. Each gets a pool size, and other CPUs than an encoder: Ray fuses reading into encoders
     that look like it, which then wait for it."""
     light: dict[str, Any] = {
@@ -115,7 +115,7 @@ def build(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeout_s: 
     rows.context.execution_no_progress_timeout_s = STALLED_TIMEOUTS * timeout_s
     # Ray would read every worker's memory map once a second, and stop its page faults meanwhile.
     rows.context.memory_usage_poll_interval_s = None
-    rows = rows.map_batches(workers.read, compute=TaskPoolStrategy(size=pools.tokenizers), **light)
+    rows = rows.map_batches(workers.read_stage, compute=TaskPoolStrategy(size=pools.tokenizers), **light)
     if flow.encode is not None:
         rows = rows.map_batches(
             workers.EncodeStage,
@@ -127,7 +127,7 @@ def build(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeout_s: 
             compute=ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=TASKS_PER_ENCODER),
         )
     if flow.write is not None:
-        rows = rows.map_batches(workers.write, compute=TaskPoolStrategy(size=pools.writers), **light)
+        rows = rows.map_batches(workers.write_stage, compute=TaskPoolStrategy(size=pools.writers), **light)
     return rows
 
 

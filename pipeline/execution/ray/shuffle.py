@@ -16,7 +16,7 @@ import ray.data
 
 from pipeline.execution.ray.workers import given, tokenizer
 from pipeline.stages import row_keys
-from pipeline.stages.row_keys import UnitKeys
+from pipeline.stages.row_keys import KeyResult
 from pipeline.table import compare, diff, scan
 from pipeline.table.diff import LIVE_KEY, WANTED_KEY, RowDifference, SourceStates
 
@@ -40,15 +40,15 @@ def unit_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
     """Keys of the rows of units, and at the end of each unit what it comes to, pickled in a column `known`."""
     spec, _ = given(run)
     for item in batch.column("item").to_pylist():
-        for found in row_keys.keys(pickle.loads(item), spec, functools.partial(tokenizer, run)):
-            if isinstance(found, UnitKeys):
+        for found in row_keys.read_keys(pickle.loads(item), spec, functools.partial(tokenizer, run)):
+            if isinstance(found, KeyResult):
                 known = pa.array([pickle.dumps(found)], pa.large_binary())
                 yield pa.table({"key": pa.nulls(1, pa.binary(WANTED_KEY.itemsize)), "known": known})
             elif len(found):
                 yield pa.table({"key": _cells(found), "known": pa.nulls(len(found), pa.large_binary())})
 
 
-def known_of(keys: "ray.data.Dataset") -> list[UnitKeys]:
+def known_of(keys: "ray.data.Dataset") -> list[KeyResult]:
     """What each of the units comes to."""
     known = keys.map_batches(_known, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
     return [pickle.loads(row["known"]) for row in known.iter_rows()]

@@ -27,7 +27,7 @@ from pipeline.work import Task
 CLAIM_EVERY_S = 0.02
 
 
-def read(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+def read_stage(batch: pa.Table, run: str) -> Iterator[pa.Table]:
     """The slices of tasks: an Arrow table with a column `task` of pickled tasks comes in."""
     monitor = ray.get_actor(run)
     spec, flow = given(run)
@@ -63,7 +63,7 @@ class EncodeStage:
         self._monitor.add_progress.remote(rows, tokens)
 
 
-def write(batch: pa.Table, run: str) -> pa.Table:
+def write_stage(batch: pa.Table, run: str) -> pa.Table:
     monitor, key = ray.get_actor(run), slice_row.key_of(batch)
     spec, flow = given(run)
     strikes = ray.get(monitor.begin.remote(("write", key), this_worker()))
