@@ -27,20 +27,9 @@ from pipeline.work import Slice, Task, Unit
 
 def read_rows(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[pa.Table]:
     """The slices of a unit that no earlier run recorded, as FLOW rows; a changed source file ends them with `refused`."""
-    slices = read_slices(
-        task.unit,
-        spec.read.schema,
-        spec.read.source,
-        spec.read.carried,
-        spec.limits,
-        spec.read.slice_rows,
-        task.done,
-        spec.read.slice_bytes,
-        spec.write.table.partition_by,
-    )
     started = time.perf_counter()
     try:
-        for piece in slices:
+        for piece in slices_of(task.unit, spec, task.done):
             read_s = time.perf_counter() - started
             yield _tokenize(piece, task.unit, spec, tokenizer, read_s)
             started = time.perf_counter()
@@ -154,15 +143,5 @@ def _with_tokens(rows: pa.Table, lengths: np.ndarray[Any, Any], truncated: np.nd
 
 
 def slices_of(unit: Unit, spec: WorkerSpec, done: tuple[tuple[int, int], ...] = ()) -> Iterator[Slice]:
-    """The slices of a unit."""
-    return read_slices(
-        unit,
-        spec.read.schema,
-        spec.read.source,
-        spec.read.carried,
-        spec.limits,
-        spec.read.slice_rows,
-        done,
-        spec.read.slice_bytes,
-        spec.write.table.partition_by,
-    )
+    """The slices of a unit, of the rows that no interval of `done` holds. Raises SourceChanged and StorageError."""
+    return read_slices(unit, spec.slices, done)

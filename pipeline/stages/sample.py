@@ -18,7 +18,7 @@ from pipeline.encoder.encoder import Encoder
 from pipeline.encoder.token_rows import arrow_to_tokens
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError, SourceChanged
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import SLICE_BYTES, read_slices
 from pipeline.stages.encode import vectors_of
 from pipeline.stages.read import tokenize_chunks, tokenize_whole
 from pipeline.stages.slice_row import SOURCE_CHANGED, flow_row, from_cell, refuse, to_ipc
@@ -70,13 +70,11 @@ def read_sample(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[
 def _spread_texts(task: Task, spec: WorkerSpec) -> pa.Table:
     """The documents of `read_sample`, in their order."""
     most, depth = spec.read.slice_rows, spec.read.sample_depth
-    pieces = read_slices(
-        task.unit, spec.read.schema, spec.read.source, (), spec.limits, max(most, min(depth, 4096)), ()
-    )
+    slices = replace(spec.slices, carried=(), partition_by=(), rows=max(most, min(depth, 4096)), bytes=SLICE_BYTES)
     kept: pa.Table | None = None
     seen: set[bytes] = set()
     stride, rows = 1, 0
-    for piece in pieces:
+    for piece in read_slices(task.unit, slices):
         rows += piece.num_rows
         chosen = []
         for row, content in enumerate(identity.content_hashes(piece.documents.column(schema.TEXT), "").to_pylist()):

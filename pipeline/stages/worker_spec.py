@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
 from pipeline.model.folder import EncoderSpec
+from pipeline.sources.reader import SliceSpec
 from pipeline.storage import Folder
 from pipeline.table import int8
 from pipeline.table.calibration import Calibration
@@ -70,6 +71,20 @@ class WorkerSpec:
     encode: EncodeSpec
     write: WriteSpec
     limits: LimitSpec
+
+    @property
+    def slices(self) -> SliceSpec:
+        """How a unit's rows are read, slice by slice."""
+        read = self.read
+        return SliceSpec(
+            source=read.source,
+            schema=read.schema,
+            carried=read.carried,
+            partition_by=read.partition_by,
+            limits=self.limits,
+            rows=read.slice_rows,
+            bytes=read.slice_bytes,
+        )
 
     @property
     def rows_are_chunks(self) -> bool:
