@@ -1,7 +1,7 @@
-"""A reindex: the table follows its sources by row, at the cost of what changed.
+"""A reindex lets the table follow its sources by row, at the cost of what changed.
 
-Comes in: a spec and an executor. Goes out: a published version and its summary. What differs is found by row_changes.py, how
-rows get into a version stands in row_publication.py; encoding and whole builds are those of embed.py.
+A spec and an executor come in. A published version and its summary go out. Differences are found by row_changes.py,
+and rows get into a version by row_publication.py. Encoding and whole builds are the work of embed.py.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from pipeline.table.snapshot import Snapshot, Tally
 
 @contextlib.contextmanager
 def alone(spec: RunSpec) -> Iterator[None]:
-    """Have the table's lease. Raises TableBusy, before any work."""
+    """Hold the table's lease. Raises TableBusy before any work."""
     check_paths(spec)
     table = Folder(spec.table.path, spec.table.storage_options)
     with contextlib.ExitStack() as stack:
@@ -47,7 +47,7 @@ def alone(spec: RunSpec) -> Iterator[None]:
 def reindex(
     spec: RunSpec, executor: Executor, *, new_model: bool = False, allow_deletes: bool = False
 ) -> Reindexed | Summary:
-    """Bring the table up to date. A caller holds the lease. Raises GateFailed where too much would be deleted."""
+    """Bring the table up to date while the caller holds the lease. Raises GateFailed where too much would be deleted."""
     started = time.perf_counter()
 
     def once() -> Reindexed | Summary:
@@ -87,7 +87,7 @@ def plan(
     allow_deletes: bool = False,
     price_per_hour: float | None = None,
 ) -> Forecast:
-    """What `reindex` would do."""
+    """Forecast what `reindex` would do."""
     started = time.perf_counter()
     prepared = prepare(spec, writes=False, new_model=new_model)
     nothing = prepared.plan.changes_nothing or prepared.is_full
@@ -97,7 +97,7 @@ def plan(
 
 
 def encode_texts(prepared: Prepared, executor: Executor, changes: Changes) -> Encoded:
-    """Encode the texts that nobody has; everything finished is recorded in staging, whatever happens.
+    """Encode the texts that have no vector. Every finished slice is recorded in staging, whatever happens afterwards.
 
     Raises what `encode_units` raises.
     """
@@ -110,11 +110,10 @@ def encode_texts(prepared: Prepared, executor: Executor, changes: Changes) -> En
 def publish_rows(
     prepared: Prepared, executor: Executor, changes: Changes, name: str, timings: Mapping[str, float]
 ) -> tuple[Snapshot, Upkeep, dict[str, float]]:
-    """Write the rows, commit the version and bring the folder into its state; returns the version, what it did to the
-    files, and the seconds it took.
+    """Write the rows, commit the version and materialise it.
 
-    Raises RunError where texts are missing or too many rows failed, GateFailed, SourceChanged, and CommitConflict when
-    overtaken.
+    Return the version, what it did to the files, and the seconds it took. Raises RunError where texts are missing or
+    too many rows failed, GateFailed, SourceChanged, and CommitConflict when another run published meanwhile.
     """
     started = time.perf_counter()
     table, parent = prepared.table, prepared.parent

@@ -1,7 +1,7 @@
-"""The rows of a reindex on their way into a version: which are written where, and what the version becomes.
+"""The changed rows of a reindex become parts, and then a revision of the table.
 
-Comes in: `Changes`, after every text that needed it was encoded. Goes out: pieces of work that write rows, and the `Revision`
-that the table is to take.
+`Changes` come in after every text that needed it was encoded. Tasks that write rows go out, and the `Revision` that
+the table is to take.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,13 +27,13 @@ from pipeline.table.scan import Gathering
 from pipeline.table.snapshot import Tally
 
 TASK_ROWS = 8192
-"""One piece of work writes so many rows at most,"""
+"""A task writes at most so many rows."""
 TASK_BYTES = 256 * 2**20
-"""and so many bytes of vectors."""
+"""A task writes at most so many bytes of vectors."""
 
 
 def all_staged(prepared: Prepared, changes: Changes) -> tuple[dict[bytes, str], list[Record]]:
-    """(text -> staged file, the records of these files), after everything is encoded."""
+    """Return (text -> staged file, the records of these files), after everything is encoded."""
     needed = changes.staged.keys() | {item for unit in changes.texts for item in unit.hashes or ()}
     if not needed:
         return {}, []
@@ -55,7 +55,7 @@ def all_staged(prepared: Prepared, changes: Changes) -> tuple[dict[bytes, str], 
 def write_tasks(
     prepared: Prepared, executor: Executor, changes: Changes, staged: Mapping[bytes, str]
 ) -> list[WriteTask]:
-    """The rows to write, in pieces; the vectors that the table has are copied out of its parts first."""
+    """Divide the rows to write into tasks. The vectors that the table has are first copied out of its parts."""
     gathered = _gather(prepared, executor, changes)
     stored = prepared.stored_vector_bytes
     most = max(1, min(TASK_ROWS, TASK_BYTES // stored))
@@ -84,7 +84,7 @@ def write_tasks(
 
 
 def _by_document(rows: Keys, most: int) -> Iterator[Keys]:
-    """Pieces of at most so many rows, or of one document."""
+    """Yield groups of at most `most` rows. A group has more only if a single document does."""
     starts = np.flatnonzero(
         np.concatenate([[True], (rows[1:][["span", "position"]] != rows[:-1][["span", "position"]])])
     )
@@ -98,7 +98,7 @@ def _by_document(rows: Keys, most: int) -> Iterator[Keys]:
 
 
 def _gather(prepared: Prepared, executor: Executor, changes: Changes) -> dict[int, str]:
-    """Part -> the file with its vectors that other rows need."""
+    """Map each part to a file with those of its vectors that other rows need."""
     rows_of: dict[int, set[int]] = {}
     for part, row in changes.places.values():
         rows_of.setdefault(part, set()).add(row)
@@ -156,7 +156,7 @@ def revision_of(
 
 
 def _less(known: Tally, lost: Tally) -> Tally:
-    """`lost` counts documents that failed after all."""
+    """Subtract the documents that failed after all, which `lost` counts."""
     return Tally(
         rows=known.rows - lost.rows,
         documents=known.documents - lost.documents,
