@@ -1,6 +1,7 @@
-"""Who does the work is chosen piece by piece: this machine where that is quicker than a cluster's start, else Ray.
+"""This machine does a piece of work where that is quicker than a cluster's start, else Ray does it.
 
-Two executors stand behind one interface; the thresholds are those of costs.py. Ray is imported when there is work for it.
+Two executors stand behind one interface. The thresholds are those of costs.py. Ray is imported when there is work for
+it.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ExecutorBySize:
-    """Implements execution.executor.Executor. Leaving the block ends what was started."""
+    """It implements execution.executor.Executor. Leaving the block ends what was started."""
 
     def __init__(self, resources: ResourceSpec) -> None:
         self._resources = resources
@@ -82,7 +83,7 @@ class ExecutorBySize:
         return self._local if here else self._on_ray()
 
     def _encoding(self, job: Job) -> Executor:
-        """Who reads, encodes and writes slices."""
+        """Choose the executor that reads, encodes and writes slices."""
         if self._ray is not None and self._ray.description:
             return self._ray
         if self._resources.ray_address is not None:

@@ -1,6 +1,6 @@
-"""The rows of a reindex that differ from the live ones are put together from source columns and vectors, and staged as parts.
+"""Changed rows are put together from source columns and vectors, and staged as parts.
 
-Functions of one piece of work each; who does them, and where, is not known here. Spans are named by their place in the
+Each function does one piece of work. Who does it, and where, is not known here. Spans are named by their place in the
 unit until `write_upserts` gives them the numbers of the version.
 """
 
@@ -29,45 +29,45 @@ from pipeline.table.snapshot import Tally, to_parquet
 from pipeline.work import Unit
 
 ROWS_BYTES = 64 * 2**20
-"""Rows in memory before they are written, in bytes."""
+"""Rows are written when so many bytes of them are in memory."""
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
-"""uint64[n, 2]"""
+"""They are uint64[n, 2]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnitUpserts:
-    """Rows of one unit to write."""
+    """They are rows of one unit to write."""
 
     unit: Unit
-    """Of these rows' documents alone."""
+    """It has only the documents of these rows."""
     number: int
     numbers: tuple[int, ...]
-    """Of its spans in the version."""
+    """They are the numbers of its spans in the version."""
     upserts: Keys
-    """UPSERT[n]"""
+    """They are UPSERT[n]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WriteTask:
-    """Rows of some units, which go into the same parts."""
+    """It asks for the rows of some units, which go into the same parts."""
 
     units: tuple[UnitUpserts, ...]
     vectors: tuple[str, ...]
-    """Files that have the vectors of their texts."""
+    """They are files that have the vectors of the texts."""
     output: str
-    """What the paths of the parts begin with."""
+    """The paths of the parts begin with it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WriteResult:
     parts: tuple[Part, ...]
     dead_letters: tuple[str, ...]
-    """Files of dead letters: documents with a text that has no vector."""
+    """They are files of dead letters, for documents with a text that has no vector."""
     lost: Mapping[int, Tally]
-    """Of each unit, what such documents would have been."""
+    """It maps the number of a unit to the rows and documents that failed."""
     lost_ids: Hashes
-    """uint64[n, 2]: hashes of the ids of all rows of such documents."""
+    """They are the hashes of the ids of all rows of such documents."""
 
 
 def write_upserts(task: WriteTask, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[WriteResult]:
@@ -99,7 +99,7 @@ def write_upserts(task: WriteTask, spec: WorkerSpec, tokenizer: GetTokenizer) ->
 
 
 class _VectorsByText:
-    """Vectors by the hash of their text."""
+    """It finds vectors by the hash of their text."""
 
     def __init__(self, table: Folder, paths: Sequence[str], hashes: Sequence[bytes], spec: WorkerSpec) -> None:
         kind = spec.write.part_schema.field(spec.write.table.embedding_column).type
@@ -119,7 +119,7 @@ class _VectorsByText:
         self._tokens, self._truncated = rows.column(schema.N_TOKENS), rows.column(schema.TRUNCATED)
 
     def of(self, hashes: Sequence[bytes]) -> tuple[Codes, pa.ChunkedArray, pa.ChunkedArray]:
-        """(codes, tokens, whether truncated) of these texts; GateFailed where one is missing."""
+        """Return (codes, tokens, whether truncated) of these texts. Raises GateFailed where one is missing."""
         try:
             numbers = np.array([self._row[item] for item in hashes], np.int64)
         except KeyError:
@@ -132,14 +132,15 @@ class _VectorsByText:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Rows:
-    """Those of one slice: documents with all columns of the table but the vector, or documents and their chunks."""
+    """They are the rows of one slice: documents with all columns of the table but the vector, or documents and their
+    chunks."""
 
     documents: pa.Table
     chunks: pa.Table | None
     codes: Codes
     dead_letters: pa.Table
     found: int
-    """Of the wanted rows, failed ones among them."""
+    """So many of the upserts stand in the slice, failed ones among them."""
     lost: Tally
     lost_ids: Hashes
 
@@ -205,7 +206,7 @@ def _dead_letters(documents: pa.Table, failed: Mapping[int, tuple[str, str]], pa
 
 
 class _Writer:
-    """Rows of many units in few parts."""
+    """It writes the rows of many units into few parts."""
 
     def __init__(self, table: Folder, output: str, unit_id: str, spec: WorkerSpec) -> None:
         self._table, self._output, self._unit_id, self._spec = table, output, unit_id, spec
@@ -234,12 +235,12 @@ class _Writer:
 
 
 def with_version_numbers(rows: pa.Table, numbers: tuple[int, ...]) -> pa.Table:
-    """With the numbers of the version in place of those of the unit."""
+    """Replace the spans' places in the unit by their numbers in the version."""
     found = np.array(numbers, np.int32)[rows.column(schema.SOURCE).to_numpy()]
     index = rows.schema.get_field_index(schema.SOURCE)
     return rows.set_column(index, rows.schema.field(schema.SOURCE), pa.array(found, pa.int32()))
 
 
 def upserts_of(unit: Unit, number: int, numbers: tuple[int, ...], upserts: Keys) -> UnitUpserts:
-    """Of the documents that these rows are of."""
+    """Return the rows to write, and the unit with only their documents."""
     return UnitUpserts(unit=only(unit, upserts), number=number, numbers=numbers, upserts=upserts)
