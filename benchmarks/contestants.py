@@ -71,7 +71,7 @@ def bare_encoder(settings: Settings) -> Contestant:
         from_mapping({"source": {"path": "-", "text": "-"}, "model": model, "table": {"path": "-"}}).model
     )
     tokenizer = Tokenizer(spec, settings.threads)
-    texts = corpora.read_texts(Path(settings.corpus))
+    texts = corpora.corpus_texts(Path(settings.corpus))
     if settings.precision == "int8":
         spec = quantised(spec, tokenizer.tokenize(texts[:: -(-len(texts) // CALIBRATION)]), settings.threads)
     encoder = build_encoder(replace(spec, engine=settings.engine), "cpu", settings.threads)
@@ -117,7 +117,7 @@ def sentence_transformers(settings: Settings) -> Contestant:
 
     torch.set_num_threads(settings.threads)
     encoder = SentenceTransformer(settings.model, device="cpu")
-    texts = corpora.read_texts(Path(settings.corpus))
+    texts = corpora.corpus_texts(Path(settings.corpus))
     encoder.encode(texts[:WARM_UP])
 
     def turn(rows: int | None = None, batch_size: int = settings.batch_size) -> Turn:

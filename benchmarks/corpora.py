@@ -132,7 +132,7 @@ def _write_files(texts: Sequence[str], folder: Path) -> None:
         pq.write_table(table.slice(index, step), folder / f"{index:06d}.parquet")
 
 
-def read_texts(folder: Path) -> list[str]:
+def corpus_texts(folder: Path) -> list[str]:
     """The rows of a written corpus."""
     texts: list[str] = pads.dataset(folder / "rows", format="parquet").to_table(["text"]).column("text").to_pylist()
     return texts

@@ -1,6 +1,6 @@
-"""What is planned and what is read: source files, spans of them, units of work, and the slices a unit is read in.
+"""Source files, their spans, units of work and slices are what is planned and read.
 
-Frozen values only; how files become units stands in spans.py, how a unit becomes slices in reader.py.
+These are frozen values only. How files become units stands in spans.py, and how a unit becomes slices in reader.py.
 """
 
 import re
@@ -17,58 +17,62 @@ Compression = Literal["", "gz", "zst"]
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
     path: str
-    """Absolute path, or URL with its scheme."""
+    """It is an absolute path, or a URL with its scheme."""
     size: int
     version: str
-    """What must not change between plan and read: the etag, or size and mtime_ns."""
+    """It must not change between plan and read. It is the etag, or size and mtime_ns."""
     format: FormatName
     compression: Compression = ""
-    """Of the file as a whole."""
+    """The file as a whole is compressed so."""
     partition: tuple[tuple[str, str | None], ...] = ()
-    """Hive `key=value` folders of the path, unescaped, in path order; None is the null partition."""
+    """They are the Hive `key=value` folders of the path, unescaped, in path order. None is the null partition."""
 
     @property
     def name(self) -> str:
-        """The path as it stays from one commit of a Hub repository to the next: what of it is new says the version."""
+        """It is the path without the commit of a Hub repository, so that it stays from one commit to the next."""
         return lasting_name(self.path)
 
 
 def lasting_name(path: str) -> str:
-    """`SourceFile.name` of the file with this path."""
+    """Return the `SourceFile.name` of the file with this path."""
     return re.sub(r"^(hf://(?:[a-z]+/)?[^/@]+/[^/@]+)@[0-9a-f]{40}/", r"\1/", path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A piece of one source file: row groups [start, stop) of Parquet, bytes [start, stop) of an uncompressed file of
-    lines (those that begin there), or the whole of a file that can't be cut or opened."""
+    """It is a piece of one source file.
+
+    It is row groups [start, stop) of Parquet, or bytes [start, stop) of an uncompressed file of lines (the lines that
+    begin there), or the whole of a file that can't be cut or opened.
+    """
 
     file: SourceFile
     kind: Literal["row_groups", "bytes", "file"]
     start: int
     stop: int
     rows: int | None
-    """None where only reading can tell."""
+    """They are None where only reading can tell."""
     take: int | None = None
-    """Only the first so many of its rows, whatever `where` makes of them; None is all."""
+    """Only so many of its first rows count, whatever `where` makes of them. None stands for all."""
 
 
 NO_PLACE = -1
-"""The position of a row that has none, where rows are named by theirs."""
+"""A row without a position has this one, where rows are named by their positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """The grain of planning, resume and reuse. Its rows are counted 0, 1, 2, .. through its spans in order."""
+    """It is the grain of planning, resume and reuse. Its rows are counted 0, 1, 2, .. through its spans in order."""
 
     unit_id: str
     spans: tuple[Span, ...]
     sources: tuple[int, ...]
-    """The number of each span in the version's list of sources; one per span."""
+    """They are the numbers of the spans in the version's list of sources, one per span."""
     only: tuple[tuple[int, int], ...] | None = None
-    """Where only some rows are wanted: (source, position) of each, sorted. The others count as left out."""
+    """They are the (source, position) of the rows to read, sorted, where not all are. The others count as left out."""
     hashes: tuple[bytes, ...] | None = None
-    """Of kind `texts`: the content hashes that its record gives vectors for, sorted; each is that of a row of `only`."""
+    """A unit of kind `texts` gives vectors for these content hashes. They are sorted, and each belongs to a row of
+    `only`."""
 
     @property
     def kind(self) -> Literal["rows", "texts"]:
@@ -83,14 +87,15 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A unit to read, and the rows [first, stop) of it that an earlier run recorded."""
+    """It is a unit to read, and the rows [first, stop) of it that an earlier run recorded."""
 
     unit: Unit
     done: tuple[tuple[int, int], ...]
 
     @property
     def rows_to_do(self) -> int | None:
-        """Source rows, or distinct texts of a unit of that kind; None where only reading can tell."""
+        """They are source rows, or the distinct texts of a unit of that kind. They are None where only reading can
+        tell."""
         if self.unit.hashes is not None:  # a unit of texts
             return len(self.unit.hashes)
         rows = [span.rows for span in self.unit.spans]
@@ -100,20 +105,21 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Rows [first_row, first_row + num_rows) of a unit: each stands in `documents` or `dead_letters`, or is skipped."""
+    """It has rows [first_row, first_row + num_rows) of a unit. Each stands in `documents` or `dead_letters`, or is
+    skipped."""
 
     unit_id: str
     first_row: int
     num_rows: int
     skipped: int
-    """Rows that `source.where` or `source.on_null` leave out."""
+    """So many rows are left out by `source.where` or `source.on_null`."""
     broken: bool
     """One of its dead letters stands for the rest of a file, of which nobody knows how many rows it had."""
     unread: Mapping[int, str]
-    """Sources with rows of which not even the id could be read, and why."""
+    """It maps sources to the reason why not even the ids of some of their rows could be read."""
     last: bool
     """No row of the unit comes after this slice."""
     documents: pa.Table
-    """schema.ID, schema.TEXT, kept and partition columns, schema.SOURCE, schema.POSITION; in source order."""
+    """It has schema.ID, schema.TEXT, kept and partition columns, schema.SOURCE and schema.POSITION, in source order."""
     dead_letters: pa.Table
-    """schema.DEAD_LETTERS."""
+    """It has the columns of schema.DEAD_LETTERS."""

@@ -1,6 +1,7 @@
-"""Who does the work is chosen piece by piece: this machine where that is quicker than a cluster's start, else Ray.
+"""This machine does a piece of work where that is quicker than a cluster's start, else Ray does it.
 
-Two executors stand behind one interface; the thresholds are those of costs.py. Ray is imported when there is work for it.
+Two executors stand behind one interface. The thresholds are those of costs.py. Ray is imported when there is work for
+it.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from pipeline.execution.local.executor import LocalExecutor
 from pipeline.execution.pools import Pools
 from pipeline.progress import duration
 from pipeline.stages.flow import Flow, OnProgress
-from pipeline.stages.row_keys import UnitKeys, UnitRows
+from pipeline.stages.row_keys import KeyResult, KeyTask
 from pipeline.table.compare import Difference
 from pipeline.table.diff import RowDifference
 from pipeline.table.part import Part
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ExecutorBySize:
-    """Implements execution.executor.Executor. Leaving the block ends what was started."""
+    """It implements execution.executor.Executor. Leaving the block ends what was started."""
 
     def __init__(self, resources: ResourceSpec) -> None:
         self._resources = resources
@@ -63,7 +64,7 @@ class ExecutorBySize:
         here = seconds <= CLUSTER_START_S or len(items) < 2
         return self._either(here).for_each(job, do, items, seconds=seconds, heavy=heavy)
 
-    def read_keys(self, job: Job, units: Sequence[UnitRows], *, num_keys: int) -> tuple[list[UnitKeys], Any]:
+    def read_keys(self, job: Job, units: Sequence[KeyTask], *, num_keys: int) -> tuple[list[KeyResult], Any]:
         """The handle says which executor has the keys."""
         executor = self._either(num_keys <= KEYS_HERE)
         known, keys = executor.read_keys(job, units, num_keys=num_keys)
@@ -82,7 +83,7 @@ class ExecutorBySize:
         return self._local if here else self._on_ray()
 
     def _encoding(self, job: Job) -> Executor:
-        """Who reads, encodes and writes slices."""
+        """Choose the executor that reads, encodes and writes slices."""
         if self._ray is not None and self._ray.description:
             return self._ray
         if self._resources.ray_address is not None:

@@ -1,31 +1,33 @@
-"""When a cluster is worth its start: every threshold between this process and a cluster stands here, in seconds.
+"""Thresholds in seconds say when a cluster is worth its start.
 
-The rates are rough: they choose who works, never what comes out.
+Every threshold between this process and a cluster stands here. The rates are rough: they choose who works, never what
+comes out.
 """
 
 CLUSTER_START_S = 4.0
-"""A local Ray takes about so long until its first worker works; less work than that is done in this process."""
+"""A local Ray takes about so long until its first worker works. Less work than that is done in this process."""
 LOCAL_ENCODING_S = 60.0
-"""Encoding that is expected to take less is done by processes of this machine: Ray would add its start, and its memory."""
+"""Encoding that is expected to take less is done by processes of this machine. Ray would add its start and its
+memory."""
 ENCODER_START_S = 5.0
-"""A process that encodes takes about so long to load torch and a model; a second one must have more to do than that."""
+"""A process that encodes takes about so long to load torch and a model. A second one must have more to do than that."""
 
 READ_ROWS_PER_S = 50_000
 """A process reads and hashes so many source rows a second."""
 SCAN_ROWS_PER_S = 500_000
 """A process looks through the keys of so many live rows a second."""
 REWRITE_BYTES_PER_S = 128 * 2**20
-"""A process writes parts anew at so many bytes a second, as they are in memory."""
+"""A process rewrites parts at so many bytes a second, as they are in memory."""
 
 KEYS_HERE = 2_000_000
-"""The driver holds the keys of so many rows at most, at 57 bytes each; more meet in the cluster's shuffle."""
+"""The driver holds the keys of so many rows at most, at 57 bytes each. More keys meet in the cluster's shuffle."""
 
 TOKENS_GUESSED = 64
-"""Tokens of a document when nothing is known of it: a short paragraph."""
+"""A document counts as so many tokens, a short paragraph, when nothing is known of it."""
 FLOPS_PER_CORE = 70e9
-"""A core computes so many float32 operations a second inside a transformer: a Zen 4 core at 2.6 GHz has 60 to 100e9."""
+"""A core computes so many float32 operations a second inside a transformer. A Zen 4 core at 2.6 GHz has 60 to 100e9."""
 
 
 def encoding_s(tokens: float, weights: int) -> float:
-    """Seconds of a core for so many tokens through a model of so many weights that multiply: two operations each per token."""
+    """Return the seconds of a core for so many tokens. Each token takes two operations per weight."""
     return tokens * 2 * weights / FLOPS_PER_CORE

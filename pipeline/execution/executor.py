@@ -1,7 +1,7 @@
-"""Who does the parallel work of a run, as the run sees it: one interface, whether this machine does it or a cluster.
+"""One interface does the parallel work of a run, whether this machine works or a cluster.
 
-Comes in: a job, which says what workers have to know for pools of a size, and pieces of work. Goes out: what they give.
-An executor knows nothing of versions and of what the pieces are for.
+A job comes in, which says what workers have to know for pools of a size, together with pieces of work. Their results
+go out. An executor knows nothing of versions and of what the pieces are for.
 """
 
 import json
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.execution.pools import Pools
 from pipeline.stages.flow import Flow, OnProgress
-from pipeline.stages.row_keys import GetTokenizer, UnitKeys, UnitRows
+from pipeline.stages.row_keys import GetTokenizer, KeyResult, KeyTask
 from pipeline.stages.slice_row import SOURCE_CHANGED
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.storage import Folder
@@ -27,7 +27,8 @@ from pipeline.work import Task
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Do = Callable[[Item, WorkerSpec, GetTokenizer], Iterator[Result]]
-"""A piece of work on one item; the tokenizer is made when it is asked for. It is found by its name in other processes."""
+"""It does a piece of work on one item. The tokenizer is made when it is asked for. Other processes find it by its
+name."""
 
 
 Flowing = Generator[pa.Table, None, None]
@@ -35,81 +36,85 @@ Flowing = Generator[pa.Table, None, None]
 
 
 class Job(Protocol):
-    """A run as executors see it."""
+    """It is a run as executors see it."""
 
     @property
     def table(self) -> Folder: ...
 
     @property
     def expected_s(self) -> float:
-        """About so many seconds its encoding takes on this machine; infinite where nobody can tell."""
+        """Its encoding takes about so many seconds on this machine. They are infinite where nobody can tell."""
         ...
 
     def worker_spec(self, pools: Pools) -> WorkerSpec:
-        """What workers in pools of these sizes have to know."""
+        """Return what workers in pools of these sizes have to know."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowComparison:
-    """Which rows are compared with which: the rows that units want with those that parts of the table have."""
+    """It says which rows of units are compared with which rows of the table's parts."""
 
     skipped: frozenset[int]
-    """Units that want nothing after all, by their number."""
+    """They are the numbers of units that give the table no rows after all."""
     parts: Sequence[Part]
     states: SourceStates
-    """What becomes of each source of the live version."""
+    """They say what becomes of each source of the live version."""
     renewed: bool
     """No live row stays as it is."""
     chunked: bool
     """The rows of the table are chunks."""
     num_keys: int
-    """About so many rows stand on both sides together."""
+    """Both sides together have about so many rows."""
 
 
 class Executor(Protocol):
-    """Does the pieces of parallel work that runs consist of. Errors are PipelineErrors; SourceChanged asks for a new plan."""
+    """It does the parallel work that runs consist of. Its errors are PipelineErrors, and SourceChanged asks for a new
+    plan."""
 
     @property
     def description(self) -> str:
-        """Who did the work, and why; "" while there was none."""
+        """It says who did the work, and why. It is "" while there was none."""
         ...
 
     def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
-        """What the last stage of the flow gives for each slice of the tasks, in no particular order."""
+        """Yield what the last stage of the flow gives for each slice of the tasks, in no particular order."""
         ...
 
     def pools(self, job: Job) -> Pools:
-        """How many workers `flow` would have for this job."""
+        """Return how many workers `flow` would have for this job."""
         ...
 
     def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
-        """`do(item, worker spec, threads)` in one process with the CPUs of a machine: it may load torch."""
+        """Call `do(item, worker spec, threads)` in one process with the CPUs of a machine. It may load torch."""
         ...
 
     def for_each(
         self, job: Job, do: Do[Item, Result], items: Sequence[Item], *, seconds: float, heavy: bool = False
     ) -> Iterator[Result]:
-        """What `do` gives for each of the items, in no particular order. One process would take about so many `seconds` for
-        all of them; a `heavy` item keeps a core busy and holds whole parts in memory, others mostly wait for storage."""
+        """Yield what `do` gives for each of the items, in no particular order.
+
+        One process would take about so many `seconds` for all of them. A `heavy` item keeps a core busy and holds
+        whole parts in memory, while others mostly wait for storage.
+        """
         ...
 
-    def read_keys(self, job: Job, units: Sequence[UnitRows], *, num_keys: int) -> tuple[list[UnitKeys], Any]:
-        """What the rows of each unit come to, and a handle of their keys for `compare_rows`."""
+    def read_keys(self, job: Job, units: Sequence[KeyTask], *, num_keys: int) -> tuple[list[KeyResult], Any]:
+        """Read the keys of the units' rows. Return each unit's result and a handle of the keys for `compare_rows`."""
         ...
 
     def compare_rows(self, job: Job, keys: Sequence[Any], comparison: RowComparison) -> Iterator[RowDifference]:
-        """The difference of the rows whose keys were read and the live ones, in one bucket or many."""
+        """Yield the difference between the rows whose keys were read and the live ones, in one bucket or many."""
         ...
 
     def compare_versions(self, job: Job, sides: Sequence[tuple[Part, int]], *, renewed: bool) -> Difference:
-        """The difference over all rows of the parts, each on its side; `part` in it indexes `sides`."""
+        """Return the difference over all rows of the parts, each on its side. A `part` in it indexes `sides`."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the driver learns of a slice: it was recorded, or it was refused."""
+    """It tells the driver that a slice was recorded, or that it was refused."""
 
     unit_id: str
     num_rows: int
@@ -120,7 +125,7 @@ class Report:
     engine: str
     encode_start: float
     encode_stop: float
-    """In Unix seconds, as `encode_start`."""
+    """It is in Unix seconds, like `encode_start`."""
     refused: str | None
 
     @property
@@ -129,7 +134,7 @@ class Report:
 
 
 def report_of(row: Mapping[str, Any]) -> Report:
-    """From one row of slice_row.REPORT."""
+    """Make a report from one row of slice_row.REPORT."""
     return Report(
         unit_id=row["unit_id"],
         num_rows=row["num_rows"] or 0,
@@ -146,16 +151,16 @@ def report_of(row: Mapping[str, Any]) -> Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Busy:
-    """When the encoders worked."""
+    """It says when the encoders worked."""
 
     first_start: float
-    """Unix seconds of the first slice."""
+    """The first slice was begun at this Unix time in seconds."""
     share: float
-    """The share that an encoder was encoding, of the time between its first and its last slice."""
+    """It is the share that an encoder was encoding of the time between its first and its last slice."""
 
 
 def busy_time(reports: Sequence[Report]) -> Busy:
-    """Over the slices of one run; all zero where nothing was encoded."""
+    """Add up the slices of one run. The share is zero where nothing was encoded."""
     spans: dict[str, list[Report]] = {}
     for report in reports:
         spans.setdefault(report.encoder, []).append(report)

@@ -1,4 +1,7 @@
-"""The heavy parts of a commit, done by an executor: parts are written anew, rows get other numbers, versions are compared."""
+"""An executor does the heavy parts of a commit.
+
+Parts are rewritten, rows get other numbers, and versions are compared.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,7 +18,7 @@ from pipeline.table.row_sources import Renumbering
 
 
 class PartWorkers:
-    """Implements table.workers.Workers."""
+    """It implements table.workers.Workers."""
 
     def __init__(self, executor: Executor, job: Job) -> None:
         self._executor, self._job = executor, job

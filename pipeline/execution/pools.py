@@ -1,4 +1,4 @@
-"""How many readers, encoders and writers a run has, and what each of them may use.
+"""Pools say how many readers, encoders and writers a run has, and what each may use.
 
 The numbers come from a cluster's nodes or from this machine's cores. This file knows no Ray and no model.
 """
@@ -17,7 +17,7 @@ MOST_CPUS_PER_TASK = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class Pools:
-    """How many of what, and what each may use."""
+    """It says how many workers of each kind there are, and what each may use."""
 
     device: str
     encoders: int
@@ -26,7 +26,7 @@ class Pools:
     tokenizers: int
     writers: int
     cpus_per_task: float
-    """Logical CPUs of a tokenizer or writer task."""
+    """A tokenizer or writer task has so many logical CPUs."""
 
     def describe(self) -> str:
         use = f"{self.gpus_per_encoder:g} GPU" if self.device == "cuda" else f"{self.cpus_per_encoder} CPU"
@@ -36,14 +36,15 @@ class Pools:
 ALONE = Pools(
     device="cpu", encoders=1, cpus_per_encoder=1, gpus_per_encoder=0.0, tokenizers=1, writers=1, cpus_per_task=1.0
 )
-"""This process."""
+"""It stands for this process alone."""
 
 
 def choose_pools(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]]) -> Pools:
-    """Fill in `auto` from the CPUs and GPUs of each node. A CPU encoder has one thread: two in step wait for each other
-    whenever anything else runs on a core (measured: 2 x 1 thread gave 1.2 times the rate of 1 x 2 on two cores).
+    """Fill in `auto` from the CPUs and GPUs of each node.
 
-    Raises ConfigError for what the cluster can't give: Ray itself would wait for it for ever.
+    A CPU encoder has one thread: two in step wait for each other whenever anything else runs on a core (measured: 2 x
+    1 thread gave 1.2 times the rate of 1 x 2 on two cores). Raises ConfigError for what the cluster can't give, since
+    Ray itself would wait for it for ever.
     """
     cpus, gpus = int(sum(node.get("CPU", 0) for node in nodes)), sum(node.get("GPU", 0) for node in nodes)
     gpus_each = _given(spec.gpus_per_encoder, otherwise=1.0 if gpus else 0.0)
@@ -78,7 +79,8 @@ def _given(value: float | str, otherwise: float) -> float:
 
 
 def _encoders_on(node: Mapping[str, float], cpus_each: int, gpus_each: float) -> int:
-    """Shares of a GPU are of one GPU: at 0.3 each of two has three encoders, and a seventh would wait for ever."""
+    """Return how many encoders fit on a node. A share is of one GPU: with 0.3 each, two GPUs have six, and a seventh
+    would wait for ever."""
     by_cpu, gpus = int(node.get("CPU", 0)) // cpus_each, int(node.get("GPU", 0))
     if not gpus_each:
         return by_cpu
@@ -86,10 +88,11 @@ def _encoders_on(node: Mapping[str, float], cpus_each: int, gpus_each: float) ->
 
 
 def _auto_tokenizers(on_gpu: bool, encoders: int, spare: float) -> int:
-    """A core tokenizes 0.4 M tokens/s: more than 16 CPU encoders take, an eighth of what a GPU takes."""
+    """Choose the tokenizers. A core tokenizes 0.4 M tokens/s, which is more than 16 CPU encoders take, and an eighth
+    of what a GPU takes."""
     return max(1, min(8 * encoders, int(spare) - 1)) if on_gpu else max(1, encoders // 16)
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

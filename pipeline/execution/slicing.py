@@ -1,6 +1,7 @@
-"""The rows of the units to do come in, and the size of slices goes out with which the last encoder is done soonest.
+"""The size of slices is chosen with which the last encoder is done soonest.
 
-Pure; knows no files, no Ray and no model.
+The rows of the units to do come in, and the size of slices goes out. This file is pure, and knows no files, no Ray
+and no model.
 """
 
 import heapq
@@ -8,14 +9,16 @@ import math
 from collections.abc import Sequence
 
 FEW_ROUNDS = 8
-"""Slices per encoder, beyond which one more or less is nothing."""
+"""Beyond so many slices per encoder, one more or less makes no difference."""
 LEAST_ROWS = 128
 COST_ROWS = 100
-"""What a slice costs by itself, in rows: they are sorted by length within their slice, so that more slices pad more."""
+"""A slice costs as much as so many rows by itself. Rows are sorted by length within their slice, so that more slices
+pad more."""
 
 
 def evened(most: int, units: Sequence[int], encoders: int) -> int:
-    """Rows of a slice, at most `most`; every unit is cut into such slices and a rest, and encoders take them in turn."""
+    """Return the rows of a slice, at most `most`. Every unit is cut into such slices and a rest, and encoders take
+    them in turn."""
     if not 0 < sum(units) <= FEW_ROUNDS * encoders * most:
         return most
     sizes = {math.ceil(rows / pieces) for rows in sorted(set(units))[-3:] for pieces in range(1, 2 * FEW_ROUNDS + 1)}
@@ -24,7 +27,7 @@ def evened(most: int, units: Sequence[int], encoders: int) -> int:
 
 
 def _end(size: int, units: Sequence[int], encoders: int) -> int:
-    """When the last encoder is done, in rows."""
+    """Return when the last encoder is done, counted in rows."""
     free = [0] * encoders
     for rows in units:
         for start in range(0, rows, size):

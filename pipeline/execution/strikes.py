@@ -1,7 +1,8 @@
-"""Who works at what, and what died there: tells work that kills its workers from work that was merely interrupted.
+"""Strikes tell work that kills its workers from work that was merely interrupted.
 
-Pure bookkeeping of one run, kept in its monitor. A strike is an attempt that began and never ended although its node, and
-with it the driver, lived on: a lost node, a lost driver and a worker that is asked again are none. Knows nothing of Ray.
+This is the pure bookkeeping of one run, kept in its monitor. A strike is an attempt that began and never ended
+although its node, and with it the driver, lived on. A lost node, a lost driver and a worker that is asked again are
+no strikes. This file knows nothing of Ray.
 """
 
 from collections import Counter
@@ -10,29 +11,30 @@ from dataclasses import dataclass
 from typing import Any
 
 Work = tuple[Any, ...]
-"""The stage, and which unit or slice."""
+"""It is the stage, and the unit or slice."""
 
 
 @dataclass(frozen=True)
 class Worker:
     name: str
-    """Of the process, unlike that of any other."""
+    """It is the name of the process, unlike the name of any other."""
     node: str
 
 
 class Attempts:
-    """Holds the work that is under way, and the strikes of what has any."""
+    """It holds the work that is under way, and the strikes against any work."""
 
     def __init__(self) -> None:
         self._at_work: dict[Work, Worker] = {}
         self._strikes: Counter[Work] = Counter()
 
     def standing(self, work: Work) -> Worker | None:
-        """Who began the work and didn't end it."""
+        """Return who began the work and didn't end it."""
         return self._at_work.get(work)
 
     def begin(self, work: Work, worker: Worker, alive: Collection[str]) -> int:
-        """The worker begins, or begins again; returns the strikes against the work. `alive`: the nodes that are."""
+        """Note that the worker begins, or begins again, and return the strikes against the work. The nodes in `alive`
+        live."""
         before = self._at_work.get(work)
         if before is not None and before.name != worker.name and before.node in alive:
             self._strikes[work] += 1
@@ -40,5 +42,5 @@ class Attempts:
         return self._strikes[work]
 
     def end(self, work: Work) -> None:
-        """It was done, whatever became of the rows; its strikes stay, should it be asked for again."""
+        """Note that the work was done, whatever became of the rows. Its strikes stay, in case it is asked for again."""
         self._at_work.pop(work, None)

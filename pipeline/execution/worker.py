@@ -1,7 +1,7 @@
-"""What a worker does with the work that it is given, in whatever process it runs: it reads, encodes or writes slices.
+"""A worker reads, encodes or writes slices, in whatever process it runs.
 
-Comes in: a task or a slice row, and how many workers it has ended already. Goes out: slice rows, or a refusal with the
-reason: a worker never raises for bad data. Who hands out the work, and what counts the strikes, is not known here.
+A task or a slice row comes in, and how many workers it has ended already. Slice rows go out, or a refusal with the
+reason. A worker never raises for bad data. Who gives out the work, and what counts the strikes, is not known here.
 """
 
 import time
@@ -24,16 +24,17 @@ from pipeline.table import layout
 from pipeline.work import Task
 
 MOST_STRIKES = 5
-"""One piece of work may end so many workers before the run ends instead. Without a limit new ones would start for ever."""
+"""One piece of work may end so many workers before the run ends instead. Without a limit new ones would start for
+ever."""
 TOLD_EVERY_S = 0.5
-"""Progress is told so often: a call costs a core half a millisecond, and a batch takes ten."""
+"""Progress is told at intervals of so many seconds. A call costs a core half a millisecond, and a batch takes ten."""
 
 Tell = Callable[[int, int], None]
-"""Hears (documents, tokens) that were encoded since the last call."""
+"""It hears (documents, tokens) that were encoded since the last call."""
 
 
 def read_task(task: Task, spec: WorkerSpec, flow: Flow, tokenizer: Tokenizer, strikes: int) -> Iterator[pa.Table]:
-    """The slice rows of a task; the last is a refusal where the task can't be read to its end."""
+    """Yield the slice rows of a task. The last is a refusal where the task can't be read to its end."""
     unit_id = task.unit.unit_id
     if strikes >= MOST_STRIKES:
         yield slice_row.refuse(unit_id, fatal("read", strikes, [span.file.path for span in task.unit.spans]))
@@ -52,7 +53,7 @@ def read_task(task: Task, spec: WorkerSpec, flow: Flow, tokenizer: Tokenizer, st
 
 
 def write_row(row: pa.Table, spec: WorkerSpec, flow: Flow, strikes: int) -> pa.Table:
-    """What the flow's write stage says of a slice."""
+    """Return what the flow's write stage says of a slice."""
     assert flow.write is not None
     unit_id, _ = slice_row.key_of(row)
     if strikes >= MOST_STRIKES:
@@ -65,21 +66,21 @@ def write_row(row: pa.Table, spec: WorkerSpec, flow: Flow, strikes: int) -> pa.T
 
 
 class SliceEncoder:
-    """An encoder at work: it loads the model once, proves it on the probe texts, then encodes slices.
+    """It is an encoder at work. It loads the model once, proves it on the probe texts, then encodes slices.
 
-    What goes wrong while it starts is kept and given as the answer to every slice: a worker that raises here would be
+    What goes wrong while it starts is kept and given as the answer to every slice. A worker that raises here would be
     started again for ever.
     """
 
     def __init__(self, flow: Flow, name: str, tell: Tell) -> None:
-        """`name` is this encoder's own among those of the run; `tell` hears of progress."""
+        """The `name` tells this encoder from the others of the run. `tell` hears of progress."""
         assert flow.encode is not None
         self._flow, self._encode, self._name, self._tell = flow, flow.encode, name, tell
         self._encoder: Encoder | None = None
         self._refused = ""
 
     def load(self, spec: WorkerSpec, tokenizer: Callable[[], Tokenizer], died: int = 0) -> None:
-        """Build the encoder; `died` others ended while they did so."""
+        """Build the encoder. So many others `died` while they did so."""
         try:
             if died >= MOST_STRIKES:
                 raise RunError(
@@ -101,7 +102,8 @@ class SliceEncoder:
             self._refused = f"{type(error).__name__}: {_first_line(error)}"
 
     def encode(self, row: pa.Table, strikes: int) -> pa.Table:
-        """The answer of the flow's encode stage to a slice. One that ended a worker is encoded in a process of its own."""
+        """Return the answer of the flow's encode stage to a slice. One that ended a worker is encoded in a process of
+        its own."""
         if self._encoder is None:
             return self._refuse(row, f"encoder: {self._refused}")
         if strikes >= MOST_STRIKES:
@@ -112,7 +114,8 @@ class SliceEncoder:
             return self._encoded(row, self._encoder, deadline.renew)
 
     def _encode_apart(self, row: pa.Table, encoder: Encoder) -> pa.Table:
-        """A suspect ends a child of this process, not this process; only those of its rows that do so fail."""
+        """Encode a suspect in a child, so that it ends the child and not this process. Only those of its rows that do
+        so fail."""
         given = self._spec.encode
         timeout_s = self._spec.limits.unit_timeout_s
         with IsolatedEngine(given.encoder, given.device, given.threads, timeout_s) as engine:
@@ -145,7 +148,7 @@ class SliceEncoder:
 
 
 def prove(encoder: Encoder, spec: WorkerSpec, tokenizer: Tokenizer) -> None:
-    """Encode the probe texts and compare with the table's vectors, or with those of the first encoder of this model.
+    """Encode the probe texts and compare with the vectors of the table, or of the first encoder of this model.
 
     Raises RunError when they differ.
     """
@@ -160,7 +163,7 @@ def prove(encoder: Encoder, spec: WorkerSpec, tokenizer: Tokenizer) -> None:
 
 
 def fatal(stage: str, strikes: int, paths: Sequence[str]) -> str:
-    """Why a run ends over a unit or slice that workers die of; one more of them isn't worth its time."""
+    """Say why a run ends over a unit or slice that workers die of, rather than let it end one more of them."""
     files = ", ".join(repr(path) for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
     return (
         f"{strikes} workers died, or hung for limits.unit_timeout_s, as they were to {stage} rows of {files}: is there memory "

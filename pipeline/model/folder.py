@@ -179,7 +179,7 @@ def encoder_spec(spec: ModelSpec, table: Mapping[str, Any] | None = None) -> Enc
     )
 
 
-def check_unchanged(spec: EncoderSpec) -> None:
+def check_model_unchanged(spec: EncoderSpec) -> None:
     """Raises ModelChanged unless the model's files on this node still are those of the plan; for before a commit.
 
     What was loaded is what was planned, see `EncoderSpec.load`. This also finds a write that the filesystem told late, as

@@ -1,7 +1,7 @@
-"""What int8 needs is measured before a table begins: an int8 model, or the value ranges of int8 and uint8 columns.
+"""What int8 needs is measured before a table begins.
 
-Comes in: a prepared run and an executor. Goes out: the run with what stands in `meta/calibration/` now, and the ids of units
-that follow from it.
+That is an int8 model, or the value ranges of int8 and uint8 columns. A prepared run and an executor come in. The run
+goes out with what stands in `meta/calibration/` now, and with the unit ids that follow from it.
 """
 
 import time
@@ -26,14 +26,14 @@ from pipeline.table.calibration import Measurement
 from pipeline.work import Task, Unit
 
 CALIBRATION_ENCODERS = 4
-"""For a thousand texts: more encoders would take longer to start than they save."""
+"""So many encoders measure a sample of a thousand texts. More of them would take longer to start than they save."""
 
 
 def calibrate(prepared: Prepared, executor: Executor) -> Prepared:
-    """The run with what int8 needs, measured where the table has none yet. Only then are units known by their ids.
+    """Measure what int8 needs where the table has no measurement yet, and return the run with it.
 
-    Raises RunError when the sample gives too few vectors, or int8 ones that are too far from float32; SourceChanged when a
-    file isn't the planned one.
+    The ids of units are known only afterwards. Raises RunError when the sample gives too few vectors, or int8 ones
+    that are too far from float32. Raises SourceChanged when a file isn't the planned one.
     """
     if not prepared.vectors.needs_calibration:
         return prepared
@@ -55,7 +55,7 @@ def _quantise(prepared: Prepared, executor: Executor) -> Prepared:
         found = pa.concat_tables([found, sample.sampled_tokens(rows)])
         if found.num_rows >= calibration.STEADY:
             break
-    executor.with_all_cpus(prepared, sample.quantise, found)
+    executor.with_all_cpus(prepared, sample.quantise_model, found)
     return _described_again(prepared)
 
 
@@ -81,7 +81,7 @@ def _measured(prepared: Prepared, executor: Executor, chosen: calibration.Sample
 
 
 class _SampleJob:
-    """The run as far as its sample goes: implements execution.executor.Job."""
+    """It is the run as far as its sample goes, and implements execution.executor.Job."""
 
     def __init__(self, prepared: Prepared, chosen: calibration.Sample) -> None:
         self._prepared, self._chosen = prepared, chosen
@@ -92,8 +92,11 @@ class _SampleJob:
         return self._prepared.expected_s
 
     def worker_spec(self, pools: Pools) -> WorkerSpec:
-        """For a read of the sample. Documents that have one vector cost as much as their chunks: a quarter of them must do.
-        Of long ones that become many rows, eight times the text of the chunks that are wanted is chunked."""
+        """Tell workers to read the sample.
+
+        A document with one vector costs as much as all of its chunks, so a quarter as many documents must do. Where
+        chunks are rows, the text of up to eight times the needed chunks is chunked.
+        """
         worker, run = self._prepared.worker_spec(pools), self._prepared.spec
         texts = self._chosen.texts if run.chunk is None or run.rows_are_chunks else -(-self._chosen.texts // 4)
         most = min(SLICE_BYTES, 8 * slice_bytes(run, texts)) if run.rows_are_chunks else SLICE_BYTES
@@ -102,7 +105,7 @@ class _SampleJob:
 
 
 def _described_again(prepared: Prepared) -> Prepared:
-    """The run with what now stands in meta/calibration/, and the units' ids that follow from it."""
+    """Return the run with what now stands in meta/calibration/, and the unit ids that follow from it."""
     survey, target = prepared.survey, prepared.target
     parent = snapshot.empty() if target.renews else target.parent
     vectors = vector_spec.describe(prepared.spec, prepared.encoder, target.table, parent, target.output)

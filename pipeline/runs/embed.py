@@ -1,7 +1,7 @@
-"""An embedding run by units: encode what has no record, commit the version, bring the folder into its state.
+"""An embedding run goes by units: it encodes what has no record, commits, and updates the folder.
 
-Comes in: a spec, or a run that is prepared, and an executor. Goes out: a published version and its summary. A reindex encodes
-by the same function and builds whole tables by the same functions.
+A spec, or a run that is prepared, and an executor come in. A published version and its summary go out. A reindex
+encodes texts and builds whole tables by these functions, too.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pipeline.encoder import probes
 from pipeline.errors import RunError, SourceChanged
 from pipeline.execution.executor import Executor, Report, busy_time, report_of
 from pipeline.execution.part_workers import PartWorkers
-from pipeline.model.folder import check_unchanged
+from pipeline.model.folder import check_model_unchanged
 from pipeline.progress import Progress
 from pipeline.runs import plan as planning
 from pipeline.runs.calibrate import calibrate
@@ -35,45 +35,46 @@ from pipeline.table.snapshot import Snapshot
 
 Result = TypeVar("Result")
 Check = Callable[[snapshot.Tally], None]
-"""Looks at all rows of the new version before it is committed; raises what stands against it."""
+"""It looks at all rows of the new version before it is committed, and raises what stands against it."""
 
 
 def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False) -> Summary:
-    """Make the table equal to its sources; killed at any moment, the same call goes on. Raises PipelineError."""
+    """Make the table equal to its sources. After a kill at any moment, the same call goes on. Raises PipelineError."""
     started = time.perf_counter()
 
     def once() -> Summary:
         prepared = prepare(spec, writes=True, retry_failed=retry_failed)
         if prepared.plan.changes_nothing:
             return nothing_to_do(prepared)
-        return build(prepared, executor, started)
+        return embed_units(prepared, executor, started)
 
     return planned_again(once)
 
 
 def planned_again(once: Callable[[], Result]) -> Result:
-    """What `once` gives; where a file was replaced under its hands, it plans what stands there now, a single time."""
+    """Return what `once` gives. If a file is replaced while it runs, plan again with the new file, a single time."""
     try:
         return once()
     except SourceChanged:
         return once()
 
 
-def build(prepared: Prepared, executor: Executor, started: float, check: Check = lambda tally: None) -> Summary:
-    """Run a plan by units to its end; `started` is the run's beginning on time.perf_counter's clock."""
+def embed_units(prepared: Prepared, executor: Executor, started: float, check: Check = lambda tally: None) -> Summary:
+    """Run a plan by units to its end. The run `started` at this reading of time.perf_counter."""
     prepared = calibrate(prepared, executor)
-    encoded = encode(prepared, executor)
+    encoded = encode_units(prepared, executor)
     seconds = timings(prepared, encoded)
     name = uuid.uuid4().hex[:12]
-    version, published = publish(prepared, executor, name, seconds | pace(encoded), check)
+    version, published = publish_units(prepared, executor, name, seconds | pace(encoded), check)
     total = {"total": time.perf_counter() - started}
     return summarise(prepared, version, encoded, seconds | published | total)
 
 
-def encode(prepared: Prepared, executor: Executor) -> Encoded:
-    """Run what is left to do; everything finished is recorded in staging, whatever happens.
+def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
+    """Encode the tasks of the plan. Every finished slice is recorded in staging, whatever happens afterwards.
 
-    Raises RunError when an encoder refuses, or too many rows failed; SourceChanged when a file isn't the planned one.
+    Raises RunError when an encoder refuses, or too many rows failed. Raises SourceChanged when a file isn't the
+    planned one.
     """
     tasks = prepared.plan.tasks
     if not tasks:
@@ -112,14 +113,14 @@ def encode(prepared: Prepared, executor: Executor) -> Encoded:
 
 
 def reports_of(prepared: Prepared, executor: Executor, on_encoded: OnProgress) -> Generator[Report, None, None]:
-    """A report of each slice, when it is recorded or refused."""
+    """Yield a report of each slice when it is recorded or refused."""
     with contextlib.closing(executor.flow(prepared, prepared.plan.tasks, EMBED, on_encoded)) as tables:
         for table in tables:
             yield from map(report_of, table.to_pylist())
 
 
 def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
-    """Seconds by stage so far; read, tokenize, encode and write are sums over the workers."""
+    """Return the seconds by stage so far. The seconds to read, tokenize, encode and write are sums over the workers."""
     effort = encoded.effort
     return {
         "plan": prepared.plan_s,
@@ -134,23 +135,24 @@ def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
 
 
 def pace(encoded: Encoded) -> dict[str, float]:
-    """What forecasts go by. It is measured on this run alone: earlier ones may have encoded much of its version."""
+    """Return the speed that forecasts go by. It is measured on this run alone, since earlier runs may have encoded
+    much of its version."""
     tokens = encoded.effort.tokens
     return {TOKENS_PER_S: tokens / encoded.seconds} if tokens and encoded.seconds else {}
 
 
-def publish(
+def publish_units(
     prepared: Prepared,
     executor: Executor,
     run: str,
     timings: Mapping[str, float],
     check: Check = lambda tally: None,
 ) -> tuple[Snapshot, dict[str, float]]:
-    """Commit the version and bring the folder into its state; returns it with the seconds that both took. Where all that was
-    to do was to try dead letters again, and all failed again, there is nothing to commit: the parent is returned.
+    """Commit the version and materialise it. Return it with the seconds that both took.
 
-    Raises RunError when slices are missing, too many rows failed or the gate refuses, what `check` raises of all rows of the
-    new version, and CommitConflict when overtaken.
+    Where a run only tried dead letters again, and all of them failed again, there is nothing to commit and the parent
+    is returned. Raises RunError when slices are missing, too many rows failed or a limit is passed. Raises what
+    `check` raises of all rows of the new version, and CommitConflict when another run published meanwhile.
     """
     started = time.perf_counter()
     table = prepared.table
@@ -172,7 +174,7 @@ def publish(
     effort = sum((item.effort for item in work.records), Effort())
     check_version(prepared, failed=failed, total=tally.documents + tally.failed, effort=effort)
     check(replace(tally, failed=failed))
-    check_unchanged(prepared.encoder)
+    check_model_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)
     committed = time.perf_counter()
@@ -181,7 +183,7 @@ def publish(
 
 
 def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record]]:
-    """Unit -> its new records, for units some of whose dead letters have a vector now, or are left out."""
+    """Map each unit to its new records, if some of its dead letters now have a vector or are left out."""
     if not plan.retried:
         return {}
     before = parent.tallies()
@@ -194,7 +196,7 @@ def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record
 
 
 def _lost_rows(parent: Snapshot, plan: Plan) -> int:
-    """Rows that files had in the table and no longer give because they broke: one dead letter stands for many of them."""
+    """Count the rows that broken files had in the table and no longer give. One dead letter stands for many of them."""
     broken = {
         span.file.path
         for unit in plan.added

@@ -1,7 +1,7 @@
-"""How long encoding will take and what it will cost, by what earlier versions of the table took.
+"""How long encoding takes and what it costs is estimated from earlier versions of the table.
 
-Tokens to encode and the table's versions come in, an Estimate goes out. Knows neither storage nor the model: whoever
-counts the tokens counts them as `Counts.tokens` does.
+The tokens to encode and the table's versions come in. An Estimate goes out. This file knows neither storage nor the
+model: whoever counts the tokens counts them as `Counts.tokens` does.
 """
 
 from collections.abc import Sequence
@@ -12,34 +12,34 @@ from pipeline.progress import duration
 from pipeline.table.snapshot import Snapshot
 
 TELLING_S = 10.0
-"""Of encoding; the speed of less than that says little."""
+"""The speed of a run that encoded for fewer seconds than these says little."""
 TOKENS_PER_S = "tokens_per_s"
-"""Among a version's timings: of the run that published it."""
+"""It is the name, among a version's timings, of the speed of the run that published it."""
 VERSIONS = 20
-"""So many are looked at, at most."""
+"""At most so many of the newest versions are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """How fast a version was encoded."""
+    """It says how fast a version was encoded."""
 
     version: int
     tokens_per_s: float
     start_s: float
-    """Until the encoders had their first slice."""
+    """They are the seconds until the encoders had their first slice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """For a person (`str`) and for machines (`to_dict`)."""
+    """It is an estimate for a person (`str`) and for machines (`to_dict`)."""
 
     tokens: int
     rate: Rate | None
-    """None if the table has no version that tells."""
+    """It is None if the table has no version that tells."""
     seconds: float | None
-    """From the start to the last vector; None without a rate."""
+    """They last from the start to the last vector. They are None without a rate."""
     price: float | None
-    """In the currency of the price per hour that was given; None without one."""
+    """It is in the currency of the given price per hour. It is None if no price was given."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,7 +55,8 @@ class Estimate:
 
 
 def estimate(tokens: int, history: Sequence[Snapshot], price_per_hour: float | None = None) -> Estimate:
-    """`history`: versions, oldest first, without their lists."""
+    """Estimate the encoding of so many tokens. The `history` is a list of versions, oldest first, without their
+    lists."""
     found = rate(history)
     seconds = None if found is None else 0.0 if not tokens else found.start_s + tokens / found.tokens_per_s
     price = None if seconds is None or price_per_hour is None else seconds / 3600 * price_per_hour
@@ -63,7 +64,8 @@ def estimate(tokens: int, history: Sequence[Snapshot], price_per_hour: float | N
 
 
 def rate(history: Sequence[Snapshot]) -> Rate | None:
-    """Of the latest version that encoded for long enough to tell; else of the one that did for longest."""
+    """Return the rate of the latest version that encoded for long enough to tell, or else of the one that encoded
+    longest."""
     known = [version for version in history[-VERSIONS:] if version.timings.get(TOKENS_PER_S, 0.0) > 0.0]
     if not known:
         return None

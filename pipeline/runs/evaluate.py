@@ -1,8 +1,8 @@
-"""How good a model's vectors are: Spearman on pairs of sentences, nDCG and recall on retrieval sets.
+"""A model is scored: by Spearman on pairs of sentences, and by nDCG and recall on retrieval sets.
 
-Comes in: files of an evaluation set, and functions that encode texts. Goes out: scores as MTEB reports them for its tasks
-that rank a document whose id is the query's own like any other, which is all but ArguAna, Quora and their kind
-(`ignore_identical_ids`). Knows no models and no tables.
+Files of an evaluation set and functions that encode texts come in. Scores go out as MTEB reports them. MTEB leaves a
+document out of a ranking where its id is the query's own in a few tasks, such as ArguAna and Quora
+(`ignore_identical_ids`); here no document is left out. This file knows no models and no tables.
 """
 
 import gzip
@@ -21,18 +21,18 @@ from pipeline.similarities import pairwise_similarities, similarities, spearman
 
 Vectors = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]
-"""Texts -> float32[n, dim]."""
+"""It turns texts into float32[n, dim]."""
 
 _QUERIES_AT_A_TIME = 256
 _DOCUMENTS_AT_A_TIME = 16_384
-"""Compared with so many queries: 16 MiB of similarities."""
+"""So many documents are compared with a batch of queries, which takes 16 MiB of similarities."""
 _DEPTH = 100
-"""Documents per query that are ranked."""
+"""So many documents are ranked per query."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePairs:
-    """Pairs of sentences with the likeness that people gave them."""
+    """They are pairs of sentences, each with the similarity that people gave it."""
 
     name: str
     scores: tuple[float, ...]
@@ -42,15 +42,15 @@ class SentencePairs:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSet:
-    """Documents, queries, and which documents answer which query."""
+    """It holds documents, queries, and which documents answer which query."""
 
     name: str
     documents: Mapping[str, str]
-    """Id -> text."""
+    """It maps an id to its text."""
     queries: Mapping[str, str]
-    """Those that are judged: id -> text."""
+    """It maps the id of each judged query to its text."""
     relevant: Mapping[str, Mapping[str, int]]
-    """Query -> document -> its relevance, above 0."""
+    """It maps a query to its relevant documents, and these to their relevance above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class PairsScore:
     name: str
     pairs: int
     spearman: float | None
-    """None where the model finds all pairs equally alike."""
+    """It is None where the model finds all pairs equally alike."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,7 +87,7 @@ class RetrievalScore:
 
 
 def score_pairs(pairs: SentencePairs, encode: Encode, function: str) -> PairsScore:
-    """Spearman's rank correlation of the similarity of each pair with its score."""
+    """Return Spearman's rank correlation between the similarities of the pairs and their scores."""
     vectors = encode([*pairs.first, *pairs.second])
     found = pairwise_similarities(vectors[: len(pairs.first)], vectors[len(pairs.first) :], function)
     value = spearman(found, pairs.scores)
@@ -97,13 +97,14 @@ def score_pairs(pairs: SentencePairs, encode: Encode, function: str) -> PairsSco
 def score_retrieval(
     judged: RetrievalSet, encode_documents: Encode, encode_queries: Encode, function: str
 ) -> RetrievalScore:
-    """Means over the queries. Documents that are equally near stand in descending order of their ids, as trec_eval has it."""
+    """Return means over the queries. Equally near documents are ranked in descending order of their ids, as in
+    trec_eval."""
     names = sorted(judged.documents, key=str.encode, reverse=True)
     documents = encode_documents([judged.documents[name] for name in names])
     queries = encode_queries(list(judged.queries.values()))
     ndcgs, recalls = [], []
     for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-        best = nearest(queries[start : start + _QUERIES_AT_A_TIME], documents, function, _DEPTH)
+        best = nearest_documents(queries[start : start + _QUERIES_AT_A_TIME], documents, function, _DEPTH)
         for query, found in zip(list(judged.queries)[start : start + len(best)], best, strict=True):
             ranked = [names[document] for document in found]
             ndcgs.append(ndcg(ranked, judged.relevant[query], 10))
@@ -117,9 +118,12 @@ def score_retrieval(
     )
 
 
-def nearest(queries: Vectors, documents: Vectors, function: str, count: int) -> NDArray[np.int64]:
-    """[queries, count], or all documents if they are fewer: the most similar documents' numbers, best first, equal ones in
-    ascending order. `queries` and `documents` are float32[.., dim]."""
+def nearest_documents(queries: Vectors, documents: Vectors, function: str, count: int) -> NDArray[np.int64]:
+    """Return the numbers of the most similar documents, best first, as int64[queries, count].
+
+    There are fewer columns if there are fewer documents. Equally similar ones stand in ascending order. The `queries`
+    and `documents` are float32[.., dim].
+    """
     scores, numbers = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(documents), _DOCUMENTS_AT_A_TIME):
         found = similarities(queries, documents[start : start + _DOCUMENTS_AT_A_TIME], function)
@@ -132,7 +136,7 @@ def nearest(queries: Vectors, documents: Vectors, function: str, count: int) -> 
 
 
 def _highest(scores: Vectors, count: int) -> NDArray[np.int64]:
-    """The first `count` of a stable sort, descending and NaN last, without sorting the rest."""
+    """Return the first `count` places of a stable descending sort with NaN last, without sorting the rest."""
     descending = -scores
     if count >= len(scores):
         return np.argsort(descending, kind="stable")
@@ -142,7 +146,10 @@ def _highest(scores: Vectors, count: int) -> NDArray[np.int64]:
 
 
 def ndcg(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
-    """Normalised discounted cumulative gain of the first k, gains linear (trec_eval's ndcg_cut); 0 if none is relevant."""
+    """Return the normalised discounted cumulative gain of the first k, or 0 if no document is relevant.
+
+    The gains are linear, as in trec_eval's ndcg_cut.
+    """
     ideal = _dcg(sorted(relevant.values(), reverse=True)[:k])
     return _dcg([relevant.get(name, 0) for name in ranked[:k]]) / ideal if ideal else 0.0
 
@@ -152,7 +159,7 @@ def _dcg(gains: Sequence[int]) -> float:
 
 
 def recall(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
-    """The share of the relevant documents that are among the first k; 0 if none is relevant."""
+    """Return the share of the relevant documents that are among the first k, or 0 if no document is relevant."""
     return sum(name in relevant for name in ranked[:k]) / len(relevant) if relevant else 0.0
 
 
@@ -160,9 +167,9 @@ def recall(ranked: Sequence[str], relevant: Mapping[str, int], k: int) -> float:
 
 
 def read_pairs(path: str | Path) -> SentencePairs:
-    """A tsv file, gzipped if it ends in .gz: the columns `score`, `sentence1` and `sentence2` of its header, nothing quoted.
+    """Read a tsv file, gzipped if its name ends in .gz. Raises InputError.
 
-    Raises InputError.
+    Its header names the columns `score`, `sentence1` and `sentence2`. No field is quoted.
     """
     rows = list(_tsv(Path(path), ("score", "sentence1", "sentence2")))
     scores = tuple(_number(value, path, number) for number, (value, _, _) in enumerate(rows, 2))
@@ -174,10 +181,10 @@ def read_pairs(path: str | Path) -> SentencePairs:
 
 
 def read_retrieval(folder: str | Path) -> RetrievalSet:
-    """A folder in BEIR's form: corpus.jsonl, queries.jsonl and qrels/test.tsv or qrels-test.tsv, each gzipped or not. Raises
-    InputError.
+    """Read a folder in BEIR's form. Raises InputError.
 
-    A document's text is `(title + " " + text).strip()`; only queries that the qrels judge count.
+    It holds corpus.jsonl, queries.jsonl, and qrels/test.tsv or qrels-test.tsv, each gzipped or not. A document's text
+    is `(title + " " + text).strip()`. Only queries that the qrels judge count.
     """
     folder = Path(folder)
     corpus, queries = _either(folder, "corpus.jsonl"), _either(folder, "queries.jsonl")
@@ -226,7 +233,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _tsv(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
-    """The fields of these columns, by the names in the first line."""
+    """Yield the fields of these columns, which the first line names."""
     lines = _lines(path)
     header = next(lines, "").split("\t")
     missing = [name for name in columns if name not in header]

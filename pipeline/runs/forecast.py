@@ -1,6 +1,7 @@
-"""What a reindex would do, and what that would cost: exact counts of rows and texts, tokens from a sample of them.
+"""A forecast says what a reindex would do and what it would cost.
 
-Comes in: a prepared run and its changes. Goes out: a `Forecast`.
+A prepared run and its changes come in. A `Forecast` goes out, with exact counts of rows and texts, and with tokens
+counted on a sample.
 """
 
 import math
@@ -28,33 +29,33 @@ from pipeline.table.snapshot import Snapshot
 from pipeline.work import Task
 
 SAMPLE_TEXTS = 512
-"""Texts whose tokens are counted for a forecast."""
+"""The tokens of so many texts are counted for a forecast."""
 SAMPLE_PARTS = 4
-"""Or some more: parts of the table whose tokens are added up for the forecast of a build."""
+"""The tokens of at least so many parts of the table are added up for the forecast of a build."""
 TOKENS_GUESSED = 64.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast(ShownInNotebooks):
-    """What a reindex would do, for a person (`str`) and for machines (`to_dict`)."""
+    """It says what a reindex would do, for a person (`str`) and for machines (`to_dict`)."""
 
     table: str
     version: int
-    """The current one."""
+    """It is the current version."""
     full: bool
-    """The table would be built whole: there is none yet, or its model is another."""
+    """The table would be built whole, because there is none yet or its model is another."""
     new: int
     changed: int
     deleted: int
     unchanged: int
     reusable: int
-    """New and changed rows with a text that has a vector, or that another of them has."""
+    """So many new and changed rows have a text with a vector, or share their text with another such row."""
     to_encode: int
-    """Distinct texts; of a full build the rows."""
+    """So many distinct texts would be encoded. For a full build these are rows."""
     tokens: int
-    """About so many, from a sample."""
+    """It is an estimate from a sample."""
     seconds: float | None
-    """Of starting and encoding, at the rate of an earlier run; None where there was none."""
+    """They are the seconds to start and to encode, at the rate of an earlier run. They are None where no run tells."""
     price: float | None
     parts_rewritten: int
     bytes_rewritten: int
@@ -62,9 +63,9 @@ class Forecast(ShownInNotebooks):
     changes_pending: bool = True
     plan_s: float = 0.0
     rate: Rate | None = None
-    """Of that run."""
+    """It is the rate of that earlier run."""
     refusal: str | None = None
-    """Why a run would publish nothing."""
+    """It says why a run would publish nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,7 +98,7 @@ class Forecast(ShownInNotebooks):
 
 
 def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float | None, started: float) -> Forecast:
-    """`changes` is None for a full build, or where nothing changed."""
+    """Forecast the run. The `changes` are None for a full build, or where nothing changed."""
     full = changes is None and not prepared.plan.changes_nothing
     tokens = _count_tokens(prepared, changes) if changes is not None else 0
     if full:
@@ -146,7 +147,7 @@ def _history(prepared: Prepared) -> list[Snapshot]:
 
 
 def _tokens_per_document(prepared: Prepared) -> float:
-    """Of those that the table has, by some of its parts; without a table a guess of a short paragraph."""
+    """Return the mean tokens of a row in some of the table's parts, or a guess where there is no table."""
     parent = prepared.parent
     tokens = rows = 0
     for part in parent.parts[:: max(1, len(parent.parts) // SAMPLE_PARTS)]:
@@ -159,7 +160,7 @@ def _tokens_per_document(prepared: Prepared) -> float:
 
 
 def _count_tokens(prepared: Prepared, changes: Changes) -> int:
-    """About so many tokens have the texts to encode, from a sample of them."""
+    """Estimate the tokens of the texts to encode from a sample of them."""
     if not changes.texts:
         return 0
     spec = prepared.worker_spec(pools.ALONE)

@@ -1,6 +1,6 @@
-"""What stands between a bad night and the table: a run that loses, fails or clips too much publishes nothing.
+"""A run that deletes, fails or clips too much publishes nothing.
 
-Counts come in, an error goes out or nothing.
+Counts come in. Nothing or an error goes out.
 """
 
 from pipeline.errors import GateFailed, RunError, one_line
@@ -10,12 +10,15 @@ from pipeline.table import calibration, layout, snapshot
 from pipeline.table.record import Effort
 
 
-def check_deleted(table: str, *, rows: int, deleted: int, files: int, limit: float, allowed: bool = False) -> None:
-    """Raises GateFailed where of the `rows` that the table has more are deleted than `limits.max_deleted_rows`, which is a
-    share below 1, else a count, unless the user allowed it. `files` were listed.
+def check_deletion_limit(
+    table: str, *, rows: int, deleted: int, files: int, limit: float, allowed: bool = False
+) -> None:
+    """Raise GateFailed where more rows would be deleted than `limits.max_deleted_rows` lets, unless the user allowed
+    it.
 
-    Deleted are rows that the sources no longer have; those that stay, changed or not, are not, nor are those that can't be
-    read or encoded today.
+    The table has so many `rows`, and so many `files` were listed. A limit below 1 is a share of the rows, else it is
+    a count. A row is deleted if the sources no longer have it. Rows that can't be read or encoded today are not
+    deleted.
     """
     if allowed or not deleted:
         return
@@ -44,7 +47,8 @@ def check_version(prepared: Prepared, *, failed: int, total: int, effort: Effort
 
 
 def check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
-    """`limits.max_failed_rows` as a count, or as a share where the total is known. Raises RunError."""
+    """Raise RunError where more rows failed than `limits.max_failed_rows` lets. It is a count, or a share where the
+    total is known."""
     limit = prepared.spec.limits.max_failed_rows
     if total is None and limit < 1:
         return
@@ -57,7 +61,7 @@ def check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
 
 
 def _reasons(table: Folder) -> str:
-    """The first three reasons of rows that failed, and the newest file of them in staging."""
+    """Return the first three reasons why rows failed, and the newest file of such rows in staging."""
     staged = [info for info in table.list(layout.STAGED_PARTS) if info.path.endswith(".dead")]
     staged += [info for info in table.list(layout.PUBLICATIONS) if "letters" in info.path]
     newest = max(staged, key=lambda info: (info.modified, info.path), default=None)
@@ -70,8 +74,10 @@ def _reasons(table: Folder) -> str:
 
 
 def check_clipped(prepared: Prepared, effort: Effort, done: float = 1.0) -> None:
-    """Raises RunError where the first version of a table would have too many numbers outside its ranges; `done` is the
-    share of it that `effort` stands for, so that it is told as soon as it is sure."""
+    """Raise RunError where the first version of a table would have too many numbers outside its ranges.
+
+    The `effort` stands for a share `done` of that version, so that the error comes as soon as it is sure.
+    """
     if not prepared.is_full or effort.coded < calibration.FEWEST_NUMBERS:
         return
     if effort.clipped * done > calibration.CLIPPED * effort.coded:

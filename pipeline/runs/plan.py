@@ -1,7 +1,7 @@
-"""Desired units minus existing ones: what a run has to encode, what it keeps, what it drops. Pure: opens nothing.
+"""A plan is the desired units minus the existing ones: what to encode, to keep and to drop.
 
-Comes in: what the source holds (a survey), the current snapshot, the records in staging, and the dead letters that are to be
-tried again. Goes out: a `Plan`.
+It takes what the source holds (a survey), the current snapshot, the records in staging, and the dead letters that are
+to be tried again. A `Plan` goes out. This file is pure and opens nothing.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,19 +24,19 @@ from pipeline.work import NO_PLACE, Span, Task, Unit
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     added: tuple[Unit, ...]
-    """Units that the snapshot lacks, in source order."""
+    """They are the units that the snapshot lacks, in source order."""
     kept: frozenset[str]
-    """Live units that are planned again: they stay as they are."""
+    """They are the live units that are planned again. They stay as they are."""
     dropped: frozenset[str]
-    """Live units that the source no longer has in this form."""
+    """They are the live units that the source no longer has in this form."""
     retried: Mapping[str, Unit] = field(default_factory=dict)
-    """Kept units whose dead letters are tried again, each with the unit of these rows alone."""
+    """It maps a kept unit whose dead letters are tried again to a unit of these rows alone."""
     records: Mapping[str, Sequence[Record]]
-    """Valid records of added units, and of those that try rows again."""
+    """They are the valid records of added units, and of units that try rows again."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What is left to do."""
+        """They are the units that are not recorded to their end."""
         return tuple(
             Task(unit=unit, done=record.intervals(self.records.get(unit.unit_id, ())))
             for unit in (*self.added, *self.retried.values())
@@ -45,7 +45,7 @@ class Plan:
 
     @property
     def rows_to_retry(self) -> int:
-        """Dead letters that are tried again."""
+        """So many dead letters are tried again."""
         return sum(len(unit.only or ()) for unit in self.retried.values())
 
     @property
@@ -54,9 +54,10 @@ class Plan:
 
 
 def output_spec(spec: RunSpec, source: pa.Schema, forms: Collection[str]) -> dict[str, Any]:
-    """All that shapes the table's files: roles, order and types of columns, rules, partitioning, format version.
+    """Return all that shapes the table's files: roles, order and types of columns, rules, partitioning, and format
+    version.
 
-    `forms` are the formats of the source files: options of other formats shape nothing.
+    The source files have these `forms`. Options of other formats shape nothing.
     """
     delimited = bool({"csv", "tsv"} & set(forms))
     return {
@@ -80,7 +81,8 @@ def output_spec(spec: RunSpec, source: pa.Schema, forms: Collection[str]) -> dic
 
 
 def _csv_shape(spec: RunSpec) -> dict[str, Any]:
-    """The dialect; what tables were built before there was a choice of is left out where nothing was chosen."""
+    """Return the dialect. An option that is younger than some tables is left out where nothing was chosen, so that
+    their digests stay."""
     given = asdict(spec.source.csv)
     if given["escape"] is None:
         del given["escape"]
@@ -88,8 +90,10 @@ def _csv_shape(spec: RunSpec) -> dict[str, Any]:
 
 
 def shape(output: Mapping[str, Any]) -> str:
-    """A digest of what an output_spec says of rows beyond their text and kept values: the files' columns, their types and
-    places. What chooses rows or finds their text shapes none that is there."""
+    """Return a digest of the files' columns, their types and partitions, as an output_spec has them.
+
+    It leaves out what only chooses rows or finds their text, because that shapes no row that is there.
+    """
     kept = [*output.get("keep", ()), *output.get("partition_by", ())]
     shaping = ("format", "keep", "partition_by", "embedding_column", "keep_text", "rows")
     types = {name: output.get("schema", {}).get(name) for name in kept}
@@ -97,7 +101,7 @@ def shape(output: Mapping[str, Any]) -> str:
 
 
 def unit_ids(groups: Iterable[tuple[Span, ...]], output: str, fingerprint: str) -> dict[str, tuple[Span, ...]]:
-    """The spans of each unit, by its id, in source order."""
+    """Map the id of each unit to its spans, in source order."""
     return {identity.unit_id(spans, output, fingerprint): spans for spans in groups}
 
 
@@ -107,7 +111,7 @@ def make_plan(
     records: Mapping[str, Sequence[Record]],
     retried: Mapping[str, Unit] | None = None,
 ) -> Plan:
-    """Compare the planned units with the live ones; number the spans of those to add."""
+    """Compare the planned units with the live ones, and number the spans of the units to add."""
     live = parent.units()
     added = {unit: spans for unit, spans in planned.items() if unit not in live}
     taken = {number for numbers in live.values() for number in numbers}
@@ -122,12 +126,14 @@ def make_plan(
     )
 
 
-def retries(planned: Mapping[str, tuple[Span, ...]], parent: Snapshot, letters: Iterable[pa.Table]) -> dict[str, Unit]:
-    """For each live unit that is planned again and has some of the dead letters, the unit of these rows alone."""
+def retries(
+    planned: Mapping[str, tuple[Span, ...]], parent: Snapshot, dead_letters: Iterable[pa.Table]
+) -> dict[str, Unit]:
+    """Map each live unit that is planned again and has dead letters to a unit of these rows alone."""
     numbers = parent.units()
     unit_of = {number: unit for unit in numbers if unit in planned for number in numbers[unit]}
     rows: dict[str, list[tuple[int, int]]] = {}
-    for table in letters:
+    for table in dead_letters:
         positions = pc.fill_null(table.column(schema.POSITION), NO_PLACE).to_pylist()
         for source, position in zip(table.column(schema.SOURCE).to_pylist(), positions, strict=True):
             if source in unit_of:
@@ -146,8 +152,11 @@ def retries(planned: Mapping[str, tuple[Span, ...]], parent: Snapshot, letters: 
 def _number(
     added: Mapping[str, tuple[Span, ...]], recorded: Mapping[str, tuple[int, ...]], taken: set[int]
 ) -> dict[str, tuple[int, ...]]:
-    """A number per span: the recorded ones where they are still free (their parts then need no rewriting), else the lowest
-    free ones. Numbers of spans that this version drops stay taken, so that no number means two things at once."""
+    """Give each span a number: the recorded one where it is still free, else the lowest free one.
+
+    Parts with recorded numbers need no rewriting. The numbers of spans that this version drops stay taken, so that no
+    number means two things at once.
+    """
     numbers: dict[str, tuple[int, ...]] = {}
     for unit, old in recorded.items():
         if taken.isdisjoint(old):
@@ -168,5 +177,5 @@ def _free_numbers(taken: set[int]) -> Iterator[int]:
 
 
 def with_records(plan: Plan, records: Mapping[str, Sequence[Record]]) -> Plan:
-    """The same plan after more slices were recorded."""
+    """Return the plan with the records of more slices."""
     return replace(plan, records=records)

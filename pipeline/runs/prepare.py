@@ -1,7 +1,7 @@
 """Everything that can be wrong is found before any work, and the work is planned.
 
-Comes in: a `RunSpec`. Goes out: a `Prepared`, or InputError for configuration, model, sources or table. Loads neither torch
-nor Ray.
+A `RunSpec` comes in. A `Prepared` goes out, or an InputError about configuration, model, sources or table. This file
+loads neither torch nor Ray.
 """
 
 import datetime
@@ -36,10 +36,11 @@ from pipeline.work import SourceFile
 
 
 def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_model: bool = False) -> Prepared:
-    """Check everything and plan. With `writes` a commit that was not materialised is finished first; with `retry_failed`
-    the dead letters of the current version are planned too. A `new_model` may take the place of the table's.
+    """Check everything and plan.
 
-    Raises InputError for anything wrong with configuration, model, sources or table.
+    With `writes` a commit that was not materialised is finished first. With `retry_failed` the dead letters of the
+    current version are planned, too. A `new_model` may replace the table's. Raises InputError for anything wrong with
+    configuration, model, sources or table.
     """
     started = time.perf_counter()
     with before_work():
@@ -102,7 +103,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
 
 
 def _recorded(parent: Snapshot) -> Recorded:
-    """What the version says of the files it was built from."""
+    """Return what the version says of the files it was built from."""
     if not parent.version:
         return Recorded()
     versions: dict[str, set[str]] = {}
@@ -128,14 +129,15 @@ def plan_of(
 
 
 def check_shared(spec: RunSpec) -> None:
-    """Raises InputError for what no other process can see: a run works in several."""
+    """Raise InputError for a path that no other process can see, since a run works in several processes."""
     for path in (*spec.source.patterns, spec.model.path, spec.table.path):
         if "://" in path and not is_shared(path):
             raise InputError(f"{path!r} is in the memory of this process alone: give a folder or a store")
 
 
 def resources_for(spec: RunSpec) -> ResourceSpec:
-    """The resources with no GPU where none would be used. Raises InputError where one is asked for all the same."""
+    """Return the resources, with no GPU where none would be used. Raises InputError where one is asked for all the
+    same."""
     resources, model = spec.resources, spec.model
     if model.precision != "int8" and model.engine != "openvino":
         return resources
@@ -149,7 +151,7 @@ def resources_for(spec: RunSpec) -> ResourceSpec:
 
 
 def check_paths(spec: RunSpec) -> None:
-    """Raises InputError for a table among its sources."""
+    """Raise InputError for a table among its sources."""
     for pattern in spec.source.patterns:
         if contains(pattern, spec.table.path) or contains(spec.table.path, pattern):
             raise InputError(
@@ -159,7 +161,7 @@ def check_paths(spec: RunSpec) -> None:
 
 
 def _limited(spec: RunSpec, surveyed: Survey) -> Survey:
-    """The first `source.limit` rows of what was surveyed."""
+    """Return the survey of the first `source.limit` rows."""
     if spec.source.limit is None:
         return surveyed
     spans = first_spans(surveyed.spans, surveyed.schema, spec.source, spec.carried, spec.limits)
@@ -178,7 +180,8 @@ def _check_chunks(spec: RunSpec, encoder: EncoderSpec) -> None:
 
 
 def _check_apart(spec: RunSpec, table: Folder, files: Sequence[SourceFile]) -> None:
-    """A data set's name doesn't say where its files are: the files do."""
+    """Raise InputError for a source file in the table's folder. A data set's name doesn't say where its files are,
+    but the files do."""
     inside = next((file.path for file in files if file.path.startswith(f"{table.url}/")), None)
     if inside is not None:
         raise InputError(
@@ -188,8 +191,11 @@ def _check_apart(spec: RunSpec, table: Folder, files: Sequence[SourceFile]) -> N
 
 
 def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot, forms: Collection[str]) -> pa.Schema:
-    """The types that the table was built with, while the roles of the columns are the same: types that are guessed from
-    samples must not change with every new file. A value that doesn't fit them is a dead letter."""
+    """Return the types that the table was built with, while the roles of the columns stay as they were.
+
+    Types that are guessed from samples must not change with every new file. A value that doesn't fit them is a dead
+    letter.
+    """
     if not parent.source_schema:
         return surveyed
     fixed = snapshot.hex_to_schema(parent.source_schema)
@@ -225,7 +231,7 @@ def _check_partitions(spec: RunSpec, source: pa.Schema) -> None:
 
 
 def part_schema_of(spec: RunSpec, source: pa.Schema, vectors: VectorSpec) -> pa.Schema:
-    """The columns of a part, lineage included."""
+    """Return the columns of a part, lineage included."""
     kept = pa.schema([source.field(name) for name in spec.source.keep if name not in spec.table.partition_by])
     return part_schema(
         kept,

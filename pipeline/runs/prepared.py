@@ -1,6 +1,6 @@
-"""A run that passed every check: its configuration, its corpus, its table, its vectors, and what it has to do.
+"""A prepared run passed every check: it has its corpus, its table, its vectors and its plan.
 
-Comes in: what runs/prepare.py found. Goes out: a `Prepared`, which says what workers have to know for pools of a size.
+What runs/prepare.py found comes in. A `Prepared` goes out, which says what workers have to know for pools of a size.
 """
 
 import json
@@ -29,16 +29,19 @@ from pipeline.work import SourceFile
 VECTOR_BYTES = 64 * 2**20
 """A slice has at most so many bytes of vectors as the table has them and as they travel."""
 FLOAT_BYTES = 256 * 2**20
-"""A slice has at most so many bytes of float32 vectors: an encoder holds them so, however few bits the table keeps."""
+"""A slice has at most so many bytes of float32 vectors. An encoder holds them so, however few bits the table keeps."""
 SLICES_PER_ENCODER = 2
-"""A small corpus is cut into at least so many slices per encoder: while one is written the next is encoded. More of them
-would waste more: rows are sorted by length within their slice, and encoders begin with shapes new to them."""
+"""A small corpus is cut into at least so many slices per encoder, so that one is written while the next is encoded.
+
+More slices would waste more: rows are sorted by length within their slice, and each slice brings shapes that are new
+to its encoder.
+"""
 MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 4096
 MIN_SLICE_S = 2.0
-"""Long texts make smaller slices than MIN_SLICE_ROWS, down to so many seconds of a core."""
+"""Long texts may make slices of fewer rows than MIN_SLICE_ROWS, down to so many seconds of a core."""
 MANY_ROWS = 4000
-"""Per encoder: a model's graph and the measuring of a budget take some seconds, once per node, and save a quarter of the
-time of a row."""
+"""An encoder has many rows if it has at least so many. Building a graph and measuring a token budget then pay off:
+they take some seconds per node and save a quarter of the time of a row."""
 BYTES_PER_TOKEN = 4
 """A token of text has about so many bytes."""
 COMPRESSED = 3
@@ -47,7 +50,7 @@ COMPRESSED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The source as it was found."""
+    """It is the source as it was found."""
 
     files: tuple[SourceFile, ...]
     survey: Survey
@@ -55,24 +58,24 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The table as it stands, and what the run makes of its rows."""
+    """It is the table as it stands, and what the run makes of its rows."""
 
     table: Folder
     parent: Snapshot
-    """The version that the run builds on; its probes are empty where another model takes its place."""
+    """It is the version that the run builds on. Its probes are empty where another model replaces the table's."""
     part_schema: pa.Schema
     output_spec: Mapping[str, Any]
     output: str
-    """The digest of `output_spec`."""
+    """It is the digest of `output_spec`."""
     exclusive: bool
     """The table's store lets only one of two publishers win."""
     renews: bool
-    """Another model, or other settings of it, takes the place of the parent's."""
+    """Another model, or other settings of it, replace the parent's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A run that passed every check, and what it has to do. It is the job that executors work for."""
+    """It is a run that passed every check, with its plan. Executors work for it as their job."""
 
     spec: RunSpec
     corpus: Corpus
@@ -100,35 +103,35 @@ class Prepared:
 
     @property
     def is_full(self) -> bool:
-        """The table is built whole, by units: there is none yet, or it gets another model."""
+        """The table is built whole, by units, because there is none yet or it gets another model."""
         return not self.parent.version or self.target.renews
 
     @property
     def rows_to_do(self) -> int | None:
-        """Rows of all tasks together; None where only reading can tell."""
+        """So many rows have all tasks together. It is None where only reading can tell."""
         rows = [task.rows_to_do for task in self.plan.tasks]
         return None if None in rows else sum(count for count in rows if count is not None)
 
     @property
     def stored_vector_bytes(self) -> int:
-        """Bytes of one vector as the table has it."""
+        """One vector of the table has so many bytes."""
         return vector_bytes(self.target.part_schema, self.spec.table.embedding_column)
 
     @property
     def expected_s(self) -> float:
-        """About so many seconds encoding takes on the cores of this machine, by the sizes of files and model."""
+        """Encoding takes about so many seconds on the cores of this machine, by the sizes of files and model."""
         return self.expected_core_s / cores()
 
     @property
     def expected_core_s(self) -> float:
-        """The same for a single core."""
+        """Encoding takes about so many seconds on a single core."""
         rows = self.rows_to_do if self.rows_to_do is not None else self.survey.rows_estimate
         if not self.plan.tasks or self.encoder.is_static:
             return rows / costs.READ_ROWS_PER_S
         return costs.encoding_s(rows * self._tokens_per_row(), _weights(self.encoder))
 
     def _tokens_per_row(self) -> float:
-        """By the table's own rows; without a table by the bytes of the files."""
+        """Estimate the tokens of a row by the table's own rows, or by the bytes of the files where there is no table."""
         counts = self.parent.counts
         if self.parent.version and counts.encoded and counts.tokens:
             return counts.tokens / counts.encoded
@@ -138,7 +141,7 @@ class Prepared:
         return tokens if self.spec.chunk is not None else min(tokens, self.encoder.max_seq_length or math.inf)
 
     def worker_spec(self, pools: Pools) -> WorkerSpec:
-        """What the stages have to know, for pools of these sizes."""
+        """Return what the stages have to know, for pools of these sizes."""
         spec, many = self.spec, _has_many_rows(self, pools)
         rows = slice_rows(self, pools)
         encoder = self.encoder
@@ -172,7 +175,7 @@ class Prepared:
 
 
 def _weights(encoder: EncoderSpec) -> int:
-    """Weights of the transformer's layers, by the usual twelve times hidden squared per layer."""
+    """Estimate the weights of the transformer's layers by the usual twelve times hidden squared per layer."""
     config = json.loads((encoder.transformer_folder / "config.json").read_text(encoding="utf-8"))
     hidden = config.get("hidden_size") or config.get("d_model") or config.get("dim") or encoder.dim
     layers = config.get("num_hidden_layers") or config.get("num_layers") or config.get("n_layers") or 12
@@ -180,13 +183,13 @@ def _weights(encoder: EncoderSpec) -> int:
 
 
 def _has_many_rows(prepared: Prepared, pools: Pools) -> bool:
-    """A start of some seconds more is worth a faster encoder, by the rows of the run or of its table."""
+    """Say whether a faster encoder is worth a slower start, by the rows of the run or of its table."""
     rows = max(sum(_unit_rows(prepared)), prepared.parent.counts.rows)  # what one run made on a node serves the next
     return rows >= MANY_ROWS * pools.encoders
 
 
 def slice_rows(prepared: Prepared, pools: Pools) -> int:
-    """At most `limits.unit_rows`, 64 MiB of vectors, and an even share of a small corpus."""
+    """Return the rows of a slice: at most `limits.unit_rows`, 64 MiB of vectors, and an even share of a small corpus."""
     stored = prepared.stored_vector_bytes
     room = min(VECTOR_BYTES // stored, FLOAT_BYTES // (4 * prepared.encoder.dim))
     most = min(prepared.spec.limits.unit_rows, max(1, room))
@@ -201,13 +204,14 @@ def slice_rows(prepared: Prepared, pools: Pools) -> int:
 
 
 def _unit_rows(prepared: Prepared) -> list[int]:
-    """Rows that are left to do of each task; all as one where only reading can tell."""
+    """Return the rows that each task still has to do, or one estimate for all where only reading can tell."""
     rows = [task.rows_to_do for task in prepared.plan.tasks]
     return [prepared.survey.rows_estimate] if None in rows else [count for count in rows if count is not None]
 
 
 def slice_bytes(spec: RunSpec, slice_rows: int) -> int:
-    """Text that becomes about `slice_rows` chunks at most: a token has a byte at least, most have four."""
+    """Return the bytes of text that become about `slice_rows` chunks at most. Most tokens have four bytes, and all
+    have one."""
     if spec.chunk is None:
         return SLICE_BYTES
     return min(SLICE_BYTES, 2 * slice_rows * (spec.chunk.max_tokens - spec.chunk.overlap_tokens))

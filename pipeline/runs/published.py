@@ -1,7 +1,7 @@
-"""The published table that a configuration means, together with the very model that it was built with.
+"""A configuration names a published table and the very model that it was built with.
 
-Comes in: a `RunSpec`. Goes out: the table's folder, its current version and the model's `EncoderSpec`; InputError where the
-two don't belong together. Loads neither torch nor Ray.
+A `RunSpec` comes in. The table's folder, its current version and the model's `EncoderSpec` go out, or an InputError
+where they don't belong together. This file loads neither torch nor Ray.
 """
 
 from dataclasses import dataclass, replace
@@ -22,13 +22,13 @@ class Published:
     table: Folder
     version: Snapshot
     encoder: EncoderSpec
-    """With the table's int8 model, where it has one; its file is not fetched yet."""
+    """It has the table's int8 model, if the table has one. The file of that model is not fetched yet."""
     int8_path: str | None
     calibration: Calibration | None
-    """What int8 and uint8 vectors were quantised with."""
+    """The int8 and uint8 vectors were quantised with it."""
 
     def encoder_here(self) -> EncoderSpec:
-        """The encoder that made the table's vectors, all of its files on this node."""
+        """Return the encoder that made the table's vectors, with all of its files on this node."""
         return int8.encoder_here(self.encoder, self.table, self.int8_path)
 
 
@@ -37,7 +37,8 @@ def is_published(spec: RunSpec) -> bool:
 
 
 def published(spec: RunSpec) -> Published:
-    """Raises InputError where there is no version, or where another model or other model settings made it."""
+    """Find the published table. Raises InputError where there is no version, or where another model or other model
+    settings made it."""
     table = Folder(spec.table.path, spec.table.storage_options)
     version = snapshot.current(table)
     if not version.version:

@@ -1,4 +1,4 @@
-"""What a reindex did, row by row and file by file."""
+"""A summary says what a reindex did, row by row and file by file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,16 +15,16 @@ from pipeline.table.snapshot import Counts, Snapshot
 
 @dataclass(frozen=True, kw_only=True)
 class Reindexed(ShownInNotebooks):
-    """What a reindex did, for a person (`str`) and for machines (`to_dict`)."""
+    """It says what a reindex did, for a person (`str`) and for machines (`to_dict`)."""
 
     table: str
     version: int
     published: bool
     counts: Counts
     to_encode: int
-    """Distinct texts that this run had to encode."""
+    """This run had to encode so many distinct texts."""
     reusable: int
-    """New and changed rows with a text that has a vector, or that another of them has."""
+    """So many new and changed rows have a text with a vector, or share their text with another such row."""
     upkeep: Upkeep
     stale_files: tuple[StaleFile, ...]
     docs_per_s: float
@@ -87,7 +87,7 @@ def summarise_rows(
 
 
 def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[StaleFile] = (), **seconds: float) -> Reindexed:
-    """The summary of a run that changed nothing."""
+    """Return the summary of a run that changed nothing."""
     return Reindexed(
         table=prepared.table.url,
         version=prepared.parent.version,

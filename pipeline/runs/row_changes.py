@@ -1,8 +1,8 @@
-"""What a reindex has to do, by row.
+"""The changes of a reindex are found by row.
 
-The source files that are new or changed are read, their rows compared with the live ones, and vectors looked for; texts that
-nobody has are left to encode. Comes in: a prepared run and an executor. Goes out: `Changes`. Nothing is written but dead
-letters, into staging.
+The source files that are new or changed are read, their rows are compared with the live ones, and vectors are looked
+for. Texts without a vector are left to encode. A prepared run and an executor come in. `Changes` go out. Only dead
+letters are written, into staging.
 """
 
 import math
@@ -21,7 +21,7 @@ from pipeline.runs import plan as planning
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_vectors import vectors_for
 from pipeline.stages.read import slices_of
-from pipeline.stages.row_keys import UnitKeys, UnitRows, only
+from pipeline.stages.row_keys import KeyResult, KeyTask, only
 from pipeline.table import dead_letters, diff, snapshot
 from pipeline.table.diff import GONE, KEPT, STALE, Keys, RowDifference, SourceStates
 from pipeline.table.publication import Publication
@@ -31,7 +31,7 @@ from pipeline.work import Unit, lasting_name
 
 @dataclass(frozen=True, kw_only=True)
 class StaleFile:
-    """A source file that can't be read, or not to its end: its rows stay as they are."""
+    """It is a source file that can't be read to its end. Its rows stay as they are."""
 
     path: str
     reason: str
@@ -39,16 +39,16 @@ class StaleFile:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Changes:
-    """What a run has to do, by row."""
+    """It says what a run has to do, by row."""
 
     publication: Publication
     """It holds what was staged for this run."""
     units: tuple[Unit, ...]
-    """New to the table; the number of a span is its place in the unit."""
+    """They are new to the table. The number of a span is its place in the unit."""
     numbers: tuple[tuple[int, ...], ...]
-    """Of each unit's spans in the new version."""
-    known: tuple[UnitKeys, ...]
-    """What each unit comes to."""
+    """They are the numbers of each unit's spans in the new version."""
+    known: tuple[KeyResult, ...]
+    """It holds the counts of each unit's rows."""
     kept: frozenset[str]
     stale: Mapping[int, tuple[str, Tally]]
     stale_files: tuple[StaleFile, ...]
@@ -58,11 +58,11 @@ class Changes:
     upserts: Keys
     deletes: Keys
     places: Mapping[bytes, tuple[int, int]]
-    """Text that the table has -> part and row."""
+    """It maps a text that the table has to its part and row."""
     staged: Mapping[bytes, str]
-    """Text that an earlier run encoded -> its staged file."""
+    """It maps a text that an earlier run encoded to its staged file."""
     texts: tuple[Unit, ...]
-    """Units of those that nobody has."""
+    """They are units of the texts that have no vector yet."""
     unchanged: int
 
     @property
@@ -75,7 +75,7 @@ class Changes:
 
     @property
     def to_encode(self) -> int:
-        """Distinct texts."""
+        """So many distinct texts have to be encoded."""
         return sum(len(unit.hashes or ()) for unit in self.texts)
 
     @property
@@ -84,15 +84,17 @@ class Changes:
 
     @property
     def removed(self) -> Keys:
-        """PLACE[n]: live rows that leave their parts."""
+        """They are the live rows that leave their parts, as PLACE[n]."""
         old = self.upserts[self.upserts["part"] >= 0]
         return np.concatenate([self.deletes, places_of(old)])
 
 
 def check_deleted(prepared: Prepared, changes: Changes | None, *, allowed: bool = False) -> None:
-    """Raises GateFailed where more rows would go than `limits.max_deleted_rows` lets; `changes` is None for a full build.
+    """Raise GateFailed where more rows would be deleted than `limits.max_deleted_rows` lets.
 
-    Of a table that is built anew only as many documents can be missing as its sources have less, when that is known."""
+    The `changes` are None for a full build. Such a build can delete no more documents than its sources have fewer, if
+    that is known.
+    """
     rows = prepared.parent.counts.rows
     if changes is not None:
         deleted = len(changes.deletes)
@@ -104,24 +106,24 @@ def check_deleted(prepared: Prepared, changes: Changes | None, *, allowed: bool 
 
 
 def check_built(prepared: Prepared, tally: Tally, *, allowed: bool = False) -> None:
-    """The same for a full build whose rows are counted: before it, not all formats tell how many there are."""
+    """Raise GateFailed where a full build deleted too many rows. They are counted after it, because not all formats
+    tell their rows before."""
     before = prepared.parent.counts.documents
     _guard(prepared, before, max(0, before - tally.documents - tally.failed), allowed)
 
 
 def _guard(prepared: Prepared, rows: int, deleted: int, allowed: bool) -> None:
     limit = prepared.spec.limits.max_deleted_rows
-    guard.check_deleted(
+    guard.check_deletion_limit(
         prepared.table.url, rows=rows, deleted=deleted, files=len(prepared.corpus.files), limit=limit, allowed=allowed
     )
 
 
 def find(prepared: Prepared, executor: Executor, *, writes: bool) -> Changes:
-    """Read the source files that are new or changed, compare their rows with the live ones, and look for texts that need no
-    encoding. With `writes` dead letters are staged.
+    """Read the source files that changed, compare their rows with the live ones, and look for vectors.
 
-    Raises SourceChanged, StorageError, GateFailed where an id stands twice, and CommitConflict where another run
-    published meanwhile, which moves files.
+    With `writes` dead letters are staged. Raises SourceChanged, StorageError, GateFailed where an id stands twice,
+    and CommitConflict where another run published meanwhile, because that moves files.
     """
     publication = Publication(prepared.table, prepared.parent)
     with publication.guarded(prepared.vectors.fingerprint):
@@ -170,36 +172,37 @@ def _find(prepared: Prepared, publication: Publication, executor: Executor, *, w
 
 
 class _Read:
-    """The units that are new, their rows' keys, and what that makes of the live sources.
+    """It reads the keys of the new units, and knows what becomes of the live sources.
 
-    A unit with a span that can't be read gives way to one of its other spans: the rows of such a file stay in the table.
+    A unit with a span that can't be read gives way to one of its other spans. The rows of such a file stay in the
+    table.
     """
 
     def __init__(self, prepared: Prepared, executor: Executor, folder: str | None) -> None:
         self._prepared, self._executor, self._folder = prepared, executor, folder
         self.units: list[Unit] = []
-        self.known: dict[int, UnitKeys] = {}
+        self.known: dict[int, KeyResult] = {}
         self.skipped: set[int] = set()
         self.kept = prepared.plan.kept
         self.unread: dict[str, str] = {}
-        """Path -> reason."""
+        """It maps a path to the reason why it can't be read."""
         self._num_rows = _rows_to_read(prepared)
         self._num_wanted = _num_wanted(prepared, self._num_rows)
         self._num_keys = self._num_wanted + _num_affected(prepared)
         self._keys: list[Any] = []
-        """Handles of the keys that were read; the executor knows what they are."""
+        """They are handles of the keys that were read. Only the executor knows what they are."""
         readable: Sequence[Unit] = prepared.plan.added
         while readable:
             readable = self._read(readable)
         self.states = self._source_states()
 
     def _read(self, units: Sequence[Unit]) -> list[Unit]:
-        """Read the rows of these units; returns what is left of those that can't be read whole."""
+        """Read the rows of these units. Return what is left of the units that can't be read whole."""
         first = len(self.units)
         numbered = [replace(unit, sources=tuple(range(len(unit.spans)))) for unit in units]
         self.units += numbered
         readings = [
-            UnitRows(unit=unit, number=number, folder=self._folder) for number, unit in enumerate(numbered, first)
+            KeyTask(unit=unit, number=number, folder=self._folder) for number, unit in enumerate(numbered, first)
         ]
         known, keys = self._executor.read_keys(self._prepared, readings, num_keys=self._num_keys)
         self._keys.append(keys)
@@ -223,7 +226,11 @@ class _Read:
         return [Unit(unit_id=unit_id, spans=spans, sources=tuple(range(len(spans))))]
 
     def _source_states(self) -> SourceStates:
-        """Rows of a file that can't be read stay. They may be those of any file that vanished if nobody knows it yet."""
+        """Say what becomes of each live source.
+
+        The rows of a file that can't be read stay. If that file is unknown to the table, its rows may be those of any
+        file that vanished, so these stay, too.
+        """
         rows = self._prepared.parent.sources.select(["source", "path", "unit_id"]).to_pylist()
         states = np.full(max((row["source"] for row in rows), default=-1) + 1, diff.FREE, np.int8)
         unread = {lasting_name(path) for path in self.unread}
@@ -241,7 +248,7 @@ class _Read:
         return states
 
     def compare(self) -> Iterator[RowDifference]:
-        """The difference, in one bucket or many."""
+        """Yield the difference, in one bucket or many."""
         parent = self._prepared.parent
         parts = parent.parts
         renewed = planning.shape(parent.output_spec) != planning.shape(self._prepared.target.output_spec)
@@ -264,7 +271,7 @@ class _Read:
 
 
 def _rows_to_read(prepared: Prepared) -> int:
-    """Of the sources; an estimate, by the files' sizes, where only reading can tell."""
+    """Count the rows of the sources. It is an estimate by the files' sizes where only reading can tell."""
     spans = [span for unit in prepared.plan.added for span in unit.spans]
     unknown = {span.file.path: span.file.size for span in spans if span.rows is None}
     total = sum(file.size for file in prepared.corpus.files)
@@ -274,13 +281,13 @@ def _rows_to_read(prepared: Prepared) -> int:
 
 
 def _num_wanted(prepared: Prepared, rows: int) -> int:
-    """About so many keys these rows have, with as many chunks to a document as in the table."""
+    """Estimate the keys of these rows, with as many chunks to a document as in the table."""
     counts = prepared.parent.counts
     return math.ceil(rows * max(1.0, counts.rows / max(1, counts.documents)))
 
 
 def _num_affected(prepared: Prepared) -> int:
-    """Live rows whose file is read again, or gone."""
+    """Count the live rows whose file is read again or gone."""
     return sum(tally.rows for unit, tally in prepared.parent.tallies().items() if unit not in prepared.plan.kept)
 
 
@@ -295,20 +302,20 @@ def places_of(rows: Keys) -> Keys:
 
 
 def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, Tally]]:
-    """What is left of each source that can't be read; one of which nothing is left goes."""
+    """Return what is left of each source that can't be read. A source with nothing left is dropped."""
     numbers = np.flatnonzero(read.states == STALE)
     if not len(numbers):
         return {}
-    letters: dict[int, int] = {}
+    failed: dict[int, int] = {}
     for rows in dead_letters.read(prepared.table, prepared.parent):
         for number in rows.column("source").to_pylist():
-            letters[number] = letters.get(number, 0) + 1
+            failed[number] = failed.get(number, 0) + 1
     rows_of = {int(row["source"]): (int(row["rows"]), int(row["documents"])) for row in left}
     unit_of = {row["source"]: row["unit_id"] for row in prepared.parent.sources.to_pylist()}
     stale = {}
     for number in numbers.tolist():
         rows, documents = rows_of.get(number, (0, 0))
-        tally = Tally(rows=rows, documents=documents, failed=letters.get(number, 0))
+        tally = Tally(rows=rows, documents=documents, failed=failed.get(number, 0))
         unit = unit_of[number]
         # Called stale once, it keeps that name.
         stale[number] = (identity.stale_id(unit, [number]), tally)
@@ -316,7 +323,7 @@ def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, 
 
 
 def _duplicates(prepared: Prepared, units: Sequence[Unit], rows: Keys) -> GateFailed:
-    """Reads some of the rows again for their ids."""
+    """Return the error about rows that share their id. It reads some of the rows again for their ids."""
     number = int(rows["unit"][0])
     some = only(units[number], rows[rows["unit"] == number][:200])
     names: set[str] = set()

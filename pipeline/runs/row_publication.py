@@ -1,7 +1,7 @@
-"""The rows of a reindex on their way into a version: which are written where, and what the version becomes.
+"""The changed rows of a reindex become parts, and then a revision of the table.
 
-Comes in: `Changes`, after every text that needed it was encoded. Goes out: pieces of work that write rows, and the `Revision`
-that the table is to take.
+`Changes` come in after every text that needed it was encoded. Tasks that write rows go out, and the `Revision` that
+the table is to take.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_changes import Changes
 from pipeline.runs.row_vectors import live_places
 from pipeline.stages.row_keys import GetTokenizer
-from pipeline.stages.row_writer import Order, Orders, Written, numbered, order_of
+from pipeline.stages.row_writer import UnitUpserts, WriteResult, WriteTask, upserts_of, with_version_numbers
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.table import record, scan, snapshot
 from pipeline.table.diff import Keys
@@ -26,20 +26,20 @@ from pipeline.table.record import Effort, Record
 from pipeline.table.scan import Gathering
 from pipeline.table.snapshot import Tally
 
-ORDER_ROWS = 8192
-"""One piece of work writes so many rows at most,"""
-ORDER_BYTES = 256 * 2**20
-"""and so many bytes of vectors."""
+TASK_ROWS = 8192
+"""A task writes at most so many rows."""
+TASK_BYTES = 256 * 2**20
+"""A task writes at most so many bytes of vectors."""
 
 
 def all_staged(prepared: Prepared, changes: Changes) -> tuple[dict[bytes, str], list[Record]]:
-    """(text -> staged file, the records of these files), after everything is encoded."""
+    """Return (text -> staged file, the records of these files), after everything is encoded."""
     needed = changes.staged.keys() | {item for unit in changes.texts for item in unit.hashes or ()}
     if not needed:
         return {}, []
     found: dict[bytes, str] = {}
     records = []
-    for item in record.read_texts(prepared.table, prepared.vectors.fingerprint):
+    for item in record.read_text_records(prepared.table, prepared.vectors.fingerprint):
         own: set[bytes] = set()
         for part in item.parts:
             rows = snapshot.read_parquet(prepared.table.read(part.path))
@@ -52,37 +52,39 @@ def all_staged(prepared: Prepared, changes: Changes) -> tuple[dict[bytes, str], 
     return found, records
 
 
-def orders_of(prepared: Prepared, executor: Executor, changes: Changes, staged: Mapping[bytes, str]) -> list[Orders]:
-    """The rows to write, in pieces; the vectors that the table has are copied out of its parts first."""
+def write_tasks(
+    prepared: Prepared, executor: Executor, changes: Changes, staged: Mapping[bytes, str]
+) -> list[WriteTask]:
+    """Divide the rows to write into tasks. The vectors that the table has are first copied out of its parts."""
     gathered = _gather(prepared, executor, changes)
     stored = prepared.stored_vector_bytes
-    most = max(1, min(ORDER_ROWS, ORDER_BYTES // stored))
-    pieces: list[list[Order]] = []
+    most = max(1, min(TASK_ROWS, TASK_BYTES // stored))
+    pieces: list[list[UnitUpserts]] = []
     room = 0
     for number in np.unique(changes.upserts["unit"]).tolist():
         rows = changes.upserts[changes.upserts["unit"] == number]
-        for some in _by_document(rows, max(most, ORDER_BYTES // stored)):
+        for some in _by_document(rows, max(most, TASK_BYTES // stored)):
             if room < len(some):
                 pieces.append([])
                 room = most
             room -= len(some)
-            pieces[-1].append(order_of(changes.units[number], number, changes.numbers[number], some))
-    orders = []
+            pieces[-1].append(upserts_of(changes.units[number], number, changes.numbers[number], some))
+    tasks = []
     for index, piece in enumerate(pieces):
-        texts = {content.tobytes() for order in piece for content in order.upserts["content"]}
+        texts = {content.tobytes() for item in piece for content in item.upserts["content"]}
         files = {gathered[changes.places[text][0]] if text in changes.places else staged[text] for text in texts}
-        orders.append(
-            Orders(
-                orders=tuple(piece),
+        tasks.append(
+            WriteTask(
+                units=tuple(piece),
                 vectors=tuple(sorted(files)),
                 output=f"{changes.publication.folder}rows/{index:06d}",
             )
         )
-    return orders
+    return tasks
 
 
 def _by_document(rows: Keys, most: int) -> Iterator[Keys]:
-    """Pieces of at most so many rows, or of one document."""
+    """Yield groups of at most `most` rows. A group has more only if a single document does."""
     starts = np.flatnonzero(
         np.concatenate([[True], (rows[1:][["span", "position"]] != rows[:-1][["span", "position"]])])
     )
@@ -96,7 +98,7 @@ def _by_document(rows: Keys, most: int) -> Iterator[Keys]:
 
 
 def _gather(prepared: Prepared, executor: Executor, changes: Changes) -> dict[int, str]:
-    """Part -> the file with its vectors that other rows need."""
+    """Map each part to a file with those of its vectors that other rows need."""
     rows_of: dict[int, set[int]] = {}
     for part, row in changes.places.values():
         rows_of.setdefault(part, set()).add(row)
@@ -120,7 +122,7 @@ def _gathered(job: Gathering, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iter
 
 
 def revision_of(
-    prepared: Prepared, executor: Executor, changes: Changes, written: Sequence[Written], records: Sequence[Record]
+    prepared: Prepared, executor: Executor, changes: Changes, written: Sequence[WriteResult], records: Sequence[Record]
 ) -> Revision:
     lost_ids = np.concatenate([np.zeros((0, 2), np.uint64), *(item.lost_ids for item in written)])
     lost_places = live_places(prepared, executor, lost_ids)
@@ -143,7 +145,7 @@ def revision_of(
         removed=np.unique(np.concatenate([changes.removed, lost_places])),
         deleted=np.unique(np.concatenate([changes.deletes, lost_places])),
         fresh=[part for item in written for part in item.parts],
-        letters=_letters(prepared, changes, written),
+        dead_letters=_dead_letters(prepared, changes, written),
         new=int((upserts["part"] < 0).sum()),
         changed=int((upserts["part"] >= 0).sum()),
         failed_new=sum(tally.failed for _, tally in added),
@@ -154,7 +156,7 @@ def revision_of(
 
 
 def _less(known: Tally, lost: Tally) -> Tally:
-    """`lost` counts documents that failed after all."""
+    """Subtract the documents that failed after all, which `lost` counts."""
     return Tally(
         rows=known.rows - lost.rows,
         documents=known.documents - lost.documents,
@@ -163,10 +165,10 @@ def _less(known: Tally, lost: Tally) -> Tally:
     )
 
 
-def _letters(prepared: Prepared, changes: Changes, written: Sequence[Written]) -> Iterator[pa.Table]:
+def _dead_letters(prepared: Prepared, changes: Changes, written: Sequence[WriteResult]) -> Iterator[pa.Table]:
     for known, numbers in zip(changes.known, changes.numbers, strict=True):
-        for path in known.letters:
-            yield numbered(snapshot.read_parquet(prepared.table.read(path)), numbers)
+        for path in known.dead_letters:
+            yield with_version_numbers(snapshot.read_parquet(prepared.table.read(path)), numbers)
     for item in written:
-        for path in item.letters:
+        for path in item.dead_letters:
             yield snapshot.read_parquet(prepared.table.read(path))

@@ -1,6 +1,6 @@
-"""Where the vectors of rows come from: the table itself, what earlier runs staged, or an encoder.
+"""The vectors of rows are looked for in the table, in staging, and otherwise left to an encoder.
 
-Comes in: the rows to write. Goes out: places of the vectors that there are, and units of the texts that nobody has.
+The rows to write come in. The places of the vectors that exist go out, and units of the texts that have none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ from pipeline.table.part import Part
 from pipeline.work import Unit
 
 MERGED_UNITS = 32
-"""Units whose new texts are read as one, if they are few: the rows between them are read, too."""
+"""The new texts of at most so many units are read as one unit, if they are few. The rows between them are read, too."""
 
 
 def vectors_for(
     prepared: Prepared, executor: Executor, units: Sequence[Unit], upserts: Keys, *, writes: bool
 ) -> tuple[dict[bytes, tuple[int, int]], dict[bytes, str], tuple[Unit, ...]]:
-    """(text -> part and row that has its vector, text -> staged file, units of the texts that nobody has)."""
+    """Return (text -> part and row that has its vector, text -> staged file, units of texts without a vector)."""
     places: dict[bytes, tuple[int, int]] = {}
     own = upserts[upserts["same_text"]]
     for row in own:
@@ -54,9 +54,9 @@ def _live_texts(
 
 
 def _staged_texts(prepared: Prepared, wanted: set[bytes], *, writes: bool = True) -> dict[bytes, str]:
-    """Of these texts those that earlier runs encoded, each with its staged file."""
+    """Map those of the texts that earlier runs encoded to their staged files."""
     found: dict[bytes, str] = {}
-    for item in record.read_texts(prepared.table, prepared.vectors.fingerprint, writes=writes):
+    for item in record.read_text_records(prepared.table, prepared.vectors.fingerprint, writes=writes):
         for part in item.parts:
             rows = snapshot.read_parquet(prepared.table.read(part.path))
             found |= dict.fromkeys(set(rows.column("content_hash").to_pylist()) & wanted, part.path)
@@ -64,8 +64,10 @@ def _staged_texts(prepared: Prepared, wanted: set[bytes], *, writes: bool = True
 
 
 def _text_units(prepared: Prepared, units: Sequence[Unit], upserts: Keys, missing: set[bytes]) -> Iterator[Unit]:
-    """Each text in the unit that has it first, with the texts of other units that have few, too: an encoder works best on
-    many at a time."""
+    """Yield units that encode each missing text once, in the unit that has it first.
+
+    Units with few texts are merged, because an encoder works best on many at a time.
+    """
     found = list(_texts_by_unit(units, upserts, missing))
     most = prepared.spec.limits.unit_rows
     while found:
@@ -80,7 +82,7 @@ def _text_units(prepared: Prepared, units: Sequence[Unit], upserts: Keys, missin
 
 
 def _merged(units: Sequence[Unit]) -> Unit:
-    """All as one unit: the number of a span in it is its place."""
+    """Merge the units. The number of a span in the merged unit is its place."""
     firsts = np.cumsum([0, *(len(unit.spans) for unit in units)]).tolist()
     return replace(
         units[0],
@@ -112,7 +114,7 @@ def _texts_by_unit(units: Sequence[Unit], upserts: Keys, missing: set[bytes]) ->
 
 
 def live_places(prepared: Prepared, executor: Executor, ids: Any) -> Keys:
-    """Where rows with these ids stand, if any do."""
+    """Return where live rows with these ids stand."""
     if not len(ids):
         return np.zeros(0, diff.PLACE)
     wanted_ids = {row.tobytes() for row in ids}
@@ -129,10 +131,10 @@ def live_places(prepared: Prepared, executor: Executor, ids: Any) -> Keys:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Scan:
-    """Live rows with one of these ids are looked for."""
+    """It says which ids of live rows are looked for."""
 
     ids: Any
-    """diff.words"""
+    """It is what `diff.words` gives for the ids."""
     chunked: bool
 
 
@@ -143,5 +145,5 @@ def _live_keys(item: tuple[_Scan, Part, int], spec: WorkerSpec, tokenizer: GetTo
 
 
 def _scan_s(prepared: Prepared) -> float:
-    """Seconds that one process takes to look through all live rows."""
+    """Return the seconds that one process takes to look through all live rows."""
     return sum(part.rows for part in prepared.parent.parts) / SCAN_ROWS_PER_S

@@ -1,4 +1,7 @@
-"""What a run did, or would do, in figures: for a person (`str`), for machines (`to_dict`) and in notebooks."""
+"""A summary gives the figures of what a run did, or would do.
+
+It is made for a person (`str`), for machines (`to_dict`) and for notebooks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +14,8 @@ from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
 
 NOTICEABLE = 0.005
-"""A summary mentions this share of clipped numbers: ranges of 1,024 texts leave 0.2 % of such texts' numbers outside."""
+"""A summary mentions this share of clipped numbers. Ranges that are measured on 1,024 texts leave 0.2 % of such
+texts' numbers outside."""
 NOT_EXCLUSIVE = (
     "this object store ignores create-only writes: two runs that publish at once are told apart unless a write takes "
     f"longer than {publication.SETTLE_S:g} s, so let the scheduler see to one run at a time"
@@ -20,22 +24,23 @@ NOT_EXCLUSIVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """What the encoding part of a run leaves behind, beside its records."""
+    """It is what the encoding part of a run leaves behind, beside its records."""
 
     busy_share: float
-    """Of the encoders' time between first and last slice, the share spent encoding; 0 if nothing was encoded."""
+    """It is the share that the encoders spent encoding of the time from their first to their last slice. It is 0 if
+    nothing was encoded."""
     rows: int
-    """Source rows recorded by this run."""
+    """This run recorded so many source rows."""
     effort: Effort
-    """Of this run's slices."""
+    """It is the effort of this run's slices."""
     seconds: float
-    """From the encoders' first slice to the last record."""
+    """They last from the encoders' first slice to the last record."""
     start_s: float
-    """Before that: starting Ray, importing and loading the model in the workers."""
+    """They pass before the first slice, while Ray starts and workers import and load the model."""
     workers: str
-    """Who worked, and why they were chosen."""
+    """It says who worked, and why they were chosen."""
     engines: str
-    """What multiplied the matrices."""
+    """It names the engines that computed the vectors."""
 
 
 NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, start_s=0.0, workers="", engines="")
@@ -43,7 +48,7 @@ NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(ShownInNotebooks):
-    """What a run did, for a person (`str`) and for machines (`to_dict`)."""
+    """It says what a run did, for a person (`str`) and for machines (`to_dict`)."""
 
     table: str
     version: int
@@ -51,15 +56,15 @@ class Summary(ShownInNotebooks):
     counts: snapshot.Counts
     padding_share: float
     busy_share: float
-    """Of the encoders' time from the first to the last slice of this run, the share that they encoded."""
+    """It is the share that the encoders spent encoding of the time from their first to their last slice."""
     docs_per_s: float
     tokens_per_s: float
     seconds: Mapping[str, float]
     output_bytes: int
     retried: int
-    """Dead letters that were tried again."""
+    """So many dead letters were tried again."""
     recovered: int
-    """Those of them that have a vector now."""
+    """So many of the retried dead letters have a vector now."""
     notes: tuple[str, ...]
 
     @property
@@ -98,7 +103,7 @@ class Summary(ShownInNotebooks):
         return [f"  retried    {self.retried:,} that had failed: {self.recovered:,} have a vector now"]
 
     def _documents(self) -> list[str]:
-        """What the rows don't say by themselves."""
+        """Return the lines about documents that the rows don't tell by themselves."""
         counts = self.counts
         chunked = [f"  documents  {counts.documents:,} in these rows"] if counts.documents != counts.rows else []
         skipped = [f"  left out   {counts.skipped:,} by source.where or source.on_null"] if counts.skipped else []
@@ -106,7 +111,7 @@ class Summary(ShownInNotebooks):
 
 
 def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: Mapping[str, float]) -> Summary:
-    """The summary of a run that published `version`, or of one that had nothing to do (`version` is the parent)."""
+    """Summarise a run that published `version`. If it had nothing to do, `version` is the parent."""
     effort = encoded.effort
     return Summary(
         table=prepared.table.url,
@@ -126,7 +131,7 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
 
 
 def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
-    """What a person should be told beside the figures, whatever kind of run it was."""
+    """Return what a person should be told beside the figures, whatever kind of run it was."""
     effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out]
     if encoded.workers:
         notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
@@ -150,7 +155,7 @@ def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
 
 
 def _recovered_rows(prepared: Prepared, version: Snapshot) -> int:
-    """How many of the rows that were tried again the version holds. The lists are long: most runs need not look."""
+    """Count the retried rows that the version holds. Its lists are long, and most runs need not read them."""
     if not prepared.plan.retried:
         return 0
     before, now = prepared.parent.tallies(), version.tallies()
@@ -158,37 +163,37 @@ def _recovered_rows(prepared: Prepared, version: Snapshot) -> int:
 
 
 def nothing_to_do(prepared: Prepared) -> Summary:
-    """The summary of a run whose plan changes nothing."""
+    """Summarise a run whose plan changes nothing."""
     return summarise(prepared, prepared.parent, NOTHING_ENCODED, {"plan": prepared.plan_s})
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSummary(ShownInNotebooks):
-    """What the source holds and what a run would do, for a person (`str`) and for machines (`to_dict`)."""
+    """It says what the source holds and what a run would do, for a person (`str`) and for machines (`to_dict`)."""
 
     table: str
     version: int
-    """The current one."""
+    """It is the current version."""
     files: int
     bytes: int
     rows: int | None
-    """None where only reading can tell."""
+    """They are None where only reading can tell."""
     rows_estimate: int
     units: int
     units_to_encode: int
     units_recorded: int
-    """Encoded by an earlier run that didn't publish."""
+    """An earlier run encoded so many units and did not publish them."""
     units_reused: int
     units_dropped: int
     rows_to_retry: int
-    """Dead letters that are tried again."""
+    """So many dead letters are tried again."""
     dim: int
     fingerprint: str | None
-    """None before the table's value ranges are measured."""
+    """It is None before the table's value ranges are measured."""
     plan_s: float
     changes_pending: bool
     left_out: tuple[str, ...] = ()
-    """What is to be said of source files that were left out."""
+    """It says which source files were left out."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,6 +1,7 @@
-"""What makes the vectors of a table, and whether it is what made those that stand there.
+"""A vector spec says what makes the vectors of a table, and is compared with what made them.
 
-Comes in: a run's configuration, the table and its current version. Goes out: a `VectorSpec`. Loads neither torch nor Ray.
+A run's configuration, the table and its current version come in. A `VectorSpec` goes out. This file loads neither
+torch nor Ray.
 """
 
 import json
@@ -22,22 +23,23 @@ from pipeline.table.snapshot import Snapshot
 
 @dataclass(frozen=True, kw_only=True)
 class VectorSpec:
-    """All that changes a vector of the table, as far as it is known: the ranges of int8 and uint8 are measured once."""
+    """It is all that changes a vector of the table, as far as it is known. The ranges of int8 and uint8 are measured
+    once."""
 
     encoder: EncoderSpec
-    """With the table's int8 model, where it has one."""
+    """It has the table's int8 model, if the table has one."""
     words: Mapping[str, Any]
-    """identity.vectors_spec."""
+    """They are what `identity.vectors_spec` returns."""
     fingerprint: str
-    """The digest of `words`; no unit of the table has it while `needs_calibration`."""
+    """It is the digest of `words`. No unit of the table has it while `needs_calibration` holds."""
     ranges_path: str | None
-    """Where in the table the calibration stands, or will stand; None for dtypes without ranges."""
+    """The calibration stands, or will stand, at this path in the table. It is None for dtypes without ranges."""
     calibration: Calibration | None
-    """None for dtypes without ranges, too."""
+    """It is None for dtypes without ranges, too."""
     needs_ranges: bool
     """The dtype has ranges, and the table has none yet."""
     int8_path: str | None
-    """Where in the table its int8 model is described, or will be; None for other precisions."""
+    """The int8 model is described, or will be, at this path in the table. It is None for other precisions."""
     int8: Quantised | None
     needs_int8: bool
     """The precision is int8, and the table has no model of it yet."""
@@ -50,10 +52,10 @@ class VectorSpec:
 def describe(
     spec: RunSpec, encoder: EncoderSpec, table: Folder, parent: Snapshot, output: str | None = None
 ) -> VectorSpec:
-    """The vectors as far as they are known, with the calibration that the table's version names.
+    """Describe the vectors as far as they are known, with the calibration that the table's version names.
 
-    The calibration of a table without a version stands under a key that only `output` completes, if an earlier run of this
-    very configuration measured one.
+    The calibration of a table without a version has a key that only `output` completes. It is there if an earlier run
+    of this very configuration measured it.
     """
     encoder = replace(encoder, int8=None)  # its own file is known by all but itself
     int8_path, quantised = _describe_int8(spec, encoder, table, parent, output)
@@ -88,7 +90,7 @@ def describe(
 def _describe_int8(
     spec: RunSpec, encoder: EncoderSpec, table: Folder, parent: Snapshot, output: str | None
 ) -> tuple[str | None, Quantised | None]:
-    """(where the int8 model is described, what stands there): the one of the table's version, or of an earlier run."""
+    """Return (where the int8 model is described, what stands there), by the table's version or an earlier run."""
     if encoder.precision != "int8":
         return None, None
     named = parent.embeddings[0].get("int8") if parent.version else None
@@ -102,8 +104,11 @@ def _describe_int8(
 
 
 def _calibration_key(spec: RunSpec, words: Mapping[str, Any], output: str) -> str:
-    """What the ranges of a table without a version are known by: what makes a vector, what makes a row, and the source as the
-    user describes it. The files found there are left out, so that a run that died goes on though one more has arrived."""
+    """Return the key of the calibration of a table without a version.
+
+    It consists of what makes a vector, what makes a row, and the source as the user describes it. The files found
+    there are left out, so that a run that died goes on though one more file has arrived.
+    """
     source = spec.source
     described = {
         "path": source.patterns,
@@ -115,7 +120,7 @@ def _calibration_key(spec: RunSpec, words: Mapping[str, Any], output: str) -> st
 
 
 def check_same_vectors(spec: RunSpec, parent: Snapshot, vectors: VectorSpec) -> None:
-    """Raises InputError if the version holds vectors of another model, of other settings or of other ranges."""
+    """Raise InputError if the version holds vectors of another model, of other settings or of other ranges."""
     if parent.version and parent.fingerprint != vectors.fingerprint:
         before, now = dict(parent.fingerprint_of), json.loads(json.dumps(vectors.words))
         changes = "; ".join(_differences(before, now))
@@ -127,7 +132,7 @@ def check_same_vectors(spec: RunSpec, parent: Snapshot, vectors: VectorSpec) -> 
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """`chunk.max_tokens was 256, is 128` for each setting that differs."""
+    """Yield a phrase such as `chunk.max_tokens was 256, is 128` for each setting that differs."""
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):

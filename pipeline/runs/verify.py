@@ -179,7 +179,7 @@ def verify(found: Published, num_rows: int = 256, seed: int = 0, oracle: Oracle 
         )
     columns = [schema.ID, schema.TEXT, embedding, schema.CONTENT_HASH]
     columns += _CHUNK_FIELDS if found.spec.rows_are_chunks else []
-    rows = sample(found.table, found.version, num_rows, seed, columns)
+    rows = sample_rows(found.table, found.version, num_rows, seed, columns)
     exact = dataclasses.replace(found.encoder, precision="float32", int8=None)
     encode, name = _oracle(exact, oracle)
     vectors, failed = _encode_rows(rows.column(schema.TEXT).to_pylist(), exact, found.spec.chunk, encode)
@@ -219,7 +219,7 @@ def _wrong_rows(ids: Sequence[str], problems: Iterable[tuple[int, str]]) -> tupl
 # --- the sample
 
 
-def sample(table: Folder, version: Snapshot, num_rows: int, seed: int, columns: Sequence[str]) -> pa.Table:
+def sample_rows(table: Folder, version: Snapshot, num_rows: int, seed: int, columns: Sequence[str]) -> pa.Table:
     """At most `num_rows` rows of the version, every row as likely as any other, in the order in which they stand there.
 
     Raises StorageError for a part that can't be read or doesn't have the rows that its version names.

@@ -87,42 +87,53 @@ class _Piece:
         return head, rest
 
 
-def read_slices(
-    unit: Unit,
-    schema: pa.Schema,
-    spec: SourceSpec,
-    keep: Sequence[str],
-    limits: LimitSpec,
-    slice_rows: int,
-    done: Intervals,
-    slice_bytes: int = SLICE_BYTES,
-    partition_by: Sequence[str] = (),
-) -> Iterator[Slice]:
-    """Slices of at most `slice_rows` rows and `slice_bytes`, of the rows that no interval [first, stop) of `done` holds.
+@dataclass(frozen=True, kw_only=True)
+class SliceSpec:
+    """How the rows of a unit are read, and how large a slice of them may be."""
 
-    The last one says that it is the last; where nothing else is left to say, it is empty. `schema` is the survey's,
-    `keep` names kept and partition columns, `partition_by` those of them that name folders. Raises SourceChanged and
+    source: SourceSpec
+    schema: pa.Schema
+    """The columns of the source, with the types that their values take."""
+    carried: Sequence[str]
+    """The kept and partition columns, which go into the documents as they are."""
+    partition_by: Sequence[str] = ()
+    """The carried columns whose values name folders of the table."""
+    limits: LimitSpec
+    rows: int
+    """A slice has at most so many rows."""
+    bytes: int = SLICE_BYTES
+    """A slice has at most so many bytes of text and carried columns, unless it has a single row."""
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns that are read from the files."""
+        return _read_columns(self.schema, self.source, self.carried)
+
+
+def read_slices(unit: Unit, spec: SliceSpec, done: Intervals = ()) -> Iterator[Slice]:
+    """The slices of a unit, of the rows that no interval [first, stop) of `done` holds.
+
+    The last one says that it is the last; where nothing else is left to say, it is empty. Raises SourceChanged and
     StorageError.
     """
-    wanted = _wanted(schema, spec, keep)
     pending = _Pending(0)
-    for todo, stop_row in _pieces(unit, wanted, spec, limits, done):
+    for todo, stop_row in _pieces(unit, spec, done):
         rest = todo
         while rest is not None:
             if not pending.num_rows:
                 pending = _Pending(rest.first_row)
-            fitting = pending.fitting(rest, slice_rows, slice_bytes)
+            fitting = pending.fitting(rest, spec.rows, spec.bytes)
             if fitting is not None:
                 head, rest = rest.split(fitting)
                 pending.add(head)
             else:
-                yield _slice(unit, pending, wanted, spec, keep, partition_by, last=False)
+                yield _slice(unit, pending, spec, last=False)
                 pending = _Pending(pending.stop_row)
         if pending.stop_row < stop_row:  # rows that an earlier run recorded
             if pending.num_rows:
-                yield _slice(unit, pending, wanted, spec, keep, partition_by, last=False)
+                yield _slice(unit, pending, spec, last=False)
             pending = _Pending(stop_row)
-    yield _slice(unit, pending, wanted, spec, keep, partition_by, last=True)
+    yield _slice(unit, pending, spec, last=True)
 
 
 class _Pending:
@@ -131,7 +142,7 @@ class _Pending:
     def __init__(self, first_row: int) -> None:
         self.first_row = self.stop_row = first_row
         self.pieces: list[_Piece] = []
-        """Those with rows let through."""
+        """The pieces that have rows let through."""
         self.rows = self.bytes = 0
         """The rows let through, and their bytes."""
 
@@ -167,23 +178,23 @@ def first_spans(
     if spec.limit is None:
         return list(groups)
     left = spec.limit
-    wanted = _wanted(schema, spec, keep)
+    columns = _read_columns(schema, spec, keep)
     taken: dict[Span, Span] = {}
     for span in sorted((span for group in groups for span in group), key=lambda span: (span.file.path, span.start)):
         if not left:
             break
-        taken[span], matching = _first_rows(span, left, wanted, spec, limits)
+        taken[span], matching = _first_rows(span, left, columns, spec, limits)
         left -= matching
     chosen = [tuple(taken[span] for span in group if span in taken) for group in groups]
     return [group for group in chosen if group]
 
 
-def _first_rows(span: Span, count: int, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec) -> tuple[Span, int]:
+def _first_rows(span: Span, count: int, columns: pa.Schema, spec: SourceSpec, limits: LimitSpec) -> tuple[Span, int]:
     """The span, cut after the row that is the `count`th to pass `where`, and how many of its rows pass."""
     if spec.where is None and span.rows is not None:
         return (span, span.rows) if span.rows <= count else (replace(span, take=count, rows=count), count)
     rows = matching = 0
-    for block in span_blocks(span, wanted, spec, limits, functools.partial(_always, spec.where is not None)):
+    for block in span_blocks(span, columns, spec, limits, functools.partial(_always, spec.where is not None)):
         passing = _let_through(block, spec) if spec.where is not None else np.arange(block.rows)
         if matching + len(passing) > count:
             take = rows + int(passing[count - matching])
@@ -192,25 +203,24 @@ def _first_rows(span: Span, count: int, wanted: pa.Schema, spec: SourceSpec, lim
     return replace(span, rows=rows), matching
 
 
-def _wanted(schema: pa.Schema, spec: SourceSpec, keep: Sequence[str]) -> pa.Schema:
-    return pa.schema([schema.field(name) for name in column_names(spec, keep)])
+def _read_columns(schema: pa.Schema, source: SourceSpec, carried: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in column_names(source, carried)])
 
 
 # --- rows of the sources
 
 
-def _pieces(
-    unit: Unit, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, done: Intervals
-) -> Iterator[tuple[_Piece | None, int]]:
+def _pieces(unit: Unit, spec: SliceSpec, done: Intervals) -> Iterator[tuple[_Piece | None, int]]:
     """The rows to do, and each time how many rows of the unit have gone by."""
     row = 0
+    columns = spec.columns
     for span, source in zip(unit.spans, unit.sources, strict=True):
         only = _only(unit, source)
-        for block in span_blocks(span, wanted, spec, limits, _needed(done, row)):
+        for block in span_blocks(span, columns, spec.source, spec.limits, _needed(done, row)):
             stop = row + block.rows
             for start, end in _gaps(done, row, stop):
                 part = block.slice(start - row, end - row) if block.columns is not None else None
-                yield _piece(part, start, end - start, span, source, spec, only), end
+                yield _piece(part, start, end - start, span, source, spec.source, only), end
             row = stop
             yield None, row
 
@@ -291,19 +301,10 @@ def _gaps(done: Intervals, start: int, stop: int) -> Iterator[tuple[int, int]]:
 # --- slices
 
 
-def _slice(
-    unit: Unit,
-    pending: _Pending,
-    wanted: pa.Schema,
-    spec: SourceSpec,
-    keep: Sequence[str],
-    partition_by: Sequence[str],
-    *,
-    last: bool,
-) -> Slice:
+def _slice(unit: Unit, pending: _Pending, spec: SliceSpec, *, last: bool) -> Slice:
     blocks = [(piece, piece.block) for piece in pending.pieces if piece.block is not None]
-    sorted_out = [_sort_out(piece, block, spec, keep, partition_by) for piece, block in blocks]
-    nothing = _documents_schema(wanted, keep).empty_table()
+    sorted_out = [_sort_out(piece, block, spec) for piece, block in blocks]
+    nothing = _documents_schema(spec.columns, spec.carried).empty_table()
     documents = pa.concat_tables([nothing, *(documents for documents, _ in sorted_out)])
     dead_letters = pa.concat_tables([DEAD_LETTERS.empty_table(), *(letters for _, letters in sorted_out)])
     return Slice(
@@ -324,38 +325,35 @@ def _slice(
     )
 
 
-def _documents_schema(wanted: pa.Schema, keep: Sequence[str]) -> pa.Schema:
-    carried = [wanted.field(name) for name in keep]
+def _documents_schema(columns: pa.Schema, carried: Sequence[str]) -> pa.Schema:
     return pa.schema(
         [
             pa.field(ID, pa.string()),
             pa.field(TEXT, pa.large_string()),
-            *carried,
+            *(columns.field(name) for name in carried),
             pa.field(SOURCE, pa.int32()),
             pa.field(POSITION, pa.int64()),
         ]
     )
 
 
-def _sort_out(
-    piece: _Piece, block: Block, spec: SourceSpec, keep: Sequence[str], partition_by: Sequence[str]
-) -> tuple[pa.Table, pa.Table]:
+def _sort_out(piece: _Piece, block: Block, spec: SliceSpec) -> tuple[pa.Table, pa.Table]:
     """(documents, dead letters): every row of the block is in one of them, unless its text is null and may be."""
-    columns, rows = block.columns, block.rows
-    ids = _ids(block, piece.span.file.name, spec)
-    texts = _texts(columns, spec)
+    source, columns, rows = spec.source, block.columns, block.rows
+    ids = _ids(block, piece.span.file.name, source)
+    texts = _texts(columns, source)
     errors = dict(block.errors)
-    skipped = set(np.flatnonzero(texts.is_null()).tolist() if spec.on_null == "skip" else ()) - errors.keys()
+    skipped = set(np.flatnonzero(texts.is_null()).tolist() if source.on_null == "skip" else ()) - errors.keys()
     for row in np.flatnonzero(ids.is_null()).tolist():
-        errors.setdefault(row, f"the id (column {_quoted(spec.id_columns)}) is null")
+        errors.setdefault(row, f"the id (column {_quoted(source.id_columns)}) is null")
     for row in np.flatnonzero(texts.is_null()).tolist():
-        errors.setdefault(row, f"the text (column {_quoted(spec.text_columns)}) is null")
-    for name in partition_by:
+        errors.setdefault(row, f"the text (column {_quoted(source.text_columns)}) is null")
+    for name in spec.partition_by:
         for row, reason in folder_misfits(name, columns.column(name)).items():
             errors.setdefault(row, f"the partition column {name!r} {reason}")
     sources = pa.repeat(pa.scalar(piece.source, pa.int32()), rows)
-    schema = _documents_schema(columns.schema, keep)
-    carried = [columns.column(name) for name in keep]
+    schema = _documents_schema(columns.schema, spec.carried)
+    carried = [columns.column(name) for name in spec.carried]
     documents = pa.table([ids, texts, *carried, sources, block.positions], schema=schema)
     if not errors:
         return documents, DEAD_LETTERS.empty_table()

@@ -41,7 +41,7 @@ _ROW_BYTES_GUESS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class PartitionFolder:
     """A `key=value` folder that speaks for a file."""
 
     column: str
@@ -63,7 +63,7 @@ class Survey:
     rows_estimate: int
     bytes: int
     """The size of all files as they are stored."""
-    folders: tuple["Folder", ...] = ()
+    folders: tuple["PartitionFolder", ...] = ()
     """What folders say of columns that their files lack, each value once."""
     hidden: int = 0
     """Files that were left out because a name begins with "_" or "."."""
@@ -135,7 +135,7 @@ def survey(
     )
 
 
-def check_folders(folders: Iterable["Folder"], schema: pa.Schema) -> None:
+def check_folders(folders: Iterable["PartitionFolder"], schema: pa.Schema) -> None:
     """Raises InputError for a value in a folder's name that its column can't hold."""
     for folder in folders:
         kind = schema.field(folder.column).type
@@ -146,10 +146,12 @@ def check_folders(folders: Iterable["Folder"], schema: pa.Schema) -> None:
             )
 
 
-def _folders(columns: Sequence[str], files: Sequence[SourceFile], looks: Mapping[str, Look]) -> Iterator["Folder"]:
+def _folders(
+    columns: Sequence[str], files: Sequence[SourceFile], looks: Mapping[str, Look]
+) -> Iterator["PartitionFolder"]:
     for name in columns:
         distinct = {value: path for path, value in _folder_values(name, files, looks)}
-        yield from (Folder(column=name, value=value, path=path) for value, path in distinct.items())
+        yield from (PartitionFolder(column=name, value=value, path=path) for value, path in distinct.items())
 
 
 def _given_type(name: str, kind: str) -> pa.DataType:

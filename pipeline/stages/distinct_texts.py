@@ -1,7 +1,7 @@
-"""Distinct texts go through the stages: each is read and encoded, and recorded as content hash -> vector and nothing else.
+"""Distinct texts are read, encoded, and recorded as content hash -> vector, and nothing else.
 
-Comes in: a unit of kind `texts`. The functions stand beside those for rows, so that both kinds go through the same flow
-(flow.py). Texts that fail are recorded too, with the reason; rows are put together later, by row_writer.py.
+A unit of kind `texts` comes in. The functions stand beside the ones for rows, so that both kinds go through the same
+flow (flow.py). Texts that fail are recorded, too, with the reason. Rows are put together later, by row_writer.py.
 """
 
 import time
@@ -37,7 +37,7 @@ from pipeline.work import Slice, Task, Unit
 
 
 def read_texts(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[pa.Table]:
-    """The FLOW rows of a unit of texts that no earlier run recorded."""
+    """Yield the FLOW rows of a unit of texts that no earlier run recorded."""
     seen: set[bytes] = set()
     started = time.perf_counter()
     try:
@@ -52,7 +52,8 @@ def read_texts(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[p
 def _tokenize(
     piece: Slice, unit: Unit, spec: WorkerSpec, tokenizer: Tokenizer, seen: set[bytes], read_s: float
 ) -> pa.Table:
-    """`documents` are texts here, their id is their hash in hex: what fails is known by it."""
+    """Tokenize the texts of a slice. Here a document is a text with its hash in hex for an id, so that failures are
+    known by it."""
     started = time.perf_counter()
     documents = piece.documents
     tokenize = tokenize_whole if spec.chunk is None else tokenize_chunks
@@ -92,7 +93,7 @@ def _tokenize(
 
 
 def _first_of(hashes: list[bytes], wanted: set[bytes], seen: set[bytes]) -> pa.Array:
-    """Where each wanted text that was not `seen` stands first; adds them to `seen`."""
+    """Return the first place of each text that is asked for and not `seen`, and add these texts to `seen`."""
     chosen = []
     for row, item in enumerate(hashes):
         if item in wanted and item not in seen:
@@ -102,7 +103,7 @@ def _first_of(hashes: list[bytes], wanted: set[bytes], seen: set[bytes]) -> pa.A
 
 
 def _texts(rows: pa.Table) -> pa.Table:
-    """The columns that the encode stage needs to name what fails, and those that are recorded."""
+    """Return the columns that are recorded, and the columns by which the encode stage names what fails."""
     nothing = pa.array([""] * rows.num_rows, pa.large_string())
     zeros = np.zeros(rows.num_rows, np.int32)
     return pa.table(
@@ -123,7 +124,7 @@ def _hex(hashes: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _tokens_of(tokens: pa.Table, chosen: pa.Array, spec: WorkerSpec) -> pa.Table:
-    """The token rows of the chosen texts, which are numbered anew."""
+    """Return the token rows of the chosen texts, numbered anew."""
     if spec.chunk is None:
         return tokens.take(chosen)
     if spec.chunk.rows == "chunks":
@@ -137,13 +138,15 @@ def _tokens_of(tokens: pa.Table, chosen: pa.Array, spec: WorkerSpec) -> pa.Table
 
 
 def _reasons(failed: pa.Table, spec: WorkerSpec) -> list[str]:
-    """Where chunks are rows each text was a document of one chunk; which one it is of another is not said here."""
+    """Return why texts failed. Where chunks are rows, each text was a document of one chunk, so the chunk's number is
+    left out."""
     alone = spec.rows_are_chunks
     return [error.removeprefix("chunk 0: " if alone else "") for error in failed.column("error").to_pylist()]
 
 
 def write_texts(row: pa.Table, spec: WorkerSpec) -> pa.Table:
-    """Stage a file of content hash -> vector, then create its record. It is safe to repeat: the first record wins."""
+    """Stage a file of content hash -> vector, then create its record. It is safe to repeat, because the first record
+    wins."""
     started = time.perf_counter()
     table, attempt = spec.open_table(), uuid.uuid4().hex[:12]
     texts, failed = from_cell(row, "documents"), from_cell(row, "dead_letters")
@@ -176,7 +179,7 @@ def write_texts(row: pa.Table, spec: WorkerSpec) -> pa.Table:
 
 
 def _staged_rows(texts: pa.Table, failed: pa.Table, codes: Codes, spec: WorkerSpec) -> pa.Table:
-    """scan.vectors_schema: texts with their codes, then failed texts with the reason."""
+    """Return texts with their codes, then failed texts with the reason, as scan.vectors_schema."""
     vector = spec.write.part_schema.field(spec.write.table.embedding_column).type
     values = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), vector.value_type), type=vector)
     done = [texts.column(schema.CONTENT_HASH), values, texts.column(schema.N_TOKENS), texts.column(schema.TRUNCATED)]

@@ -1,7 +1,7 @@
-"""The second stage: token ids become vectors, and vectors become the codes that the table keeps.
+"""In the second stage token ids become vectors, and vectors become the codes that the table keeps.
 
-Comes in: a slice row with tokens, and an encoder. Goes out: the row with codes in their place; documents that have no vector
-are dead letters in it. The stage knows nothing of Ray, of files or of where the encoder came from.
+A slice row with tokens and an encoder come in. The row goes out with codes in place of tokens, and with a dead letter
+for each document that has no vector. The stage knows nothing of Ray, of files or of where the encoder came from.
 """
 
 import time
@@ -31,9 +31,10 @@ def encode(
     name: str,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> pa.Table:
-    """The same FLOW row with vectors in place of tokens; documents that have no vector become dead letters.
+    """Return the FLOW row with vectors in place of tokens. Documents that have no vector become dead letters.
 
-    `name` is the encoder's own among those of the run; `on_progress(documents, tokens)` hears what was encoded meanwhile.
+    The `name` tells this encoder from the others of the run. `on_progress(documents, tokens)` hears what was encoded
+    meanwhile.
     """
     if row.column("refused")[0].is_valid:
         return row
@@ -66,7 +67,7 @@ def encode(
 def vectors_of(
     tokens: pa.Table, encoder: Encoder, spec: WorkerSpec, on_progress: Callable[[int, int], None] | None
 ) -> tuple[Embeddings, Vectors, Mapping[int, str]]:
-    """(what the encoder did, a vector for each row of the table or NaN, document -> reason why it has none)."""
+    """Return (what the encoder did, a vector or NaN for each row of the table, document -> why it has no vector)."""
     encoded = encoder.encode(arrow_to_tokens(tokens.column(schema.TOKENS)), on_progress)
     if spec.chunk is None or spec.chunk.rows == "chunks":
         failed = encoded.failed | _unfit(encoded.vectors, spec.write.table.dtype)
@@ -79,7 +80,8 @@ def vectors_of(
 
 
 def _unfit(vectors: Vectors, dtype: str) -> dict[int, str]:
-    """Row -> why its vector, finite and not zero in float32, is not so as the table would have it. NaN is not judged."""
+    """Say why a vector, finite and not zero in float32, is infinite or zero in the table's dtype. NaN is not judged
+    here."""
     if dtype != "float16":
         return {}
     codes = quantize(vectors, dtype)
@@ -98,8 +100,11 @@ def _unfit(vectors: Vectors, dtype: str) -> dict[int, str]:
 
 
 def _codes_of(vectors: Vectors, spec: WorkerSpec) -> tuple[Codes, int, int]:
-    """The vectors as the table has them, how many are not finite or are zero (float16 has less room than float32, the
-    integers have no word for either), and how many of their numbers lie outside the table's ranges."""
+    """Return (the codes that the table keeps, bad vectors, clipped numbers).
+
+    A bad vector is not finite or is zero: float16 has less room than float32, and integers can express neither. A
+    clipped number lies outside the table's ranges.
+    """
     ranges = spec.write.calibration.ranges if spec.write.calibration is not None else None
     codes = quantize(vectors, spec.write.table.dtype, ranges)
     checked = codes if codes.dtype.kind == "f" else vectors
@@ -116,7 +121,7 @@ def _num_documents(tokens: pa.Table) -> int:
 def _per_document(
     on_progress: Callable[[int, int], None], num_documents: int, num_rows: int
 ) -> Callable[[int, int], None]:
-    """The same in documents, for an encoder that counts chunks: in proportion, none told twice."""
+    """Tell progress in documents where the encoder counts chunks. It is told in proportion, and no document twice."""
     seen = told = 0
 
     def progress(rows: int, tokens: int) -> None:
@@ -132,7 +137,8 @@ def _per_document(
 def _without_documents(
     row: pa.Table, vectors: np.ndarray[Any, Any], failed: Mapping[int, str]
 ) -> tuple[np.ndarray[Any, Any], dict[str, pa.Array]]:
-    """The vectors that are left, and the cells of the FLOW row that change: failed documents leave with all their chunks."""
+    """Return the vectors that are left and the cells of the FLOW row that change. Failed documents leave with all
+    their chunks."""
     documents = from_cell(row, "documents")
     paths = dict(zip(row.column("sources")[0].as_py(), row.column("paths")[0].as_py(), strict=True))
     new_letters = dead_letters_of(documents, failed, "encode", paths)

@@ -1,6 +1,7 @@
-"""Which functions a slice goes through, stage by stage: to be embedded, to be measured, or only to be read.
+"""A flow names the functions that a slice goes through, stage by stage.
 
-A `Flow` is the whole of what an executor has to know of the stages. It travels to other processes as its name.
+Slices are embedded, measured, or only read. A `Flow` is the whole of what an executor has to know of the stages. It
+travels to other processes as its name.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pipeline.work import Task
 
 Read = Callable[[Task, WorkerSpec, Tokenizer], Iterator[pa.Table]]
 OnProgress = Callable[[int, int], None]
-"""Hears (documents, tokens) that left the encoder since the last call."""
+"""It hears (documents, tokens) that left the encoder since the last call."""
 Encode = Callable[[pa.Table, Encoder, WorkerSpec, str, OnProgress | None], pa.Table]
 Write = Callable[[pa.Table, WorkerSpec], pa.Table]
 
@@ -26,10 +27,10 @@ class Flow:
     name: str
     """The flow is found by it in FLOWS."""
     read: Read
-    """Gives slice rows, of which a refused one ends the run."""
+    """It gives slice rows. A refused one ends the run."""
     encode: Encode | None = None
     refuse: Callable[[str, str], pa.Table] = slice_row.refuse
-    """(unit id, reason) -> the row that the encode stage gives in place of an answer."""
+    """It turns (unit id, reason) into the row that the encode stage gives in place of an answer."""
     write: Write | None = None
     proves: bool = True
     """An encoder is compared with the table's probe vectors before it works."""
@@ -39,13 +40,13 @@ class Flow:
 
 
 def read_unit(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[pa.Table]:
-    """FLOW rows of a unit of either kind."""
+    """Yield the FLOW rows of a unit of either kind."""
     either = read.read_rows if task.unit.kind == "rows" else distinct_texts.read_texts
     yield from either(task, spec, tokenizer)
 
 
 def write_slice(row: pa.Table, spec: WorkerSpec) -> pa.Table:
-    """Stage and record a slice of a unit of either kind; returns its REPORT row. A refused one is only reported."""
+    """Stage and record a slice of a unit of either kind, and return its REPORT row. A refused one is only reported."""
     if row.column("refused")[0].is_valid:
         return slice_row.refused_report(row)
     either = distinct_texts.write_texts if row.column("texts")[0].as_py() else write.write_rows
@@ -56,7 +57,7 @@ EMBED = Flow(name="embed", read=read_unit, encode=encode.encode, write=write_sli
 MEASURE = Flow(
     name="measure", read=sample.read_sample, encode=sample.measure, refuse=sample.refuse_to_measure, proves=False
 )
-"""The fingerprint of the vectors, and so the probes to compare with, is known only when their ranges are."""
+"""It proves no encoder: the fingerprint of the vectors, and so their probes, are known only when the ranges are."""
 SAMPLE = Flow(name="sample", read=sample.read_sample)
 FLOWS = {flow.name: flow for flow in (EMBED, MEASURE, SAMPLE)}
 

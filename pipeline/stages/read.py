@@ -1,7 +1,7 @@
-"""The first stage: the slices of a unit are read, and their texts become token ids.
+"""In the first stage the slices of a unit are read, and their texts become token ids.
 
-Comes in: a task. Goes out: a slice row for each slice that no earlier run recorded. The stage knows nothing of Ray; it never
-raises for bad data: what can't be tokenized becomes a dead letter.
+A task comes in. A slice row goes out for each slice that no earlier run recorded. The stage knows nothing of Ray. It
+never raises for bad data: what can't be tokenized becomes a dead letter.
 """
 
 import time
@@ -26,21 +26,11 @@ from pipeline.work import Slice, Task, Unit
 
 
 def read_rows(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[pa.Table]:
-    """The slices of a unit that no earlier run recorded, as FLOW rows; a changed source file ends them with `refused`."""
-    slices = read_slices(
-        task.unit,
-        spec.read.schema,
-        spec.read.source,
-        spec.read.carried,
-        spec.limits,
-        spec.read.slice_rows,
-        task.done,
-        spec.read.slice_bytes,
-        spec.write.table.partition_by,
-    )
+    """Yield the slices of a unit that no earlier run recorded, as FLOW rows. A changed source file ends them with
+    `refused`."""
     started = time.perf_counter()
     try:
-        for piece in slices:
+        for piece in slices_of(task.unit, spec, task.done):
             read_s = time.perf_counter() - started
             yield _tokenize(piece, task.unit, spec, tokenizer, read_s)
             started = time.perf_counter()
@@ -84,14 +74,15 @@ def _tokenize(piece: Slice, unit: Unit, spec: WorkerSpec, tokenizer: Tokenizer, 
 @dataclass(frozen=True, kw_only=True)
 class Tokenized:
     documents: pa.Table
-    """Those that have tokens, with schema.CONTENT_HASH, ROW_HASH, N_TOKENS and TRUNCATED where they are rows of the table."""
+    """They have tokens. Where they are rows of the table, they also have CONTENT_HASH, ROW_HASH, N_TOKENS and
+    TRUNCATED."""
     chunks: pa.Table | None
-    """Where chunks are rows of the table: these columns, schema.DOCUMENT and the chunk fields but doc_id. The documents'
-    own columns are not repeated for each chunk before the rows are written."""
+    """Where chunks are rows of the table, they have the same four columns, schema.DOCUMENT, and the chunk fields but
+    doc_id. The documents' own columns are not repeated for each chunk before the rows are written."""
     tokens: pa.Table
-    """schema.TOKENS, and schema.DOCUMENT where documents are chunked: a row per chunk."""
+    """It has schema.TOKENS. Where documents are chunked, it also has schema.DOCUMENT and a row per chunk."""
     failed: Mapping[int, str]
-    """Document -> reason."""
+    """It maps a document to the reason why it has no tokens."""
 
 
 def tokenize_whole(documents: pa.Table, spec: WorkerSpec, tokenizer: Tokenizer) -> Tokenized:
@@ -154,15 +145,5 @@ def _with_tokens(rows: pa.Table, lengths: np.ndarray[Any, Any], truncated: np.nd
 
 
 def slices_of(unit: Unit, spec: WorkerSpec, done: tuple[tuple[int, int], ...] = ()) -> Iterator[Slice]:
-    """The slices of a unit."""
-    return read_slices(
-        unit,
-        spec.read.schema,
-        spec.read.source,
-        spec.read.carried,
-        spec.limits,
-        spec.read.slice_rows,
-        done,
-        spec.read.slice_bytes,
-        spec.write.table.partition_by,
-    )
+    """Yield the slices of a unit without the rows in the intervals `done`. Raises SourceChanged and StorageError."""
+    return read_slices(unit, spec.slices, done)

@@ -1,6 +1,7 @@
-"""The keys of the rows that units want in the table: hashes of id, content and kept values, to be compared with the live ones.
+"""The rows that a unit gives the table become keys, to be compared with the live ones.
 
-One function of one unit; who reads many units, and where, is not known here. Spans are named by their place in the unit.
+A key has the hashes of id, content and kept values. The file works on one unit. Who reads many units, and where, is
+not known here. Spans are named by their place in the unit.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,33 +24,33 @@ GetTokenizer = Callable[[], Tokenizer]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitRows:
-    """A unit whose rows are to be known. The number of a span in it is its place among the spans."""
+class KeyTask:
+    """The keys of this unit's rows are to be read. The number of a span in it is its place among the spans."""
 
     unit: Unit
     number: int
-    """Of the unit among those of the run."""
+    """It is the number of the unit among the units of the run."""
     folder: str | None
-    """Where dead letters go; None where nothing is to be written."""
+    """Dead letters go into this folder. It is None where nothing is to be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitKeys:
-    """What a unit's rows come to."""
+class KeyResult:
+    """It says how many rows a unit has, and what could not be read."""
 
     number: int
     tally: Tally
     unread: Mapping[int, str]
-    """Spans that can't be read, or not to their end, and why."""
-    letters: tuple[str, ...]
-    """Files of dead letters."""
+    """It maps each span that can't be read to its end to the reason."""
+    dead_letters: tuple[str, ...]
+    """They are files of dead letters."""
 
 
-def keys(item: UnitRows, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys | UnitKeys]:
-    """WANTED_KEY[n] of the unit's rows, some at a time, and in the end what they come to. Raises SourceChanged."""
+def read_keys(item: KeyTask, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys | KeyResult]:
+    """Yield WANTED_KEY[n] of the unit's rows, some at a time, and in the end the unit's result. Raises SourceChanged."""
     unit, tally = item.unit, Tally()
     unread: dict[int, str] = {}
-    letters: list[str] = []
+    dead_letters: list[str] = []
     chunked = spec.rows_are_chunks
     for piece in slices_of(unit, spec):
         documents, dead = piece.documents, piece.dead_letters
@@ -68,9 +69,9 @@ def keys(item: UnitRows, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[
         unread |= piece.unread
         tally += Tally(rows=len(found), documents=num_documents, failed=dead.num_rows, skipped=piece.skipped)
         if dead.num_rows and item.folder is not None:
-            letters.append(f"{item.folder}letters/{item.number:06d}-{piece.first_row:012d}.parquet")
-            spec.open_table().write(letters[-1], to_parquet(dead))
-    yield UnitKeys(number=item.number, tally=tally, unread=unread, letters=tuple(letters))
+            dead_letters.append(f"{item.folder}letters/{item.number:06d}-{piece.first_row:012d}.parquet")
+            spec.open_table().write(dead_letters[-1], to_parquet(dead))
+    yield KeyResult(number=item.number, tally=tally, unread=unread, dead_letters=tuple(dead_letters))
 
 
 def _document_keys(documents: pa.Table, spec: WorkerSpec) -> Keys:
@@ -102,6 +103,6 @@ def chunk_ids(documents: pa.Table, chunks: pa.Table) -> pa.Array:
 
 
 def only(unit: Unit, rows: Keys) -> Unit:
-    """The unit of the documents alone that these rows (UPSERT or ROW) are of."""
+    """Return the unit with only the documents of these rows (UPSERT or ROW)."""
     places = np.unique(np.stack([rows["span"].astype(np.int64), rows["position"]], axis=1), axis=0)
     return replace(unit, only=tuple((int(span), int(position)) for span, position in places.tolist()))

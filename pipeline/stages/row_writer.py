@@ -1,7 +1,7 @@
-"""The rows of a reindex that differ from the live ones are put together from source columns and vectors, and staged as parts.
+"""Changed rows are put together from source columns and vectors, and staged as parts.
 
-Functions of one piece of work each; who does them, and where, is not known here. Spans are named by their place in the
-unit until `write` gives them the numbers of the version.
+Each function does one piece of work. Who does it, and where, is not known here. Spans are named by their place in the
+unit until `write_upserts` gives them the numbers of the version.
 """
 
 import itertools
@@ -29,77 +29,77 @@ from pipeline.table.snapshot import Tally, to_parquet
 from pipeline.work import Unit
 
 ROWS_BYTES = 64 * 2**20
-"""Rows in memory before they are written, in bytes."""
+"""Rows are written when so many bytes of them are in memory."""
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
-"""uint64[n, 2]"""
+"""They are uint64[n, 2]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Order:
-    """Rows of one unit to write."""
+class UnitUpserts:
+    """They are rows of one unit to write."""
 
     unit: Unit
-    """Of these rows' documents alone."""
+    """It has only the documents of these rows."""
     number: int
     numbers: tuple[int, ...]
-    """Of its spans in the version."""
+    """They are the numbers of its spans in the version."""
     upserts: Keys
-    """UPSERT[n]"""
+    """They are UPSERT[n]."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
-    """Rows of some units, which go into the same parts."""
+class WriteTask:
+    """It asks for the rows of some units, which go into the same parts."""
 
-    orders: tuple[Order, ...]
+    units: tuple[UnitUpserts, ...]
     vectors: tuple[str, ...]
-    """Files that have the vectors of their texts."""
+    """They are files that have the vectors of the texts."""
     output: str
-    """What the paths of the parts begin with."""
+    """The paths of the parts begin with it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Written:
+class WriteResult:
     parts: tuple[Part, ...]
-    letters: tuple[str, ...]
-    """Files of dead letters: documents with a text that has no vector."""
+    dead_letters: tuple[str, ...]
+    """They are files of dead letters, for documents with a text that has no vector."""
     lost: Mapping[int, Tally]
-    """Of each unit, what such documents would have been."""
+    """It maps the number of a unit to the rows and documents that failed."""
     lost_ids: Hashes
-    """uint64[n, 2]: hashes of the ids of all rows of such documents."""
+    """They are the hashes of the ids of all rows of such documents."""
 
 
-def write(item: Orders, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Written]:
+def write_upserts(task: WriteTask, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[WriteResult]:
     """Stage parts with the rows. Raises SourceChanged, and GateFailed where a row is not found again."""
     table = spec.open_table()
-    hashes = np.concatenate([order.upserts["content"] for order in item.orders])
-    stock = _VectorsByText(table, item.vectors, [row.tobytes() for row in np.unique(hashes, axis=0)], spec)
-    writer = _Writer(table, item.output, item.orders[0].unit.unit_id, spec)
+    hashes = np.concatenate([item.upserts["content"] for item in task.units])
+    stock = _VectorsByText(table, task.vectors, [row.tobytes() for row in np.unique(hashes, axis=0)], spec)
+    writer = _Writer(table, task.output, task.units[0].unit.unit_id, spec)
     lost: dict[int, Tally] = {}
     lost_ids: list[Hashes] = [np.zeros((0, 2), np.uint64)]
-    for order in item.orders:
+    for item in task.units:
         found = 0
-        for piece in slices_of(order.unit, spec):
-            rows = _rows(piece.documents, order, stock, spec, tokenizer)
-            writer.add(rows.documents, rows.chunks, rows.codes, order.numbers)
-            writer.add_letters(rows.letters, order.numbers)
+        for piece in slices_of(item.unit, spec):
+            rows = _rows(piece.documents, item, stock, spec, tokenizer)
+            writer.add(rows.documents, rows.chunks, rows.codes, item.numbers)
+            writer.add_dead_letters(rows.dead_letters, item.numbers)
             found += rows.found
-            lost[order.number] = lost.get(order.number, Tally()) + rows.lost
+            lost[item.number] = lost.get(item.number, Tally()) + rows.lost
             lost_ids.append(rows.lost_ids)
-        if found != len(order.upserts):
+        if found != len(item.upserts):
             raise GateFailed(
-                f"{len(order.upserts)} rows of {order.unit.spans[0].file.path!r} were to be written, {found} were found: "
+                f"{len(item.upserts)} rows of {item.unit.spans[0].file.path!r} were to be written, {found} were found: "
                 "nothing was published; this is a bug, keep the staging folder for a report"
             )
     writer.flush()
-    yield Written(
-        parts=tuple(writer.parts), letters=tuple(writer.letters), lost=lost, lost_ids=np.concatenate(lost_ids)
+    yield WriteResult(
+        parts=tuple(writer.parts), dead_letters=tuple(writer.dead_letters), lost=lost, lost_ids=np.concatenate(lost_ids)
     )
 
 
 class _VectorsByText:
-    """Vectors by the hash of their text."""
+    """It finds vectors by the hash of their text."""
 
     def __init__(self, table: Folder, paths: Sequence[str], hashes: Sequence[bytes], spec: WorkerSpec) -> None:
         kind = spec.write.part_schema.field(spec.write.table.embedding_column).type
@@ -119,7 +119,7 @@ class _VectorsByText:
         self._tokens, self._truncated = rows.column(schema.N_TOKENS), rows.column(schema.TRUNCATED)
 
     def of(self, hashes: Sequence[bytes]) -> tuple[Codes, pa.ChunkedArray, pa.ChunkedArray]:
-        """(codes, tokens, whether truncated) of these texts; GateFailed where one is missing."""
+        """Return (codes, tokens, whether truncated) of these texts. Raises GateFailed where one is missing."""
         try:
             numbers = np.array([self._row[item] for item in hashes], np.int64)
         except KeyError:
@@ -132,21 +132,24 @@ class _VectorsByText:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Rows:
-    """Those of one slice: documents with all columns of the table but the vector, or documents and their chunks."""
+    """They are the rows of one slice: documents with all columns of the table but the vector, or documents and their
+    chunks."""
 
     documents: pa.Table
     chunks: pa.Table | None
     codes: Codes
-    letters: pa.Table
+    dead_letters: pa.Table
     found: int
-    """Of the wanted rows, failed ones among them."""
+    """So many of the upserts stand in the slice, failed ones among them."""
     lost: Tally
     lost_ids: Hashes
 
 
-def _rows(documents: pa.Table, order: Order, stock: _VectorsByText, spec: WorkerSpec, tokenizer: GetTokenizer) -> _Rows:
+def _rows(
+    documents: pa.Table, item: UnitUpserts, stock: _VectorsByText, spec: WorkerSpec, tokenizer: GetTokenizer
+) -> _Rows:
     chunked = spec.rows_are_chunks
-    paths = {number: span.file.path for span, number in zip(order.unit.spans, order.unit.sources, strict=True)}
+    paths = {number: span.file.path for span, number in zip(item.unit.spans, item.unit.sources, strict=True)}
     chunks: pa.Table | None = None
     if chunked:
         tokenized = tokenize_chunks(documents, spec, tokenizer())
@@ -158,14 +161,14 @@ def _rows(documents: pa.Table, order: Order, stock: _VectorsByText, spec: Worker
         ids, owner = documents.column(schema.ID), np.arange(documents.num_rows)
         hashes = identity.content_hashes(documents.column(schema.TEXT), spec.encode.encoder.prompt).to_pylist()
     names = identity.id_hashes(ids)
-    wanted = _is_among(names, order.upserts["id"])
+    wanted = _is_among(names, item.upserts["id"])
     bad_rows = {row: stock.failed[item] for row, item in enumerate(hashes) if wanted[row] and item in stock.failed}
     reasons = {row: reason for row, (_, reason) in bad_rows.items()}
     if chunked:
         reasons = failed_texts(owner, reasons)
     stages_of = {int(owner[row]): stage for row, (stage, _) in bad_rows.items()}
     failed = {document: (stages_of[document], reason) for document, reason in reasons.items()}
-    letters = _letters(documents, failed, paths)
+    dead_letters = _dead_letters(documents, failed, paths)
     bad = np.isin(owner, np.array(sorted(failed), np.int64))
     good = np.flatnonzero(wanted & ~bad)
     codes, tokens, truncated = stock.of([hashes[row] for row in good.tolist()])
@@ -182,7 +185,7 @@ def _rows(documents: pa.Table, order: Order, stock: _VectorsByText, spec: Worker
         documents=documents,
         chunks=chunks,
         codes=codes,
-        letters=letters,
+        dead_letters=dead_letters,
         found=int(wanted.sum()),
         lost=Tally(rows=int(bad.sum()), documents=len(failed), failed=-len(failed)),
         lost_ids=names[bad],
@@ -197,32 +200,32 @@ def _is_among(
     return np.array([row.tobytes() in known for row in names], bool)
 
 
-def _letters(documents: pa.Table, failed: Mapping[int, tuple[str, str]], paths: Mapping[int, str]) -> pa.Table:
+def _dead_letters(documents: pa.Table, failed: Mapping[int, tuple[str, str]], paths: Mapping[int, str]) -> pa.Table:
     made = [dead_letters_of(documents, {row: reason}, stage, paths) for row, (stage, reason) in sorted(failed.items())]
     return pa.concat_tables([schema.DEAD_LETTERS.empty_table(), *made])
 
 
 class _Writer:
-    """Rows of many units in few parts."""
+    """It writes the rows of many units into few parts."""
 
     def __init__(self, table: Folder, output: str, unit_id: str, spec: WorkerSpec) -> None:
         self._table, self._output, self._unit_id, self._spec = table, output, unit_id, spec
         self._places = (f"{output}-{index:05d}.parquet" for index in itertools.count())
         self._waiting: list[pa.Table] = []
         self.parts: list[Part] = []
-        self.letters: list[str] = []
+        self.dead_letters: list[str] = []
 
     def add(self, documents: pa.Table, chunks: pa.Table | None, codes: Codes, numbers: tuple[int, ...]) -> None:
-        for rows, own in row_batches(numbered(documents, numbers), chunks, codes):
+        for rows, own in row_batches(with_version_numbers(documents, numbers), chunks, codes):
             if rows.num_rows:
                 self._waiting.append(part_rows(rows, own, self._spec))
             if sum(rows.nbytes for rows in self._waiting) >= ROWS_BYTES:
                 self.flush()
 
-    def add_letters(self, letters: pa.Table, numbers: tuple[int, ...]) -> None:
-        if letters.num_rows:
-            self.letters.append(f"{self._output}-{len(self.letters):05d}.letters")
-            self._table.write(self.letters[-1], to_parquet(numbered(letters, numbers)))
+    def add_dead_letters(self, dead_letters: pa.Table, numbers: tuple[int, ...]) -> None:
+        if dead_letters.num_rows:
+            self.dead_letters.append(f"{self._output}-{len(self.dead_letters):05d}.letters")
+            self._table.write(self.dead_letters[-1], to_parquet(with_version_numbers(dead_letters, numbers)))
 
     def flush(self) -> None:
         if self._waiting:
@@ -231,13 +234,13 @@ class _Writer:
             self._waiting = []
 
 
-def numbered(rows: pa.Table, numbers: tuple[int, ...]) -> pa.Table:
-    """With the numbers of the version in place of those of the unit."""
+def with_version_numbers(rows: pa.Table, numbers: tuple[int, ...]) -> pa.Table:
+    """Replace the spans' places in the unit by their numbers in the version."""
     found = np.array(numbers, np.int32)[rows.column(schema.SOURCE).to_numpy()]
     index = rows.schema.get_field_index(schema.SOURCE)
     return rows.set_column(index, rows.schema.field(schema.SOURCE), pa.array(found, pa.int32()))
 
 
-def order_of(unit: Unit, number: int, numbers: tuple[int, ...], upserts: Keys) -> Order:
-    """Of the documents that these rows are of."""
-    return Order(unit=only(unit, upserts), number=number, numbers=numbers, upserts=upserts)
+def upserts_of(unit: Unit, number: int, numbers: tuple[int, ...], upserts: Keys) -> UnitUpserts:
+    """Return the rows to write, and the unit with only their documents."""
+    return UnitUpserts(unit=only(unit, upserts), number=number, numbers=numbers, upserts=upserts)

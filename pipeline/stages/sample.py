@@ -1,7 +1,7 @@
-"""A sample of a source's texts: how it is read, and what is measured on it before a table of int8 numbers begins.
+"""A sample of a source's texts is read, and what int8 needs is measured on it.
 
-Comes in: tasks, some of whose texts are wanted. Goes out: their tokens, the ranges of their vectors, or the table's int8
-model. The functions know nothing of Ray.
+Tasks come in, and some of their texts are sampled. The tokens, the ranges of their vectors, or the table's int8 model
+go out. The functions know nothing of Ray.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pipeline.encoder.encoder import Encoder
 from pipeline.encoder.token_rows import arrow_to_tokens
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError, SourceChanged
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import SLICE_BYTES, read_slices
 from pipeline.stages.encode import vectors_of
 from pipeline.stages.read import tokenize_chunks, tokenize_whole
 from pipeline.stages.slice_row import SOURCE_CHANGED, flow_row, from_cell, refuse, to_ipc
@@ -36,18 +36,18 @@ MEASURED = pa.schema(
         pa.field("refused", pa.string()),
     ]
 )
-"""A calibration.Measurement of a slice of the sample, or why there is none."""
+"""It holds the calibration.Measurement of a slice of the sample, or why there is none."""
 
 SAMPLE_ROWS = 256
-"""Texts of a slice of the sample."""
+"""A slice of the sample has so many texts."""
 
 
 def read_sample(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[pa.Table]:
-    """FLOW rows with tokens and nothing else: of at most `spec.read.slice_rows` different texts of a unit, or chunks of them,
-    evenly spread over its first `spec.read.sample_depth` rows. Texts are chosen before they are tokenized.
+    """Yield FLOW rows with the tokens of a sample of a unit, and nothing else.
 
-    It reads on while `source.where` and equal texts leave it with too few, and holds `spec.read.slice_bytes` of them at most
-    but for a single one.
+    The sample has at most `spec.read.slice_rows` different texts, or chunks of them, evenly spread over the unit's
+    first `spec.read.sample_depth` rows. Texts are chosen before they are tokenized. It reads on while `source.where`
+    and equal texts leave it with too few. It holds at most `spec.read.slice_bytes` of texts, or a single one.
     """
     spec = replace(spec, read=replace(spec.read, carried=()))
     tokenize = tokenize_whole if spec.chunk is None else tokenize_chunks
@@ -68,15 +68,13 @@ def read_sample(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[
 
 
 def _spread_texts(task: Task, spec: WorkerSpec) -> pa.Table:
-    """The documents of `read_sample`, in their order."""
+    """Return the documents of `read_sample`, in their order."""
     most, depth = spec.read.slice_rows, spec.read.sample_depth
-    pieces = read_slices(
-        task.unit, spec.read.schema, spec.read.source, (), spec.limits, max(most, min(depth, 4096)), ()
-    )
+    slices = replace(spec.slices, carried=(), partition_by=(), rows=max(most, min(depth, 4096)), bytes=SLICE_BYTES)
     kept: pa.Table | None = None
     seen: set[bytes] = set()
     stride, rows = 1, 0
-    for piece in pieces:
+    for piece in read_slices(task.unit, slices):
         rows += piece.num_rows
         chosen = []
         for row, content in enumerate(identity.content_hashes(piece.documents.column(schema.TEXT), "").to_pylist()):
@@ -96,7 +94,7 @@ def _spread_texts(task: Task, spec: WorkerSpec) -> pa.Table:
 
 
 def _evenly(count: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Of the numbers below `count` at most so many, the first among them."""
+    """Choose at most `most` of the numbers below `count`, evenly spread, the first among them."""
     few = min(count, most)
     return np.arange(few) * count // max(1, few)
 
@@ -108,7 +106,8 @@ def measure(
     name: str,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> pa.Table:
-    """One MEASURED row: the ranges of the vectors of a FLOW row, as floats. `name` is the encoder's own and not used."""
+    """Return one MEASURED row with the ranges of the vectors of a FLOW row, as floats. The encoder's `name` is not
+    used."""
     if row.column("refused")[0].is_valid:
         return measured(None, row.column("refused")[0].as_py())
     tokens = from_cell(row, "tokens")
@@ -118,12 +117,12 @@ def measure(
 
 
 def refuse_to_measure(unit_id: str, reason: str) -> pa.Table:
-    """The MEASURED row that ends a measurement with this reason."""
+    """Return the MEASURED row that ends a measurement with this reason."""
     return measured(None, reason)
 
 
 def sampled_tokens(rows: Iterable[pa.Table]) -> pa.Table:
-    """The tokens of all FLOW rows of a sample together. Raises RunError or SourceChanged where one is refused."""
+    """Return the tokens of all FLOW rows of a sample together. Raises RunError or SourceChanged where one is refused."""
     found = []
     for row in rows:
         refused = row.column("refused")[0].as_py()
@@ -133,15 +132,15 @@ def sampled_tokens(rows: Iterable[pa.Table]) -> pa.Table:
     return pa.concat_tables(found) if found else pa.table({schema.TOKENS: pa.array([], pa.large_list(pa.int32()))})
 
 
-def quantise(tokens: pa.Table, spec: WorkerSpec, threads: int) -> None:
-    """Make the table's int8 model, unless another run has. Raises InputError or RunError where it is not to be had."""
+def quantise_model(tokens: pa.Table, spec: WorkerSpec, threads: int) -> None:
+    """Make the table's int8 model, unless another run has. Raises InputError or RunError where it can't be made."""
     assert spec.encode.int8_path is not None
     graph, made = encoder_int8.quantise(spec.encode.encoder, arrow_to_tokens(tokens.column(schema.TOKENS)), threads)
     int8.create(spec.open_table(), spec.encode.int8_path, graph, made)
 
 
 def _token_hashes(tokens: pa.Table, spec: WorkerSpec) -> list[bytes]:
-    """One for each vector, over all that the model reads of it: equal tokens give equal vectors but for the last bits."""
+    """Hash all that the model reads of each vector's text. Equal tokens give equal vectors but for the last bits."""
     rows = arrow_to_tokens(tokens.column(schema.TOKENS))
     whole = spec.chunk is not None and spec.chunk.rows == "documents"
     owners = tokens.column(schema.DOCUMENT).to_numpy() if whole else np.arange(len(rows))
@@ -153,13 +152,13 @@ def _token_hashes(tokens: pa.Table, spec: WorkerSpec) -> list[bytes]:
 
 
 def measured(found: Measurement | None, refused: str | None = None) -> pa.Table:
-    """One MEASURED row of what was found, or of the reason why nothing was."""
+    """Return one MEASURED row of what was found, or of the reason why nothing was."""
     values = {name: list(value) for name, value in vars(found).items()} if found is not None else {}
     return pa.Table.from_pylist([values | {"refused": refused}], MEASURED)
 
 
 def measurement_of(rows: Iterable[pa.Table]) -> Measurement:
-    """Of all MEASURED rows together. Raises RunError or SourceChanged where one is refused."""
+    """Add up all MEASURED rows. Raises RunError or SourceChanged where one is refused."""
     total = calibration.NOTHING
     for row in (row for table in rows for row in table.to_pylist()):
         refused = row["refused"]

@@ -1,7 +1,7 @@
-"""One slice as it travels from stage to stage: a one-row Arrow table, what stands in its cells, and what the driver is told.
+"""A slice travels from stage to stage as a one-row Arrow table.
 
-What the next stage needs travels as Arrow IPC in `large_binary` cells, which Ray neither opens nor splits. This file knows
-no files, no model and no Ray.
+This file says what stands in its cells, and what the driver is told of it. What the next stage needs travels as Arrow
+IPC in `large_binary` cells, which Ray neither opens nor splits. The file knows no files, no model and no Ray.
 """
 
 import json
@@ -41,9 +41,12 @@ FLOW = pa.schema(
         pa.field("texts", pa.bool_()),
     ]
 )
-"""What travels between stages: one row per slice. `texts` says that it is of a unit of that kind. `refused` says why
-a unit, or the whole run, can't go on; `encoder`, `engine` and the unix times say who encoded it, with what, and when.
-`vectors` are the table's codes, the shortest form they have."""
+"""It travels between stages, with one row per slice.
+
+`texts` says that the slice is of a unit of that kind. `refused` says why a unit, or the whole run, can't go on.
+`encoder`, `engine` and the Unix times say who encoded it, with what, and when. `vectors` are the table's codes, the
+shortest form they have.
+"""
 
 REPORT = pa.schema(
     [
@@ -60,29 +63,29 @@ REPORT = pa.schema(
         pa.field("refused", pa.string()),
     ]
 )
-"""What the write stage tells the driver of each slice."""
+"""The write stage tells this to the driver for each slice."""
 
 SOURCE_CHANGED = "source changed: "
-"""How a refusal begins that another plan can mend."""
+"""A refusal begins so if another plan can mend it."""
 
 
 def key_of(row: pa.Table) -> tuple[str, int]:
-    """(unit id, first row): what a slice is known by."""
+    """Return (unit id, first row), by which a slice is known."""
     return row.column("unit_id")[0].as_py(), row.column("first_row")[0].as_py()
 
 
 def refuse(unit_id: str, reason: str) -> pa.Table:
-    """The FLOW row that ends a run with this reason."""
+    """Return the FLOW row that ends a run with this reason."""
     return flow_row(unit_id=unit_id, refused=reason)
 
 
 def refused_report(row: pa.Table) -> pa.Table:
-    """The REPORT row of a slice row that was refused."""
+    """Return the REPORT row of a slice row that was refused."""
     return pa.Table.from_pylist([{name: row.column(name)[0].as_py() for name in ("unit_id", "refused")}], REPORT)
 
 
 def dead_letters_of(documents: pa.Table, failed: Mapping[int, str], stage: str, paths: Mapping[int, str]) -> pa.Table:
-    """DEAD_LETTERS for some documents of a table."""
+    """Return DEAD_LETTERS for the failed documents of a table."""
     rows = (
         documents.select([schema.ID, schema.SOURCE, schema.POSITION, schema.TEXT])
         .take(pa.array(sorted(failed), pa.int64()))
@@ -99,7 +102,7 @@ def dead_letters_of(documents: pa.Table, failed: Mapping[int, str], stage: str, 
 
 
 def without(num_rows: int, failed: Mapping[int, str]) -> np.ndarray[Any, Any]:
-    """Indexes of the rows that didn't fail."""
+    """Return the indexes of the rows that didn't fail."""
     good = np.ones(num_rows, bool)
     good[list(failed)] = False
     return np.flatnonzero(good)
@@ -113,7 +116,7 @@ def to_ipc(table: pa.Table) -> pa.Buffer:
 
 
 def from_cell(row: pa.Table, name: str) -> pa.Table:
-    """The Arrow table in a cell, without a copy."""
+    """Return the Arrow table in a cell, without a copy."""
     return pa.ipc.open_stream(buffer(row, name)).read_all()
 
 
@@ -122,7 +125,7 @@ def buffer(row: pa.Table, name: str) -> pa.Buffer:
 
 
 def cell(buffer: pa.Buffer) -> pa.Array:
-    """A one-row large_binary array around a buffer, without a copy."""
+    """Return a one-row large_binary array around a buffer, without a copy."""
     offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
 

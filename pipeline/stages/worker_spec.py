@@ -1,6 +1,7 @@
-"""What a worker has to know to read, encode and write the slices of one run.
+"""A worker spec is all that a worker has to know to read, encode and write the slices of a run.
 
-A `WorkerSpec` holds secrets: it reaches workers through a channel of the executor, never as an argument that others can see.
+A `WorkerSpec` holds secrets. It reaches workers through a channel of the executor, never as an argument that others
+can see.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
 from pipeline.model.folder import EncoderSpec
+from pipeline.sources.reader import SliceSpec
 from pipeline.storage import Folder
 from pipeline.table import int8
 from pipeline.table.calibration import Calibration
@@ -16,13 +18,13 @@ from pipeline.table.calibration import Calibration
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSpec:
-    """How the documents of a unit are read and tokenized, slice by slice."""
+    """It says how the documents of a unit are read and tokenized, slice by slice."""
 
     source: SourceSpec
     schema: pa.Schema
-    """The columns of the source, with the types that the table was built with."""
+    """They are the columns of the source, with the types that the table was built with."""
     carried: tuple[str, ...]
-    """Columns that go into the table as they are; see RunSpec.carried."""
+    """They are the columns that go into the table as they are; see RunSpec.carried."""
     partition_by: tuple[str, ...]
     slice_rows: int
     """A slice has at most so many rows."""
@@ -31,39 +33,40 @@ class ReadSpec:
     threads: int
     """The tokenizer uses so many threads."""
     sample_depth: int = 0
-    """Where a sample is read, it is spread over so many first rows of a unit; see calibration.Sample.depth."""
+    """A sample is spread over so many first rows of a unit; see calibration.Sample.depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSpec:
-    """How an encoder is built, and what it has to prove before it works."""
+    """It says how an encoder is built, and what it has to prove before it works."""
 
     encoder: EncoderSpec
     int8_path: str | None
-    """Where in the table its int8 model is described; None for a table that has none."""
+    """The table's int8 model is described at this path. It is None for a table that has none."""
     device: str
-    """`cpu` or `cuda`."""
+    """It is `cpu` or `cuda`."""
     threads: int
     measures_budget: bool
-    """There is enough to do for looking for the fastest size of a batch."""
+    """There is enough to do to make looking for the fastest size of a batch worth its time."""
     probes: tuple[tuple[float, ...], ...]
-    """The vectors that the table's encoder gave for the probe texts; empty for a table that begins."""
+    """They are the vectors that the table's encoder gave for the probe texts. They are empty for a table that begins.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class WriteSpec:
-    """Where rows are staged, and what they look like."""
+    """It says where rows are staged, and what they look like."""
 
     table: TableSpec
     part_schema: pa.Schema
     calibration: Calibration | None
-    """The value ranges of int8 and uint8; None for other dtypes, and before the ranges are measured."""
+    """It has the value ranges of int8 and uint8. It is None for other dtypes, and before the ranges are measured."""
     fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """All of it; a stage takes what it needs."""
+    """It holds the specs of all stages. A stage takes what it needs."""
 
     read: ReadSpec
     chunk: ChunkSpec | None
@@ -72,12 +75,26 @@ class WorkerSpec:
     limits: LimitSpec
 
     @property
+    def slices(self) -> SliceSpec:
+        """It says how a unit's rows are read, slice by slice."""
+        read = self.read
+        return SliceSpec(
+            source=read.source,
+            schema=read.schema,
+            carried=read.carried,
+            partition_by=read.partition_by,
+            limits=self.limits,
+            rows=read.slice_rows,
+            bytes=read.slice_bytes,
+        )
+
+    @property
     def rows_are_chunks(self) -> bool:
-        """Every chunk is a row of the table; else a document is."""
+        """It is true if every chunk is a row of the table, and false if every document is."""
         return self.chunk is not None and self.chunk.rows == "chunks"
 
     def encoder_here(self) -> EncoderSpec:
-        """The encoder with the table's int8 model, if it has one, on this node."""
+        """Return the encoder with the table's int8 model on this node, if the table has one."""
         return int8.encoder_here(self.encode.encoder, self.open_table(), self.encode.int8_path)
 
     def open_table(self) -> Folder:

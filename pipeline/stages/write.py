@@ -1,7 +1,7 @@
-"""The third stage: the rows of a slice become staged parts, and then a record that proves them.
+"""In the third stage the rows of a slice become staged parts, and then a record that proves them.
 
-Comes in: a slice row with codes. Goes out: what the driver is told of it. A stage that is repeated does no harm: the first
-record wins. The stage knows nothing of Ray and of versions.
+A slice row with codes comes in. What the driver is told of it goes out. A stage that is repeated does no harm,
+because the first record wins. The stage knows nothing of Ray and of versions.
 """
 
 import itertools
@@ -26,28 +26,29 @@ from pipeline.table.record import Effort, Record, create
 from pipeline.table.snapshot import to_parquet
 
 BATCH_BYTES = 64 * 2**20
-"""Chunks repeat the columns of their document: a part of the table is made of so many bytes of them at a time."""
+"""Rows of chunks are made in batches of so many bytes, because chunks repeat the columns of their document."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """What a slice left in staging, ready to be recorded."""
+    """It is what a slice left in staging, ready to be recorded."""
 
     attempt: str
-    """The nonce in the names of its files."""
+    """It is the nonce in the names of the slice's files."""
     parts: tuple[Part, ...]
     dead_letters: tuple[str, int] | None
-    """The staged file of dead letters and its size."""
+    """It is the staged file of dead letters and its size."""
     documents: int
-    """Source rows, or distinct texts, that have a vector."""
+    """So many source rows, or distinct texts, have a vector."""
     failed: int
     write_s: float
     texts_of: str | None = None
-    """A slice of distinct texts names the fingerprint of their vectors here."""
+    """It is the fingerprint of the vectors for a slice of distinct texts, and None for a slice of rows."""
 
 
 def write_rows(row: pa.Table, spec: WorkerSpec) -> pa.Table:
-    """Stage the slice's parts and dead letters, then create its record. It is safe to repeat: the first record wins."""
+    """Stage the slice's parts and dead letters, then create its record. It is safe to repeat, because the first
+    record wins."""
     started = time.perf_counter()
     table, attempt = spec.open_table(), uuid.uuid4().hex[:12]
     unit_id, first_row = key_of(row)
@@ -71,7 +72,7 @@ def write_rows(row: pa.Table, spec: WorkerSpec) -> pa.Table:
 
 
 def record_slice(row: pa.Table, staged: Staged, table: Folder) -> pa.Table:
-    """Create the record of what was staged; returns the slice's REPORT row."""
+    """Create the record of what was staged, and return the slice's REPORT row."""
     record = Record(
         unit_id=row.column("unit_id")[0].as_py(),
         first_row=row.column("first_row")[0].as_py(),
@@ -103,20 +104,21 @@ def record_slice(row: pa.Table, staged: Staged, table: Folder) -> pa.Table:
 
 
 def codes_of(row: pa.Table, spec: WorkerSpec) -> Codes:
-    """[n, width]: the vectors of a slice row as the table keeps them, without a copy."""
+    """Return the vectors of a slice row as the table keeps them, [n, width], without a copy."""
     stored = spec.write.part_schema.field(spec.write.table.embedding_column).type
     return np.frombuffer(buffer(row, "vectors"), stored.value_type.to_pandas_dtype()).reshape(-1, stored.list_size)
 
 
 def count_documents(documents: pa.Table, chunks: pa.Table | None) -> int:
-    """How many documents have their rows written."""
+    """Count the documents whose rows are written."""
     if chunks is None:
         return int(documents.num_rows)
     return int(pc.sum(pc.equal(chunks.column(schema.CHUNK_INDEX), 0)).as_py() or 0)
 
 
 def row_batches(documents: pa.Table, chunks: pa.Table | None, codes: Codes) -> Iterator[tuple[pa.Table, Codes]]:
-    """(rows, their codes): all at once, or chunks with their documents' columns, some 64 MiB of them at a time."""
+    """Yield (rows, their codes). Documents come all at once, chunks in batches of 64 MiB with their documents'
+    columns."""
     if chunks is None:
         yield documents, codes
         return
@@ -147,7 +149,7 @@ def _chunk_rows(documents: pa.Table, texts: Sequence[str], chunks: pa.Table) -> 
 
 
 def part_rows(documents: pa.Table, codes: Codes, spec: WorkerSpec) -> pa.Table:
-    """Columns of the parts plus the partition columns that the parts will not carry."""
+    """Return the columns of the parts, and the partition columns that the parts will not carry."""
     column = spec.write.part_schema.field(spec.write.table.embedding_column)
     values = pa.array(np.ascontiguousarray(codes).reshape(-1), column.type.value_type)
     embedded = documents.append_column(column, pa.FixedSizeListArray.from_arrays(values, type=column.type))
@@ -158,7 +160,7 @@ def part_rows(documents: pa.Table, codes: Codes, spec: WorkerSpec) -> pa.Table:
 
 
 def write_parts(table: Folder, rows: pa.Table, unit_id: str, places: Iterator[str], spec: WorkerSpec) -> list[Part]:
-    """A staged part for each partition of the rows, at the next of the places."""
+    """Write a staged part for each partition of the rows, at the next of the places."""
     parts = []
     groups = split_by_partition(rows, spec.write.table.partition_by)
     for (partition, group), path in zip(groups, places, strict=False):

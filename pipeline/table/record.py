@@ -153,7 +153,7 @@ def read_all(
     return {unit: chain(records) if chained else records for unit, records in found.items()}
 
 
-def read_texts(table: Folder, fingerprint: str, *, writes: bool = True) -> list[Record]:
+def read_text_records(table: Folder, fingerprint: str, *, writes: bool = True) -> list[Record]:
     """Valid records of all texts that earlier runs encoded with this fingerprint and did not publish."""
     units = {layout.staged_unit(info.path) for info in table.list(layout.RECORDS)} - {None}
     found = read_all(table, {unit for unit in units if unit is not None}, writes=writes, chained=False)

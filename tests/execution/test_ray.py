@@ -91,7 +91,7 @@ def test_a_commit_whose_heavy_parts_run_on_workers_gives_the_same_table(ray_addr
 def stages_of(pools: Pools) -> list[str]:
     """The operators that Ray makes of the flow, from the last to the first."""
     task = Task(unit=Unit(unit_id="0" * 32, spans=(), sources=()), done=())
-    rows = flow.build([task], "run", pools, EMBED, 60.0)
+    rows = flow.run_stages([task], "run", pools, EMBED, 60.0)
     operators = [get_execution_plan(rows._logical_plan)[0].dag]
     while operators[-1].input_dependencies:
         operators += operators[-1].input_dependencies

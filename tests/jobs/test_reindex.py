@@ -30,10 +30,10 @@ from tests.runs.test_reindex import MODES, Corpus, check_row_sources, spec_for
 
 ROWS, FILES, UNIT_ROWS, ENCODERS, WRITERS = 2000, 5, 50, 1, 1
 MOMENTS = {
-    "reading the changed files": "pipeline.stages.row_keys:keys:1",
+    "reading the changed files": "pipeline.stages.row_keys:read_keys:1",
     "encoding": "pipeline.stages.distinct_texts:_tokenize:3",
     "between the vectors and their record": "pipeline.stages.write:create:2",
-    "writing rows": "pipeline.stages.row_writer:write:1",
+    "writing rows": "pipeline.stages.row_writer:write_upserts:1",
     "before the commit": "pipeline.table.publication:Publication.create:1",
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
 }

@@ -20,7 +20,7 @@ from pipeline.encoder.engines.kept_graph import float32_graph
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError, ModelChanged
 from pipeline.model.digest import vector_files
-from pipeline.model.folder import EncoderSpec, check_unchanged, encoder_spec
+from pipeline.model.folder import EncoderSpec, check_model_unchanged, encoder_spec
 from pipeline.model.unchanged import load_unchanged
 from tests.architectures import build_static
 from tests.tiny import build_tiny_model
@@ -159,11 +159,11 @@ def test_an_encoder_that_is_loaded_keeps_its_model(models, tmp_path, way, expect
     encoder, tokenizer = build_encoder(spec, "cpu", 1), Tokenizer(spec, 1)
     mapped = Path("/proc/self/maps").read_text() if sys.platform == "linux" else ""
     assert str(folder) not in mapped
-    check_unchanged(spec)
+    check_model_unchanged(spec)
     for file in vector_files(models[0]):
         way(other(models, file), folder / file.relative_to(models[0]))
     assert np.abs(encoder.encode(tokenizer.tokenize(TEXTS)).vectors - expected).max() <= 1e-6
-    for refused in (check_unchanged, vectors):
+    for refused in (check_model_unchanged, vectors):
         with pytest.raises(ModelChanged, match="put it back, or start again to plan with the new one"):
             refused(spec)
 

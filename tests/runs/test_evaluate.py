@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.runs import evaluate
 from pipeline.runs.evaluate import (
     ndcg,
-    nearest,
+    nearest_documents,
     read_pairs,
     read_retrieval,
     recall,
@@ -115,14 +115,16 @@ def test_the_nearest_are_the_first_of_a_full_stable_sort(scores, count, at_a_tim
     documents = np.array(scores, np.float32).T
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "_DOCUMENTS_AT_A_TIME", at_a_time)
-        found = nearest(np.eye(len(scores), dtype=np.float32), documents, "dot", count)
+        found = nearest_documents(np.eye(len(scores), dtype=np.float32), documents, "dot", count)
     assert np.array_equal(found, np.argsort(-documents.T, axis=1, kind="stable")[:, :count])
 
 
 def test_nan_is_nearest_to_nothing():
     documents = np.array([[np.nan], [1], [np.nan], [2]], np.float32)
     for count in (1, 2, 3, 4):
-        assert nearest(np.ones((1, 1), np.float32), documents, "dot", count)[0].tolist() == [3, 1, 0, 2][:count]
+        assert (
+            nearest_documents(np.ones((1, 1), np.float32), documents, "dot", count)[0].tolist() == [3, 1, 0, 2][:count]
+        )
 
 
 @pytest.mark.parametrize("name", ["qrels/test.tsv", "qrels/test.tsv.gz", "qrels-test.tsv"])

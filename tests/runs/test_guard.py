@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import GateFailed
-from pipeline.runs.guard import check_deleted
+from pipeline.runs.guard import check_deletion_limit
 
 
 def refused(rows: int, deleted: int, limit: float, allowed: bool = False) -> str:
     try:
-        check_deleted("/t", rows=rows, deleted=deleted, files=3, limit=limit, allowed=allowed)
+        check_deletion_limit("/t", rows=rows, deleted=deleted, files=3, limit=limit, allowed=allowed)
     except GateFailed as error:
         return str(error)
     return ""

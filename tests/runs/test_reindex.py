@@ -572,8 +572,8 @@ def test_a_run_that_is_overtaken_says_so_and_keeps_what_it_encoded(when, small, 
         reindex.encode_texts(prepared, executor, found)
         overtake()
         with pytest.raises(CommitConflict, match="start again"):
-            reindex.publish(prepared, executor, found, "late", {})
-        assert record.read_texts(Folder(small.table.path), prepared.vectors.fingerprint)
+            reindex.publish_rows(prepared, executor, found, "late", {})
+        assert record.read_text_records(Folder(small.table.path), prepared.vectors.fingerprint)
     inline.reindex(small)
     assert texts_of(tmp_path / "table")["a0"] == "another text"
     assert texts_of(tmp_path / "table")["b0"] == "what came between"

@@ -16,7 +16,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.quantize import PACKED, SCALAR
 from pipeline.runs import verify as verification
 from pipeline.runs.published import Published, is_published, published
-from pipeline.runs.verify import TOLERANCES, sample, verify
+from pipeline.runs.verify import TOLERANCES, sample_rows, verify
 from pipeline.table import part
 from tests import inline
 from tests.inline import spec_of
@@ -297,7 +297,7 @@ def store(found: Published, vectors: np.ndarray) -> None:
 
 
 def ids_of(found: Published, num_rows: int, seed: int) -> list[str]:
-    return sample(found.table, found.version, num_rows, seed, ["id"])["id"].to_pylist()
+    return sample_rows(found.table, found.version, num_rows, seed, ["id"])["id"].to_pylist()
 
 
 def test_a_sample_is_made_of_distinct_rows_by_the_seed_alone(built, monkeypatch):

@@ -19,7 +19,7 @@ from pipeline.config import LimitSpec, SourceSpec
 from pipeline.sources import isolated
 from pipeline.sources.formats import registry
 from pipeline.sources.listing import list_sources
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import SliceSpec, read_slices
 from pipeline.sources.survey import survey
 from pipeline.work import Unit
 
@@ -34,7 +34,9 @@ def read(folder: Path, **options: Any) -> tuple[list[str], dict[str, list[str]]]
     errors: dict[str, list[str]] = {}
     for number, spans in enumerate(found.spans):
         unit = Unit(unit_id=f"u{number}", spans=spans, sources=tuple(range(len(spans))))
-        for piece in read_slices(unit, found.schema, spec, spec.keep, LimitSpec(), 1000, ()):
+        for piece in read_slices(
+            unit, SliceSpec(schema=found.schema, source=spec, carried=spec.keep, limits=LimitSpec(), rows=1000)
+        ):
             texts += piece.documents.column("text").to_pylist()
             for letter in piece.dead_letters.to_pylist():
                 errors.setdefault(Path(letter["path"]).name, []).append(letter["error"])

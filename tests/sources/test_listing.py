@@ -13,7 +13,7 @@ from pipeline import config
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError
 from pipeline.sources.listing import Recorded, find_sources, list_sources
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import SliceSpec, read_slices
 from pipeline.sources.survey import survey
 from pipeline.storage import open_pinned
 from pipeline.work import Unit
@@ -132,7 +132,9 @@ def test_what_a_table_recorded_stays_its_version_unless_the_file_changed_since(t
 def rows(spec: SourceSpec) -> list[dict[str, Any]]:
     found = survey(list_sources(spec), spec)
     unit = Unit(unit_id="u", spans=found.spans[0], sources=tuple(range(len(found.spans[0]))))
-    slices = read_slices(unit, found.schema, spec, spec.keep, config.LimitSpec(), 100, ())
+    slices = read_slices(
+        unit, SliceSpec(schema=found.schema, source=spec, carried=spec.keep, limits=config.LimitSpec(), rows=100)
+    )
     return [row for piece in slices for row in piece.documents.to_pylist()]
 
 

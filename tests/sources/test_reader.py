@@ -26,7 +26,7 @@ from pipeline.schema import DEAD_LETTERS
 from pipeline.sources import isolated
 from pipeline.sources.formats import parquet, registry
 from pipeline.sources.listing import list_sources
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import SliceSpec, read_slices
 from pipeline.sources.survey import survey
 from pipeline.storage import Folder
 from pipeline.work import Slice, Span, Unit
@@ -69,7 +69,12 @@ def read(
     slices = [
         each
         for unit in units
-        for each in read_slices(unit, schema or found, spec, (*spec.keep, *partition_by), limits, slice_rows, ())
+        for each in read_slices(
+            unit,
+            SliceSpec(
+                schema=schema or found, source=spec, carried=(*spec.keep, *partition_by), limits=limits, rows=slice_rows
+            ),
+        )
     ]
     documents = pa.concat_tables([each.documents for each in slices])
     letters = pa.concat_tables([each.dead_letters for each in slices])
@@ -463,7 +468,9 @@ def slices_of(
     corpus: tuple[SourceSpec, pa.Schema, Unit], slice_rows: int, done: Sequence[tuple[int, int]] = ()
 ) -> list[Slice]:
     spec, schema, unit = corpus
-    slices = list(read_slices(unit, schema, spec, (), LIMITS, slice_rows, done))
+    slices = list(
+        read_slices(unit, SliceSpec(schema=schema, source=spec, carried=(), limits=LIMITS, rows=slice_rows), done)
+    )
     assert [each.last for each in slices] == [False] * (len(slices) - 1) + [True]
     for each in slices:
         assert each.documents.num_rows + each.dead_letters.num_rows == each.num_rows <= slice_rows
@@ -522,7 +529,10 @@ def test_a_unit_without_rows_has_one_empty_last_slice(tmp_path: Path) -> None:
     schema = pa.schema([("text", pa.string()), ("k", pa.int64())])
     file = list_sources(spec)[0]
     span = Span(file=file, kind="bytes", start=0, stop=file.size, rows=None)
-    (only,) = read_slices(Unit(unit_id="u", spans=(span,), sources=(0,)), schema, spec, ("k",), LIMITS, 10, ())
+    (only,) = read_slices(
+        Unit(unit_id="u", spans=(span,), sources=(0,)),
+        SliceSpec(schema=schema, source=spec, carried=("k",), limits=LIMITS, rows=10),
+    )
     assert (only.first_row, only.num_rows, only.last) == (0, 0, True)
     assert only.documents.schema.names == ["id", "text", "k", "source", "position"]
 
@@ -531,7 +541,9 @@ def test_slices_are_bounded_by_bytes(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", *[{"text": "x" * size} for size in [10, 4000, 4000, 4000, 20_000, 10, 10]])
     spec = SourceSpec(path=str(tmp_path), text="text")
     schema, (unit,) = units_of(spec)
-    slices = list(read_slices(unit, schema, spec, (), LIMITS, 1000, (), slice_bytes=10_000))
+    slices = list(
+        read_slices(unit, SliceSpec(schema=schema, source=spec, carried=(), limits=LIMITS, rows=1000, bytes=10_000))
+    )
     assert [each.num_rows for each in slices] == [3, 1, 1, 2]
 
 
@@ -548,7 +560,9 @@ def test_done_row_groups_are_not_even_read(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(isolated, "blocks", registry.blocks)  # the spy is in this process
     spec = SourceSpec(path=str(tmp_path), text="text")
     schema, (unit,) = units_of(spec)
-    slices = list(read_slices(unit, schema, spec, (), LIMITS, 5000, [(0, 1500)]))
+    slices = list(
+        read_slices(unit, SliceSpec(schema=schema, source=spec, carried=(), limits=LIMITS, rows=5000), [(0, 1500)])
+    )
     assert [(each.first_row, each.num_rows) for each in slices] == [(1500, 1500)]
     assert read_groups == [1000, 2000]
 
@@ -567,7 +581,11 @@ def test_spans_of_a_jsonl_file_hold_every_row_once(tmp_path_factory: pytest.Temp
     starts = range(0, file.size, size)
     spans = tuple(Span(file=file, kind="bytes", start=at, stop=min(at + size, file.size), rows=None) for at in starts)
     unit = Unit(unit_id="u", spans=spans, sources=tuple(range(len(spans))))
-    slices = list(read_slices(unit, pa.schema([("text", pa.string())]), spec, (), LIMITS, 30, ()))
+    slices = list(
+        read_slices(
+            unit, SliceSpec(schema=pa.schema([("text", pa.string())]), source=spec, carried=(), limits=LIMITS, rows=30)
+        )
+    )
     assert [row for each in slices for row in each.documents.column("position").to_pylist()] == positions
 
 
@@ -578,13 +596,13 @@ def test_a_file_changed_since_the_plan_is_not_read(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", *[{"text": "x"}] * 5000)
     spec = SourceSpec(path=str(tmp_path), text="text")
     schema, (unit,) = units_of(spec)
-    slices = read_slices(unit, schema, spec, (), LIMITS, 100, ())
+    slices = read_slices(unit, SliceSpec(schema=schema, source=spec, carried=(), limits=LIMITS, rows=100))
     next(slices)
     write_lines(tmp_path / "a.jsonl", {"text": "y"})
     with pytest.raises(SourceChanged):
         list(slices)
     with pytest.raises(SourceChanged):
-        list(read_slices(unit, schema, spec, (), LIMITS, 100, ()))
+        list(read_slices(unit, SliceSpec(schema=schema, source=spec, carried=(), limits=LIMITS, rows=100)))
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz"])
@@ -601,7 +619,7 @@ def test_a_file_that_vanishes_from_the_store_is_no_dead_letter(
     monkeypatch.setattr(registry, "readahead_bytes", lambda file: 0 if file.format == "parquet" else 1000)
     spec = SourceSpec(path=folder.url, text="text", storage_options=folder.options)
     schema, units = units_of(spec)
-    slices = read_slices(units[0], schema, spec, (), LIMITS, 100, ())
+    slices = read_slices(units[0], SliceSpec(schema=schema, source=spec, carried=(), limits=LIMITS, rows=100))
     assert next(slices).dead_letters.num_rows == 0
     folder.delete([name])
     with pytest.raises(SourceChanged):
@@ -619,7 +637,7 @@ def test_a_failing_disk_is_no_dead_letter(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("builtins.open", lambda path, mode="r": Failing(path))
     with pytest.raises(StorageError, match="Input/output error"):
-        list(read_slices(unit, schema, spec, (), LIMITS, 100, ()))
+        list(read_slices(unit, SliceSpec(schema=schema, source=spec, carried=(), limits=LIMITS, rows=100)))
 
 
 # --- memory
@@ -634,7 +652,7 @@ def peak_mib(program: str, *arguments: str) -> float:
         "import re, sys\n"
         "import pyarrow, pyarrow.compute, pyarrow.parquet\n"
         "from pipeline.config import LimitSpec, SourceSpec\n"
-        "from pipeline.sources.reader import read_slices\n"
+        "from pipeline.sources.reader import SliceSpec, read_slices\n"
         "from pipeline.sources.listing import list_sources\n"
         "from pipeline.sources.survey import survey\n"
         "from pipeline.work import Unit\n"
@@ -653,10 +671,13 @@ def peak_mib(program: str, *arguments: str) -> float:
 READ_ALL = """
 spec = SourceSpec(path=sys.argv[1], text="text")
 found = survey(list_sources(spec), spec)
+slices = SliceSpec(
+    schema=found.schema, source=spec, carried=(), limits=LimitSpec(max_row_bytes=2**20), rows=2048
+)
 rows = 0
 for spans in found.spans:
     unit = Unit(unit_id="u", spans=spans, sources=tuple(range(len(spans))))
-    for each in read_slices(unit, found.schema, spec, (), LimitSpec(max_row_bytes=2**20), 2048, ()):
+    for each in read_slices(unit, slices):
         rows += each.num_rows
 assert rows == int(sys.argv[2]), rows
 """

@@ -60,7 +60,7 @@ def export_anew(table: Folder) -> Snapshot:
     nothing = np.zeros(0, diff.PLACE)
     revision = Revision(
         added=added, kept=frozenset(), stale={}, moved=np.concatenate(moved), removed=nothing, deleted=nothing, fresh=[],
-        letters=[], new=0, changed=0, failed_new=0, effort=Effort(), bad_vectors=0, done=frozenset(),
+        dead_letters=[], new=0, changed=0, failed_new=0, effort=Effort(), bad_vectors=0, done=frozenset(),
     )  # fmt: skip
     described = dataclasses.replace(describe(), fingerprint=parent.fingerprint)
     version, _ = merge_rows.publish(publication, revision, described, WorkersHere(table, "embedding"))

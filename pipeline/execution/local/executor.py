@@ -1,6 +1,6 @@
-"""The executor of this machine, without Ray: small pieces of work run in this process, slices in worker processes.
+"""This machine does the work without Ray: small pieces in this process, slices in worker processes.
 
-This process loads no torch: whatever needs it runs in a worker process.
+This process loads no torch. Whatever needs it runs in a worker process.
 """
 
 import functools
@@ -22,7 +22,7 @@ from pipeline.execution.local.pool import LocalFlow
 from pipeline.execution.pools import ALONE, Pools, choose_pools, cores
 from pipeline.stages import row_keys
 from pipeline.stages.flow import EMBED, Flow, OnProgress
-from pipeline.stages.row_keys import UnitKeys, UnitRows
+from pipeline.stages.row_keys import KeyResult, KeyTask
 from pipeline.table import diff, scan
 from pipeline.table.compare import Difference
 from pipeline.table.diff import KEPT, WANTED_KEY, Keys, RowDifference
@@ -32,7 +32,7 @@ from pipeline.work import Task
 
 
 class LocalExecutor:
-    """Implements execution.executor.Executor."""
+    """It implements execution.executor.Executor."""
 
     def __init__(self, resources: ResourceSpec) -> None:
         self._resources = resources
@@ -42,10 +42,10 @@ class LocalExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Every call ended its own processes."""
+        """Do nothing, since every call ended its own processes."""
 
     def pools(self, job: Job) -> Pools:
-        """One encoder per core; a single one where a second would take longer to start than it saves."""
+        """Take one encoder per core, or a single one where a second would take longer to start than it saves."""
         found = choose_pools(self._resources, [{"CPU": cores() + 1}])
         if self._resources.encoders == "auto" and job.expected_s * cores() < ENCODER_START_S:
             return replace(found, encoders=1)
@@ -59,7 +59,7 @@ class LocalExecutor:
             yield from running.results()
 
     def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
-        """In one worker process."""
+        """Do it in one worker process."""
         log = WorkerLog()
         child = Child("pipeline.execution.local.process", log.file)
         try:
@@ -77,7 +77,7 @@ class LocalExecutor:
     def for_each(
         self, job: Job, do: Do[Item, Result], items: Sequence[Item], *, seconds: float, heavy: bool = False
     ) -> Iterator[Result]:
-        """In this process: one after the other, or heavy ones in a thread per core."""
+        """Do the work in this process, one item after the other, or heavy ones in a thread per core."""
         if not items:
             return
         spec = job.worker_spec(ALONE)
@@ -90,12 +90,12 @@ class LocalExecutor:
             for results in threads.map(lambda item: list(do(item, spec, tokenizer)), items):
                 yield from results
 
-    def read_keys(self, job: Job, units: Sequence[UnitRows], *, num_keys: int) -> tuple[list[UnitKeys], list[Keys]]:
+    def read_keys(self, job: Job, units: Sequence[KeyTask], *, num_keys: int) -> tuple[list[KeyResult], list[Keys]]:
         """The handle is the keys themselves."""
-        known: list[UnitKeys] = []
+        known: list[KeyResult] = []
         keys: list[Keys] = []
-        for found in self.for_each(job, row_keys.keys, units, seconds=0.0):
-            known.append(found) if isinstance(found, UnitKeys) else keys.append(found)
+        for found in self.for_each(job, row_keys.read_keys, units, seconds=0.0):
+            known.append(found) if isinstance(found, KeyResult) else keys.append(found)
         return known, keys
 
     def compare_rows(self, job: Job, keys: Sequence[list[Keys]], comparison: RowComparison) -> Iterator[RowDifference]:

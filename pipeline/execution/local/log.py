@@ -1,4 +1,7 @@
-"""What worker processes say on stderr goes into a file of its own: their stacks are for a report, not for a user's screen."""
+"""What worker processes say on stderr goes into a file of its own.
+
+Their stacks are for a report, not for a user's screen.
+"""
 
 import contextlib
 import os
@@ -8,7 +11,7 @@ from typing import IO
 
 
 class WorkerLog:
-    """A file for a run's workers; it stays where the run failed and they said something."""
+    """It is a file for a run's workers. It stays where the run failed and they said something."""
 
     def __init__(self) -> None:
         number, name = tempfile.mkstemp(prefix="embedding-pipeline-", suffix=".log")

@@ -1,8 +1,8 @@
-"""A flow of slices through worker processes of this machine: one reads and writes, the others encode.
+"""Slices flow through worker processes of this machine: one reads and writes, the others encode.
 
-Comes in: tasks, a flow and what workers have to know. Goes out: what the last stage gives. The driver loads no torch; it hands
-out one piece of work at a time, counts what workers die of, and starts new ones: what costs its workers is encoded apart, as
-on a cluster.
+Tasks, a flow and what workers have to know come in. What the last stage gives goes out. The driver loads no torch. It
+gives out one piece of work at a time, counts what workers die of, and starts new ones. A slice that ended a worker is
+encoded in a process of its own, as on a cluster.
 """
 
 import contextlib
@@ -30,19 +30,20 @@ HERE = "this machine"
 AHEAD = 2
 """So many slices per encoder are read before they are needed."""
 STALLED_TIMEOUTS = 8
-"""No answer comes for so many unit_timeout_s: three rows of a slice that hang, one after the other, take seven."""
+"""The flow ends if no answer comes for so many unit_timeout_s. Three rows of a slice that hang one after the other
+take seven."""
 
 
 class _Process:
-    """A worker process and the work that it has in hand."""
+    """It is a worker process and the work that it is doing."""
 
     def __init__(self, spec: WorkerSpec, flow: Flow, log: WorkerLog) -> None:
         self.worker = Worker(uuid.uuid4().hex, HERE)
         self.child = Child("pipeline.execution.local.process", log.file)
         self.work: Work | None = None
-        """What it was asked last and has not answered; None is idle."""
+        """It is the last question without an answer. It is None for an idle process."""
         self.row: pa.Table | None = None
-        """The slice row that it was asked about."""
+        """The process was asked about this slice row."""
         with contextlib.suppress(OSError):  # one that died is noticed by its closed pipe
             self.child.connection.send((self.worker.name, spec, flow))
 
@@ -53,7 +54,7 @@ class _Process:
 
 
 class _Reading:
-    """A task that is being read, and which rows of it were handed out as slices."""
+    """It is a task that is being read, and knows which rows of it were given out as slices."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -65,12 +66,12 @@ class _Reading:
             self._handed.append((first, first + (row.column("num_rows")[0].as_py() or 0)))
 
     def rest(self) -> Task:
-        """The task without what was handed out, for a reader that takes over."""
+        """Return the task without the rows that were given out, for a reader that takes over."""
         return replace(self.task, done=tuple(sorted([*self.task.done, *self._handed])))
 
 
 class LocalFlow:
-    """One run of a flow; leaving the block ends its processes."""
+    """It is one run of a flow. Leaving the block ends its processes."""
 
     def __init__(
         self, tasks: Sequence[Task], flow: Flow, spec: WorkerSpec, pools: Pools, on_progress: OnProgress | None
@@ -96,7 +97,7 @@ class LocalFlow:
         self._log.close(keep=kind is not None and issubclass(kind, RunError))
 
     def results(self) -> Iterator[pa.Table]:
-        """What the last stage gives for each slice, in no particular order."""
+        """Yield what the last stage gives for each slice, in no particular order."""
         heard = time.monotonic()
         while True:
             self._hand_out()
@@ -139,7 +140,7 @@ class LocalFlow:
             self._ask_reader(self._reader)
 
     def _ask_reader(self, reader: _Process) -> None:
-        """Writing goes first: what is recorded is safe."""
+        """Give the reader its next work. Writing goes first, because what is recorded is safe."""
         if self._encoded:
             row = self._encoded.popleft()
             work: Work = ("write", slice_row.key_of(row))
@@ -155,7 +156,8 @@ class LocalFlow:
         reader.ask(work, "read", reading.rest(), self._begin(work, reader))
 
     def _begin(self, work: Work, process: _Process) -> int:
-        """The strikes against the work that the process begins now. Raises RunError where not even a refusal came back."""
+        """Return the strikes against the work that the process begins now. Raises RunError where not even a refusal
+        came back."""
         strikes = self._attempts.begin(work, process.worker, {HERE})
         if strikes > MOST_STRIKES:
             raise RunError(
@@ -165,7 +167,8 @@ class LocalFlow:
         return strikes
 
     def _start_encoders(self) -> None:
-        """The first starts beside the reader; another one when there is more to do than those that are there have in hand."""
+        """Start the first encoder beside the reader, and another one when there is more to do than those that exist
+        can take."""
         free = sum(process.work is None or process.work[0] == "load" for process in self._encoders)
         expected = len(self._waiting) if self._encoders or not (self._todo or self._reading) else 1
         for _ in range(min(expected - free, self._pools.encoders - len(self._encoders))):
@@ -207,7 +210,7 @@ class LocalFlow:
             self._done.append(value)
 
     def _heard_slice(self, work: Work, row: pa.Table | None) -> None:
-        """None ends the task."""
+        """Take a slice row from the reader. None ends the task."""
         assert self._reading is not None
         if row is None:
             self._attempts.end(work)
@@ -220,7 +223,7 @@ class LocalFlow:
             (self._waiting if self._flow.encode is not None else self._done).append(row)
 
     def _refused(self, row: pa.Table) -> pa.Table:
-        """What the last stage says of a slice row that the first one refused."""
+        """Return what the last stage says of a slice row that the first one refused."""
         if self._flow.write is not None:
             return slice_row.refused_report(row)
         if self._flow.encode is not None:
@@ -228,7 +231,7 @@ class LocalFlow:
         return row
 
     def _bury(self, process: _Process) -> None:
-        """A process died: what it had in hand is handed out again, with a strike against it."""
+        """Replace a process that died. Its work is given out again, with a strike against it."""
         process.child.end()
         work, row = process.work, process.row
         if process is self._reader:

@@ -1,7 +1,7 @@
-"""A worker process of this machine: it answers the driver's questions until its pipe closes.
+"""A worker process of this machine answers the driver's questions until its pipe closes.
 
-Run as a module it is the child. One that only reads and writes never loads torch; the first slice to encode makes it load
-the model.
+Run as a module it is the child. One that only reads and writes never loads torch. The first slice to encode makes it
+load the model.
 """
 
 import functools
@@ -22,7 +22,7 @@ from pipeline.stages.worker_spec import WorkerSpec
 
 
 class WorkerProcess:
-    """What a child knows: the run's spec and flow, its tokenizer, its encoder and the task that it is reading."""
+    """It is what a child knows: the run's spec and flow, its tokenizer, its encoder and the task that it is reading."""
 
     def __init__(self, connection: Connection, name: str, spec: WorkerSpec, flow: Flow) -> None:
         self._connection, self._name, self._flow = connection, name, flow
@@ -32,7 +32,7 @@ class WorkerProcess:
         self._slices: Iterator[pa.Table] = iter(())
 
     def answer(self, question: tuple[Any, ...]) -> object:
-        """The driver's questions: (verb, arguments ..)."""
+        """Answer one of the driver's questions, which is (verb, arguments ..)."""
         verb, *given = question
         if verb == "load":
             (died,) = given
@@ -64,8 +64,10 @@ class WorkerProcess:
 
 
 def main(connection: Connection) -> None:
-    """Name, spec and flow come first, then questions until the pipe closes; each answer is ("answer", value), or ("error",
-    exception) where the question can't be answered."""
+    """Take name, spec and flow, then answer questions until the pipe closes.
+
+    Each answer is ("answer", value), or ("error", exception) where the question can't be answered.
+    """
     try:
         name, spec, flow = connection.recv()
         pa.set_cpu_count(spec.read.threads)

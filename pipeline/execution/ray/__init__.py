@@ -1,6 +1,7 @@
-"""All of Ray stands here; nothing outside this package imports it, and importing this package alone does not either.
+"""All of Ray stands in this package, and nothing outside it imports Ray.
 
-Ray reads its environment when it is imported, and its workers inherit it: these lines run before any file of the package.
+Importing this package alone does not import Ray either. Ray reads its environment when it is imported, and its
+workers inherit it, so these lines run before any file of the package.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""A Ray cluster for the time of a run: a fresh local one, or the one at an address; and its errors as ours."""
+"""A run has a Ray cluster for its time, and Ray's errors become ours.
+
+The cluster is a fresh local one, or the one at an address.
+"""
 
 import logging
 import os
@@ -25,14 +28,16 @@ from pipeline.storage import Folder
 from pipeline.table import layout
 
 OBJECT_STORE_BYTES = 2 * 2**30
-"""For a local Ray: a slice is at most 64 MiB of text and 64 MiB of vectors, and few are in flight."""
+"""A local Ray has an object store of so many bytes. A slice is at most 64 MiB of text and 64 MiB of vectors, and few
+are in flight."""
 CONNECT_S = 5.0
 LOCAL = "local"
 """This address asks for a Ray of this machine, however little there is to do."""
 
 
 class Cluster:
-    """A Ray cluster for the time of a run: a fresh local one, or the one at `ray_address`. Starts on first need."""
+    """It is a Ray cluster for the time of a run: a fresh local one, or the one at `ray_address`. It starts on first
+    need."""
 
     def __init__(self, spec: ResourceSpec) -> None:
         self._spec = spec
@@ -49,7 +54,7 @@ class Cluster:
             ray_worker.print_to_stdstream = self._print
 
     def start(self) -> None:
-        """Raises ConfigError if the address doesn't answer."""
+        """Start or join Ray. Raises ConfigError if the address doesn't answer."""
         if self.started:
             return
         started = time.perf_counter()
@@ -80,7 +85,7 @@ class Cluster:
         return choose_pools(self._spec, [node["Resources"] for node in alive_nodes()])
 
     def check_reachable(self, table: Folder) -> None:
-        """A table on a local path must be the same folder on every node; raises InputError naming a node where it isn't."""
+        """Raise InputError that names a node where a table on a local path is not the same folder."""
         nodes = alive_nodes()
         if not table.is_local or len(nodes) < 2:
             return
@@ -99,7 +104,8 @@ class Cluster:
 
 
 def _init_ray(address: str | None) -> None:
-    """Join the cluster at the address; for none, or `local`, start a fresh Ray, whatever RAY_ADDRESS or left-overs say."""
+    """Join the cluster at the address. For None or `local`, start a fresh Ray, whatever RAY_ADDRESS or left-overs
+    say."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address not in (None, LOCAL):
         _check_answers(address)
@@ -116,7 +122,7 @@ def _init_ray(address: str | None) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Raises ConnectionError if nobody listens at host:port: Ray itself would try for more than five minutes."""
+    """Raise ConnectionError if nobody listens at host:port. Ray itself would try for more than five minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return  # "auto" is Ray's to resolve, which it does at once.
@@ -128,7 +134,8 @@ def _check_answers(address: str) -> None:
 
 @contextmanager
 def _muted_stderr() -> Iterator[None]:
-    """Ray's C++ side says on stderr that it took its log level from the environment; what fails is raised all the same."""
+    """Mute stderr, where Ray's C++ side says that it took its log level from the environment. What fails is raised
+    all the same."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -153,7 +160,8 @@ def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
 
 
 def translate(error: BaseException) -> PipelineError:
-    """The error of ours that a worker raised, out of Ray's wrappings; anything else as a RunError of one line."""
+    """Return the error of ours that a worker raised, without Ray's wrappings, or anything else as a RunError of one
+    line."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, PipelineError):

@@ -1,4 +1,4 @@
-"""The executor on a Ray cluster, which starts, or is joined, when there is work for it."""
+"""This executor works on a Ray cluster, which starts, or is joined, when there is work for it."""
 
 import contextlib
 import math
@@ -18,7 +18,7 @@ from pipeline.execution.ray.cluster import LOCAL, Cluster, alive_nodes
 from pipeline.execution.ray.flow import monitored, run_flow
 from pipeline.execution.ray.shuffle import items_of, light
 from pipeline.stages.flow import Flow, OnProgress
-from pipeline.stages.row_keys import UnitKeys, UnitRows
+from pipeline.stages.row_keys import KeyResult, KeyTask
 from pipeline.table import compare
 from pipeline.table.compare import Difference
 from pipeline.table.diff import RowDifference
@@ -26,15 +26,15 @@ from pipeline.table.part import Part
 from pipeline.work import Task
 
 KEYS_PER_BUCKET = 4_000_000
-"""Keys of two versions that are compared at once, in one worker."""
+"""One worker compares about so many keys of two versions at once."""
 DIFF_KEYS_PER_BUCKET = 2_000_000
-"""Keys of units and live rows that are compared at once, in one worker."""
+"""One worker compares about so many keys of units and live rows at once."""
 MOST_THREADS = 8
-"""A process that quantises a model has at most so many threads: more wait for each other."""
+"""A process that quantises a model has at most so many threads, because more wait for each other."""
 
 
 class RayExecutor:
-    """Implements execution.executor.Executor. Leaving the block ends a local Ray, or leaves the cluster."""
+    """It implements execution.executor.Executor. Leaving the block ends a local Ray, or leaves the cluster."""
 
     def __init__(self, resources: ResourceSpec) -> None:
         self._resources = resources
@@ -64,7 +64,7 @@ class RayExecutor:
         return "a Ray of this machine" if address in (None, LOCAL) else f"the Ray cluster at {address}"
 
     def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
-        """On one worker, with all of a node's CPUs but one, MOST_THREADS at most."""
+        """Do it on one worker, with all of a node's CPUs but one, and MOST_THREADS at most."""
         spec = job.worker_spec(self._cluster.pools())
         cpus = max(int(node["Resources"].get("CPU", 0)) for node in alive_nodes())
         threads = max(1, min(cpus - 1, MOST_THREADS))
@@ -81,9 +81,9 @@ class RayExecutor:
             yield pickle.loads(row["result"])
 
     def read_keys(
-        self, job: Job, units: Sequence[UnitRows], *, num_keys: int
-    ) -> tuple[list[UnitKeys], "ray.data.Dataset"]:
-        """The keys stay on the cluster: the handle is a data set."""
+        self, job: Job, units: Sequence[KeyTask], *, num_keys: int
+    ) -> tuple[list[KeyResult], "ray.data.Dataset"]:
+        """Leave the keys on the cluster. Their handle is a data set."""
         with monitored("keys", job.worker_spec(self._cluster.pools())) as (run, _):
             keys = items_of(units).map_batches(shuffle.unit_keys, **light(run)).materialize()
             return shuffle.known_of(keys), keys

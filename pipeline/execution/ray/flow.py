@@ -1,7 +1,7 @@
-"""A flow of slices on Ray Data: one row is one slice, from tasks through reading, encoding and writing.
+"""Slices flow through Ray Data: one row is one slice, from tasks through reading, encoding and writing.
 
-Comes in: tasks, a flow and what workers have to know. Goes out: what the last stage gives. Secrets reach workers through a
-zero-CPU actor of the run, because Ray shows what tasks and actors are made with in clear text.
+Tasks, a flow and what workers have to know come in. What the last stage gives goes out. Secrets reach workers through
+a zero-CPU actor of the run, because Ray shows in clear text what tasks and actors are made with.
 """
 
 import pickle
@@ -28,29 +28,30 @@ from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.work import Task
 
 TASKS_PER_ENCODER = 2
-"""Slices at an encoder: one in work, one at hand."""
+"""An encoder has so many slices: it works on one, and one waits."""
 POLL_S = 0.5
 STALLED_TIMEOUTS = 8
-"""Nothing moves for so many unit_timeout_s: three rows of a slice that hang, one after the other, take seven."""
+"""Ray ends a flow if nothing moves for so many unit_timeout_s. Three rows of a slice that hang one after the other
+take seven."""
 
 
 def run_flow(
     tasks: Sequence[Task], flow: Flow, spec: WorkerSpec, pools: Pools, on_progress: OnProgress | None
 ) -> Flowing:
-    """What the last stage gives for each slice, in no particular order. Closing the iterator ends the flow.
+    """Yield what the last stage gives for each slice, in no particular order. Closing the iterator ends the flow.
 
     `on_progress` hears, from another thread, what left the encoders. Raises PipelineError when a stage fails.
     """
     unrecorded = pools.encoders * TASKS_PER_ENCODER + pools.writers
     with monitored("run", spec, flow, unrecorded, pools.encoders) as (run, monitor), _polled(monitor, on_progress):
-        yield from _tables(build(tasks, run, pools, flow, spec.limits.unit_timeout_s))
+        yield from _tables(run_stages(tasks, run, pools, flow, spec.limits.unit_timeout_s))
 
 
 @contextmanager
 def monitored(
     kind: str, spec: WorkerSpec, flow: Flow = EMBED, unrecorded: int = 0, encoders: int = 0
 ) -> Iterator[tuple[str, Any]]:
-    """(name, monitor) of some work on the cluster; its errors become ours, and the monitor ends with it."""
+    """Yield (name, monitor) of some work on the cluster. Its errors become ours, and the monitor ends with it."""
     run = f"embedding-{kind}-{uuid.uuid4().hex[:12]}"
     monitor = _start_monitor(run, spec, flow, unrecorded, encoders)
     try:
@@ -64,7 +65,7 @@ def monitored(
 
 
 def _start_monitor(run: str, spec: WorkerSpec, flow: Flow, unrecorded: int, encoders: int) -> Any:
-    """Doesn't wait for its process: the encoders' take longer to start."""
+    """Start the monitor without waiting for its process, since the encoders' processes take longer to start."""
 
     def alive() -> frozenset[str]:  # in here Ray sends it as it stands, without all that this file imports
         return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
@@ -79,7 +80,7 @@ def _start_monitor(run: str, spec: WorkerSpec, flow: Flow, unrecorded: int, enco
 
 @contextmanager
 def _polled(monitor: Any, on_progress: OnProgress | None) -> Iterator[None]:
-    """Fetches the encoders' progress until the block ends: slices are minutes apart, a person watches seconds."""
+    """Fetch the encoders' progress until the block ends. Slices are minutes apart, and a person watches seconds."""
     if on_progress is None:
         yield
         return
@@ -100,9 +101,12 @@ def _polled(monitor: Any, on_progress: OnProgress | None) -> Iterator[None]:
         thread.join()
 
 
-def build(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeout_s: float) -> "ray.data.Dataset":
-    """The stages that the flow has. Each gets a pool size, and other CPUs than an encoder: Ray fuses reading into encoders
-    that look like it, which then wait for it."""
+def run_stages(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeout_s: float) -> "ray.data.Dataset":
+    """Run the stages that the flow has.
+
+    Each stage gets a pool size, and other CPUs than an encoder. Ray would fuse reading into encoders that look like
+    it, and these would then wait for it.
+    """
     light: dict[str, Any] = {
         "batch_size": 1,
         "batch_format": "pyarrow",
@@ -116,7 +120,7 @@ def build(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeout_s: 
     rows.context.execution_no_progress_timeout_s = STALLED_TIMEOUTS * timeout_s
     # Ray would read every worker's memory map once a second, and stop its page faults meanwhile.
     rows.context.memory_usage_poll_interval_s = None
-    rows = rows.map_batches(workers.read, compute=TaskPoolStrategy(size=pools.tokenizers), **light)
+    rows = rows.map_batches(workers.read_stage, compute=TaskPoolStrategy(size=pools.tokenizers), **light)
     if flow.encode is not None:
         rows = rows.map_batches(
             workers.EncodeStage,
@@ -128,7 +132,7 @@ def build(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeout_s: 
             compute=ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=TASKS_PER_ENCODER),
         )
     if flow.write is not None:
-        rows = rows.map_batches(workers.write, compute=TaskPoolStrategy(size=pools.writers), **light)
+        rows = rows.map_batches(workers.write_stage, compute=TaskPoolStrategy(size=pools.writers), **light)
     return rows
 
 

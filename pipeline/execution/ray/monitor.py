@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pipeline.execution.strikes import Attempts, Work, Worker
 
 SliceKey = tuple[str, int]
-"""Unit and first row."""
+"""It is a unit and the first row of a slice."""
 
 
 class Monitor:
@@ -31,7 +31,7 @@ class Monitor:
         return self._settings
 
     def starting(self, worker: Worker) -> int:
-        """An encoder begins to load its model; returns how many died before they were ready, as far as that is sure."""
+        """Note that an encoder begins to load its model, and return how many died before they had loaded theirs."""
         self._starting[worker.name] = worker.node
         alive = self._alive_nodes()
         return max(0, sum(node in alive for node in self._starting.values()) - self._encoders)
@@ -48,7 +48,7 @@ class Monitor:
         return self.begin(("encode", key), worker)
 
     def begin(self, work: Work, worker: Worker) -> int:
-        """The strikes against the work."""
+        """Return the strikes against the work."""
         alive = self._alive_nodes() if self._attempts.standing(work) else ()
         return self._attempts.begin(work, worker, alive)
 
@@ -56,7 +56,7 @@ class Monitor:
         self._attempts.end(work)
 
     def release(self, key: SliceKey) -> None:
-        """The slice is recorded, or will never be."""
+        """Note that the slice is recorded, or will never be."""
         self._claimed.discard(key)
         self._attempts.end(("write", key))
 
@@ -65,7 +65,7 @@ class Monitor:
         self._tokens += tokens
 
     def take_progress(self) -> tuple[int, int]:
-        """Rows and tokens since the last call."""
+        """Return the rows and tokens since the last call."""
         taken = self._rows, self._tokens
         self._rows = self._tokens = 0
         return taken

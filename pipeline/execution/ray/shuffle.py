@@ -16,7 +16,7 @@ import ray.data
 
 from pipeline.execution.ray.workers import given, tokenizer
 from pipeline.stages import row_keys
-from pipeline.stages.row_keys import UnitKeys
+from pipeline.stages.row_keys import KeyResult
 from pipeline.table import compare, diff, scan
 from pipeline.table.diff import LIVE_KEY, WANTED_KEY, RowDifference, SourceStates
 
@@ -24,12 +24,12 @@ Keys = np.ndarray[Any, np.dtype[np.void]]
 
 
 def items_of(items: Sequence[object]) -> "ray.data.Dataset":
-    """A block for each item, pickled, in a column `item`."""
+    """Return a data set with a block for each item, pickled, in a column `item`."""
     return ray.data.from_items([{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items))
 
 
 def light(run: str) -> dict[str, Any]:
-    """How a stage runs that mostly waits for storage, an item at a time."""
+    """Return how a stage runs that mostly waits for storage, an item at a time."""
     return {"batch_size": 1, "batch_format": "pyarrow", "fn_kwargs": {"run": run}, "num_cpus": 0.5}
 
 
@@ -40,16 +40,16 @@ def unit_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
     """Keys of the rows of units, and at the end of each unit what it comes to, pickled in a column `known`."""
     spec, _ = given(run)
     for item in batch.column("item").to_pylist():
-        for found in row_keys.keys(pickle.loads(item), spec, functools.partial(tokenizer, run)):
-            if isinstance(found, UnitKeys):
+        for found in row_keys.read_keys(pickle.loads(item), spec, functools.partial(tokenizer, run)):
+            if isinstance(found, KeyResult):
                 known = pa.array([pickle.dumps(found)], pa.large_binary())
                 yield pa.table({"key": pa.nulls(1, pa.binary(WANTED_KEY.itemsize)), "known": known})
             elif len(found):
                 yield pa.table({"key": _cells(found), "known": pa.nulls(len(found), pa.large_binary())})
 
 
-def known_of(keys: "ray.data.Dataset") -> list[UnitKeys]:
-    """What each of the units comes to."""
+def known_of(keys: "ray.data.Dataset") -> list[KeyResult]:
+    """Return the result of each unit."""
     known = keys.map_batches(_known, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
     return [pickle.loads(row["known"]) for row in known.iter_rows()]
 
@@ -59,7 +59,7 @@ def _known(batch: pa.Table) -> pa.Table:
 
 
 def wanted(keys: "ray.data.Dataset", skipped: frozenset[int]) -> "ray.data.Dataset":
-    """The keys of units but the skipped ones, in buckets."""
+    """Return the keys of units but the skipped ones, in buckets."""
     return keys.map_batches(
         _wanted, batch_size=None, batch_format="pyarrow", fn_kwargs={"skipped": skipped}, num_cpus=0.5
     )
@@ -71,7 +71,7 @@ def _wanted(batch: pa.Table, skipped: frozenset[int]) -> pa.Table:
 
 
 def live_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
-    """Keys of the rows of parts, in buckets; an item is (part, its number, whether rows are chunks)."""
+    """Yield the keys of the rows of parts, in buckets. An item is (part, its number, whether rows are chunks)."""
     for item in batch.column("item").to_pylist():
         part, number, chunked = pickle.loads(item)
         for keys in scan.keys(given(run)[0].open_table(), part, number, chunked=chunked):
@@ -79,7 +79,7 @@ def live_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
 
 
 def diffed(keys: "ray.data.Dataset", num_buckets: int, states: SourceStates, *, renewed: bool) -> "ray.data.Dataset":
-    """All rows with an id meet in one block of `num_buckets`; a block is compared at once."""
+    """Compare the keys. All rows with an id meet in one block of `num_buckets`, and a block is compared at once."""
     return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
         _diff_block,
         batch_size=None,
@@ -103,7 +103,7 @@ def found_of(row: Mapping[str, Any]) -> RowDifference:
 
 
 def part_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
-    """Keys of the rows of parts, in buckets; an item is (part, its number, its side)."""
+    """Yield the keys of the rows of parts, in buckets. An item is (part, its number, its side)."""
     for item in batch.column("item").to_pylist():
         part, number, side = pickle.loads(item)
         for rows in scan.version_keys(given(run)[0].open_table(), part, number, side):
@@ -111,7 +111,7 @@ def part_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
 
 
 def compared(keys: "ray.data.Dataset", num_buckets: int, *, renewed: bool) -> "ray.data.Dataset":
-    """The difference of two versions, a bucket at a time, as `diffed` does it."""
+    """Return the difference of two versions, a bucket at a time, as `diffed` does it."""
     return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
         _compare_block, batch_size=None, batch_format="pyarrow", fn_kwargs={"renewed": renewed}, num_cpus=0.5
     )
@@ -126,13 +126,16 @@ def _compare_block(batch: pa.Table, renewed: bool) -> pa.Table:
 
 
 def in_buckets(keys: Keys) -> pa.Table:
-    """Rows with the same id have the same `bucket`: its first half, for Ray hashes what it distributes by; numbers from 0 up
-    would come several to a block."""
+    """Put the keys in buckets, so that rows with the same id have the same one.
+
+    A bucket is the first half of the id's hash. Ray hashes what it distributes by, and numbers from 0 up would come
+    several to a block.
+    """
     return pa.table({"bucket": keys["id"][:, 0].astype(np.int64), "key": _cells(keys)})
 
 
 def _cells(keys: Keys) -> pa.Array:
-    """A cell for each key."""
+    """Make a cell for each key."""
     width = pa.binary(keys.dtype.itemsize)
     return pa.Array.from_buffers(width, len(keys), [None, pa.py_buffer(np.ascontiguousarray(keys).tobytes())])
 

@@ -1,7 +1,7 @@
-"""What runs in Ray's processes: the stages of a flow, and pieces of work on single items.
+"""The stages of a flow, and work on single items, run in Ray's processes.
 
-Each worker asks the run's monitor, by the run's name, for what it has to know: Ray keeps and shows what tasks and actors are
-made with, and a worker's spec holds secrets.
+Each worker asks the run's monitor, by the run's name, for what it has to know. Ray keeps and shows what tasks and
+actors are made with, and a worker's spec holds secrets.
 """
 
 import functools
@@ -27,8 +27,8 @@ from pipeline.work import Task
 CLAIM_EVERY_S = 0.02
 
 
-def read(batch: pa.Table, run: str) -> Iterator[pa.Table]:
-    """The slices of tasks: an Arrow table with a column `task` of pickled tasks comes in."""
+def read_stage(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+    """Yield the slices of tasks. An Arrow table with a column `task` of pickled tasks comes in."""
     monitor = ray.get_actor(run)
     spec, flow = given(run)
     for item in batch.column("task").to_pylist():
@@ -40,7 +40,7 @@ def read(batch: pa.Table, run: str) -> Iterator[pa.Table]:
 
 
 class EncodeStage:
-    """An encoder actor."""
+    """It is an encoder actor."""
 
     def __init__(self, run: str) -> None:
         self._monitor = ray.get_actor(run)
@@ -63,7 +63,7 @@ class EncodeStage:
         self._monitor.add_progress.remote(rows, tokens)
 
 
-def write(batch: pa.Table, run: str) -> pa.Table:
+def write_stage(batch: pa.Table, run: str) -> pa.Table:
     monitor, key = ray.get_actor(run), slice_row.key_of(batch)
     spec, flow = given(run)
     strikes = ray.get(monitor.begin.remote(("write", key), this_worker()))
@@ -73,7 +73,7 @@ def write(batch: pa.Table, run: str) -> pa.Table:
 
 
 def do_each(batch: pa.Table, run: str) -> Iterator[pa.Table]:
-    """Each of the pickled pairs (function, item) in a column `item` gives rows with a pickled `result`."""
+    """Do each of the pickled pairs (function, item) in a column `item`. They give rows with a pickled `result`."""
     spec, _ = given(run)
     for work in batch.column("item").to_pylist():
         do, item = pickle.loads(work)
@@ -87,7 +87,7 @@ def do_alone(do: Any, item: pa.Table, run: str, threads: int) -> None:
 
 @functools.lru_cache(maxsize=2)
 def given(run: str) -> tuple[WorkerSpec, Flow]:
-    """What the run gives its workers, with all files of the model on this node."""
+    """Return what the run gives its workers, with all files of the model on this node."""
     monitor = ray.get_actor(run)
     while (sent := ray.get(monitor.get_settings.remote())) is None:  # the driver's call may still be on its way
         time.sleep(CLAIM_EVERY_S)

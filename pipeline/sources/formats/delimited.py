@@ -44,7 +44,7 @@ class Dialect:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
+class DelimitedRecord:
     position: int
     """Byte offset of the first line, in the uncompressed stream."""
     fields: Sequence[str | None] = ()
@@ -108,11 +108,11 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
     )
 
 
-def _header(found: Iterator[Record], spec: SourceSpec) -> Record | None:
-    return Record(position=-1, fields=spec.csv.columns) if spec.csv.columns else next(found, None)
+def _header(found: Iterator[DelimitedRecord], spec: SourceSpec) -> DelimitedRecord | None:
+    return DelimitedRecord(position=-1, fields=spec.csv.columns) if spec.csv.columns else next(found, None)
 
 
-def _names(header: Record) -> list[str]:
+def _names(header: DelimitedRecord) -> list[str]:
     return ["" if name is None else name for name in header.fields]
 
 
@@ -125,7 +125,7 @@ def blocks(
 ) -> Iterator[Block]:
     """All records of the span in order; the header is read from the beginning of the file, wherever the span is."""
     read, form = _opened(opened, span.file, spec)
-    found: Iterator[Record] = records(lines(read, 0, None, max_row_bytes, form.ends), form, max_row_bytes)
+    found: Iterator[DelimitedRecord] = records(lines(read, 0, None, max_row_bytes, form.ends), form, max_row_bytes)
     header = _header(found, spec)
     if header is None:
         return
@@ -140,7 +140,7 @@ def blocks(
     if span.kind == "bytes":
         opened.seek(0)
         found = records(span_lines(opened, span, max_row_bytes, spec.encoding, form.ends), form, max_row_bytes)
-    rows: Iterable[Record] = (record for record in found if record.position != header.position)
+    rows: Iterable[DelimitedRecord] = (record for record in found if record.position != header.position)
     if error is not None and not span.start:
         rows = itertools.chain([header], rows)  # a file of nothing else must not go by unseen
     first = 0
@@ -164,7 +164,7 @@ def _missing(names: Sequence[str], file: SourceFile, spec: SourceSpec) -> str | 
     return next((name for name in (*spec.text_columns, *spec.id_columns) if name not in known), None)
 
 
-def _block(group: Sequence[Record], header: list[str], schema: pa.Schema, file: SourceFile) -> Block:
+def _block(group: Sequence[DelimitedRecord], header: list[str], schema: pa.Schema, file: SourceFile) -> Block:
     columns: dict[str, list[str | None]] = {name: [None] * len(group) for name in schema.names if name in header}
     places = [(columns[name], header.index(name)) for name in columns]
     errors: dict[int, str] = {}
@@ -182,20 +182,20 @@ def _block(group: Sequence[Record], header: list[str], schema: pa.Schema, file: 
 # --- records
 
 
-def records(stream: Iterator[Line], form: Dialect, max_bytes: int) -> Iterator[Record]:
+def records(stream: Iterator[Line], form: Dialect, max_bytes: int) -> Iterator[DelimitedRecord]:
     """The records of the lines, empty lines left out. A bad record ends with its first line, unless it is well quoted."""
     quote = form.quote.encode()
     replayed = _Replay(stream, form.ends)
     while (line := replayed.begin()) is not None:
         content = line.content
         if line.error is not None:
-            yield Record(position=line.position, error=line.error)
+            yield DelimitedRecord(position=line.position, error=line.error)
         elif not content.removesuffix(b"\r"):
             continue
         elif form.escape and not form.quote and content.removesuffix(b"\r") == b"\\.":
             continue  # the end of data, as PostgreSQL writes it
         elif is_filled_with_nuls(content):
-            yield Record(position=line.position, size=len(line.raw), error=f"the record {NUL_FILLED}")
+            yield DelimitedRecord(position=line.position, size=len(line.raw), error=f"the record {NUL_FILLED}")
         elif form.escape and (form.quote or form.escape.encode() in content):
             yield _joined(line, replayed, form, max_bytes, _escaped)
         elif quote and quote in content:
@@ -204,12 +204,12 @@ def records(stream: Iterator[Line], form: Dialect, max_bytes: int) -> Iterator[R
             yield _unquoted(line, form)
 
 
-def _unquoted(line: Line, form: Dialect) -> Record:
+def _unquoted(line: Line, form: Dialect) -> DelimitedRecord:
     try:
         text = line.content.removesuffix(b"\r").decode()
     except UnicodeDecodeError:
-        return Record(position=line.position, size=len(line.raw), error="the record is not valid UTF-8")
-    return Record(position=line.position, size=len(line.raw), fields=text.split(form.delimiter))
+        return DelimitedRecord(position=line.position, size=len(line.raw), error="the record is not valid UTF-8")
+    return DelimitedRecord(position=line.position, size=len(line.raw), fields=text.split(form.delimiter))
 
 
 Parse = Callable[[Iterator[Line], Dialect], Sequence[str | None]]
@@ -220,7 +220,7 @@ class _Bad(Exception):
     """The record can't be parsed; the message says why."""
 
 
-def _joined(first: Line, replayed: "_Replay", form: Dialect, max_bytes: int, parse: Parse) -> Record:
+def _joined(first: Line, replayed: "_Replay", form: Dialect, max_bytes: int, parse: Parse) -> DelimitedRecord:
     """The record that begins with the line and may go on over others."""
     size, over, broken = 0, False, None
 
@@ -243,14 +243,14 @@ def _joined(first: Line, replayed: "_Replay", form: Dialect, max_bytes: int, par
     except _Bad as bad:
         error = str(bad)
     if broken:
-        return Record(position=first.position, size=size, error=broken)
+        return DelimitedRecord(position=first.position, size=size, error=broken)
     if over:
         error = f"the record is longer than limits.max_row_bytes ({max_bytes})"
     if error is not None:
         replayed.again()
     elif any(_has_broken_bytes(field) for field in fields if field is not None):
         error = "the record is not valid UTF-8"
-    return Record(position=first.position, size=size, fields=fields, error=error)
+    return DelimitedRecord(position=first.position, size=size, fields=fields, error=error)
 
 
 def _quoted(feed: Iterator[Line], form: Dialect) -> Sequence[str | None]:

@@ -16,12 +16,12 @@ from pipeline.sources.formats.form import Misfit
 Convert = Callable[[Any], Any]
 
 
-class Written(float):
+class FloatAsWritten(float):
     """A float that keeps the text it was written as."""
 
     text: str
 
-    def __new__(cls, text: str) -> "Written":
+    def __new__(cls, text: str) -> "FloatAsWritten":
         number = super().__new__(cls, text)
         number.text = text
         return number
@@ -78,7 +78,7 @@ def has_text(kind: pa.DataType) -> bool:
 
 def _written_number(value: Any) -> Any:
     """A number as its text, anything else as it is."""
-    if isinstance(value, Written):
+    if isinstance(value, FloatAsWritten):
         return value.text
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -125,9 +125,9 @@ def _from_text(value: Any, kind: pa.DataType) -> Any:
 def _decimal(value: Any, kind: pa.DataType) -> Any:
     if isinstance(value, str):
         return _from_text(value, kind)
-    number = _a((int, Written), value, kind)
+    number = _a((int, FloatAsWritten), value, kind)
     try:
-        return pa.scalar(Decimal(number.text if isinstance(number, Written) else number), kind)
+        return pa.scalar(Decimal(number.text if isinstance(number, FloatAsWritten) else number), kind)
     except (pa.ArrowException, ValueError):
         raise Misfit(f"the number does not fit {kind}") from None
 

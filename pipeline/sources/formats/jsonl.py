@@ -15,8 +15,8 @@ from pipeline.sources.formats.content import sample, utf8
 from pipeline.sources.formats.form import MOST_SAMPLED_BYTES, SAMPLE_BYTES, SAMPLE_ROWS, Form, Look, Misfit, Needed
 from pipeline.sources.formats.json_values import (
     Convert,
+    FloatAsWritten,
     NoNumber,
-    Written,
     converter,
     has_decimals,
     has_text,
@@ -129,7 +129,7 @@ def _type_of(value: Any, name: str, depth: int = 0) -> pa.DataType:
         # that is no text will be a bad row.
         fields = [(key, _type_of(each, name, depth + 1)) for key, each in value.items() if is_valid(key)]
         return pa.struct(fields) if fields else pa.null()
-    return {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), Written: pa.float64()}[
+    return {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), FloatAsWritten: pa.float64()}[
         type(value)
     ]
 
@@ -225,11 +225,11 @@ def _parse(line: Line, written: bool = False) -> dict[str, Any]:
     try:
         text = line.content.decode()
         try:
-            record = json.loads(text, parse_constant=NoNumber, parse_float=Written if written else None)
+            record = json.loads(text, parse_constant=NoNumber, parse_float=FloatAsWritten if written else None)
         except json.JSONDecodeError:
             raise
         except ValueError:  # an integer of thousands of digits
-            record = json.loads(text, parse_constant=NoNumber, parse_float=Written, parse_int=_integer_or_none)
+            record = json.loads(text, parse_constant=NoNumber, parse_float=FloatAsWritten, parse_int=_integer_or_none)
     except UnicodeDecodeError as error:
         raise _BadLine(f"the line is not valid UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:

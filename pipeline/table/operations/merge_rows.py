@@ -51,7 +51,7 @@ class Revision:
     """diff.PLACE[n]: the removed rows whose id is gone."""
     fresh: Sequence[Part]
     """Staged parts of the new rows."""
-    letters: Iterable[pa.Table]
+    dead_letters: Iterable[pa.Table]
     """Dead letters of the added units, under the numbers of their spans."""
     new: int
     changed: int
@@ -248,7 +248,7 @@ def _letters(publication: Publication, revision: Revision) -> Iterator[pa.Table]
         rows.filter(pc.is_in(rows.column(schema.SOURCE), numbers))
         for rows in dead_letters.read(publication.table, parent)
     )
-    return itertools.chain(kept, revision.letters)
+    return itertools.chain(kept, revision.dead_letters)
 
 
 def _write_changes(publication: Publication, revision: Revision) -> None:

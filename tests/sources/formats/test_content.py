@@ -17,7 +17,7 @@ from pipeline.config import CsvSpec, LimitSpec, SourceSpec
 from pipeline.errors import InputError
 from pipeline.sources.formats import content
 from pipeline.sources.listing import list_sources
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import SliceSpec, read_slices
 from pipeline.sources.survey import survey
 from pipeline.work import Unit
 from tests.sources.formats.reading import rows_of
@@ -277,7 +277,9 @@ def test_a_string_of_the_schema_takes_numbers_as_they_are_written(tmp_path: Path
     spec = SourceSpec(path=str(path), text="text", keep=("l",), schema=asked)
     found = survey(list_sources(spec), spec)
     unit = Unit(unit_id="u", spans=found.spans[0], sources=(0,))
-    (piece,) = read_slices(unit, found.schema, spec, spec.keep, LimitSpec(), 100, ())
+    (piece,) = read_slices(
+        unit, SliceSpec(schema=found.schema, source=spec, carried=spec.keep, limits=LimitSpec(), rows=100)
+    )
     assert piece.documents.select(["text", "l"]).to_pylist() == [
         {"text": "1", "l": ["1.50", "x", None]},
         {"text": "b2", "l": None},

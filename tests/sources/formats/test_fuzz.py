@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.sources.columns import column_names
 from pipeline.sources.formats import registry
 from pipeline.sources.listing import list_sources
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import SliceSpec, read_slices
 from pipeline.sources.spans import cut
 from pipeline.sources.survey import survey
 from pipeline.work import Unit
@@ -176,7 +176,19 @@ def partitions(spec: SourceSpec) -> tuple[str, ...]:
 def count_rows(unit: Unit, schema: pa.Schema, spec: SourceSpec, slice_rows: int) -> tuple[int, int]:
     """(documents, dead letters), all accounted for: of spans that say how many rows they have, too."""
     limits = LimitSpec(max_row_bytes=2**20)
-    slices = list(read_slices(unit, schema, spec, spec.keep, limits, slice_rows, (), partition_by=partitions(spec)))
+    slices = list(
+        read_slices(
+            unit,
+            SliceSpec(
+                schema=schema,
+                source=spec,
+                carried=spec.keep,
+                limits=limits,
+                rows=slice_rows,
+                partition_by=partitions(spec),
+            ),
+        )
+    )
     assert [each.first_row for each in slices] == [0, *itertools.accumulate(each.num_rows for each in slices)][
         : len(slices)
     ]

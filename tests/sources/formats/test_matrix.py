@@ -15,7 +15,7 @@ import zstandard
 
 from pipeline.config import LimitSpec, SourceSpec
 from pipeline.sources.listing import list_sources
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import SliceSpec, read_slices
 from pipeline.sources.survey import survey
 from pipeline.storage import Folder
 from pipeline.work import Unit
@@ -113,7 +113,9 @@ def test_the_same_documents_come_out(tmp_path: Path, name: str, pack: str, stora
     read = []
     for spans in found.spans:
         unit = Unit(unit_id="u", spans=spans, sources=tuple(range(len(spans))))
-        for each in read_slices(unit, found.schema, spec, (), LimitSpec(), 100, ()):
+        for each in read_slices(
+            unit, SliceSpec(schema=found.schema, source=spec, carried=(), limits=LimitSpec(), rows=100)
+        ):
             assert each.dead_letters.num_rows == 0
             read += each.documents.column("text").to_pylist()
     assert read == texts

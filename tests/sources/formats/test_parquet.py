@@ -18,7 +18,7 @@ from pipeline.sources import filter
 from pipeline.sources.columns import Block
 from pipeline.sources.formats import registry
 from pipeline.sources.listing import hive_partition, list_sources
-from pipeline.sources.reader import read_slices
+from pipeline.sources.reader import SliceSpec, read_slices
 from pipeline.sources.survey import survey
 from pipeline.work import SourceFile, Span, Unit
 from tests.sources.formats.reading import spec_of
@@ -212,7 +212,11 @@ def test_int96_is_an_instant_of_any_year(micros: list[int | None]) -> None:
         found = survey(list_sources(spec), spec)
         assert found.schema.field("at").type == pa.timestamp("us")
         unit = Unit(unit_id="u", spans=found.spans[0], sources=(0,))
-        pieces = [*read_slices(unit, found.schema, spec, spec.keep, LimitSpec(), 100, ())]
+        pieces = [
+            *read_slices(
+                unit, SliceSpec(schema=found.schema, source=spec, carried=spec.keep, limits=LimitSpec(), rows=100)
+            )
+        ]
         rows = pa.concat_tables([piece.documents for piece in pieces])
     expected = [value for value in micros if value is not None and value > -11_676_096_000_000_000]
     assert rows.column("at").cast(pa.int64()).to_pylist() == expected
@@ -224,5 +228,5 @@ def test_int96_can_be_an_id(tmp_path: Path) -> None:
     spec = SourceSpec(path=str(tmp_path), text="text", id="at")
     found = survey(list_sources(spec), spec)
     unit = Unit(unit_id="u", spans=found.spans[0], sources=(0,))
-    (piece,) = read_slices(unit, found.schema, spec, (), LimitSpec(), 9, ())
+    (piece,) = read_slices(unit, SliceSpec(schema=found.schema, source=spec, carried=(), limits=LimitSpec(), rows=9))
     assert piece.documents.column("id").to_pylist() == ["0001-01-01 00:00:00.000000", "9999-12-31 23:59:59.999999"]
