@@ -156,7 +156,7 @@ def sleeper() -> "Iterator[subprocess.Popen[bytes]]":
     process.wait()
 
 
-POINT = KillPoint(number=0, kind="driver", clustered=False, moment="planning", share=0.5, delay_s=0)
+POINT = KillPoint(number=0, kind="driver", clustered=False, on_ray=True, moment="planning", share=0.5, delay_s=0)
 
 
 def test_a_driver_is_struck_in_the_phase_that_it_is_in(sleeper, tmp_path, sound):
