@@ -1,9 +1,9 @@
-"""Answer a query from a published table: encode it with the table's model, behind the model's own prompt for queries if it
-has one, and print the nearest documents.
+"""Answer a query from a published table, and print the nearest documents.
 
     python -m jobs.search CONFIG.yaml "a question" [--top 5] [--json]
 
-Compares with every row, in this process: a look at the result, not a search service.
+The query is encoded with the table's model, behind the model's own prompt for queries if it has one. It is compared with every
+row, in this process. This is a look at the result, not a search service.
 """
 
 import sys

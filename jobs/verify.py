@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _missing(spec: RunSpec) -> str:
-    """Why there is no table to verify beside an evaluation; "" where there is one."""
+    """Say why there is no table to verify beside an evaluation. Return "" where there is one."""
     try:
         return "" if is_published(spec) else f"table {spec.table.path!r} has no published version yet"
     except (InputError, StorageError) as error:
@@ -80,7 +80,7 @@ def _missing(spec: RunSpec) -> str:
 def _encode(model: EncoderSpec) -> Encode:
     def encode(texts: Sequence[str]) -> NDArray[np.float32]:
         encoded = embedder(model).encode(texts)
-        # What has no tokens has zeros, as sentence-transformers gives: like nothing else, and last in every ranking.
+        # A text without tokens gets zeros, as in sentence-transformers. It is like nothing else, and last in every ranking.
         return np.where(np.isfinite(encoded.vectors), encoded.vectors, np.float32(0))
 
     return encode

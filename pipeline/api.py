@@ -1,5 +1,7 @@
-"""What a Python caller needs: `embed(spec)`, `plan(spec)` and `read(table, version)` for tables, `vectors(rows)` for their
-rows, `encode(model, texts)` and `similarity(a, b)` for texts in this process.
+"""These functions are all that a Python caller needs.
+
+`embed(spec)`, `plan(spec)` and `read(table, version)` work on tables, and `vectors(rows)` on their rows.
+`encode(model, texts)` and `similarity(a, b)` work on texts in this process.
 
 A spec is a `RunSpec`, the path of a YAML file, or a mapping with the same sections; a model is a `ModelSpec`, what stands
 in `model.path`, a mapping with the keys of the model section, or a `RunSpec`, whose model it is. Errors are those of
@@ -32,10 +34,10 @@ Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
 
 
 def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
-    """Make the table equal to its sources: embed what is new, drop what is gone, publish a version. Says what was done.
+    """Make the table equal to its sources: embed what is new, drop what is gone, publish a version. Return what was done.
 
-    With `retry_failed` the table's dead letters are tried again, too; else a row is when its file changes. Killed at any
-    moment, the same call goes on. Raises PipelineError.
+    With `retry_failed` the table's dead letters are tried again, too. Otherwise a row is tried again when its file changes.
+    After a kill at any moment, the same call goes on. Raises PipelineError.
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import embed as runs
@@ -50,10 +52,10 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
 
 def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False) -> "Reindexed | Summary":
     """Bring a table up to date with its sources by row: new and changed documents are embedded, deleted ones leave, all
-    else stays untouched. Says what was done.
+    else stays untouched. Return what was done.
 
-    Killed at any moment, the same call goes on. A table of another model is refused unless it is to have a `new_model`:
-    then, and where there is no table yet, it is built whole, and published at once. More rows than `limits.max_deleted_rows`
+    After a kill at any moment, the same call goes on. A table of another model is refused unless it is to have a `new_model`.
+    Then, and where there is no table yet, it is built whole, and published at once. More rows than `limits.max_deleted_rows`
     are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another reindex is at work on the table and
     has not ended within `limits.wait_s`.
     """
@@ -71,7 +73,7 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
 def plan_reindex(
     spec: Spec, *, new_model: bool = False, allow_deletes: bool = False, price_per_hour: float | None = None
 ) -> "Forecast":
-    """What `reindex` would do now, with exact counts: reads the changed files, writes nothing."""
+    """Return what `reindex` would do now, with exact counts. It reads the changed files and writes nothing."""
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import reindex as runs
     from pipeline.runs.prepare import check_shared, resources_for
@@ -86,13 +88,13 @@ def plan_reindex(
 
 
 def _quiet_ray() -> None:
-    """In a notebook Ray and its bars, which stay off, would ask for ipywidgets as soon as they are imported."""
+    """In a notebook Ray and its progress bars, which stay off, would ask for ipywidgets as soon as they are imported."""
     warnings.filterwarnings("ignore", "IProgress not found")
     logging.getLogger("ray.widgets").setLevel(logging.ERROR)
 
 
 def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
-    """What `embed` would do now; writes nothing."""
+    """Return what `embed` would do now. It writes nothing."""
     from pipeline.runs.prepare import check_shared, prepare
     from pipeline.runs.summary import summarise_plan
 
@@ -104,9 +106,9 @@ def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
 def read(
     table: str | Path, version: int | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> "pads.Dataset":
-    """The rows of a version, by default the current one, whatever is published meanwhile: `read(..).to_table()`.
+    """Return the rows of a version, by default the current one, whatever is published meanwhile: `read(..).to_table()`.
 
-    Lazy: choose columns and rows with `to_table(columns=.., filter=..)`, or go through `to_batches()`.
+    They are read lazily: choose columns and rows with `to_table(columns=.., filter=..)`, or go through `to_batches()`.
     """
     from pipeline.errors import InputError
     from pipeline.storage import Folder
@@ -122,7 +124,7 @@ def read(
 
 
 def vectors(rows: "pa.Table | pa.RecordBatch", column: str | None = None) -> "NDArray[np.float32]":
-    """float32[n, dim]: the vectors of rows that came from `read(..).to_table()` or from a file of the table, of any dtype.
+    """Return float32[n, dim], the vectors of rows that came from `read(..).to_table()` or from a file of a table of any dtype.
 
     Codes become the numbers that they stand for (of binary ones +1 or -1) by the schema's metadata, which Arrow carries along,
     and DuckDB, Polars and pandas lose. `column` is needed only where a float table has several columns of fixed-size lists.
@@ -136,12 +138,12 @@ def vectors(rows: "pa.Table | pa.RecordBatch", column: str | None = None) -> "ND
 def encode(
     model: Model, texts: Iterable[str], *, prompt: str | None = None, prompt_name: str | None = None
 ) -> "NDArray[np.float32]":
-    """float32[n, dim]: the vectors that a table of this model gets for these texts, made in this process without Ray.
+    """Return the vectors, float32[n, dim], that a table of this model gets for these texts.
 
-    For queries and trials; on a GPU where there is one, else on all cores. A later call with the same model goes on with what
-    the first one loaded. `prompt`, or `prompt_name` of the model's own prompts, stands in for the model section's, "" for
-    none. Texts are not chunked: what the model doesn't read of a long one is cut off. Raises InputError, also where a text
-    has no vector.
+    It is for queries and trials. The vectors are made in this process without Ray, on a GPU where there is one, else on all
+    cores. A later call with the same model goes on with what the first one loaded. `prompt`, or `prompt_name` of the model's
+    own prompts, replaces the model section's; "" stands for none. Texts are not chunked: what the model doesn't read of a
+    long one is cut off. Raises InputError, also where a text has no vector.
     """
     from pipeline.encoder.embedder import embedder
     from pipeline.errors import InputError
@@ -167,7 +169,7 @@ def encode(
 
 
 def similarity(a: Any, b: Any, *, model: Model | None = None, function: str | None = None) -> "NDArray[np.float32]":
-    """float32[n, m]: how alike every vector of `a` is to every one of `b`; more is always more alike.
+    """Return the similarity of every vector of `a` to every one of `b`, as float32[n, m]. More is always more alike.
 
     `a` is [n, dim] and `b` [m, dim], or one vector [dim]: arrays, lists, columns of lists, torch tensors, of floats; what
     a table holds is `vectors(rows)`. `function` is `cosine`, `dot`, `euclidean` or `manhattan`, the last two as negative

@@ -1,6 +1,7 @@
-"""Counters of a run and how a person sees them: one live line on a terminal or in a notebook, plain lines in a log.
+"""A run counts its progress and shows it to a person.
 
-Knows numbers and the terminal; knows nothing of units, tables or Ray.
+There is one live line on a terminal or in a notebook, and plain lines in a log. This file knows numbers and the terminal, and
+nothing of units, tables or Ray.
 """
 
 import sys
@@ -20,7 +21,7 @@ NOTEBOOK_EVERY_S = 0.5
 
 
 class Progress:
-    """What is done of what there is; safe to update from several threads."""
+    """It counts what is done of what there is. Several threads may update it."""
 
     def __init__(self, *, units: int, rows: int | None, stream: TextIO | None = None) -> None:
         self._lock = threading.Lock()
@@ -51,7 +52,7 @@ class Progress:
             self._live.stop()
 
     def recorded(self, rows: int, failed: int, unit_done: bool) -> None:
-        """A slice of `rows` source rows was recorded."""
+        """Count a slice of `rows` source rows that was recorded."""
         with self._lock:
             self.recorded_rows += rows
             self.failed += failed
@@ -59,7 +60,7 @@ class Progress:
         self._log()
 
     def encoded(self, rows: int, tokens: int) -> None:
-        """Some rows left an encoder; they are not recorded yet."""
+        """Count rows that left an encoder and are not recorded yet."""
         with self._lock:
             self._first_encoded = self._first_encoded or time.monotonic()
             self._encoded_rows += rows
@@ -79,7 +80,7 @@ class Progress:
         return Text(self.describe(), overflow="ellipsis", no_wrap=True)
 
     def describe(self) -> str:
-        """`units 3/8  rows 3,120/7,600  118 docs/s  6,210 tokens/s  38 s left`"""
+        """Return a line such as `units 3/8  rows 3,120/7,600  118 docs/s  6,210 tokens/s  38 s left`."""
         seen = max(self.recorded_rows, self._encoded_rows)
         of_rows = f"/{self._rows:,}" if self._rows is not None else ""
         pieces = [f"units {self.done_units:,}/{self._units:,}", f"rows {min(seen, self._rows or seen):,}{of_rows}"]
@@ -95,7 +96,7 @@ class Progress:
 
 
 def _notebook() -> Callable[[str], None] | None:
-    """In a notebook: shows a line in the place of the one before. None elsewhere."""
+    """Return what shows a line in place of the one before in a notebook, and None elsewhere."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if not hasattr(shell, "kernel"):
@@ -107,17 +108,17 @@ def _notebook() -> Callable[[str], None] | None:
 
 
 def say(text: str) -> None:
-    """A line of its own, before a run has begun."""
+    """Print a line of its own, before a run has begun."""
     Console(file=sys.stderr, highlight=False).print(text, soft_wrap=True)
 
 
 def per_second(rate: float) -> str:
-    """`0.9`, `230`, `1,204`"""
+    """Return a rate such as `0.9`, `230` or `1,204`."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
 def duration(seconds: float) -> str:
-    """`38 s`, `4 min 10 s`, `3 h 20 min`"""
+    """Return a duration such as `38 s`, `4 min 10 s` or `3 h 20 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -125,7 +126,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """`512 B`, `1.4 MB`: powers of 1000, as disks and clouds count."""
+    """Return a size such as `512 B` or `1.4 MB`, in powers of 1000 like disks and clouds."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if num_bytes < 1000 or unit == "TB":
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
@@ -134,7 +135,7 @@ def size(num_bytes: float) -> str:
 
 
 class ShownInNotebooks:
-    """A summary that IPython and notebooks show as `str` has it."""
+    """IPython and notebooks show such a summary as `str` has it."""
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))

@@ -96,7 +96,7 @@ class Task:
     def rows_to_do(self) -> int | None:
         """They are source rows, or the distinct texts of a unit of that kind. They are None where only reading can
         tell."""
-        if self.unit.hashes is not None:  # a unit of texts
+        if self.unit.hashes is not None:  # This is a unit of texts.
             return len(self.unit.hashes)
         rows = [span.rows for span in self.unit.spans]
         done = sum(stop - first for first, stop in self.done)

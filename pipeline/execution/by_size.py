@@ -99,8 +99,8 @@ class ExecutorBySize:
         return self._local
 
     def _wants_gpus(self) -> bool:
-        wanted = self._resources.gpus_per_encoder
-        return bool(wanted) if not isinstance(wanted, str) else any(Path("/proc/driver/nvidia/gpus").glob("*"))
+        asked = self._resources.gpus_per_encoder
+        return bool(asked) if not isinstance(asked, str) else any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
     def _on_ray(self) -> "RayExecutor":
         if self._ray is None:

@@ -50,7 +50,7 @@ def choose_pools(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]]) -> Po
     gpus_each = _given(spec.gpus_per_encoder, otherwise=1.0 if gpus else 0.0)
     cpus_each = int(_given(spec.cpus_per_encoder, otherwise=1))
     room = sum(_encoders_on(node, cpus_each, gpus_each) for node in nodes)
-    # A logical CPU stays for reading and writing: encoders on all of them would wait for their input for ever.
+    # A logical CPU stays for reading and writing, since encoders on all of them would wait for their input for ever.
     room = min(room, (cpus - 1) // cpus_each)
     encoders = int(_given(spec.encoders, otherwise=max(1, room)))
     if encoders > room:

@@ -42,7 +42,7 @@ def read_task(task: Task, spec: WorkerSpec, flow: Flow, tokenizer: Tokenizer, st
     slices = flow.read(task, spec, tokenizer)
     while True:
         try:
-            with Deadline(spec.limits.unit_timeout_s):  # not while the next stage takes its time
+            with Deadline(spec.limits.unit_timeout_s):  # The deadline does not run while the next stage works.
                 piece = next(slices, None)
         except PipelineError as error:
             yield slice_row.refuse(unit_id, str(error))

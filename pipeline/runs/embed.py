@@ -91,7 +91,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
             reports.append(report)
             if report.refused is None:
                 progress.recorded(report.num_rows, report.failed, report.last)
-                # What share of the rows `where` lets through is known only in the end.
+                # Only in the end it is known how many rows the filter lets through.
                 check_failed(prepared, progress.failed, prepared.survey.rows_known if not filtered else None)
                 rows, effort = rows + report.num_rows, effort + report.effort
                 check_clipped(prepared, effort, done=rows / max(1, rows, prepared.survey.rows_estimate))
@@ -165,7 +165,7 @@ def publish_units(
     retried = _recovered(prepared.parent, plan)
     done = [(unit, plan.records[unit.unit_id]) for unit in plan.added]
     work = replace_units.Work(done=done, kept=plan.kept, retried=retried)
-    # What gave nothing would be taken for done the next time.
+    # A record that gave nothing is deleted, or the next run would take its unit for done.
     record.forget(table, [again.unit_id for unit, again in plan.retried.items() if unit not in retried])
     if not plan.added and not plan.dropped and not retried:
         return prepared.parent, {}

@@ -128,7 +128,7 @@ def nearest_documents(queries: Vectors, documents: Vectors, function: str, count
     for start in range(0, len(documents), _DOCUMENTS_AT_A_TIME):
         found = similarities(queries, documents[start : start + _DOCUMENTS_AT_A_TIME], function)
         new = np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)
-        # The best so far stand first: among equals a lower number stays before a higher one.
+        # The best so far stand first, so that among equals a lower number stays before a higher one.
         scores, numbers = np.hstack([scores, found]), np.hstack([numbers, new])
         order = np.stack([_highest(row, count) for row in scores])
         scores, numbers = np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
@@ -224,7 +224,7 @@ def _either(folder: Path, *names: str) -> Path:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        # Lines end at "\n" only: texts hold other characters that Python would split at.
+        # Lines end at "\n" only, because texts hold other characters that Python would split at.
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for line in file:
                 yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")

@@ -66,7 +66,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         renews = new_model and bool(parent.version) and parent.fingerprint != described.fingerprint
         if renews:
             parent = replace(parent, probes=())
-            encoder = encoder_spec(spec.model)  # a table that is built anew keeps no earlier prompt
+            encoder = encoder_spec(spec.model)  # A table that is built anew keeps no earlier prompt.
             _check_chunks(spec, encoder)
             described = vector_spec.describe(spec, encoder, table, snapshot.empty())
         else:
@@ -124,8 +124,8 @@ def plan_of(
 ) -> Plan:
     planned = planning.unit_ids(surveyed.spans, output, fingerprint)
     retried = planning.retries(planned, parent, dead_letters.read(table, parent)) if retry_failed else {}
-    wanted = (planned.keys() - parent.live_units()) | {unit.unit_id for unit in retried.values()}
-    return planning.make_plan(planned, parent, record.read_all(table, wanted, writes=writes), retried)
+    recorded = (planned.keys() - parent.live_units()) | {unit.unit_id for unit in retried.values()}
+    return planning.make_plan(planned, parent, record.read_all(table, recorded, writes=writes), retried)
 
 
 def check_shared(spec: RunSpec) -> None:
@@ -142,9 +142,9 @@ def resources_for(spec: RunSpec) -> ResourceSpec:
     if model.precision != "int8" and model.engine != "openvino":
         return resources
     if resources.gpus_per_encoder not in ("auto", 0):
-        wanted = "precision 'int8'" if model.precision == "int8" else "engine 'openvino'"
+        setting = "precision 'int8'" if model.precision == "int8" else "engine 'openvino'"
         raise InputError(
-            f"resources.gpus_per_encoder is {resources.gpus_per_encoder:g}, but model.{wanted} runs on CPUs: set "
+            f"resources.gpus_per_encoder is {resources.gpus_per_encoder:g}, but model.{setting} runs on CPUs: set "
             "resources.gpus_per_encoder to 0, or leave one of them out"
         )
     return replace(resources, gpus_per_encoder=0)

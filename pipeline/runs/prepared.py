@@ -184,7 +184,8 @@ def _weights(encoder: EncoderSpec) -> int:
 
 def _has_many_rows(prepared: Prepared, pools: Pools) -> bool:
     """Say whether a faster encoder is worth a slower start, by the rows of the run or of its table."""
-    rows = max(sum(_unit_rows(prepared)), prepared.parent.counts.rows)  # what one run made on a node serves the next
+    # The table's rows count, too, because what one run made on a node serves the next.
+    rows = max(sum(_unit_rows(prepared)), prepared.parent.counts.rows)
     return rows >= MANY_ROWS * pools.encoders
 
 
@@ -199,7 +200,7 @@ def slice_rows(prepared: Prepared, pools: Pools) -> int:
     share = -(-sum(units) // (pools.encoders * SLICES_PER_ENCODER))
     worth = MIN_SLICE_S / max(prepared.expected_core_s, 1e-9) * sum(units)
     rows = min(most, max(min(MIN_SLICE_ROWS, math.ceil(worth)), share))
-    # Of documents that are chunked nobody knows yet how many rows they become.
+    # Nobody knows yet how many rows chunked documents become.
     return rows if prepared.spec.chunk is not None else evened(rows, units, pools.encoders)
 
 

@@ -139,7 +139,7 @@ def _find(prepared: Prepared, publication: Publication, executor: Executor, *, w
         if len(bucket.duplicates):
             raise _duplicates(prepared, read.units, bucket.duplicates)
         if numbers is None:
-            # A bucket is a fair sample: where it is wrong for some rows, these are listed one by one.
+            # The first bucket is a fair sample. Rows for which its numbers are wrong are listed one by one.
             numbers = diff.adopt(bucket.matches, spans, read.states)
         found.append(replace(bucket, matches=diff.moved(bucket.matches, spans, numbers)))
     total = diff.merge(found)
@@ -317,7 +317,7 @@ def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, 
         rows, documents = rows_of.get(number, (0, 0))
         tally = Tally(rows=rows, documents=documents, failed=failed.get(number, 0))
         unit = unit_of[number]
-        # Called stale once, it keeps that name.
+        # A unit that was called stale once keeps that name.
         stale[number] = (identity.stale_id(unit, [number]), tally)
     return stale
 

@@ -53,13 +53,13 @@ def _live_texts(
     yield number, scan.texts(spec.open_table(), part, words)
 
 
-def _staged_texts(prepared: Prepared, wanted: set[bytes], *, writes: bool = True) -> dict[bytes, str]:
+def _staged_texts(prepared: Prepared, texts: set[bytes], *, writes: bool = True) -> dict[bytes, str]:
     """Map those of the texts that earlier runs encoded to their staged files."""
     found: dict[bytes, str] = {}
     for item in record.read_text_records(prepared.table, prepared.vectors.fingerprint, writes=writes):
         for part in item.parts:
             rows = snapshot.read_parquet(prepared.table.read(part.path))
-            found |= dict.fromkeys(set(rows.column("content_hash").to_pylist()) & wanted, part.path)
+            found |= dict.fromkeys(set(rows.column("content_hash").to_pylist()) & texts, part.path)
     return found
 
 
@@ -117,12 +117,12 @@ def live_places(prepared: Prepared, executor: Executor, ids: Any) -> Keys:
     """Return where live rows with these ids stand."""
     if not len(ids):
         return np.zeros(0, diff.PLACE)
-    wanted_ids = {row.tobytes() for row in ids}
+    sought_ids = {row.tobytes() for row in ids}
     found = [np.zeros(0, diff.PLACE)]
-    wanted = _Scan(ids=diff.words(ids), chunked="chunk_index" in prepared.target.part_schema.names)
-    items = [(wanted, part, number) for number, part in enumerate(prepared.parent.parts)]
+    sought = _Scan(ids=diff.words(ids), chunked="chunk_index" in prepared.target.part_schema.names)
+    items = [(sought, part, number) for number, part in enumerate(prepared.parent.parts)]
     for keys in executor.for_each(prepared, _live_keys, items, seconds=_scan_s(prepared)):
-        exact = keys[np.array([row.tobytes() in wanted_ids for row in keys["id"]], bool)]
+        exact = keys[np.array([row.tobytes() in sought_ids for row in keys["id"]], bool)]
         places = np.zeros(len(exact), diff.PLACE)
         places["part"], places["index"] = exact["part"], exact["index"]
         found.append(places)
@@ -139,9 +139,9 @@ class _Scan:
 
 
 def _live_keys(item: tuple[_Scan, Part, int], spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys]:
-    wanted, part, number = item
-    for keys in scan.keys(spec.open_table(), part, number, chunked=wanted.chunked):
-        yield keys[diff.among(keys["id"], wanted.ids)]
+    sought, part, number = item
+    for keys in scan.keys(spec.open_table(), part, number, chunked=sought.chunked):
+        yield keys[diff.among(keys["id"], sought.ids)]
 
 
 def _scan_s(prepared: Prepared) -> float:

@@ -57,7 +57,7 @@ def describe(
     The calibration of a table without a version has a key that only `output` completes. It is there if an earlier run
     of this very configuration measured it.
     """
-    encoder = replace(encoder, int8=None)  # its own file is known by all but itself
+    encoder = replace(encoder, int8=None)  # The int8 file is known by all but itself.
     int8_path, quantised = _describe_int8(spec, encoder, table, parent, output)
     if quantised is not None:
         encoder = replace(encoder, int8=Int8Graph(digest=quantised.digest))

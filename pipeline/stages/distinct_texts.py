@@ -63,12 +63,12 @@ def _tokenize(
     texts = _texts(rows.take(chosen))
     failed = documents.take(pa.array(sorted(tokenized.failed), pa.int64()))
     if tokenized.chunks is not None:
-        failed = failed.slice(0, 0)  # The diff knew: such a document has no chunks.
+        failed = failed.slice(0, 0)  # The diff knows already that such a document has no chunks.
     hashes = identity.content_hashes(failed.column(schema.TEXT), spec.encode.encoder.prompt)
     failed = failed.set_column(0, schema.ID, _hex(hashes))
     reasons = dict(enumerate(tokenized.failed[row] for row in sorted(tokenized.failed)))
     paths = {number: span.file.path for span, number in zip(unit.spans, unit.sources, strict=True)}
-    letters = dead_letters_of(failed, {} if not failed.num_rows else reasons, "tokenize", paths)
+    dead_letters = dead_letters_of(failed, {} if not failed.num_rows else reasons, "tokenize", paths)
     effort = Effort(
         tokens=sum(texts.column(schema.N_TOKENS).to_pylist()),
         truncated=sum(texts.column(schema.TRUNCATED).to_pylist()),
@@ -79,24 +79,24 @@ def _tokenize(
         unit_id=piece.unit_id,
         first_row=piece.first_row,
         num_rows=piece.num_rows,
-        skipped=piece.num_rows - texts.num_rows - letters.num_rows,
+        skipped=piece.num_rows - texts.num_rows - dead_letters.num_rows,
         broken=piece.broken,
         last=piece.last,
         sources=list(unit.sources),
         paths=list(paths.values()),
         documents=to_ipc(texts),
         tokens=to_ipc(_tokens_of(tokenized.tokens, chosen, spec)),
-        dead_letters=to_ipc(letters),
+        dead_letters=to_ipc(dead_letters),
         effort=effort_to_json(effort),
         texts=True,
     )
 
 
-def _first_of(hashes: list[bytes], wanted: set[bytes], seen: set[bytes]) -> pa.Array:
+def _first_of(hashes: list[bytes], asked: set[bytes], seen: set[bytes]) -> pa.Array:
     """Return the first place of each text that is asked for and not `seen`, and add these texts to `seen`."""
     chosen = []
     for row, item in enumerate(hashes):
-        if item in wanted and item not in seen:
+        if item in asked and item not in seen:
             seen.add(item)
             chosen.append(row)
     return pa.array(chosen, pa.int64())

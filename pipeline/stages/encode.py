@@ -141,11 +141,11 @@ def _without_documents(
     their chunks."""
     documents = from_cell(row, "documents")
     paths = dict(zip(row.column("sources")[0].as_py(), row.column("paths")[0].as_py(), strict=True))
-    new_letters = dead_letters_of(documents, failed, "encode", paths)
+    new_dead_letters = dead_letters_of(documents, failed, "encode", paths)
     good = without(documents.num_rows, failed)
     changed = {
         "documents": cell(to_ipc(documents.take(good))),
-        "dead_letters": cell(to_ipc(pa.concat_tables([from_cell(row, "dead_letters"), new_letters]))),
+        "dead_letters": cell(to_ipc(pa.concat_tables([from_cell(row, "dead_letters"), new_dead_letters]))),
     }
     if not row.column("chunks")[0].is_valid:
         return vectors[good], changed

@@ -45,8 +45,8 @@ def _tokenize(piece: Slice, unit: Unit, spec: WorkerSpec, tokenizer: Tokenizer, 
     tokenized = tokenize(piece.documents, spec, tokenizer)
     dead_letters = piece.dead_letters
     if tokenized.failed:
-        new_letters = dead_letters_of(piece.documents, tokenized.failed, "tokenize", paths)
-        dead_letters = pa.concat_tables([dead_letters, new_letters])
+        new_dead_letters = dead_letters_of(piece.documents, tokenized.failed, "tokenize", paths)
+        dead_letters = pa.concat_tables([dead_letters, new_dead_letters])
     rows = tokenized.documents if tokenized.chunks is None else tokenized.chunks
     effort = Effort(
         tokens=pc.sum(rows.column(schema.N_TOKENS)).as_py() or 0,

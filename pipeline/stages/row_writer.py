@@ -148,35 +148,19 @@ class _Rows:
 def _rows(
     documents: pa.Table, item: UnitUpserts, stock: _VectorsByText, spec: WorkerSpec, tokenizer: GetTokenizer
 ) -> _Rows:
-    chunked = spec.rows_are_chunks
+    found = _candidates(documents, spec, tokenizer)
+    upserted = _is_among(found.ids, item.upserts["id"])
+    failed = _failed_documents(found, upserted, stock)
+    bad = np.isin(found.document, np.array(sorted(failed), np.int64))
+    good = np.flatnonzero(upserted & ~bad)
+    hashes = [found.hashes[row] for row in good.tolist()]
+    codes, tokens, truncated = stock.of(hashes)
+    documents, chunks = found.documents, found.chunks
     paths = {number: span.file.path for span, number in zip(item.unit.spans, item.unit.sources, strict=True)}
-    chunks: pa.Table | None = None
-    if chunked:
-        tokenized = tokenize_chunks(documents, spec, tokenizer())
-        documents, chunks = tokenized.documents, tokenized.chunks
-        assert chunks is not None
-        ids, owner = chunk_ids(documents, chunks), chunks.column(schema.DOCUMENT).to_numpy()
-        hashes = chunks.column(schema.CONTENT_HASH).to_pylist()
-    else:
-        ids, owner = documents.column(schema.ID), np.arange(documents.num_rows)
-        hashes = identity.content_hashes(documents.column(schema.TEXT), spec.encode.encoder.prompt).to_pylist()
-    names = identity.id_hashes(ids)
-    wanted = _is_among(names, item.upserts["id"])
-    bad_rows = {row: stock.failed[item] for row, item in enumerate(hashes) if wanted[row] and item in stock.failed}
-    reasons = {row: reason for row, (_, reason) in bad_rows.items()}
-    if chunked:
-        reasons = failed_texts(owner, reasons)
-    stages_of = {int(owner[row]): stage for row, (stage, _) in bad_rows.items()}
-    failed = {document: (stages_of[document], reason) for document, reason in reasons.items()}
     dead_letters = _dead_letters(documents, failed, paths)
-    bad = np.isin(owner, np.array(sorted(failed), np.int64))
-    good = np.flatnonzero(wanted & ~bad)
-    codes, tokens, truncated = stock.of([hashes[row] for row in good.tolist()])
     if chunks is None:
         documents = documents.take(pa.array(good))
-        documents = documents.append_column(
-            schema.CONTENT_HASH, pa.array([hashes[row] for row in good.tolist()], pa.binary(16))
-        )
+        documents = documents.append_column(schema.CONTENT_HASH, pa.array(hashes, pa.binary(16)))
         documents = documents.append_column(schema.ROW_HASH, identity.row_hashes(documents.select(spec.read.carried)))
         documents = documents.append_column(schema.N_TOKENS, tokens).append_column(schema.TRUNCATED, truncated)
     else:
@@ -186,17 +170,61 @@ def _rows(
         chunks=chunks,
         codes=codes,
         dead_letters=dead_letters,
-        found=int(wanted.sum()),
+        found=int(upserted.sum()),
         lost=Tally(rows=int(bad.sum()), documents=len(failed), failed=-len(failed)),
-        lost_ids=names[bad],
+        lost_ids=found.ids[bad],
     )
 
 
-def _is_among(
-    names: Hashes,
-    wanted: Hashes,
-) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    known = {row.tobytes() for row in wanted}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Candidates:
+    """They are the n rows that the documents of a slice become, whether they are to be written or not."""
+
+    documents: pa.Table
+    chunks: pa.Table | None
+    ids: Hashes
+    hashes: Sequence[bytes]
+    """They are the content hashes of the rows."""
+    document: "np.ndarray[Any, np.dtype[np.int64]]"
+    """It is the number of each row's document."""
+
+
+def _candidates(documents: pa.Table, spec: WorkerSpec, tokenizer: GetTokenizer) -> _Candidates:
+    if not spec.rows_are_chunks:
+        return _Candidates(
+            documents=documents,
+            chunks=None,
+            ids=identity.id_hashes(documents.column(schema.ID)),
+            hashes=identity.content_hashes(documents.column(schema.TEXT), spec.encode.encoder.prompt).to_pylist(),
+            document=np.arange(documents.num_rows),
+        )
+    tokenized = tokenize_chunks(documents, spec, tokenizer())
+    documents, chunks = tokenized.documents, tokenized.chunks
+    assert chunks is not None
+    return _Candidates(
+        documents=documents,
+        chunks=chunks,
+        ids=identity.id_hashes(chunk_ids(documents, chunks)),
+        hashes=chunks.column(schema.CONTENT_HASH).to_pylist(),
+        document=chunks.column(schema.DOCUMENT).to_numpy(),
+    )
+
+
+def _failed_documents(
+    found: _Candidates, upserted: "np.ndarray[Any, np.dtype[np.bool_]]", stock: _VectorsByText
+) -> dict[int, tuple[str, str]]:
+    """Map each document with a text that has no vector to (the stage where it failed, the reason)."""
+    rows = [row for row in np.flatnonzero(upserted).tolist() if found.hashes[row] in stock.failed]
+    errors = {row: stock.failed[found.hashes[row]] for row in rows}
+    reasons = {row: reason for row, (_, reason) in errors.items()}
+    if found.chunks is not None:
+        reasons = failed_texts(found.document, reasons)
+    stages = {int(found.document[row]): stage for row, (stage, _) in errors.items()}
+    return {document: (stages[document], reason) for document, reason in reasons.items()}
+
+
+def _is_among(names: Hashes, known_names: Hashes) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    known = {row.tobytes() for row in known_names}
     return np.array([row.tobytes() in known for row in names], bool)
 
 

@@ -84,7 +84,7 @@ def _spread_texts(task: Task, spec: WorkerSpec) -> pa.Table:
                 seen.add(content)
         documents = piece.documents.take(np.array(chosen, np.int64))
         kept = documents if kept is None else pa.concat_tables([kept, documents])
-        # Every `stride`th of the texts so far, however many will follow.
+        # It holds every `stride`th of the texts so far, however many will follow.
         while kept.num_rows > 1 and (kept.num_rows >= 2 * most or kept.nbytes > spec.read.slice_bytes):
             kept, stride = kept.take(np.arange(0, kept.num_rows, 2)), 2 * stride
         if rows >= depth and len(seen) >= min(most, calibration.STEADY):
@@ -143,11 +143,11 @@ def _token_hashes(tokens: pa.Table, spec: WorkerSpec) -> list[bytes]:
     """Hash all that the model reads of each vector's text. Equal tokens give equal vectors but for the last bits."""
     rows = arrow_to_tokens(tokens.column(schema.TOKENS))
     whole = spec.chunk is not None and spec.chunk.rows == "documents"
-    owners = tokens.column(schema.DOCUMENT).to_numpy() if whole else np.arange(len(rows))
-    states = [hashlib.blake2b(digest_size=8) for _ in range(int(owners[-1]) + 1 if len(owners) else 0)]
-    for owner, start, stop in zip(owners.tolist(), rows.offsets, rows.offsets[1:], strict=False):
-        states[owner].update(rows.ids[start:stop].tobytes())
-        states[owner].update(b"/")
+    texts = tokens.column(schema.DOCUMENT).to_numpy() if whole else np.arange(len(rows))
+    states = [hashlib.blake2b(digest_size=8) for _ in range(int(texts[-1]) + 1 if len(texts) else 0)]
+    for text, start, stop in zip(texts.tolist(), rows.offsets, rows.offsets[1:], strict=False):
+        states[text].update(rows.ids[start:stop].tobytes())
+        states[text].update(b"/")
     return [state.digest() for state in states]
 
 

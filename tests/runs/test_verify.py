@@ -14,9 +14,11 @@ from pipeline.config import RunSpec
 from pipeline.encoder.embedder import embedder
 from pipeline.errors import InputError, StorageError
 from pipeline.quantize import PACKED, SCALAR
+from pipeline.runs import vector_comparison
 from pipeline.runs import verify as verification
 from pipeline.runs.published import Published, is_published, published
-from pipeline.runs.verify import TOLERANCES, sample_rows, verify
+from pipeline.runs.vector_comparison import TOLERANCES
+from pipeline.runs.verify import sample_rows, verify
 from pipeline.table import part
 from tests import inline
 from tests.inline import spec_of
@@ -230,12 +232,12 @@ def test_half_precision_excuses_what_it_does_to_a_vector_and_no_more(built, prec
 def test_the_signs_of_a_row_of_many_dimensions_say_whether_it_is_right(precision):
     vectors = np.random.default_rng(3).normal(size=(200, 384)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    likely = verification._likely_flips(vectors, cosine := TOLERANCES[precision].min_cosine)
+    likely = vector_comparison._likely_flips(vectors, cosine := TOLERANCES[precision].min_cosine)
     # Where nothing has a direction of its own it is the angle's share of half a turn.
     assert likely.mean() == pytest.approx(384 * np.arccos(cosine) / np.pi, rel=0.05)
     for at, fine in ((1 - 0.9 * (1 - cosine), True), (0.98, False)):
         flips = (np.sign(turned(vectors, at)) != np.sign(vectors)).sum(axis=1)
-        right = (flips <= verification._most_flips(likely)).mean()
+        right = (flips <= vector_comparison._most_flips(likely)).mean()
         assert right == 1 if fine else right < 0.05
 
 
@@ -287,7 +289,7 @@ def store(found: Published, vectors: np.ndarray) -> None:
     (path,) = part_files(found)
     rows = pq.read_table(path)
     ranges = found.calibration.ranges if found.calibration else None
-    codes = verification.quantize(vectors, found.spec.table.dtype, ranges)
+    codes = vector_comparison.quantize(vectors, found.spec.table.dtype, ranges)
     field = rows.schema.field("embedding")
     column = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), type=field.type)
     pq.write_table(rows.set_column(rows.schema.get_field_index("embedding"), field, column), path)

@@ -99,16 +99,16 @@ class LocalExecutor:
         return known, keys
 
     def compare_rows(self, job: Job, keys: Sequence[list[Keys]], comparison: RowComparison) -> Iterator[RowDifference]:
-        """In one bucket. Of the live rows only those are held that some wanted row may take the place of."""
-        wanted = np.concatenate([np.zeros(0, WANTED_KEY), *(some for found in keys for some in found)])
-        wanted = wanted[~np.isin(wanted["unit"], list(comparison.skipped))]
-        ids = diff.words(wanted["id"])
+        """Compare in one bucket. Only live rows that a row of the units may replace are held."""
+        new = np.concatenate([np.zeros(0, WANTED_KEY), *(some for found in keys for some in found)])
+        new = new[~np.isin(new["unit"], list(comparison.skipped))]
+        ids = diff.words(new["id"])
         live = [
             rows[(comparison.states[rows["source"]] != KEPT) | diff.among(rows["id"], ids)]
             for number, part in enumerate(comparison.parts)
             for rows in scan.keys(job.table, part, number, chunked=comparison.chunked)
         ]
-        yield diff.compare(diff.joined([wanted, *live]), comparison.states, renewed=comparison.renewed)
+        yield diff.compare(diff.joined([new, *live]), comparison.states, renewed=comparison.renewed)
 
     def compare_versions(self, job: Job, sides: Sequence[tuple[Part, int]], *, renewed: bool) -> Difference:
         return compare_here(job.table, sides, renewed=renewed)

@@ -44,7 +44,7 @@ class _Process:
         """It is the last question without an answer. It is None for an idle process."""
         self.row: pa.Table | None = None
         """The process was asked about this slice row."""
-        with contextlib.suppress(OSError):  # one that died is noticed by its closed pipe
+        with contextlib.suppress(OSError):  # A process that died is noticed by its closed pipe.
             self.child.connection.send((self.worker.name, spec, flow))
 
     def ask(self, work: Work, *question: object, row: pa.Table | None = None) -> None:

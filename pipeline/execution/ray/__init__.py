@@ -10,7 +10,7 @@ import os
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_enable_metrics_collection", "0")
-# Workers are as important as whatever else runs here; Ray would have them wait for everything (nice 15).
+# Workers are as important as whatever else runs here. Ray would let them wait for everything (nice 15).
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Ray Data makes actors in a way that Ray reports as an error on stderr (ray-project/ray#53727).
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

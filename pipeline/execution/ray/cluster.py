@@ -70,7 +70,7 @@ class Cluster:
         # Whatever log_to_driver says, Ray tells of workers that died on stdout, in the middle of what --json prints.
         ray_worker.print_to_stdstream = lambda data, ignore_prefix: None
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        # It counts units; a unit gives as many slices as there are encoders, and more.
+        # Ray warns by counting units, but a unit gives as many slices as there are encoders, and more.
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -113,7 +113,7 @@ def _init_ray(address: str | None) -> None:
         return
     ray.init(
         address="local",
-        # One logical CPU more than there are cores: reading and writing mostly wait, encoders take the cores.
+        # There is one logical CPU more than cores, because reading and writing mostly wait while encoders take the cores.
         num_cpus=cores() + 1,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
@@ -168,7 +168,7 @@ def translate(error: BaseException) -> PipelineError:
             return seen
         cause = getattr(seen, "cause", None)
         seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    # Ray Data wraps what a stage raises in an error whose cause is lost when it is pickled; its text has the traceback.
+    # Ray Data wraps what a stage raises in an error whose cause is lost when it is pickled. Its text has the traceback.
     told = re.search(r"^pipeline\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
     kind = getattr(errors, told[1], None) if told else None
     if told and isinstance(kind, type) and issubclass(kind, PipelineError):

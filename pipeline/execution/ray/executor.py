@@ -75,7 +75,7 @@ class RayExecutor:
         self, job: Job, do: Do[Item, Result], items: Sequence[Item], *, seconds: float, heavy: bool = False
     ) -> Iterator[Result]:
         pairs = [(do, item) for item in items]
-        # A CPU each: what holds whole parts shall not run more often at a time than there are cores.
+        # Each takes a CPU, so that no more whole parts are in memory than there are cores.
         cpus = {"num_cpus": 1} if heavy else {}
         for row in self._rows(job, lambda run: items_of(pairs).map_batches(workers.do_each, **light(run) | cpus)):
             yield pickle.loads(row["result"])
@@ -95,7 +95,7 @@ class RayExecutor:
         items = [(part, number, comparison.chunked) for number, part in enumerate(comparison.parts)]
 
         def flow(run: str) -> "ray.data.Dataset":
-            sides = [shuffle.wanted(some, comparison.skipped) for some in keys]
+            sides = [shuffle.without_skipped(some, comparison.skipped) for some in keys]
             if items:
                 sides.append(items_of(items).map_batches(shuffle.live_keys, **light(run)))
             both = sides[0].union(*sides[1:])

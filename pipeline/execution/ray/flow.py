@@ -67,13 +67,13 @@ def monitored(
 def _start_monitor(run: str, spec: WorkerSpec, flow: Flow, unrecorded: int, encoders: int) -> Any:
     """Start the monitor without waiting for its process, since the encoders' processes take longer to start."""
 
-    def alive() -> frozenset[str]:  # in here Ray sends it as it stands, without all that this file imports
+    def alive() -> frozenset[str]:  # Ray sends it by value here, without all that this file imports.
         return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
     here = on_node(ray.get_runtime_context().get_node_id())
     options = {"name": run, "num_cpus": 0, "scheduling_strategy": here}
     monitor = ray.remote(Monitor).options(**options).remote(alive, unrecorded, encoders)
-    # By a method, not the constructor: Ray keeps and shows what actors are made with.
+    # They are given by a method, because Ray keeps and shows what actors are constructed with.
     monitor.put_settings.remote(cloudpickle.dumps((spec, flow)))
     return monitor
 
@@ -115,7 +115,7 @@ def run_stages(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeou
     }
     items = [{"task": pickle.dumps(task)} for task in tasks]
     rows = ray.data.from_items(items, override_num_blocks=len(items))
-    # A block is what Ray hands from stage to stage: at this size every slice is one of its own.
+    # Ray passes blocks from stage to stage. At this size every slice is a block of its own.
     rows.context.target_max_block_size = rows.context.target_min_block_size = 1
     rows.context.execution_no_progress_timeout_s = STALLED_TIMEOUTS * timeout_s
     # Ray would read every worker's memory map once a second, and stop its page faults meanwhile.

@@ -1,7 +1,8 @@
-"""The run's memory in the cluster: hands out the settings, gathers progress, keeps encoders from running ahead of writers and
-counts what workers die of.
+"""The monitor is a run's memory in the cluster.
 
-An actor on the driver's node that uses no CPU. Imports next to nothing: its process is the first that a run waits for.
+It gives workers their settings, gathers progress, keeps encoders from running ahead of writers, and counts what workers die
+of. It is an actor on the driver's node that uses no CPU. It imports next to nothing, because its process is the first that a
+run waits for.
 """
 
 from collections.abc import Callable, Collection
@@ -14,8 +15,10 @@ SliceKey = tuple[str, int]
 
 class Monitor:
     def __init__(self, alive_nodes: Callable[[], Collection[str]], unrecorded: int, encoders: int) -> None:
-        """`alive_nodes`: the cluster's, by their ids; `unrecorded`: slices that may be encoded, or be in work, without being
-        recorded: what a crash can cost; `encoders`: how many start at a time."""
+        """`alive_nodes` returns the ids of the cluster's living nodes. So many `encoders` start at a time.
+
+        At most `unrecorded` slices are encoded, or being encoded, without a record. A crash can cost that many.
+        """
         self._alive_nodes = alive_nodes
         self._settings: bytes | None = None
         self._unrecorded, self._encoders = unrecorded, encoders
@@ -40,8 +43,11 @@ class Monitor:
         self._starting.pop(worker.name, None)
 
     def claim(self, key: SliceKey, worker: Worker) -> int | None:
-        """The strikes against the slice, if an encoder may start it now; one that was claimed before, by an encoder that
-        died, may. None while too many slices are encoded and not recorded."""
+        """Return the strikes against the slice if an encoder may start it now.
+
+        Return None while too many slices are encoded and not recorded. A slice that an encoder claimed before it died may
+        always start.
+        """
         if key not in self._claimed and len(self._claimed) >= self._unrecorded:
             return None
         self._claimed.add(key)

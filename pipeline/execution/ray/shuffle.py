@@ -1,7 +1,8 @@
-"""Keys of rows meet in buckets on the cluster: those of units, of live parts, or of two versions.
+"""Keys of rows meet in buckets on the cluster.
 
-Rows travel as fixed-width keys, each a cell of bytes beside the number of its bucket; all rows with one id come into one
-block, which one function compares. What the comparison means stands in table/diff.py and table/compare.py.
+They are keys of units and live parts, or of two versions. Rows travel as fixed-width keys, each a cell of bytes beside the
+number of its bucket. All rows with one id come into one block, which one function compares. What the comparison means stands
+in table/diff.py and table/compare.py.
 """
 
 import functools
@@ -37,7 +38,7 @@ def light(run: str) -> dict[str, Any]:
 
 
 def unit_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
-    """Keys of the rows of units, and at the end of each unit what it comes to, pickled in a column `known`."""
+    """Yield the keys of the rows of units, and at the end of each unit its result, pickled in a column `known`."""
     spec, _ = given(run)
     for item in batch.column("item").to_pylist():
         for found in row_keys.read_keys(pickle.loads(item), spec, functools.partial(tokenizer, run)):
@@ -58,14 +59,14 @@ def _known(batch: pa.Table) -> pa.Table:
     return batch.select(["known"]).filter(batch.column("known").is_valid())
 
 
-def wanted(keys: "ray.data.Dataset", skipped: frozenset[int]) -> "ray.data.Dataset":
+def without_skipped(keys: "ray.data.Dataset", skipped: frozenset[int]) -> "ray.data.Dataset":
     """Return the keys of units but the skipped ones, in buckets."""
     return keys.map_batches(
-        _wanted, batch_size=None, batch_format="pyarrow", fn_kwargs={"skipped": skipped}, num_cpus=0.5
+        _without_skipped, batch_size=None, batch_format="pyarrow", fn_kwargs={"skipped": skipped}, num_cpus=0.5
     )
 
 
-def _wanted(batch: pa.Table, skipped: frozenset[int]) -> pa.Table:
+def _without_skipped(batch: pa.Table, skipped: frozenset[int]) -> pa.Table:
     keys = _keys_of(batch.filter(batch.column("key").is_valid()), WANTED_KEY)
     return in_buckets(keys[~np.isin(keys["unit"], list(skipped))])
 

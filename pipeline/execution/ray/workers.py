@@ -52,7 +52,7 @@ class EncodeStage:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         key = slice_row.key_of(batch)
-        # Ray holds encoders back by bytes in its object store, which are far from what is dear here: encoded rows.
+        # Ray holds encoders back by bytes in its object store, but encoded rows are what a crash must not cost.
         while (strikes := ray.get(self._monitor.claim.remote(key, this_worker()))) is None:
             time.sleep(CLAIM_EVERY_S)
         answer = self._encoder.encode(batch, strikes)
@@ -89,11 +89,11 @@ def do_alone(do: Any, item: pa.Table, run: str, threads: int) -> None:
 def given(run: str) -> tuple[WorkerSpec, Flow]:
     """Return what the run gives its workers, with all files of the model on this node."""
     monitor = ray.get_actor(run)
-    while (sent := ray.get(monitor.get_settings.remote())) is None:  # the driver's call may still be on its way
+    while (sent := ray.get(monitor.get_settings.remote())) is None:  # The driver's call may still be on its way.
         time.sleep(CLAIM_EVERY_S)
     spec: WorkerSpec
     spec, flow = cloudpickle.loads(sent)
-    pa.set_cpu_count(spec.read.threads)  # in each worker Arrow would take all cores
+    pa.set_cpu_count(spec.read.threads)  # Arrow would take all cores in each worker.
     return replace(spec, encode=replace(spec.encode, encoder=spec.encode.encoder.here())), flow
 
 
