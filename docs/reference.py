@@ -19,7 +19,7 @@ from unittest import mock
 
 import yaml
 
-from pipeline.config import RunSpec
+from pipeline.config import RunSpec, SourceSpec
 from pipeline.typed_yaml import in_words, is_required
 
 ROOT = Path(__file__).parents[1]
@@ -107,11 +107,14 @@ def _schema_of(hint: Any) -> dict[str, Any]:
         # A section that is named and left empty has its defaults.
         described: dict[str, Any] = {"type": "object" if required else ["object", "null"], "required": required}
         properties = {key.name: {"description": key.help} | _schema_of(key.hint) for key in found}
+        if hint is SourceSpec:  # SourceSpec.read takes new names for kept columns, too
+            properties["keep"]["anyOf"].append({"type": "object", "additionalProperties": {"type": "string"}})
         return described | {"additionalProperties": False, "properties": properties}
     if origin is Literal:
         return {"enum": list(options)}
     if origin is tuple:
-        return {"type": "array", "items": {"type": "string"}}
+        several: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+        return {"anyOf": [several, {"type": "string"}]}  # a string stands for a list of one
     if origin is Union or origin is types.UnionType:
         return {"anyOf": [_schema_of(option) for option in options]}
     if origin is not None:

@@ -15,6 +15,10 @@ MOST_CPUS_PER_TASK = 0.99
 """Reading must not ask for as many CPUs as an encoder, or Ray makes one stage of both where their pools are of one size."""
 
 
+TASKS_PER_ENCODER = 2
+"""An encoder has one slice in work and one at hand."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pools:
     """It says how many workers of each kind there are, and what each may use."""
@@ -27,6 +31,11 @@ class Pools:
     writers: int
     cpus_per_task: float
     """A tokenizer or writer task has so many logical CPUs."""
+
+    @property
+    def most_unrecorded(self) -> int:
+        """So many slices may be encoded, or in work at an encoder, without being recorded: what a crash can cost."""
+        return TASKS_PER_ENCODER * self.encoders + self.writers
 
     def describe(self) -> str:
         use = f"{self.gpus_per_encoder:g} GPU" if self.device == "cuda" else f"{self.cpus_per_encoder} CPU"

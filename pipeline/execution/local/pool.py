@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.encoder.child import Child
 from pipeline.errors import PipelineError, RunError
 from pipeline.execution.local.log import WorkerLog
-from pipeline.execution.pools import Pools
+from pipeline.execution.pools import TASKS_PER_ENCODER, Pools
 from pipeline.execution.strikes import Attempts, Work, Worker
 from pipeline.execution.worker import MOST_STRIKES
 from pipeline.stages import slice_row
@@ -27,8 +27,6 @@ from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.work import Task
 
 HERE = "this machine"
-AHEAD = 2
-"""So many slices per encoder are read before they are needed."""
 STALLED_TIMEOUTS = 8
 """The flow ends if no answer comes for so many unit_timeout_s. Three rows of a slice that hang one after the other
 take seven."""
@@ -87,6 +85,7 @@ class LocalFlow:
         self._reader: _Process | None = None
         self._encoders: list[_Process] = []
         self._died_loading = 0
+        self._most_unrecorded = pools.most_unrecorded
 
     def __enter__(self) -> "LocalFlow":
         return self
@@ -121,17 +120,21 @@ class LocalFlow:
         waits = self._todo or self._reading or self._waiting or self._encoded
         return bool(waits) or any(process.work and process.work[0] != "load" for process in self._processes())
 
+    def _unrecorded(self) -> int:
+        """Slices that are encoded, or are being encoded, and not recorded: what a crash can cost."""
+        return len(self._encoded) + sum(bool(process.work) and process.row is not None for process in self._processes())
+
     # --- handing out
 
     def _hand_out(self) -> None:
         if self._flow.encode is not None:
             self._start_encoders()
         for process in self._encoders:
-            if process.work is None and self._waiting:
+            if process.work is None and self._waiting and self._unrecorded() < self._most_unrecorded:
                 row = self._waiting.popleft()
                 work = ("encode", slice_row.key_of(row))
                 process.ask(work, "encode", row, self._begin(work, process), row=row)
-        reads = bool(self._todo or self._reading) and len(self._waiting) < AHEAD * self._pools.encoders
+        reads = bool(self._todo or self._reading) and len(self._waiting) < TASKS_PER_ENCODER * self._pools.encoders
         if not reads and not self._encoded:
             return
         if self._reader is None:

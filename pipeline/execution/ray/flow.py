@@ -19,7 +19,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.errors import PipelineError
 from pipeline.execution.executor import Flowing
-from pipeline.execution.pools import Pools
+from pipeline.execution.pools import TASKS_PER_ENCODER, Pools
 from pipeline.execution.ray import workers
 from pipeline.execution.ray.cluster import on_node, translate
 from pipeline.execution.ray.monitor import Monitor
@@ -27,8 +27,6 @@ from pipeline.stages.flow import EMBED, Flow, OnProgress
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.work import Task
 
-TASKS_PER_ENCODER = 2
-"""An encoder has so many slices: it works on one, and one waits."""
 POLL_S = 0.5
 STALLED_TIMEOUTS = 8
 """Ray ends a flow if nothing moves for so many unit_timeout_s. Three rows of a slice that hang one after the other
@@ -42,8 +40,10 @@ def run_flow(
 
     `on_progress` hears, from another thread, what left the encoders. Raises PipelineError when a stage fails.
     """
-    unrecorded = pools.encoders * TASKS_PER_ENCODER + pools.writers
-    with monitored("run", spec, flow, unrecorded, pools.encoders) as (run, monitor), _polled(monitor, on_progress):
+    with (
+        monitored("run", spec, flow, pools.most_unrecorded, pools.encoders) as (run, monitor),
+        _polled(monitor, on_progress),
+    ):
         yield from _tables(run_stages(tasks, run, pools, flow, spec.limits.unit_timeout_s))
 
 
