@@ -3,6 +3,9 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# A worker per core; tests that share a cluster run in one of them, the others wherever there is time.
+IN_TURNS ?= -n auto --dist loadgroup
+
 .PHONY: demo test test-all parity chaos check fix docs docs-update bench bench-growth clean
 
 demo: $(VENV)/.installed
@@ -10,10 +13,10 @@ demo: $(VENV)/.installed
 	@$(BIN)/python -m jobs.search conf/demo.yaml "How do I declare the type of a function's arguments?"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(IN_TURNS)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(IN_TURNS)
 
 # Every setting of the model format against sentence-transformers; UPDATE_DOCS=1 writes docs/model-format.md anew.
 parity: $(VENV)/.installed-dev

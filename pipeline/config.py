@@ -19,9 +19,10 @@ from pipeline import typed_yaml
 from pipeline.errors import ConfigError
 from pipeline.schema import is_reserved
 from pipeline.typed_yaml import choices, dotted, told
+from pipeline.work import FormatName
 
 Auto = Literal["auto"]
-Format = Literal["auto", "parquet", "jsonl", "csv", "tsv", "arrow", "lines", "text", "html"]
+Format = Literal["auto", FormatName]
 
 _FOLDER_KEY = re.compile(r"""(?![_.])[^\0-\x1f\x7f-\x9f\u2028\u2029/\\=%?*:;&#"<>|\[\]{}^`]+""")
 """A column with such a name can begin a `key=value` folder. The name stands there unescaped, because pyarrow alone

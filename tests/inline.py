@@ -1,5 +1,6 @@
 """Whole runs in this process: production's own order, with an executor whose slices never leave it."""
 
+import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.encoder import Encoder, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.execution import worker
-from pipeline.execution.executor import Job
+from pipeline.execution.executor import Flowing, Job
 from pipeline.execution.local.executor import LocalExecutor
 from pipeline.execution.pools import Pools
 from pipeline.model.folder import EncoderSpec
@@ -24,6 +25,7 @@ from pipeline.runs import embed as runs
 from pipeline.runs import reindex as reindexing
 from pipeline.stages import slice_row
 from pipeline.stages.flow import Flow, OnProgress
+from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.storage import Folder
 from pipeline.table import snapshot
 from pipeline.table.snapshot import Snapshot
@@ -87,7 +89,7 @@ class InProcess(LocalExecutor):
     def pools(self, job: Job) -> Pools:
         return replace(POOLS, encoders=self._encoders)
 
-    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Iterator[pa.Table]:
+    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         spec = job.worker_spec(self.pools(job))
         encoder, tokenizer = built(spec.encoder_here()) if flow.encode else (None, Tokenizer(spec.encode.encoder, 1))
         if encoder is not None and flow.proves:
@@ -95,7 +97,12 @@ class InProcess(LocalExecutor):
         order = list(tasks)
         if self._shuffle is not None:
             random.Random(self._shuffle).shuffle(order)
-        slices = (row for task in order for row in flow.read(task, spec, tokenizer))
+        with contextlib.closing(row for task in order for row in flow.read(task, spec, tokenizer)) as slices:
+            yield from self._written(slices, flow, encoder, spec)
+
+    def _written(
+        self, slices: Iterator[pa.Table], flow: Flow, encoder: Encoder | None, spec: WorkerSpec
+    ) -> Iterator[pa.Table]:
         for done, row in enumerate(slices):
             if flow.write is not None and done == self._stop_after:
                 raise Died

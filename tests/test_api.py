@@ -372,3 +372,32 @@ def test_a_notebook_shows_progress_and_a_summary(tiny_model, tmp_path, ray_addre
     assert shown[0].startswith("units 1/1  rows 300")
     assert "published version 1" in embed[-1]["data"]["text/plain"]
     assert not [output for output in embed if output["output_type"] == "stream"]
+
+
+@pytest.mark.parametrize("call", [pipeline.plan, pipeline.plan_reindex, pipeline.embed, pipeline.reindex])
+def test_what_a_run_refuses_its_dry_run_refuses_too(call, tiny_model, tmp_path):
+    """Other processes can't see what is in this one's memory."""
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "one"}\n')
+    with pytest.raises(InputError, match="in the memory of this process alone"):
+        call(spec_of(tmp_path / "a.jsonl", tiny_model, f"memory://{tmp_path}/table"))
+
+
+class Printer:
+    """What IPython hands to `_repr_pretty_`."""
+
+    def __init__(self) -> None:
+        self.shown = ""
+
+    def text(self, text: str) -> None:
+        self.shown += text
+
+
+def test_every_summary_is_shown_in_notebooks_as_it_prints(tiny_model, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "one"}\n')
+    spec = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table")
+    inline.embed(spec)
+    for call in (pipeline.plan, pipeline.plan_reindex, pipeline.embed, pipeline.reindex):
+        printer, summary = Printer(), call(spec)
+        summary._repr_pretty_(printer, False)
+        assert printer.shown == str(summary)
+        assert "\n" in printer.shown or "nothing to do" in printer.shown

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.config import ResourceSpec
 from pipeline.execution.costs import CLUSTER_START_S, KEYS_HERE, LOCAL_ENCODING_S
-from pipeline.execution.executor import Do, Executor, Item, Job, Result, RowComparison
+from pipeline.execution.executor import Do, Executor, Flowing, Item, Job, Result, RowComparison
 from pipeline.execution.local.executor import LocalExecutor
 from pipeline.execution.pools import Pools
 from pipeline.progress import duration
@@ -52,7 +52,7 @@ class ExecutorBySize:
     def pools(self, job: Job) -> Pools:
         return self._encoding(job).pools(job)
 
-    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Iterator[pa.Table]:
+    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         return self._encoding(job).flow(job, tasks, flow, on_progress)
 
     def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:

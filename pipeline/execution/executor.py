@@ -6,7 +6,7 @@ go out. An executor knows nothing of versions and of what the pieces are for.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +29,10 @@ Result = TypeVar("Result")
 Do = Callable[[Item, WorkerSpec, GetTokenizer], Iterator[Result]]
 """It does a piece of work on one item. The tokenizer is made when it is asked for. Other processes find it by its
 name."""
+
+
+Flowing = Generator[pa.Table, None, None]
+"""What the last stage of a flow gives, slice by slice; closing it ends the work."""
 
 
 class Job(Protocol):
@@ -73,7 +77,7 @@ class Executor(Protocol):
         """It says who did the work, and why. It is "" while there was none."""
         ...
 
-    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Iterator[pa.Table]:
+    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         """Yield what the last stage of the flow gives for each slice of the tasks, in no particular order."""
         ...
 

@@ -4,9 +4,10 @@ A spec, or a run that is prepared, and an executor come in. A published version 
 encodes texts and builds whole tables by these functions, too.
 """
 
+import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from pipeline.progress import Progress
 from pipeline.runs import plan as planning
 from pipeline.runs.calibrate import calibrate
 from pipeline.runs.estimate import TOKENS_PER_S
-from pipeline.runs.guard import check_clipped, check_failed
+from pipeline.runs.guard import check_clipped, check_failed, check_version
 from pipeline.runs.plan import Plan
 from pipeline.runs.prepare import prepare
 from pipeline.runs.prepared import Prepared
@@ -82,8 +83,11 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
     filtered = prepared.spec.source.where is not None or prepared.spec.source.on_null == "skip"
     reports = []
     rows, effort = 0, Effort()
-    with Progress(units=len(tasks), rows=prepared.rows_to_do) as progress:
-        for report in reports_of(prepared, executor, progress.encoded):
+    with (
+        Progress(units=len(tasks), rows=prepared.rows_to_do) as progress,
+        contextlib.closing(reports_of(prepared, executor, progress.encoded)) as coming,
+    ):
+        for report in coming:
             reports.append(report)
             if report.refused is None:
                 progress.recorded(report.num_rows, report.failed, report.last)
@@ -108,10 +112,11 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
     )
 
 
-def reports_of(prepared: Prepared, executor: Executor, on_encoded: OnProgress) -> Iterator[Report]:
+def reports_of(prepared: Prepared, executor: Executor, on_encoded: OnProgress) -> Generator[Report, None, None]:
     """Yield a report of each slice when it is recorded or refused."""
-    for table in executor.flow(prepared, prepared.plan.tasks, EMBED, on_encoded):
-        yield from map(report_of, table.to_pylist())
+    with contextlib.closing(executor.flow(prepared, prepared.plan.tasks, EMBED, on_encoded)) as tables:
+        for table in tables:
+            yield from map(report_of, table.to_pylist())
 
 
 def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
@@ -166,9 +171,9 @@ def publish_units(
         return prepared.parent, {}
     tally = work.tally(prepared.parent)
     failed = tally.failed + _lost_rows(prepared.parent, plan)
-    check_failed(prepared, failed, tally.documents + tally.failed)
+    effort = sum((item.effort for item in work.records), Effort())
+    check_version(prepared, failed=failed, total=tally.documents + tally.failed, effort=effort)
     check(replace(tally, failed=failed))
-    check_clipped(prepared, sum((item.effort for item in work.records), Effort()))
     check_model_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)

@@ -21,8 +21,7 @@ def check_deletion_limit(
     """
     if allowed or not deleted:
         return
-    most = limit if limit >= 1 else limit * rows
-    if deleted <= most:
+    if deleted <= _most(limit, rows):
         return
     what = "all" if deleted == rows else f"{deleted / rows:.1%} of"
     raise GateFailed(
@@ -32,12 +31,27 @@ def check_deletion_limit(
     )
 
 
+def _most(limit: float, rows: int) -> float:
+    """How many of the `rows` a limit allows: below 1 it is a share of them, else a count."""
+    return limit if limit >= 1 else limit * rows
+
+
+def check_version(prepared: Prepared, *, failed: int, total: int, effort: Effort) -> None:
+    """Raises RunError for what no version may have, whether it was built by units or by row, before its commit.
+
+    `failed` of `total` source rows have no vector; `effort` is what encoding for the version took, by earlier runs too.
+    """
+    check_failed(prepared, failed, total)
+    check_clipped(prepared, effort)
+
+
 def check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
     """Raise RunError where more rows failed than `limits.max_failed_rows` lets. It is a count, or a share where the
     total is known."""
     limit = prepared.spec.limits.max_failed_rows
-    allowed = limit if limit >= 1 else (limit * total if total is not None else None)
-    if allowed is not None and failed > allowed:
+    if total is None and limit < 1:
+        return
+    if failed > _most(limit, total or 0):
         share = f" of {total:,}" if total is not None else ""
         raise RunError(
             f"{failed:,} rows{share} failed, limits.max_failed_rows allows {limit:g}: nothing was published, finished work is "

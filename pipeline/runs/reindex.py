@@ -18,7 +18,7 @@ from pipeline.execution.part_workers import PartWorkers
 from pipeline.model.folder import check_model_unchanged
 from pipeline.runs.embed import description, embed_units, encode_units, pace, planned_again, timings
 from pipeline.runs.forecast import Forecast, forecast
-from pipeline.runs.guard import check_failed
+from pipeline.runs.guard import check_version
 from pipeline.runs.prepare import check_paths, prepare
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.reindex_summary import Reindexed, nothing_to_reindex, summarise_rows
@@ -127,7 +127,7 @@ def publish_rows(
     tally = sum((tally for _, tally in made.added), Tally())
     tally += sum((tally for _, tally in made.stale.values()), Tally())
     tally += sum((kept for unit, kept in parent.tallies().items() if unit in made.kept), Tally())
-    check_failed(prepared, tally.failed, tally.documents + tally.failed)
+    check_version(prepared, failed=tally.failed, total=tally.documents + tally.failed, effort=made.effort)
     assembled = time.perf_counter()
     check_model_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)

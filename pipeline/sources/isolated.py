@@ -73,8 +73,11 @@ def blocks(
                     yield from map(_unpacked, answer)
                     goes_on = True
                 finally:
-                    child.connection.send(goes_on)
-                    idle = not goes_on
+                    with contextlib.suppress(
+                        OSError
+                    ):  # a child that died is noticed when its next answer is looked for
+                        child.connection.send(goes_on)
+                        idle = not goes_on
             elif kind == "end":
                 idle = True
                 return
@@ -136,11 +139,12 @@ class _Child:
         return f"the process that read it was ended by {name}"
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        """End the process. It ends by itself where this one may not end it: its stdin is closed."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self.connection.close()
+        for step in (self._process.stdin.close, self.connection.close, self._process.kill):
+            with contextlib.suppress(OSError):
+                step()
+        self._process.wait()
 
 
 _idle: list[_Child] = []

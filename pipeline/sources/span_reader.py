@@ -52,7 +52,10 @@ def _whatever_happens(
     try:
         with contextlib.closing(cast(Any, read(opened, span, wanted, spec, limits.max_row_bytes, needed))) as found:
             for block in found:
-                yield block
+                try:
+                    yield block
+                except GeneratorExit:  # nobody wants the rest, and what fails while it is closed is no bad row
+                    return
                 rows += block.rows
         return
     except PipelineError:

@@ -5,7 +5,6 @@ Reads and writes these three; how a new state comes about stands in publication.
 
 import dataclasses
 import datetime
-import io
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -332,4 +331,5 @@ def read_parquet(content: bytes | None) -> pa.Table:
     In this thread: a thread of Arrow's pool that still holds Python's bytes when the interpreter ends aborts the process,
     or hangs it (apache/arrow#33975, #50482).
     """
-    return pq.read_table(io.BytesIO(content or b""), use_threads=False)
+    # `pq.read_table` would fetch ahead in such a thread even without threads.
+    return pq.ParquetFile(pa.BufferReader(content or b"")).read(use_threads=False)

@@ -1,11 +1,15 @@
-"""Deletions up to the limit pass, more are refused in words."""
+"""Deletions up to the limit pass, more are refused in words; so are failed rows, by units and by row."""
+
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import GateFailed
+from pipeline.errors import GateFailed, RunError
 from pipeline.runs.guard import check_deletion_limit
+from tests import inline
+from tests.inline import spec_of
 
 
 def refused(rows: int, deleted: int, limit: float, allowed: bool = False) -> str:
@@ -52,3 +56,21 @@ def test_fewer_deletions_never_fare_worse(rows, data, limit):
     more = data.draw(st.integers(0, rows))
     fewer = data.draw(st.integers(0, more))
     assert refused(rows, more, limit) or not refused(rows, fewer, limit)
+
+
+@pytest.mark.parametrize("publish", [inline.embed, inline.reindex], ids=["by units", "by row"])
+def test_a_version_with_too_many_failed_rows_is_refused(publish, tmp_path, tiny_model):
+    source = tmp_path / "docs.jsonl"
+
+    def spec(limit):
+        return spec_of(source, tiny_model, tmp_path / "table", limits={"max_failed_rows": limit})
+
+    def write(*texts):
+        source.write_text("".join(json.dumps({"id": str(row), "text": text}) + "\n" for row, text in enumerate(texts)))
+
+    write("one", "two", "three")
+    assert inline.embed(spec(0)).version == 1
+    write("one", "two", "three", None)
+    with pytest.raises(RunError, match=r"max_failed_rows allows 0\.2: nothing was published"):
+        publish(spec(0.2))
+    assert publish(spec(0.25)).version == 2

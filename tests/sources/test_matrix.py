@@ -1,6 +1,6 @@
 """Format x compression x filesystem x chunked or not: equal rows and vectors; the table in docs/sources.md is made here.
 
-`UPDATE_DOCS=1 pytest tests/test_matrix.py` writes the table anew.
+`UPDATE_DOCS=1 pytest tests/sources/test_matrix.py` writes the table anew.
 """
 
 import os
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.sources.formats.registry import FORMS
 from tests import matrix
 from tests.hub import hub_server
 from tests.servers import az_server, gs_server, has_azurite
 
 DOCS = Path(__file__).parents[2] / "docs" / "sources.md"
-BEGIN, END = "<!-- made by tests/test_matrix.py -->\n", "<!-- end -->"
+BEGIN, END = "<!-- made by tests/sources/test_matrix.py -->\n", "<!-- end -->"
 STORES = ("disk", "s3", "gs", "az", "hf", "memory")
 WORKING: dict[str, dict[tuple[str, str, bool], bool]] = {}
 
@@ -35,6 +36,10 @@ def check(store: str, url: str, options: dict, model: Path, folder: Path) -> Non
         for chunked in (False, True)
     }
     assert [cell for cell, works in WORKING[store].items() if not works] == []
+
+
+def test_every_format_is_in_the_matrix():
+    assert matrix.FORMATS.keys() == FORMS.keys()
 
 
 def test_disk(folder, tiny_model):

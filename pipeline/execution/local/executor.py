@@ -16,7 +16,7 @@ from pipeline.encoder.child import Child, how_it_ended
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import PipelineError, RunError
 from pipeline.execution.costs import ENCODER_START_S
-from pipeline.execution.executor import Do, Item, Job, Result, RowComparison
+from pipeline.execution.executor import Do, Flowing, Item, Job, Result, RowComparison
 from pipeline.execution.local.log import WorkerLog
 from pipeline.execution.local.pool import LocalFlow
 from pipeline.execution.pools import ALONE, Pools, choose_pools, cores
@@ -51,7 +51,7 @@ class LocalExecutor:
             return replace(found, encoders=1)
         return found
 
-    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Iterator[pa.Table]:
+    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         pools = self.pools(job)
         if flow.encode is not None and flow.write is not None:
             self.description = f"{pools.describe()} of this machine, without Ray"

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline.encoder.child import connect, sendable
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.execution.worker import SliceEncoder, read_task, write_row
+from pipeline.model.lean import FOR_MODELS, FOR_TOKENIZERS, hide
 from pipeline.stages.flow import Flow
 from pipeline.stages.worker_spec import WorkerSpec
 
@@ -35,6 +36,7 @@ class WorkerProcess:
         verb, *given = question
         if verb == "load":
             (died,) = given
+            hide(FOR_MODELS)
             self._encoder = SliceEncoder(self._flow, self._name, self._tell)
             self._encoder.load(self._spec, self._tokenizer, died)
             return None
@@ -44,6 +46,7 @@ class WorkerProcess:
             return self._encoder.encode(row, strikes)
         if verb == "read":
             task, strikes = given
+            hide(FOR_TOKENIZERS)
             self._slices = read_task(task, self._spec, self._flow, self._tokenizer(), strikes)
             return next(self._slices, None)
         if verb == "next":

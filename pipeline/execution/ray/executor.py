@@ -11,7 +11,7 @@ import ray
 import ray.data
 
 from pipeline.config import ResourceSpec
-from pipeline.execution.executor import Do, Item, Job, Result, RowComparison
+from pipeline.execution.executor import Do, Flowing, Item, Job, Result, RowComparison
 from pipeline.execution.pools import Pools
 from pipeline.execution.ray import shuffle, workers
 from pipeline.execution.ray.cluster import LOCAL, Cluster, alive_nodes
@@ -52,7 +52,7 @@ class RayExecutor:
     def pools(self, job: Job) -> Pools:
         return self._cluster.pools()
 
-    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Iterator[pa.Table]:
+    def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         pools = self._cluster.pools()
         self._cluster.check_reachable(job.table)
         if flow.encode is not None and flow.write is not None:

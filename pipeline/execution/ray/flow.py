@@ -18,6 +18,7 @@ from ray import cloudpickle
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.errors import PipelineError
+from pipeline.execution.executor import Flowing
 from pipeline.execution.pools import Pools
 from pipeline.execution.ray import workers
 from pipeline.execution.ray.cluster import on_node, translate
@@ -36,7 +37,7 @@ take seven."""
 
 def run_flow(
     tasks: Sequence[Task], flow: Flow, spec: WorkerSpec, pools: Pools, on_progress: OnProgress | None
-) -> Iterator[pa.Table]:
+) -> Flowing:
     """Yield what the last stage gives for each slice, in no particular order. Closing the iterator ends the flow.
 
     `on_progress` hears, from another thread, what left the encoders. Raises PipelineError when a stage fails.

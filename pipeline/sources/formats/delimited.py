@@ -68,19 +68,19 @@ def _opened(opened: BinaryIO, file: SourceFile, spec: SourceSpec) -> tuple[Read,
     """The text of the file from its beginning, and its dialect."""
     form = dialect(file, spec)
     read, head = peeked(utf8(opened, file, spec.encoding), _ENDS_BYTES)
-    return read, replace(form, ends=_ends(head, form.quote.encode()))
+    return read, replace(form, ends=_ends(head, form.quote.encode(), headed=not spec.csv.columns))
 
 
-def _ends(head: bytes, quote: bytes) -> re.Pattern[bytes]:
-    """Carriage returns end lines where the first line ends with a lone one, and most others do: in other files they are
-    part of a field."""
+def _ends(head: bytes, quote: bytes, *, headed: bool) -> re.Pattern[bytes]:
+    """Lone carriage returns end lines where one ends the header, or, without a header, the first line and at least half of
+    the others: in all other files they are part of a field."""
     if b"\r" not in head:
         return LINE_FEEDS
     if quote:
         sign = re.escape(quote)
         head = re.sub(sign + b"[^" + sign + b"]*" + sign, b"", head)
     found = ANY_ENDS.findall(head)
-    is_lone = found[:1] == [b"\r"] and found.count(b"\r") >= found.count(b"\n")
+    is_lone = found[:1] == [b"\r"] and (headed or found.count(b"\r") >= found.count(b"\n"))
     return ANY_ENDS if is_lone else LINE_FEEDS
 
 
