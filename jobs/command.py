@@ -1,4 +1,7 @@
-"""What all commands share: their arguments, how they print a result, and how an error becomes a line and an exit code."""
+"""All commands share their arguments, how they print a result, and how an error ends them.
+
+An error becomes a line on stderr and an exit code.
+"""
 
 import argparse
 import json
@@ -13,7 +16,7 @@ INTERRUPTED = 130
 
 
 class Arguments(argparse.Namespace):
-    """The parsed arguments of a command."""
+    """They are the parsed arguments of a command."""
 
     config: str
     set: list[str]
@@ -31,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(docstring: str | None, *, dry_run: bool) -> Parser:
-    """A command's parser, described by its module's docstring."""
+    """Return a command's parser, described by its module's docstring."""
     built = Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
     built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
     built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")
@@ -42,7 +45,7 @@ def parser(docstring: str | None, *, dry_run: bool) -> Parser:
 
 
 def main_of(main: Callable[[], int]) -> int:
-    """Run a command's main; an error of ours is one line on stderr and its exit code."""
+    """Run a command's main. An error of ours becomes one line on stderr and its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         return main()

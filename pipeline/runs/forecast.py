@@ -109,27 +109,36 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
         table=prepared.table.url,
         version=prepared.parent.version,
         full=full,
-        new=changes.new if changes else prepared.survey.rows_estimate if full and not prepared.parent.version else 0,
-        changed=changes.changed
-        if changes
-        else prepared.survey.rows_estimate
-        if full and prepared.parent.version
-        else 0,
-        deleted=len(changes.deletes) if changes else 0,
-        unchanged=changes.unchanged if changes else 0 if full else prepared.parent.counts.rows,
-        reusable=len(changes.upserts) - changes.to_encode if changes else 0,
-        to_encode=changes.to_encode if changes else prepared.survey.rows_estimate if full else 0,
+        **_row_counts(prepared, changes, full),
         tokens=tokens,
         seconds=expected.seconds,
         price=expected.price,
         parts_rewritten=len(losing),
         bytes_rewritten=sum(prepared.parent.parts[number].size for number in losing),
-        stale_files=changes.stale_files if changes else (),
+        stale_files=changes.stale_files if changes is not None else (),
         changes_pending=full or (changes is not None and not changes.changes_nothing),
         plan_s=round(time.perf_counter() - started, 3),
         rate=expected.rate,
         refusal=_refusal(prepared, changes),
     )
+
+
+def _row_counts(prepared: Prepared, changes: Changes | None, full: bool) -> dict[str, int]:
+    """Return the counts of rows and texts, by the names of their fields in a forecast."""
+    if changes is not None:
+        return {
+            "new": changes.new,
+            "changed": changes.changed,
+            "deleted": len(changes.deletes),
+            "unchanged": changes.unchanged,
+            "reusable": len(changes.upserts) - changes.to_encode,
+            "to_encode": changes.to_encode,
+        }
+    counts = dict.fromkeys(("new", "changed", "deleted", "unchanged", "reusable", "to_encode"), 0)
+    if not full:
+        return counts | {"unchanged": prepared.parent.counts.rows}
+    rows = prepared.survey.rows_estimate
+    return counts | {"changed" if prepared.parent.version else "new": rows, "to_encode": rows}
 
 
 def _refusal(prepared: Prepared, changes: Changes | None) -> str | None:

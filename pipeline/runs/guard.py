@@ -13,8 +13,7 @@ from pipeline.table.record import Effort
 def check_deletion_limit(
     table: str, *, rows: int, deleted: int, files: int, limit: float, allowed: bool = False
 ) -> None:
-    """Raise GateFailed where more rows would be deleted than `limits.max_deleted_rows` lets, unless the user allowed
-    it.
+    """Raise GateFailed where more rows would be deleted than `limits.max_deleted_rows` or the user allows.
 
     The table has so many `rows`, and so many `files` were listed. A limit below 1 is a share of the rows, else it is
     a count. A row is deleted if the sources no longer have it. Rows that can't be read or encoded today are not

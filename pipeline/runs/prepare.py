@@ -25,7 +25,7 @@ from pipeline.runs.plan import Plan
 from pipeline.runs.prepared import Corpus, Prepared, Target
 from pipeline.runs.vector_spec import VectorSpec
 from pipeline.sources import filter
-from pipeline.sources.listing import Recorded, find_sources
+from pipeline.sources.listing import Recorded, Sources, find_sources
 from pipeline.sources.reader import first_spans
 from pipeline.sources.survey import Survey, check_folders, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
@@ -56,10 +56,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         files = found.files
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
-        before = snapshot.hex_to_schema(parent.source_schema) if parent.source_schema else pa.schema([])
-        known = dict(zip(before.names, before.types, strict=True))
-        surveyed = survey(files, spec.source, spec.table.partition_by, known)
-        surveyed = replace(surveyed, hidden=found.hidden, excluded=found.excluded)
+        surveyed = _surveyed(spec, found, parent)
         _check_chunks(spec, encoder)
         described = vector_spec.describe(spec, encoder, table, parent)
         _check_partitions(spec, surveyed.schema)
@@ -100,6 +97,14 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         plan=plan,
         plan_s=time.perf_counter() - started,
     )
+
+
+def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot) -> Survey:
+    """Survey the files. The types that the table was built with are known before."""
+    before = snapshot.hex_to_schema(parent.source_schema) if parent.source_schema else pa.schema([])
+    known = dict(zip(before.names, before.types, strict=True))
+    surveyed = survey(found.files, spec.source, spec.table.partition_by, known)
+    return replace(surveyed, hidden=found.hidden, excluded=found.excluded)
 
 
 def _recorded(parent: Snapshot) -> Recorded:

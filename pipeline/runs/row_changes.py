@@ -50,13 +50,18 @@ class Changes:
     known: tuple[KeyResult, ...]
     """It holds the counts of each unit's rows."""
     kept: frozenset[str]
+    """They are the live units that stay as they are."""
     stale: Mapping[int, tuple[str, Tally]]
+    """It maps each source that can't be read to the name and the counts of what is left of it."""
     stale_files: tuple[StaleFile, ...]
     drops_sources: bool
     """Some source of the live version is gone."""
     moved: Keys
+    """They are the live rows that stay, but whose source has another number now."""
     upserts: Keys
+    """They are the new and changed rows, as UPSERT[n]."""
     deletes: Keys
+    """They are the live rows that the sources no longer have, as PLACE[n]."""
     places: Mapping[bytes, tuple[int, int]]
     """It maps a text that the table has to its part and row."""
     staged: Mapping[bytes, str]

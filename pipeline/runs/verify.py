@@ -1,4 +1,4 @@
-"""A published table is verified: a sample of its texts is encoded again, exactly, and compared with its vectors.
+"""A published table is verified: a sample of its texts is encoded again and compared with its vectors.
 
 A `Published` table comes in. A `Verification` goes out, which says how far they differ and which rows are wrong. Only the row
 groups that sampled rows stand in are read, and nothing is changed.

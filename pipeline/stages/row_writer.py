@@ -37,7 +37,7 @@ Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnitUpserts:
-    """They are rows of one unit to write."""
+    """It holds the rows of one unit that are to be written."""
 
     unit: Unit
     """It has only the documents of these rows."""
@@ -61,6 +61,8 @@ class WriteTask:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WriteResult:
+    """It says what a task left in staging."""
+
     parts: tuple[Part, ...]
     dead_letters: tuple[str, ...]
     """They are files of dead letters, for documents with a text that has no vector."""

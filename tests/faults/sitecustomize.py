@@ -6,8 +6,8 @@ both by SIGKILL, at the n-th call of the function in any one process, before its
 `POISON=id:kind,id:kind` makes every batch with that token id raise, segfault, be killed (as for lack of memory), ask for
 most of the memory, or hang with Python's lock held, in whichever process has it.
 `SLOW=package.module:function:seconds,..` makes calls of functions longer.
-Every call of `pipeline.stages:encode` is counted, in rows, whether or not a fault is set; with `COUNT_BATCHES` every batch
-in it, so that rows of a slice that was never finished count too.
+Every call of `pipeline.stages.encode:encode` is counted, in rows, whether or not a fault is set; with `COUNT_BATCHES` every
+batch in it, so that rows of a slice that was never finished count too.
 """
 
 import ctypes
