@@ -3,6 +3,8 @@
 This file knows no values: what a column holds is said beside its name, how it is computed stands in identity.py.
 """
 
+import copyreg
+
 import pyarrow as pa
 
 ID = "id"
@@ -99,3 +101,12 @@ _VALUES = {
     "binary": pa.int8(),
     "ubinary": pa.uint8(),
 }
+
+
+def _fixed_size_list(field: pa.Field, size: int) -> pa.DataType:
+    return pa.list_(field, size)
+
+
+# pyarrow's own pickling of this type forgets the name of its field and that it has no nulls (seen up to pyarrow 25), so that
+# workers would write parts of another type. Schemas and tables that hold it are pickled by way of it.
+copyreg.pickle(pa.FixedSizeListType, lambda kind: (_fixed_size_list, (kind.value_field, kind.list_size)))

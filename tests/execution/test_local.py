@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -47,7 +49,13 @@ def test_its_table_is_that_of_one_process_and_a_second_run_finds_nothing_to_do(t
     assert "of this machine, without Ray (about 1 s of encoding were expected), on torch" in told
     inline.embed(spec_of(corpus, tiny_model, tmp_path / "apart", **sections))
     same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "apart"), vectors=table["dtype"] == "float32")
+    assert column_of(tmp_path / "table") == column_of(tmp_path / "apart")
     assert not pipeline.embed(spec).published
+
+
+def column_of(table: Path) -> pa.Field:
+    """The type of the vectors, in a file that workers wrote."""
+    return pq.ParquetFile(min((table / "data").rglob("*.parquet"))).schema_arrow.field("embedding")
 
 
 def test_a_reindex_names_who_worked_and_on_what(corpus, tiny_model, tmp_path):

@@ -1,6 +1,7 @@
 """Columns of every Arrow type reach the table unchanged; what doesn't fit is an error of its row, never another value."""
 
 import math
+import pickle
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline import identity
 from pipeline.arrays import cast_exactly
 from pipeline.config import SourceSpec
+from pipeline.schema import embedding_type
 from pipeline.sources.column_types import (
     can_be_id,
     carried_type,
@@ -462,3 +464,12 @@ def test_values_that_are_not_text_have_the_size_of_their_type(pair: tuple[pa.Dat
     assume(not any(check(plain_type(kind)) for check in (pa.types.is_string, pa.types.is_binary, pa.types.is_null)))
     expected = max(1, kind.bit_width // 8)
     assert row_bytes(pa.table({"x": build(rows, kind)})).tolist() == [expected] * len(rows)
+
+
+@given(united())
+def test_a_type_is_the_same_in_another_process(kind: pa.DataType) -> None:
+    schema = pa.schema([pa.field("column", kind), pa.field("vectors", embedding_type(4, "float32"), nullable=False)])
+    assert pickle.loads(pickle.dumps(schema)).equals(schema, check_metadata=True)
+    assert str(pickle.loads(pickle.dumps(schema))) == str(schema)
+    empty = schema.empty_table()
+    assert pickle.loads(pickle.dumps(empty)).schema.equals(schema)
