@@ -134,19 +134,40 @@ def checks_itself(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """The absolute path of a local path or of a file: URL, whose %xx are decoded; symlinks are kept."""
+    """The absolute path of a local path or of a file: URL, whose %xx are decoded; symlinks are kept.
+
+    Where only a folder of the undecoded name is there, as Spark writes `file:/x/lang=e%20n`, that one is meant.
+    """
     if not _is_file_url(path):
-        return os.path.abspath(os.path.expanduser(path))
-    return os.path.abspath(os.path.expanduser(urllib.parse.unquote(_after_file(path))))
+        return _absolute(path)
+    rest = _after_file(path)
+    return _existing(rest, urllib.parse.unquote(rest))
 
 
 def local_pattern(path: str) -> str:
     """`local_path` of a pattern: a wildcard's character that a URL has as %xx stands for itself."""
     if not (_is_file_url(path) and MAGIC.search(path)):
         return local_path(path)
-    pieces = re.split(r"((?:%[0-9a-fA-F]{2})+)", _after_file(path))
+    rest = _after_file(path)
+    pieces = re.split(r"((?:%[0-9a-fA-F]{2})+)", rest)
     decoded = [MAGIC.sub(r"[\g<0>]", urllib.parse.unquote(piece)) if piece[:1] == "%" else piece for piece in pieces]
-    return os.path.abspath(os.path.expanduser("".join(decoded)))
+    return _existing(rest, "".join(decoded))
+
+
+def _existing(literal: str, decoded: str) -> str:
+    """The decoded path, unless only the literal one is there."""
+    plain, meant = _absolute(literal), _absolute(decoded)
+    return plain if os.path.lexists(_before_magic(plain)) and not os.path.lexists(_before_magic(meant)) else meant
+
+
+def _before_magic(pattern: str) -> str:
+    """The folder of a pattern that holds all that it can match; a path without wildcards is itself."""
+    magic = MAGIC.search(pattern)
+    return os.path.dirname(pattern[: magic.start()]) if magic else pattern
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _is_file_url(path: str) -> bool:
