@@ -135,7 +135,12 @@ def size(num_bytes: float) -> str:
 
 
 class ShownInNotebooks:
-    """IPython and notebooks show such a summary as `str` has it."""
+    """A summary is shown by IPython and in notebooks as `str` has it."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # IPython looks class by class, and takes the __repr__ that a dataclass is given before what a base class has.
+        cls._repr_pretty_ = ShownInNotebooks._repr_pretty_  # type: ignore[method-assign]
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))

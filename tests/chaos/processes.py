@@ -10,8 +10,8 @@ from pathlib import Path
 
 TITLES = {
     "encoder": "ray::MapWorker(MapBatches(EncodeStage))",
-    "tokenizer": "ray::MapBatches(read)",
-    "writer": "ray::MapBatches(write)",
+    "tokenizer": "ray::MapBatches(read_stage)",
+    "writer": "ray::MapBatches(write_stage)",
 }
 """What Ray calls a process while it has such work."""
 

@@ -15,7 +15,7 @@ from pipeline.execution import by_size
 from pipeline.execution.pools import MOST_CPUS_PER_TASK, Pools
 from pipeline.execution.ray import cluster as ray_cluster
 from pipeline.execution.ray import executor as ray_executor
-from pipeline.execution.ray import flow, shuffle
+from pipeline.execution.ray import flow, shuffle, workers
 from pipeline.execution.ray.cluster import Cluster
 from pipeline.execution.ray.executor import RayExecutor
 from pipeline.execution.ray.monitor import Monitor
@@ -28,6 +28,7 @@ from pipeline.table import diff, snapshot
 from pipeline.table.compare import BOTH, NEW, OLD
 from pipeline.table.workers import compare_here
 from pipeline.work import Task, Unit
+from tests.chaos import processes
 from tests.inline import embed, read_table, same_rows, spec_of
 
 
@@ -107,6 +108,13 @@ def test_reading_encoding_and_writing_are_stages_of_their_own(ray_address):
         assert "read" in read
         # Why: with a whole CPU each, Ray makes one of them.
         assert len(stages_of(replace(pools, cpus_per_task=1.0))) == 3
+
+
+def test_the_chaos_suite_knows_rays_processes_by_their_work():
+    stages = {"tokenizer": workers.read_stage, "writer": workers.write_stage}
+    for kind, stage in stages.items():
+        assert processes.TITLES[kind] == f"ray::MapBatches({stage.__name__})"
+    assert processes.TITLES["encoder"] == f"ray::MapWorker(MapBatches({workers.EncodeStage.__name__}))"
 
 
 def test_an_encoder_that_does_not_give_the_tables_vectors_is_refused(ray_address, tiny_model, tmp_path):
