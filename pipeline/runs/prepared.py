@@ -199,7 +199,7 @@ def slice_rows(prepared: Prepared, pools: Pools) -> int:
     units = _unit_rows(prepared)
     share = -(-sum(units) // (pools.encoders * SLICES_PER_ENCODER))
     worth = MIN_SLICE_S / max(prepared.expected_core_s, 1e-9) * sum(units)
-    rows = min(most, max(min(MIN_SLICE_ROWS, math.ceil(worth)), share))
+    rows = min(most, max(1, min(MIN_SLICE_ROWS, math.ceil(worth)), share))
     # Nobody knows yet how many rows chunked documents become.
     return rows if prepared.spec.chunk is not None else evened(rows, units, pools.encoders)
 
