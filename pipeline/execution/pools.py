@@ -6,7 +6,7 @@ The numbers come from a cluster's nodes or from this machine's cores. This file 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError
@@ -36,6 +36,10 @@ class Pools:
     def most_unrecorded(self) -> int:
         """So many slices may be encoded, or in work at an encoder, without being recorded: what a crash can cost."""
         return TASKS_PER_ENCODER * self.encoders + self.writers
+
+    def at_most(self, encoders: int | None, tasks: int) -> "Pools":
+        """Return these pools with no more encoders than the limit and the tasks; None is no limit at all."""
+        return self if encoders is None else replace(self, encoders=max(1, min(self.encoders, encoders, tasks)))
 
     def describe(self) -> str:
         use = f"{self.gpus_per_encoder:g} GPU" if self.device == "cuda" else f"{self.cpus_per_encoder} CPU"

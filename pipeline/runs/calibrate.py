@@ -25,9 +25,6 @@ from pipeline.table import calibration, snapshot
 from pipeline.table.calibration import Measurement
 from pipeline.work import Task, Unit
 
-CALIBRATION_ENCODERS = 4
-"""So many encoders measure a sample of a thousand texts. More of them would take longer to start than they save."""
-
 
 def calibrate(prepared: Prepared, executor: Executor) -> Prepared:
     """Measure what int8 needs where the table has no measurement yet, and return the run with it.

@@ -35,6 +35,9 @@ class Flow:
     proves: bool = True
     """An encoder is compared with the table's probe vectors before it works."""
 
+    most_encoders: int | None = None
+    """More encoders would take longer to start than they save; None is no limit."""
+
     def __reduce__(self) -> tuple[Callable[[str], "Flow"], tuple[str]]:
         return _flow_named, (self.name,)
 
@@ -55,7 +58,12 @@ def write_slice(row: pa.Table, spec: WorkerSpec) -> pa.Table:
 
 EMBED = Flow(name="embed", read=read_unit, encode=encode.encode, write=write_slice)
 MEASURE = Flow(
-    name="measure", read=sample.read_sample, encode=sample.measure, refuse=sample.refuse_to_measure, proves=False
+    name="measure",
+    read=sample.read_sample,
+    encode=sample.measure,
+    refuse=sample.refuse_to_measure,
+    proves=False,
+    most_encoders=4,
 )
 """It proves no encoder: the fingerprint of the vectors, and so their probes, are known only when the ranges are."""
 SAMPLE = Flow(name="sample", read=sample.read_sample)

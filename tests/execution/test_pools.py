@@ -1,10 +1,13 @@
 """How `auto` is filled in, and what is refused because Ray would wait for it for ever."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError
-from pipeline.execution.pools import choose_pools
+from pipeline.execution.pools import ALONE, choose_pools
+from pipeline.stages.flow import EMBED, MEASURE
 
 LAPTOP = [{"CPU": 3.0}]
 """Two cores and the logical CPU that a local Ray gets on top."""
@@ -71,3 +74,12 @@ def test_what_the_cluster_cannot_give_is_an_error(spec, nodes):
 def test_auto_on_a_cluster_without_room_is_an_error_too():
     with pytest.raises(ConfigError, match="have room for 0"):
         choose_pools(ResourceSpec(), [{"CPU": 1.0}])
+
+
+@pytest.mark.parametrize(
+    ("most", "tasks", "encoders"), [(None, 1, 64), (None, 100, 64), (4, 100, 4), (4, 3, 3), (4, 0, 1), (100, 100, 64)]
+)
+def test_few_encoders_start_for_a_sample(most, tasks, encoders):
+    assert MEASURE.most_encoders == 4
+    assert EMBED.most_encoders is None
+    assert replace(ALONE, encoders=64).at_most(most, tasks).encoders == encoders

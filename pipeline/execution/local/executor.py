@@ -55,7 +55,8 @@ class LocalExecutor:
         pools = self.pools(job)
         if flow.encode is not None and flow.write is not None:
             self.description = f"{pools.describe()} of this machine, without Ray"
-        with LocalFlow(tasks, flow, job.worker_spec(pools), pools, on_progress) as running:
+        limited = pools.at_most(flow.most_encoders, len(tasks))
+        with LocalFlow(tasks, flow, job.worker_spec(pools), limited, on_progress) as running:
             yield from running.results()
 
     def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:

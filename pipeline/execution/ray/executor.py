@@ -57,7 +57,8 @@ class RayExecutor:
         self._cluster.check_reachable(job.table)
         if flow.encode is not None and flow.write is not None:
             self.description = f"{pools.describe()} on {self._where()}"
-        return run_flow(tasks, flow, job.worker_spec(pools), pools, on_progress)
+        limited = pools.at_most(flow.most_encoders, len(tasks))
+        return run_flow(tasks, flow, job.worker_spec(pools), limited, on_progress)
 
     def _where(self) -> str:
         address = self._resources.ray_address
