@@ -104,6 +104,16 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """A span can't be read to its end."""
+
+    reason: str
+    rows_read: int | None
+    """So many rows of the span came before a rest that nobody can count. It is None where each row that can't be read
+    is counted, one dead letter a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Slice:
     """It has rows [first_row, first_row + num_rows) of a unit. Each stands in `documents` or `dead_letters`, or is
     skipped."""
@@ -115,8 +125,8 @@ class Slice:
     """So many rows are left out by `source.where` or `source.on_null`."""
     broken: bool
     """One of its dead letters stands for the rest of a file, of which nobody knows how many rows it had."""
-    unread: Mapping[int, str]
-    """It maps sources to the reason why not even the ids of some of their rows could be read."""
+    unread: Mapping[int, Unreadable]
+    """It maps the sources of which not even the ids of some rows could be read to what is known of that."""
     last: bool
     """No row of the unit comes after this slice."""
     documents: pa.Table

@@ -19,19 +19,22 @@ from pipeline.execution.part_workers import PartWorkers
 from pipeline.model.folder import check_model_unchanged
 from pipeline.progress import Progress
 from pipeline.runs import plan as planning
+from pipeline.runs import unread_files
 from pipeline.runs.calibrate import calibrate
 from pipeline.runs.estimate import TOKENS_PER_S
-from pipeline.runs.guard import check_clipped, check_failed, check_version
+from pipeline.runs.guard import check_clipped, check_failed, check_unread, check_version
 from pipeline.runs.plan import Plan
 from pipeline.runs.prepare import prepare
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.summary import NOTHING_ENCODED, Encoded, Summary, nothing_to_do, summarise
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.stages.flow import EMBED, OnProgress
 from pipeline.table import layout, materialise, record, snapshot
 from pipeline.table.operations import replace_units
 from pipeline.table.publication import Description, Publication
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
+from pipeline.work import Unit
 
 Result = TypeVar("Result")
 Check = Callable[[snapshot.Tally], None]
@@ -65,9 +68,9 @@ def embed_units(prepared: Prepared, executor: Executor, started: float, check: C
     encoded = encode_units(prepared, executor)
     seconds = timings(prepared, encoded)
     name = uuid.uuid4().hex[:12]
-    version, published = publish_units(prepared, executor, name, seconds | pace(encoded), check)
+    version, unread, published = publish_units(prepared, executor, name, seconds | pace(encoded), check)
     total = {"total": time.perf_counter() - started}
-    return summarise(prepared, version, encoded, seconds | published | total)
+    return summarise(prepared, version, encoded, seconds | published | total, unread)
 
 
 def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
@@ -83,6 +86,8 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
     filtered = prepared.spec.source.where is not None or prepared.spec.source.on_null == "skip"
     reports = []
     rows, effort = 0, Effort()
+    units = {task.unit.unit_id: task.unit for task in tasks}
+    unread: dict[str, UnreadFile] = {}
     with (
         Progress(units=len(tasks), rows=prepared.rows_to_do) as progress,
         contextlib.closing(reports_of(prepared, executor, progress.encoded)) as coming,
@@ -91,6 +96,8 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
             reports.append(report)
             if report.refused is None:
                 progress.recorded(report.num_rows, report.failed, report.last)
+                unread |= _unread_in(report, units[report.unit_id])
+                check_unread(prepared, list(unread.values()))
                 # Only in the end it is known how many rows the filter lets through.
                 check_failed(prepared, progress.failed, prepared.survey.rows_known if not filtered else None)
                 rows, effort = rows + report.num_rows, effort + report.effort
@@ -110,6 +117,12 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         workers=executor.description,
         engines=", ".join(sorted({report.engine for report in reports} - {""})),
     )
+
+
+def _unread_in(report: Report, unit: Unit) -> dict[str, UnreadFile]:
+    """Return the files of a slice that can't be read, by path. How many rows they lack is counted in the end."""
+    found = unread_files.spans_of(unit, unit.sources, report.unread)
+    return {span.file.path: UnreadFile(path=span.file.path, reason=item.reason, rows=0) for span, item in found}
 
 
 def reports_of(prepared: Prepared, executor: Executor, on_encoded: OnProgress) -> Generator[Report, None, None]:
@@ -147,11 +160,11 @@ def publish_units(
     run: str,
     timings: Mapping[str, float],
     check: Check = lambda tally: None,
-) -> tuple[Snapshot, dict[str, float]]:
-    """Commit the version and materialise it. Return it with the seconds that both took.
+) -> tuple[Snapshot, tuple[UnreadFile, ...], dict[str, float]]:
+    """Commit the version and materialise it. Return it with the files that can't be read and the seconds that it took.
 
     Where a run only tried dead letters again, and all of them failed again, there is nothing to commit and the parent
-    is returned. Raises RunError when slices are missing, too many rows failed or a limit is passed. Raises what
+    is returned. Raises RunError when slices are missing, too many rows or files failed or a limit is passed. Raises what
     `check` raises of all rows of the new version, and CommitConflict when another run published meanwhile.
     """
     started = time.perf_counter()
@@ -168,18 +181,20 @@ def publish_units(
     # A record that gave nothing is deleted, or the next run would take its unit for done.
     record.forget(table, [again.unit_id for unit, again in plan.retried.items() if unit not in retried])
     if not plan.added and not plan.dropped and not retried:
-        return prepared.parent, {}
+        return prepared.parent, (), {}
     tally = work.tally(prepared.parent)
-    failed = tally.failed + _lost_rows(prepared.parent, plan)
+    unread = unread_files.of_records(prepared, plan)
+    # The units of an earlier version know the rows of all their files together.
+    failed = tally.failed + max(_lost_rows(prepared.parent, plan), sum(item.rows for item in unread))
     effort = sum((item.effort for item in work.records), Effort())
-    check_version(prepared, failed=failed, total=tally.documents + tally.failed, effort=effort)
+    check_version(prepared, failed=failed, total=tally.documents + failed, effort=effort, unread=unread)
     check(replace(tally, failed=failed))
     check_model_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)
     committed = time.perf_counter()
     materialise.materialise(table, version)
-    return version, {"commit": committed - started, "materialise": time.perf_counter() - committed}
+    return version, unread, {"commit": committed - started, "materialise": time.perf_counter() - committed}
 
 
 def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record]]:

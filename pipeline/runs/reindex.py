@@ -18,7 +18,7 @@ from pipeline.execution.part_workers import PartWorkers
 from pipeline.model.folder import check_model_unchanged
 from pipeline.runs.embed import description, embed_units, encode_units, pace, planned_again, timings
 from pipeline.runs.forecast import Forecast, forecast
-from pipeline.runs.guard import check_version
+from pipeline.runs.guard import check_unread, check_version
 from pipeline.runs.prepare import check_paths, prepare
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.reindex_summary import Reindexed, nothing_to_reindex, summarise_rows
@@ -68,6 +68,7 @@ def _by_row(prepared: Prepared, executor: Executor, started: float, *, allow_del
     planned = time.perf_counter()
     changes = find(prepared, executor, writes=True)
     found_s = time.perf_counter() - planned
+    check_unread(prepared, changes.stale_files)
     if changes.changes_nothing:
         return nothing_to_reindex(prepared, changes.stale_files, diff=found_s)
     check_deleted(prepared, changes, allowed=allow_deletes)
@@ -127,7 +128,9 @@ def publish_rows(
     tally = sum((tally for _, tally in made.added), Tally())
     tally += sum((tally for _, tally in made.stale.values()), Tally())
     tally += sum((kept for unit, kept in parent.tallies().items() if unit in made.kept), Tally())
-    check_version(prepared, failed=tally.failed, total=tally.documents + tally.failed, effort=made.effort)
+    unread = changes.stale_files
+    failed = tally.failed + sum(item.rows for item in unread)
+    check_version(prepared, failed=failed, total=tally.documents + failed, effort=made.effort, unread=unread)
     assembled = time.perf_counter()
     check_model_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)

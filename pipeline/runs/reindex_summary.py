@@ -6,8 +6,9 @@ from typing import Any
 
 from pipeline.progress import ShownInNotebooks, per_second, size
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.row_changes import Changes, StaleFile
+from pipeline.runs.row_changes import Changes
 from pipeline.runs.summary import Encoded, notes_of
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.table import layout
 from pipeline.table.operations.merge_rows import Upkeep
 from pipeline.table.snapshot import Counts, Snapshot
@@ -26,7 +27,7 @@ class Reindexed(ShownInNotebooks):
     reusable: int
     """So many new and changed rows have a text with a vector, or share their text with another such row."""
     upkeep: Upkeep
-    stale_files: tuple[StaleFile, ...]
+    stale_files: tuple[UnreadFile, ...]
     docs_per_s: float
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
@@ -57,10 +58,16 @@ class Reindexed(ShownInNotebooks):
                 f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean",
                 f"  seconds    {seconds}",
             ]
-        lines += [f"  stale      {item.path}: {item.reason}; its rows stay" for item in self.stale_files[:5]]
+        lines += [stale_line(item) for item in self.stale_files[:5]]
         if len(self.stale_files) > 5:
             lines.append(f"  stale      {len(self.stale_files) - 5:,} more files that can't be read")
         return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+
+
+def stale_line(item: UnreadFile) -> str:
+    """Return the line about a file that can't be read."""
+    what = f"about {item.rows:,} rows of it are missing" if item.rows else "its rows stay"
+    return f"  stale      {item.path}: {item.reason}; {what}"
 
 
 def summarise_rows(
@@ -86,7 +93,7 @@ def summarise_rows(
     )
 
 
-def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[StaleFile] = (), **seconds: float) -> Reindexed:
+def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[UnreadFile] = (), **seconds: float) -> Reindexed:
     """Return the summary of a run that changed nothing."""
     return Reindexed(
         table=prepared.table.url,

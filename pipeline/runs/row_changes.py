@@ -16,25 +16,18 @@ from pipeline import identity
 from pipeline.errors import GateFailed
 from pipeline.execution.executor import Executor, RowComparison
 from pipeline.execution.pools import ALONE
-from pipeline.runs import guard
+from pipeline.runs import guard, unread_files
 from pipeline.runs import plan as planning
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_vectors import vectors_for
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.stages.read import slices_of
 from pipeline.stages.row_keys import KeyResult, KeyTask, only
 from pipeline.table import dead_letters, diff, snapshot
 from pipeline.table.diff import GONE, KEPT, STALE, Keys, RowDifference, SourceStates
 from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Snapshot, Tally
-from pipeline.work import Unit, lasting_name
-
-
-@dataclass(frozen=True, kw_only=True)
-class StaleFile:
-    """It is a source file that can't be read to its end. Its rows stay as they are."""
-
-    path: str
-    reason: str
+from pipeline.work import Unit, Unreadable, lasting_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +46,8 @@ class Changes:
     """They are the live units that stay as they are."""
     stale: Mapping[int, tuple[str, Tally]]
     """It maps each source that can't be read to the name and the counts of what is left of it."""
-    stale_files: tuple[StaleFile, ...]
+    stale_files: tuple[UnreadFile, ...]
+    """They can't be read to their end. The rows that the table has of them stay as they are."""
     drops_sources: bool
     """Some source of the live version is gone."""
     moved: Keys
@@ -164,7 +158,7 @@ def _find(prepared: Prepared, publication: Publication, executor: Executor, *, w
         known=tuple(read.known[number] for number in good),
         kept=read.kept,
         stale=_stale(prepared, read, total.left),
-        stale_files=tuple(StaleFile(path=path, reason=reason) for path, reason in sorted(read.unread.items())),
+        stale_files=unread_files.of_strangers(prepared, read.unread),
         drops_sources=bool((read.states == GONE).any()),
         moved=total.matches,
         upserts=upserts,
@@ -219,8 +213,8 @@ class _Read:
                 left += self._without_unread(self.units[item.number], item.unread)
         return left
 
-    def _without_unread(self, unit: Unit, unread: Mapping[int, str]) -> list[Unit]:
-        self.unread |= {unit.spans[number].file.path: reason for number, reason in unread.items()}
+    def _without_unread(self, unit: Unit, unread: Mapping[int, Unreadable]) -> list[Unit]:
+        self.unread |= {unit.spans[number].file.path: item.reason for number, item in unread.items()}
         spans = tuple(span for number, span in enumerate(unit.spans) if number not in unread)
         if not spans:
             return []

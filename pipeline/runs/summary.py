@@ -3,12 +3,14 @@
 It is made for a person (`str`), for machines (`to_dict`) and for notebooks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.progress import ShownInNotebooks, duration, per_second, size
+from pipeline.runs.guard import told_unread
 from pipeline.runs.prepared import Prepared
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.table import calibration, layout, publication, snapshot
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
@@ -66,6 +68,10 @@ class Summary(ShownInNotebooks):
     recovered: int
     """So many of the retried dead letters have a vector now."""
     notes: tuple[str, ...]
+    files: int = 0
+    """The source has so many files."""
+    unread_files: tuple[UnreadFile, ...] = ()
+    """They can't be read to their end, among those that the table did not know."""
 
     @property
     def exit_code(self) -> int:
@@ -88,6 +94,7 @@ class Summary(ShownInNotebooks):
                 *self._documents(),
                 f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them new)"
                 + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
+                *([f"  unread     {told_unread(self.unread_files, self.files)}"] if self.unread_files else []),
                 *self._retried(),
                 f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
                 f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
@@ -110,7 +117,13 @@ class Summary(ShownInNotebooks):
         return chunked + skipped
 
 
-def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: Mapping[str, float]) -> Summary:
+def summarise(
+    prepared: Prepared,
+    version: Snapshot,
+    encoded: Encoded,
+    timings: Mapping[str, float],
+    unread: Sequence[UnreadFile] = (),
+) -> Summary:
     """Summarise a run that published `version`. If it had nothing to do, `version` is the parent."""
     effort = encoded.effort
     return Summary(
@@ -127,6 +140,8 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
         retried=prepared.plan.rows_to_retry,
         recovered=_recovered_rows(prepared, version),
         notes=notes_of(prepared, encoded),
+        files=len(prepared.corpus.files),
+        unread_files=tuple(unread),
     )
 
 

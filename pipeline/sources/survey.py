@@ -8,7 +8,7 @@ import contextlib
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import pyarrow as pa
@@ -63,12 +63,18 @@ class Survey:
     rows_estimate: int
     bytes: int
     """The size of all files as they are stored."""
+    row_bytes: Mapping[FormatName, float] = field(default_factory=dict)
+    """The bytes of a row by format, uncompressed unless the format is so by itself; of formats that were looked into."""
     folders: tuple["PartitionFolder", ...] = ()
     """What folders say of columns that their files lack, each value once."""
     hidden: int = 0
     """Files that were left out because a name begins with "_" or "."."""
     excluded: int = 0
     """Files that `source.exclude` leaves out."""
+
+    def expected_rows(self, span: Span) -> int:
+        """How many rows the span has, by what its file says of itself, else by its bytes and those of other rows."""
+        return span.rows if span.rows is not None else round(_estimated_rows(span, self.row_bytes))
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -124,12 +130,14 @@ def survey(
     if spec.where is not None:
         filter.check(spec.where, schema)
     spans = cut(registry.extent(file, looks.get(file.path), spec) for file in files)
+    row_bytes = _row_bytes(files, looks)
     known = [span.rows for group in spans for span in group]
     return Survey(
         schema=schema,
         spans=spans,
         rows_known=None if None in known else sum(cast(list[int], known)),
-        rows_estimate=_estimate_rows(spans, looks),
+        rows_estimate=_estimate_rows(spans, looks, row_bytes),
+        row_bytes=row_bytes,
         bytes=sum(file.size for file in files),
         folders=tuple(_folders(columns, files, looks)),
     )
@@ -348,21 +356,31 @@ def _unknown_column(name: str, files: Sequence[SourceFile], looks: Mapping[str, 
 # --- rows
 
 
-def _estimate_rows(spans: Sequence[tuple[Span, ...]], looks: Mapping[str, Look]) -> int:
+def _estimate_rows(
+    spans: Sequence[tuple[Span, ...]], looks: Mapping[str, Look], row_bytes: Mapping[FormatName, float]
+) -> int:
     rows = 0.0
-    sampled: dict[FormatName, list[Look]] = {}
-    for file in {span.file.path: span.file for group in spans for span in group}.values():
-        if (look := looks.get(file.path)) is not None and look.rows:
-            sampled.setdefault(file.format, []).append(look)
-    row_bytes = {form: _row_bytes(found) for form, found in sampled.items()}
     for span in (span for group in spans for span in group):
         if span.rows is not None:
             rows += span.rows
         elif (look := looks.get(span.file.path)) is None or look.readable:
-            packed = PACKED_RATIO if span.file.compression else 1
-            rows += (span.stop - span.start) * packed / row_bytes.get(span.file.format, _ROW_BYTES_GUESS)
+            rows += _estimated_rows(span, row_bytes)
     return round(rows)
 
 
-def _row_bytes(looks: Sequence[Look]) -> float:
-    return max(1.0, sum(look.size for look in looks) / sum(look.rows for look in looks))
+def _estimated_rows(span: Span, row_bytes: Mapping[FormatName, float]) -> float:
+    packed = PACKED_RATIO if span.file.compression else 1
+    return (span.stop - span.start) * packed / row_bytes.get(span.file.format, _ROW_BYTES_GUESS)
+
+
+def _row_bytes(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> dict[FormatName, float]:
+    """The mean bytes of a row by format: of a sample's text, or of whole files that tell how many rows they hold."""
+    sizes: dict[FormatName, int] = {}
+    rows: dict[FormatName, int] = {}
+    for file in files:
+        if (look := looks.get(file.path)) is None:
+            continue
+        counted = sum(group.rows for group in look.row_groups or ())
+        sizes[file.format] = sizes.get(file.format, 0) + (file.size if counted else look.size)
+        rows[file.format] = rows.get(file.format, 0) + (counted or look.rows)
+    return {form: max(1.0, sizes[form] / count) for form, count in rows.items() if count}

@@ -18,7 +18,7 @@ from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.table import scan
 from pipeline.table.diff import WANTED, WANTED_KEY, Keys
 from pipeline.table.snapshot import Tally, to_parquet
-from pipeline.work import Unit
+from pipeline.work import Unit, Unreadable
 
 GetTokenizer = Callable[[], Tokenizer]
 
@@ -40,8 +40,8 @@ class KeyResult:
 
     number: int
     tally: Tally
-    unread: Mapping[int, str]
-    """It maps each span that can't be read to its end to the reason."""
+    unread: Mapping[int, Unreadable]
+    """It maps each span that can't be read to its end to what is known of that."""
     dead_letters: tuple[str, ...]
     """They are files of dead letters."""
 
@@ -49,7 +49,7 @@ class KeyResult:
 def read_keys(item: KeyTask, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys | KeyResult]:
     """Yield WANTED_KEY[n] of the unit's rows, some at a time, and in the end the unit's result. Raises SourceChanged."""
     unit, tally = item.unit, Tally()
-    unread: dict[int, str] = {}
+    unread: dict[int, Unreadable] = {}
     dead_letters: list[str] = []
     chunked = spec.rows_are_chunks
     for piece in slices_of(unit, spec):
