@@ -23,6 +23,7 @@ from pipeline.runs.guard import check_unread
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.reindex_summary import stale_line
 from pipeline.runs.row_changes import Changes, check_deleted
+from pipeline.runs.summary import widened
 from pipeline.runs.unread_files import UnreadFile
 from pipeline.schema import N_TOKENS
 from pipeline.stages.distinct_texts import read_texts
@@ -67,6 +68,8 @@ class Forecast(ShownInNotebooks):
     plan_s: float = 0.0
     rate: Rate | None = None
     """It is the rate of that earlier run."""
+    widened: tuple[str, ...] = ()
+    """It says which columns take another type, and what that costs."""
     refusal: str | None = None
     """It says why a run would publish nothing."""
 
@@ -91,6 +94,7 @@ class Forecast(ShownInNotebooks):
                 f"  encoding   about {duration(self.seconds)}, at the {self.rate.tokens_per_s:,.0f} tokens/s of version "
                 f"{self.rate.version}{price}"
             )
+        lines += [f"  types      {reason}" for reason in self.widened]
         lines += [stale_line(item) for item in self.stale_files[:5]]
         lines += [f"  refused    {self.refusal}"] if self.refusal else []
         lines += [
@@ -122,6 +126,7 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
         changes_pending=full or (changes is not None and not changes.changes_nothing),
         plan_s=round(time.perf_counter() - started, 3),
         rate=expected.rate,
+        widened=tuple(widened(prepared)),
         refusal=_refusal(prepared, changes),
     )
 

@@ -11,7 +11,10 @@ from pipeline.runs.unread_files import UnreadFile
 from pipeline.storage import Folder
 from pipeline.table import calibration, layout, snapshot
 from pipeline.table.record import Effort
+from pipeline.work import Unfit, together
 
+MOST_UNFIT = 100
+"""So many rows that don't fit the types of their columns may be bad rows. More of them are a column of another type."""
 SHOWN = 3
 """So many unreadable files are named with their reasons."""
 
@@ -63,6 +66,20 @@ def check_unread(prepared: Prepared, unread: Sequence[UnreadFile]) -> None:
             f"{told_unread(unread, files)}; limits.max_failed_files allows {limit:g}: nothing was published, finished work "
             "is kept; mend the files, leave them out by source.exclude, or raise the limit"
         )
+
+
+def check_unfit(prepared: Prepared, found: Sequence[Unfit]) -> None:
+    """Raise RunError where rows by the hundred are of another type than their columns."""
+    unfit = together(found)
+    if unfit is None or unfit.rows <= MOST_UNFIT:
+        return
+    kind = prepared.survey.schema.field(unfit.column).type
+    raise RunError(
+        f"{unfit.rows:,} rows and more have values that the types of their columns don't hold; the first is {unfit.example}. "
+        f"Column {unfit.column!r} is read as {kind}, by the table or by the beginnings of the files: nothing was published; "
+        f"give it in source.schema a type that holds all of its values (string holds numbers as they are written, and "
+        f"{kind} makes dead letters of the others), and start again"
+    )
 
 
 def told_unread(unread: Sequence[UnreadFile], files: int) -> str:

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.progress import ShownInNotebooks, per_second, size
+from pipeline.runs.by_row import Outcome
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.row_changes import Changes
-from pipeline.runs.summary import Encoded, notes_of
+from pipeline.runs.summary import notes_of
 from pipeline.runs.unread_files import UnreadFile
 from pipeline.table import layout
 from pipeline.table.operations.merge_rows import Upkeep
-from pipeline.table.snapshot import Counts, Snapshot
+from pipeline.table.snapshot import Counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +70,9 @@ def stale_line(item: UnreadFile) -> str:
     return f"  stale      {item.path}: {item.reason}; {what}"
 
 
-def summarise_rows(
-    prepared: Prepared,
-    changes: Changes,
-    version: Snapshot,
-    upkeep: Upkeep,
-    encoded: Encoded,
-    timings: Mapping[str, float],
-) -> Reindexed:
+def summarise_rows(prepared: Prepared, done: Outcome) -> Reindexed:
+    """Summarise a run by row that published a version."""
+    changes, version, encoded = done.changes, done.version, done.encoded
     return Reindexed(
         table=prepared.table.url,
         version=version.version,
@@ -85,15 +80,17 @@ def summarise_rows(
         counts=version.counts,
         to_encode=changes.to_encode,
         reusable=len(changes.upserts) - changes.to_encode,
-        upkeep=upkeep,
+        upkeep=done.upkeep,
         stale_files=changes.stale_files,
         docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
-        seconds=timings,
+        seconds=done.seconds,
         notes=notes_of(prepared, encoded),
     )
 
 
-def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[UnreadFile] = (), **seconds: float) -> Reindexed:
+def nothing_to_reindex(
+    prepared: Prepared, stale_files: Sequence[UnreadFile] = (), seconds: Mapping[str, float] | None = None
+) -> Reindexed:
     """Return the summary of a run that changed nothing."""
     return Reindexed(
         table=prepared.table.url,
@@ -105,5 +102,5 @@ def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[UnreadFile] = (
         upkeep=Upkeep(untouched=len(prepared.parent.parts)),
         stale_files=tuple(stale_files),
         docs_per_s=0.0,
-        seconds={"plan": prepared.plan_s, **seconds},
+        seconds=seconds or {"plan": prepared.plan_s},
     )

@@ -151,14 +151,15 @@ def _find(prepared: Prepared, publication: Publication, executor: Executor, *, w
     moves = {number: place for place, number in enumerate(good)}
     upserts["unit"] = [moves[number] for number in upserts["unit"].tolist()]
     live_rows = sum(part.rows for part in prepared.parent.parts)
+    stale = _stale(prepared, read, total.left)
     return Changes(
         publication=publication,
         units=tuple(read.units[number] for number in good),
         numbers=tuple(tuple(numbers[bounds[number] : bounds[number + 1]].tolist()) for number in good),
         known=tuple(read.known[number] for number in good),
         kept=read.kept,
-        stale=_stale(prepared, read, total.left),
-        stale_files=unread_files.of_strangers(prepared, read.unread),
+        stale=stale,
+        stale_files=unread_files.of_reindex(prepared, read.unread, _vanished_rows(prepared, read, stale)),
         drops_sources=bool((read.states == GONE).any()),
         moved=total.matches,
         upserts=upserts,
@@ -193,6 +194,7 @@ class _Read:
         readable: Sequence[Unit] = prepared.plan.added
         while readable:
             readable = self._read(readable)
+        guard.check_unfit(prepared, [item.unfit for item in self.known.values() if item.unfit is not None])
         self.states = self._source_states()
 
     def _read(self, units: Sequence[Unit]) -> list[Unit]:
@@ -319,6 +321,13 @@ def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, 
         # A unit that was called stale once keeps that name.
         stale[number] = (identity.stale_id(unit, [number]), tally)
     return stale
+
+
+def _vanished_rows(prepared: Prepared, read: _Read, stale: Mapping[int, tuple[str, Tally]]) -> int:
+    """Count the documents that stay though their file is gone, because an unknown file can't be read."""
+    unread = {lasting_name(path) for path in read.unread}
+    name_of = {row["source"]: lasting_name(row["path"]) for row in prepared.parent.sources.to_pylist()}
+    return sum(tally.documents for number, (_, tally) in stale.items() if name_of[number] not in unread)
 
 
 def _duplicates(prepared: Prepared, units: Sequence[Unit], rows: Keys) -> GateFailed:

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.progress import ShownInNotebooks, duration, per_second, size
+from pipeline.runs import kept_types
 from pipeline.runs.guard import told_unread
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.unread_files import UnreadFile
 from pipeline.table import calibration, layout, publication, snapshot
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
+from pipeline.work import lasting_name
 
 NOTICEABLE = 0.005
 """A summary mentions this share of clipped numbers. Ranges that are measured on 1,024 texts leave 0.2 % of such
@@ -75,7 +77,7 @@ class Summary(ShownInNotebooks):
 
     @property
     def exit_code(self) -> int:
-        return 3 if self.published and self.counts.failed_new else 0
+        return 3 if self.published and (self.counts.failed_new or self.unread_files) else 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"exit_code": self.exit_code}
@@ -147,7 +149,7 @@ def summarise(
 
 def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
     """Return what a person should be told beside the figures, whatever kind of run it was."""
-    effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out]
+    effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out, *widened(prepared)]
     if encoded.workers:
         notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
     if prepared.vectors.int8 is not None:
@@ -167,6 +169,12 @@ def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
     if not prepared.target.exclusive:
         notes.append(NOT_EXCLUSIVE)
     return tuple(notes)
+
+
+def widened(prepared: Prepared) -> list[str]:
+    """Return what is said of columns that take another type, with the cost once."""
+    told = [kept_types.told(change) for change in prepared.target.widened]
+    return [f"other types: {'; '.join(told)}; {kept_types.cost(prepared.parent)}"] if told else []
 
 
 def _recovered_rows(prepared: Prepared, version: Snapshot) -> int:
@@ -209,6 +217,8 @@ class PlanSummary(ShownInNotebooks):
     changes_pending: bool
     left_out: tuple[str, ...] = ()
     """It says which source files were left out."""
+    widened: tuple[str, ...] = ()
+    """It says which columns take another type, and what that costs."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -220,6 +230,7 @@ class PlanSummary(ShownInNotebooks):
                 f"plan for {self.table} (now at version {self.version})",
                 f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
                 *(f"  left out   {reason}" for reason in self.left_out),
+                *(f"  types      {reason}" for reason in self.widened),
                 f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
                 f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
                 *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
@@ -235,10 +246,19 @@ class PlanSummary(ShownInNotebooks):
         return [f"  first      measure what int8 needs on about {calibration.TEXTS:,} texts, once for the table"]
 
 
+def _known_files(prepared: Prepared) -> frozenset[tuple[str, str]]:
+    """Return name and version of the files that the table was built from."""
+    rows = prepared.parent.sources.select(["path", "version"]).to_pylist()
+    return frozenset((lasting_name(row["path"]), row["version"]) for row in rows)
+
+
 def summarise_plan(prepared: Prepared) -> PlanSummary:
     plan = prepared.plan
     added = {unit.unit_id for unit in plan.added}
     tasks = [task for task in plan.tasks if task.unit.unit_id in added]
+    # Under another type all units are other ones, but the texts of files that the table knows have vectors.
+    files = _known_files(prepared) if prepared.target.retyped else frozenset()
+    known = [unit for unit in plan.added if all((span.file.name, span.file.version) in files for span in unit.spans)]
     return PlanSummary(
         table=prepared.table.url,
         version=prepared.parent.version,
@@ -247,14 +267,15 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         rows=prepared.survey.rows_known,
         rows_estimate=prepared.survey.rows_estimate,
         units=len(plan.added) + len(plan.kept),
-        units_to_encode=len(tasks),
+        units_to_encode=len(tasks) - len(known),
         units_recorded=len(plan.added) - len(tasks),
-        units_reused=len(plan.kept),
-        units_dropped=len(plan.dropped),
+        units_reused=len(plan.kept) + len(known),
+        units_dropped=max(0, len(plan.dropped) - len(known)),
         rows_to_retry=plan.rows_to_retry,
         dim=prepared.encoder.dim,
         fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
         plan_s=round(prepared.plan_s, 3),
         changes_pending=not plan.changes_nothing,
         left_out=prepared.survey.left_out,
+        widened=tuple(widened(prepared)),
     )

@@ -48,23 +48,23 @@ def spans_of(unit: Unit, sources: Sequence[int], unread: Mapping[int, Unreadable
     return [(span, unread[number]) for span, number in zip(unit.spans, sources, strict=True) if number in unread]
 
 
-def of_strangers(prepared: Prepared, reasons: Mapping[str, str]) -> tuple[UnreadFile, ...]:
+def of_reindex(prepared: Prepared, reasons: Mapping[str, str], num_kept: int) -> tuple[UnreadFile, ...]:
     """Return the unreadable files of a reindex, by path, where `reasons` says why.
 
-    The rows of a file that the table knows stay, so none are missing. Of another file all rows are.
+    The rows of a file that the table knows stay, so none are missing. Of other files all rows are, less the `num_kept`
+    rows of files that vanished, since these stay in their place.
     """
     known = {lasting_name(path) for path in prepared.parent.sources.column("path").to_pylist()}
-    spans = [span for unit in prepared.plan.added for span in unit.spans]
-    return tuple(
-        UnreadFile(
-            path=path,
-            reason=reason,
-            rows=0
-            if lasting_name(path) in known
-            else sum(prepared.survey.expected_rows(span) for span in spans if span.file.path == path),
-        )
-        for path, reason in sorted(reasons.items())
-    )
+    expected: dict[str, int] = {}
+    for span in (span for unit in prepared.plan.added for span in unit.spans):
+        if span.file.path in reasons and span.file.name not in known:
+            expected[span.file.path] = expected.get(span.file.path, 0) + prepared.survey.expected_rows(span)
+    files = []
+    for path, reason in sorted(reasons.items()):
+        rows = expected.get(path, 0)
+        files.append(UnreadFile(path=path, reason=reason, rows=max(0, rows - num_kept)))
+        num_kept = max(0, num_kept - rows)
+    return tuple(files)
 
 
 def known_rows(parent: Snapshot) -> dict[str, int]:

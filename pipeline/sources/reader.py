@@ -22,6 +22,7 @@ from pipeline.sources.columns import (
     Block,
     RestLost,
     Unread,
+    WrongType,
     column_names,
     folder_misfits,
     join_ids,
@@ -29,7 +30,7 @@ from pipeline.sources.columns import (
     to_ids,
 )
 from pipeline.sources.span_reader import span_blocks
-from pipeline.work import NO_PLACE, Slice, Span, Unit, Unreadable
+from pipeline.work import NO_PLACE, Slice, Span, Unfit, Unit, Unreadable
 
 SLICE_BYTES = 64 * 2**20
 """A slice holds at most so many bytes of text and kept columns."""
@@ -332,10 +333,26 @@ def _slice(unit: Unit, pending: _Pending, spec: SliceSpec, *, last: bool) -> Sli
             for place, error in block.errors.items()
             if isinstance(error, Unread)
         },
+        unfit=_unfit(blocks, spec.source),
         last=last,
         documents=documents.combine_chunks(),
         dead_letters=dead_letters.combine_chunks(),
     )
+
+
+def _unfit(blocks: Sequence[tuple[_Piece, Block]], spec: SourceSpec) -> Unfit | None:
+    """The rows that don't fit types which planning found; those that `source.schema` asks for are meant so."""
+    found = [
+        (piece, block, row, error)
+        for piece, block in blocks
+        for row, error in sorted(block.errors.items())
+        if isinstance(error, WrongType) and error.column not in spec.schema
+    ]
+    if not found:
+        return None
+    piece, block, row, error = found[0]
+    at = f"{piece.span.file.path!r} at {block.positions[row].as_py()}"
+    return Unfit(rows=len(found), column=error.column, example=one_line(f"{at}: {error}", _REASON_LENGTH))
 
 
 def _unreadable(piece: _Piece, place: int, error: Unread) -> Unreadable:

@@ -28,6 +28,7 @@ from pipeline.sources.formats import registry
 from pipeline.sources.formats.form import Join, Look, Misfit
 from pipeline.sources.formats.values import can_be_text
 from pipeline.sources.spans import PACKED_RATIO, cut
+from pipeline.sources.type_changes import Found, Standing, TypeChange, type_change
 from pipeline.storage import open_pinned
 from pipeline.work import FormatName, SourceFile, Span
 
@@ -67,6 +68,8 @@ class Survey:
     """The bytes of a row by format, uncompressed unless the format is so by itself; of formats that were looked into."""
     folders: tuple["PartitionFolder", ...] = ()
     """What folders say of columns that their files lack, each value once."""
+    changes: tuple[TypeChange, ...] = ()
+    """Columns whose types in new files are others than the table stands with; the schema has the types that hold both."""
     hidden: int = 0
     """Files that were left out because a name begins with "_" or "."."""
     excluded: int = 0
@@ -108,21 +111,36 @@ def survey(
     spec: SourceSpec,
     partition_by: Sequence[str] = (),
     before: Mapping[str, pa.DataType] | None = None,
+    standing: Standing | None = None,
 ) -> Survey:
     """Look into the files once, for types and for spans: all footers and schemas, the first lines of some other files.
 
     Raises InputError for columns that don't exist, don't fit together or can't be what they are meant for, and if no
     file can be read. A single file that can't be read is no error: reading it makes a dead letter. `before` are types of
-    an earlier survey: of a column that no sampled file happens to have.
+    an earlier survey: of a column that no sampled file happens to have. A column that is `standing` keeps its type, but for
+    what files that the table doesn't know make of it.
     """
+    stands = standing or Standing()
     columns = list(column_names(spec, [*spec.keep, *partition_by]))
     planned = _planned_types(spec, columns, files)
-    looks = _look_into(files, columns, spec)
+    looks = _look_into(files, columns, spec, stands)
     _check_readable(files, looks)
     plain = {*spec.id_columns, *spec.text_columns, *partition_by}
     absent = {**(before or {}), **planned} if any(not registry.FORMS[form].every for form in _formats(files)) else {}
+    changes = {
+        name: _type_change(name, stands, files, looks, plain=name in plain)
+        for name in columns
+        if name in stands.types and name not in planned
+    }
+    for name in changes:
+        if name not in absent and not _exists(name, files, looks):
+            raise InputError(_unknown_column(name, files, looks))
     kinds = {
-        name: _column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
+        name: change.new
+        if (change := changes[name]) is not None
+        else stands.types[name]
+        if name in changes
+        else _column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
         for name in columns
     }
     schema = pa.schema(list(kinds.items()))
@@ -140,6 +158,7 @@ def survey(
         row_bytes=row_bytes,
         bytes=sum(file.size for file in files),
         folders=tuple(_folders(columns, files, looks)),
+        changes=tuple(change for change in changes.values() if change is not None),
     )
 
 
@@ -188,13 +207,20 @@ def _planned_types(spec: SourceSpec, columns: Sequence[str], files: Sequence[Sou
     return planned
 
 
-def _look_into(files: Sequence[SourceFile], columns: Sequence[str], spec: SourceSpec) -> dict[str, Look]:
+def _look_into(
+    files: Sequence[SourceFile], columns: Sequence[str], spec: SourceSpec, standing: Standing
+) -> dict[str, Look]:
     """By path. All files of formats that say what they hold, and of a small source; of others some that are spread over the
-    list."""
+    list, and as many of those that the table doesn't know."""
     chosen: list[SourceFile] = []
     for form in _formats(files):
         those = [file for file in files if file.format == form]
-        chosen += those if registry.FORMS[form].every else _sampled([file for file in those if file.size] or those)
+        if registry.FORMS[form].every:
+            chosen += those
+            continue
+        those = [file for file in those if file.size] or those
+        fresh = [file for file in those if not standing.knows(file)]
+        chosen += dict.fromkeys((*_sampled(those), *_sampled(fresh)))
 
     def look(file: SourceFile) -> tuple[str, Look]:
         with contextlib.closing(open_pinned(file, spec.storage_options, _LOOK_BYTES)) as opened:
@@ -241,6 +267,34 @@ def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> N
 
 
 # --- types
+
+
+def _type_change(
+    name: str, standing: Standing, files: Sequence[SourceFile], looks: Mapping[str, Look], *, plain: bool
+) -> TypeChange | None:
+    """What the files that the table doesn't know make of the type that the column stands with. Strings of a format that
+    has nothing else are parsed as any type."""
+    found = []
+    for file in files:
+        look = looks.get(file.path)
+        if look is None or name not in look.types:
+            continue
+        if standing.knows(file) or registry.FORMS[file.format].strings_only:
+            continue
+        _check_once(name, file, look)
+        kind = look.types[name]
+        found.append(Found(file=file, type=named_type(kind) if plain else kind))
+    only_json = {file.format for file in files} == {"jsonl"}
+    return type_change(name, standing.types[name], found, only_json=only_json)
+
+
+def _exists(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> bool:
+    return any(name in look.types for look in looks.values()) or bool(_folder_values(name, files, looks))
+
+
+def _check_once(name: str, file: SourceFile, look: Look) -> None:
+    if name in look.duplicates:
+        raise InputError(f"{file.path!r} has more than one column {name!r}: rename one")
 
 
 def _column_type(
@@ -313,8 +367,7 @@ def _kind_in(
         look = looks.get(file.path)
         if file.format != form or look is None or name not in look.types:
             continue
-        if name in look.duplicates:
-            raise InputError(f"{file.path!r} has more than one column {name!r}: rename one")
+        _check_once(name, file, look)
         found = look.types[name]
         here = _Kind(type=named_type(found) if plain else found, path=file.path)
         if kind is None:

@@ -26,6 +26,7 @@ from pipeline.stages.slice_row import (
     flow_row,
     refuse,
     to_ipc,
+    unfit_cell,
     unread_cell,
     without,
 )
@@ -78,6 +79,7 @@ def _tokenize(piece: Slice, unit: Unit, spec: WorkerSpec, tokenizer: Tokenizer, 
         dead_letters=to_ipc(dead_letters),
         effort=effort_to_json(effort),
         unread=unread_cell(piece.unread),
+        unfit=unfit_cell(piece.unfit),
     )
 
 

@@ -100,7 +100,10 @@ def record_slice(row: pa.Table, staged: Staged, table: Folder) -> pa.Table:
         "failed": record.failed,
         "last": record.last,
         "effort": effort_to_json(record.effort),
-    } | {name: row.column(name)[0].as_py() for name in ("encoder", "engine", "encode_start", "encode_stop", "unread")}
+    } | {
+        name: row.column(name)[0].as_py()
+        for name in ("encoder", "engine", "encode_start", "encode_stop", "unread", "unfit")
+    }
     return pa.Table.from_pylist([report], REPORT)
 
 

@@ -29,7 +29,7 @@ ROWS = 200
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
-    return [{"id": f"{name}-{n:05}", "text": "one two"} for n in range(ROWS)]
+    return [{"id": f"{name}-{n:05}", "text": "one two " * 20} for n in range(ROWS)]
 
 
 def lines_of(name: str) -> bytes:
@@ -145,8 +145,8 @@ def test_rows_that_the_table_knows_of_a_file_count_exactly_and_stay_in_a_reindex
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for name in "abc":
-        # Of a megabyte each, so that none shares a unit with another: nothing but the table tells how many rows it had.
-        noise = "".join(f"{zlib.crc32(f'{name}{n}'.encode()):x}" for n in range(150_000))
+        # Of two megabytes each, so that none shares a unit with another: nothing but the table tells how many rows it had.
+        noise = "".join(f"{zlib.crc32(f'{name}{n}'.encode()):x}" for n in range(300_000))
         rows = [{"id": f"{name}{n}", "text": "one", "more": noise if n == 0 else ""} for n in range(70)]
         path = corpus / f"{name}.jsonl.gz"
         path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), 0))
@@ -169,11 +169,11 @@ def test_rows_that_the_table_knows_of_a_file_count_exactly_and_stay_in_a_reindex
 def test_a_run_that_goes_on_knows_the_unreadable_files_of_the_one_before(tiny_model, tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    good_jsonl(corpus / "a")
-    one_array(corpus / "b")
+    one_array(corpus / "a")
+    good_jsonl(corpus / "b")
     limits = {"max_failed_files": 99, "max_failed_rows": 10_000, "unit_rows": 20}
     with pytest.raises(inline.Died):
-        inline.embed(spec_for(corpus, tiny_model, limits), stop_after=11)
+        inline.embed(spec_for(corpus, tiny_model, limits), stop_after=1)
     with pytest.raises(RunError, match=r"^1 of 2 source files can't be read to the end \(about \d+ rows.*JSON array"):
         inline.embed(spec_for(corpus, tiny_model, limits | {"max_failed_files": 0}))
 
