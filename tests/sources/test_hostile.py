@@ -222,12 +222,12 @@ def test_reading_ends_soon_where_a_file_unpacks_without_end(
     assert time.perf_counter() - begun < 30
     assert texts == ["x"]
     assert list(errors) == [name]
-    reason = "blank lines" if byte == b"\n" else "10,000 times its size"
+    reason = "blank lines" if byte == b"\n" else "20,000 times its size"
     assert reason in str(errors)
 
 
 def test_what_repeats_itself_is_unpacked_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal lines are the most that honest rows can be packed: zstd makes one of six thousand of them."""
+    """Equal lines are the most that honest rows can be packed: zstd makes one byte of twelve thousand."""
     monkeypatch.setattr(compression, "_TRUSTED_BYTES", 2**20)
     line = b'{"text": "' + b"a" * 100 + b'"}\n'
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor(level=19).compress(line * 400_000))
