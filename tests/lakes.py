@@ -112,3 +112,68 @@ def vector(*rows: int) -> bytes:
     parts += [np.uint32(key).tobytes() + bitmap.serialize() for key, bitmap in bitmaps]
     data = b"".join(parts)
     return len(data).to_bytes(4, "big") + data + zlib.crc32(data).to_bytes(4, "big")
+
+
+def with_deletes(table: Any, *deletes: Mapping[str, Any]) -> str:
+    """Commit files that delete rows to an Iceberg table, as only other engines write them; returns the new metadata file.
+
+    Each is what a manifest says of such a file; the catalog does not hear of it.
+    """
+    from pyiceberg.manifest import (
+        DataFile,
+        ManifestContent,
+        ManifestEntry,
+        ManifestEntryStatus,
+        ManifestWriterV2,
+        write_manifest_list,
+    )
+    from pyiceberg.typedef import Record
+
+    class DeletesWriter(ManifestWriterV2):
+        def content(self) -> ManifestContent:
+            return ManifestContent.DELETES
+
+        @property
+        def _meta(self) -> dict[str, str]:
+            return super()._meta | {"content": "deletes"}
+
+    before, number = table.current_snapshot(), 10**18 + table.last_sequence_number
+    folder = f"{table.location()}/metadata"
+    output = table.io.new_output(f"{folder}/{number}-m0.avro")
+    with DeletesWriter(table.spec(), table.schema(), output, number, "null") as writer:
+        for each in deletes:
+            file = DataFile.from_args(**{"partition": Record(), "record_count": 1} | each)
+            file.spec_id = table.spec().spec_id
+            status = ManifestEntryStatus.ADDED
+            writer.add_entry(ManifestEntry.from_args(status=status, snapshot_id=number, data_file=file))
+    sequence = table.last_sequence_number + 1
+    listed = table.io.new_output(f"{folder}/snap-{number}.avro")
+    with write_manifest_list(2, listed, number, before.snapshot_id, sequence, "null") as lists:
+        lists.add_manifests([*before.manifests(table.io), writer.to_manifest_file()])
+    raw = json.loads(table.metadata.model_dump_json())
+    snapshot = {
+        "snapshot-id": number,
+        "parent-snapshot-id": before.snapshot_id,
+        "sequence-number": sequence,
+        "timestamp-ms": raw["last-updated-ms"],
+        "manifest-list": listed.location,
+        "summary": {"operation": "delete"},
+        "schema-id": table.schema().schema_id,
+    }
+    raw["snapshots"].append(snapshot)
+    raw |= {"current-snapshot-id": number, "last-sequence-number": sequence}
+    raw["refs"]["main"]["snapshot-id"] = number
+    place = f"{folder}/{10_000 + sequence:05d}-{uuid.uuid4()}.metadata.json"
+    Path(place.removeprefix("file://")).write_text(json.dumps(raw))
+    return place
+
+
+def puffin(vectors: Mapping[str, bytes]) -> bytes:
+    """A Puffin file with the deletion vectors of these data files."""
+    content, blobs = b"PFA1", []
+    for path, data in vectors.items():
+        blob = {"type": "deletion-vector-v1", "fields": [], "snapshot-id": -1, "sequence-number": -1}
+        blobs.append(blob | {"offset": len(content), "length": len(data), "properties": {"referenced-data-file": path}})
+        content += data
+    footer = json.dumps({"blobs": blobs}).encode()
+    return content + b"PFA1" + footer + len(footer).to_bytes(4, "little") + bytes(4) + b"PFA1"

@@ -26,6 +26,7 @@ from pipeline.runs.plan import Plan
 from pipeline.runs.prepared import Corpus, Prepared, Target
 from pipeline.runs.vector_spec import VectorSpec
 from pipeline.sources import filter
+from pipeline.sources.lakehouse.find import is_lakehouse
 from pipeline.sources.listing import Recorded, Sources, find_sources
 from pipeline.sources.reader import first_spans
 from pipeline.sources.spans import Cut
@@ -54,7 +55,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         check_tokenizer(encoder)
         _check_not_held(table, parent)
         readiness.check_own(table, parent)
-        found = find_sources(spec.source, _recorded(parent), spec.table.partition_by)
+        found = find_sources(spec.source, _recorded(spec, parent), spec.table.partition_by)
         files = found.files
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
@@ -109,7 +110,7 @@ def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot) -> Survey:
     return replace(surveyed, hidden=found.hidden, excluded=found.excluded)
 
 
-def _recorded(parent: Snapshot) -> Recorded:
+def _recorded(spec: RunSpec, parent: Snapshot) -> Recorded:
     """Return what the version says of the files it was built from."""
     if not parent.version:
         return Recorded()
@@ -117,7 +118,7 @@ def _recorded(parent: Snapshot) -> Recorded:
     for row in parent.sources.select(["path", "version"]).to_pylist():
         versions.setdefault(row["path"], set()).add(row["version"])
     as_of = datetime.datetime.fromisoformat(parent.time).timestamp()
-    return Recorded(versions=versions, as_of=as_of, cuts=_cuts(parent))
+    return Recorded(versions=versions, as_of=as_of, cuts=_cuts(parent) if is_lakehouse(spec.source) else {})
 
 
 def _cuts(parent: Snapshot) -> dict[tuple[str, str], Cut]:

@@ -93,8 +93,8 @@ def _told(file: SourceFile) -> Iterator[None]:
     """A lakehouse table never writes other bytes under a name: where they are not there, the file was removed."""
     try:
         yield
-    except SourceChanged:
-        if file.logged is None:
+    except SourceChanged as error:
+        if file.logged is None or repr(file.path) not in str(error):
             raise
         raise SourceChanged(
             f"source file {file.path!r} of {file.logged.snapshot.label} is gone since it was planned, as vacuum and "

@@ -243,7 +243,7 @@ def test_what_is_no_such_table_is_told(tmp_path: Path) -> None:
         (f"delta:{tmp_path}/t", {"snapshot": "main"}, "expected the number of a version"),
         (f"delta:{tmp_path}/t", {"format": "jsonl"}, "source.format"),
         (f"delta:{tmp_path}/t", {"exclude": ("x",)}, r"source\.where"),
-        (f"delta:{tmp_path}/t", {"keep": ("txt",)}, "no source file has a column 'txt'; the nearest are 'text'"),
+        (f"delta:{tmp_path}/t", {"keep": ("txt",)}, "version 0 has no column 'txt'; the nearest are 'text'"),
         ((f"delta:{tmp_path}/t", str(tmp_path)), {}, "one table alone"),
         ("delta:s3://key:secret/x@bucket/t", {}, r"\*\*\*.*password"),
         ("delta:ftp://bucket/t", {}, "only these are known"),

@@ -37,6 +37,10 @@ _READ = frozenset(
 """The features of tables whose rows are read exactly; others are refused by name."""
 
 
+_TOLD = ("path", "size_bytes", "modification_time", "num_records", "partition")
+"""What is needed of an action; the statistics of columns can be long."""
+
+
 def snapshot(root: str, spec: SourceSpec, wanted: set[str]) -> tuple[LakeSnapshot, list[DataFile]]:
     """The version of `source.snapshot`, or the newest one. Raises InputError for what can't be read exactly."""
     version = spec.snapshot
@@ -61,7 +65,8 @@ def _read(root: str, log: delta_log.Log, label: str, wanted: set[str]) -> tuple[
     mode = table.metadata().configuration.get("delta.columnMapping.mode", "none")
     columns = tuple(_column(item, mode, label, wanted) for item in schema)
     partitioned = table.metadata().partition_columns
-    actions = pa.table(table.get_add_actions()).to_pylist()
+    found = pa.table(table.get_add_actions())
+    actions = found.select([name for name in found.column_names if name in _TOLD]).to_pylist()
     paths = {action["path"] for action in actions}
     vectors = log.deletion_vectors(paths) if "deletionVectors" in features else {}
     files = [

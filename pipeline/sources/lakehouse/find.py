@@ -5,7 +5,9 @@ the files. Goes out: source files, each with all that a reader needs of the log.
 during the run changes nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline import identity
@@ -55,7 +57,8 @@ def find(spec: SourceSpec, columns: Sequence[str], cuts: Mapping[tuple[str, str]
     found, files = _FORMATS[prefix](root, spec, wanted)
     if not files:
         raise InputError(f"{found.label} holds no rows: expected a snapshot with some (source.snapshot)")
-    mapped = _mapping(found.columns, wanted)
+    found = _with_columns(found, wanted)
+    mapped = _mapping(found.columns)
     made = [_source_file(file, found, mapped, spec, cuts) for file in files]
     return tuple(sorted(made, key=lambda file: file.path))
 
@@ -91,9 +94,18 @@ def _known_cut(file: DataFile, cut: Cut | None) -> tuple[tuple[int, int], ...] |
     return cut.groups if cut.groups and starts[:-1] == stops and cut.rows == file.rows else None
 
 
-def _mapping(columns: Sequence[LakeColumn], wanted: set[str]) -> list[Any]:
+def _with_columns(found: LakeSnapshot, wanted: Collection[str]) -> LakeSnapshot:
+    """The snapshot with the columns that are read: it goes to the workers with every file."""
+    known = [column.name for column in found.columns]
+    for name in sorted(set(wanted) - set(known)):
+        near = difflib.get_close_matches(name, known, 3, 0.6) or known[:10]
+        raise InputError(f"{found.label} has no column {name!r}; the nearest are {', '.join(map(repr, near))}")
+    return replace(found, columns=tuple(column for column in found.columns if column.name in wanted))
+
+
+def _mapping(columns: Sequence[LakeColumn]) -> list[Any]:
     """What is to be known of columns that files may have under other names: a file gives other rows when one of these
     becomes another column of the same name."""
     plain = ((column.name,) for column in columns)
     mapped = (column for column, names in zip(columns, plain, strict=True) if column.field_id or column.names != names)
-    return [[column.name, column.field_id, *column.names] for column in mapped if column.name in wanted]
+    return [[column.name, column.field_id, *column.names] for column in mapped]
