@@ -47,25 +47,16 @@ NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary(ShownInNotebooks):
-    """It says what a run did, for a person (`str`) and for machines (`to_dict`)."""
+class RunSummary(ShownInNotebooks):
+    """It holds the figures that every run that can publish a version has, and the lines in which a person reads them."""
 
     table: str
     version: int
     published: bool
     counts: snapshot.Counts
-    padding_share: float
-    busy_share: float
-    """It is the share that the encoders spent encoding of the time from their first to their last slice."""
     docs_per_s: float
-    tokens_per_s: float
     seconds: Mapping[str, float]
-    output_bytes: int
-    retried: int
-    """So many dead letters were tried again."""
-    recovered: int
-    """So many of the retried dead letters have a vector now."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -75,27 +66,72 @@ class Summary(ShownInNotebooks):
         return asdict(self) | {"exit_code": self.exit_code}
 
     def __str__(self) -> str:
-        counts = self.counts
-        if not self.published:
-            done = "nothing changed" if self.retried else "nothing to do"
-            lines = [f"{done}: {self.table} is at version {self.version} with {counts.rows:,} rows", *self._retried()]
+        if self.published:
+            lines = [f"published version {self.version} of {self.table}", *self._figures()]
         else:
-            seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
-            lines = [
-                f"published version {self.version} of {self.table}",
-                f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
-                f"{counts.unchanged:,} unchanged ({counts.reused:,} in reused units)",
-                *self._documents(),
-                f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them new)"
-                + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
-                *self._retried(),
-                f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
-                f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
-                f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
-                f"  seconds    {seconds}",
-                f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",
-            ]
-        return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+            lines = [f"{self._idle()}: {self.table} is at version {self.version} with {self.counts.rows:,} rows"]
+        return "\n".join([*lines, *self._remarks(), *(f"  note       {note}" for note in self.notes)])
+
+    def _figures(self) -> list[str]:
+        """Return the lines about what was published."""
+        raise NotImplementedError
+
+    def _idle(self) -> str:
+        """Return what is said of a run that published nothing."""
+        return "nothing to do"
+
+    def _remarks(self) -> list[str]:
+        """Return the lines that follow the figures, whether something was published or not."""
+        return []
+
+    def _rows(self, unchanged: str) -> str:
+        counts = self.counts
+        return (
+            f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
+            f"{counts.unchanged:,} {unchanged}"
+        )
+
+    def _failed(self, new: str) -> str:
+        failed = f"  failed     {self.counts.failed:,} without a vector ({self.counts.failed_new:,} of them {new})"
+        return failed + (f"; see {self.table}/{layout.dead_letters(self.version)}" if self.counts.failed else "")
+
+    def _seconds(self) -> str:
+        return "  seconds    " + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(RunSummary):
+    """It says what an embedding run did, for a person (`str`) and for machines (`to_dict`)."""
+
+    padding_share: float
+    busy_share: float
+    """It is the share that the encoders spent encoding of the time from their first to their last slice."""
+    tokens_per_s: float
+    output_bytes: int
+    retried: int
+    """So many dead letters were tried again."""
+    recovered: int
+    """So many of the retried dead letters have a vector now."""
+
+    def _figures(self) -> list[str]:
+        counts = self.counts
+        return [
+            self._rows(f"unchanged ({counts.reused:,} in reused units)"),
+            *self._documents(),
+            self._failed("new"),
+            *self._retried(),
+            f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
+            f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
+            f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
+            self._seconds(),
+            f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",
+        ]
+
+    def _idle(self) -> str:
+        return "nothing changed" if self.retried else "nothing to do"
+
+    def _remarks(self) -> list[str]:
+        return [] if self.published else self._retried()
 
     def _retried(self) -> list[str]:
         if not self.retried:
