@@ -64,6 +64,8 @@ class Forecast(ShownInNotebooks):
     plan_s: float = 0.0
     rate: Rate | None = None
     """It is the rate of that earlier run."""
+    snapshot: str | None = None
+    """It names the state of a lakehouse table that would be read."""
     refusal: str | None = None
     """It says why a run would publish nothing."""
 
@@ -72,6 +74,7 @@ class Forecast(ShownInNotebooks):
 
     def __str__(self) -> str:
         lines = [f"plan for {self.table} (now at version {self.version})"]
+        lines += [f"  snapshot   {self.snapshot}"] if self.snapshot else []
         if self.full:
             lines.append(f"  build      all of {self.to_encode:,} rows, about {self.tokens:,} tokens")
         elif self.changes_pending:
@@ -119,6 +122,7 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
         changes_pending=full or (changes is not None and not changes.changes_nothing),
         plan_s=round(time.perf_counter() - started, 3),
         rate=expected.rate,
+        snapshot=prepared.survey.snapshot,
         refusal=_refusal(prepared, changes),
     )
 

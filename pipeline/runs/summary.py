@@ -142,8 +142,10 @@ class Summary(RunSummary):
         """Return the lines about documents that the rows don't tell by themselves."""
         counts = self.counts
         chunked = [f"  documents  {counts.documents:,} in these rows"] if counts.documents != counts.rows else []
-        skipped = [f"  left out   {counts.skipped:,} by source.where or source.on_null"] if counts.skipped else []
-        return chunked + skipped
+        if counts.skipped:
+            left_out = "by source.where, by source.on_null, or as a lakehouse table's deleted rows"
+            return [*chunked, f"  left out   {counts.skipped:,} {left_out}"]
+        return chunked
 
 
 def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: Mapping[str, float]) -> Summary:
@@ -169,6 +171,8 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
 def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
     """Return what a person should be told beside the figures, whatever kind of run it was."""
     effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out]
+    if prepared.survey.snapshot is not None:
+        notes.append(f"read {prepared.survey.snapshot}")
     if encoded.workers:
         notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
     if prepared.vectors.int8 is not None:
@@ -230,6 +234,8 @@ class PlanSummary(ShownInNotebooks):
     changes_pending: bool
     left_out: tuple[str, ...] = ()
     """It says which source files were left out."""
+    snapshot: str | None = None
+    """It names the state of a lakehouse table that would be read."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -240,6 +246,7 @@ class PlanSummary(ShownInNotebooks):
             [
                 f"plan for {self.table} (now at version {self.version})",
                 f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
+                *([f"  snapshot   {self.snapshot}"] if self.snapshot else []),
                 *(f"  left out   {reason}" for reason in self.left_out),
                 f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
                 f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
@@ -278,4 +285,5 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         plan_s=round(prepared.plan_s, 3),
         changes_pending=not plan.changes_nothing,
         left_out=prepared.survey.left_out,
+        snapshot=prepared.survey.snapshot,
     )
