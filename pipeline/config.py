@@ -305,10 +305,14 @@ class ResourceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSpec:
-    """This section bounds what a run may lose, take or wait for. A limit on rows below 1 is a share, else a count."""
+    """This section bounds what a run may lose, take or wait for. A limit on rows or files below 1 is a share, else a
+    count."""
 
     max_failed_rows: float = 0.01
     """If more of the source's rows fail, nothing is published."""
+    max_failed_files: float = 0.1
+    """If more of the source's files turn out to be unreadable, wholly or from some place on, nothing is published. The
+    rows that they are known or estimated to hold count for `max_failed_rows` too."""
     max_deleted_rows: float = 0.2
     """If a reindex would delete more of the table's rows, it publishes nothing until `--allow-deletes` is given."""
     max_row_bytes: int = 16 * 2**20
@@ -324,7 +328,7 @@ class LimitSpec:
 
     def __post_init__(self) -> None:
         for least, names in (
-            (0, ("max_failed_rows", "max_deleted_rows", "wait_s")),
+            (0, ("max_failed_rows", "max_failed_files", "max_deleted_rows", "wait_s")),
             (1, ("max_row_bytes", "unit_rows", "unit_timeout_s", "lease_s")),
         ):
             for name in names:

@@ -4,7 +4,7 @@ These are frozen values only. How files become units stands in spans.py, and how
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -172,6 +172,32 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """A span can't be read to its end."""
+
+    reason: str
+    rows_read: int | None
+    """So many rows of the span came before a rest that nobody can count. It is None where each row that can't be read
+    is counted, one dead letter a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfit:
+    """Some rows have values that their columns' types, which nobody asked for, have no place for."""
+
+    rows: int
+    column: str
+    """It is the column of the first such row."""
+    example: str
+    """It says where that row is, and what is wrong."""
+
+
+def together(found: Sequence[Unfit]) -> Unfit | None:
+    """Return all of these rows under the first one's example."""
+    return replace(found[0], rows=sum(item.rows for item in found)) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Slice:
     """It has rows [first_row, first_row + num_rows) of a unit. Each stands in `documents` or `dead_letters`, or is
     skipped."""
@@ -183,8 +209,10 @@ class Slice:
     """So many rows are left out by `source.where` or `source.on_null`."""
     broken: bool
     """One of its dead letters stands for the rest of a file, of which nobody knows how many rows it had."""
-    unread: Mapping[int, str]
-    """It maps sources to the reason why not even the ids of some of their rows could be read."""
+    unread: Mapping[int, Unreadable]
+    """It maps the sources of which not even the ids of some rows could be read to what is known of that."""
+    unfit: Unfit | None
+    """Some of its dead letters are rows whose values are of another type than their column."""
     last: bool
     """No row of the unit comes after this slice."""
     documents: pa.Table

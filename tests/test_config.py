@@ -30,6 +30,7 @@ def test_a_minimal_configuration_has_the_documented_defaults():
     assert (spec.source.format, spec.source.id, spec.source.keep) == ("auto", None, ())
     assert (spec.table.embedding_column, spec.table.dtype, spec.table.keep_text) == ("embedding", "float32", True)
     assert (spec.limits.max_failed_rows, spec.limits.unit_rows, spec.limits.max_row_bytes) == (0.01, 8192, 16777216)
+    assert spec.limits.max_failed_files == 0.1
     assert (spec.resources.ray_address, spec.resources.encoders) == (None, "auto")
 
 

@@ -8,7 +8,7 @@ import collections
 import datetime
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -20,8 +20,9 @@ from pipeline.encoder.tokenizer_backend import framing_tokens
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.model.tokenizer_files import check_tokenizer
+from pipeline.runs import kept_types, vector_spec
 from pipeline.runs import plan as planning
-from pipeline.runs import vector_spec
+from pipeline.runs.kept_types import KeptTypes
 from pipeline.runs.plan import Plan
 from pipeline.runs.prepared import Corpus, Prepared, Target
 from pipeline.runs.vector_spec import VectorSpec
@@ -59,7 +60,8 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         files = found.files
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
-        surveyed = _surveyed(spec, found, parent)
+        kept = _surveyed(spec, found, parent, table)
+        surveyed = kept.survey
         _check_chunks(spec, encoder)
         described = vector_spec.describe(spec, encoder, table, parent)
         _check_partitions(spec, surveyed.schema)
@@ -71,12 +73,11 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
             described = vector_spec.describe(spec, encoder, table, snapshot.empty())
         else:
             vector_spec.check_same_vectors(spec, parent, described)
-        surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent, forms))
         check_folders(surveyed.folders, surveyed.schema)
         if spec.source.where is not None:
             filter.check(spec.source.where, surveyed.schema)
         surveyed = _limited(spec, surveyed)
-        output_spec = planning.output_spec(spec, surveyed.schema, forms)
+        output_spec = planning.output_spec(spec, surveyed.schema, forms, kept.words)
         output = identity.digest(output_spec)
         if described.needs_calibration:
             described = vector_spec.describe(spec, encoder, table, snapshot.empty() if renews else parent, output)
@@ -94,6 +95,8 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
             output_spec=output_spec,
             output=output,
             exclusive=exclusive,
+            widened=() if renews else kept.widened,
+            retyped=not renews and kept.retyped,
             renews=renews,
         ),
         vectors=described,
@@ -102,12 +105,14 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     )
 
 
-def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot) -> Survey:
-    """Survey the files. The types that the table was built with are known before."""
+def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot, table: Folder) -> KeptTypes:
+    """Survey the files. The types that the table was built with are known before, and kept."""
     before = snapshot.hex_to_schema(parent.source_schema) if parent.source_schema else pa.schema([])
     known = dict(zip(before.names, before.types, strict=True))
-    surveyed = survey(found.files, spec.source, spec.table.partition_by, known)
-    return replace(surveyed, hidden=found.hidden, excluded=found.excluded)
+    stands = kept_types.standing(spec, parent, {file.format for file in found.files})
+    surveyed = survey(found.files, spec.source, spec.table.partition_by, known, stands)
+    surveyed = replace(surveyed, hidden=found.hidden, excluded=found.excluded)
+    return KeptTypes(survey=surveyed) if stands is None else kept_types.settle(spec, surveyed, parent, table)
 
 
 def _recorded(spec: RunSpec, parent: Snapshot) -> Recorded:
@@ -213,21 +218,6 @@ def _check_apart(spec: RunSpec, table: Folder, files: Sequence[SourceFile]) -> N
             f"table.path {spec.table.path!r} holds the source file {inside!r}: the run would read what it writes; give the "
             "table a folder of its own"
         )
-
-
-def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot, forms: Collection[str]) -> pa.Schema:
-    """Return the types that the table was built with, while the roles of the columns stay as they were.
-
-    Types that are guessed from samples must not change with every new file. A value that doesn't fit them is a dead
-    letter.
-    """
-    if not parent.source_schema:
-        return surveyed
-    fixed = snapshot.hex_to_schema(parent.source_schema)
-    if planning.shape(planning.output_spec(spec, fixed, forms)) != planning.shape(parent.output_spec):
-        return surveyed
-    told = set(fixed.names) - set(spec.source.schema)
-    return pa.schema([fixed.field(name) if name in told else surveyed.field(name) for name in surveyed.names])
 
 
 def _check_not_held(table: Folder, parent: Snapshot) -> None:

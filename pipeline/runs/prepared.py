@@ -20,6 +20,7 @@ from pipeline.runs.plan import Plan
 from pipeline.runs.vector_spec import VectorSpec
 from pipeline.sources.reader import SLICE_BYTES
 from pipeline.sources.survey import Survey
+from pipeline.sources.type_changes import TypeChange
 from pipeline.stages.worker_spec import EncodeSpec, ReadSpec, WorkerSpec, WriteSpec
 from pipeline.storage import Folder
 from pipeline.table.part import vector_bytes
@@ -69,6 +70,10 @@ class Target:
     """It is the digest of `output_spec`."""
     exclusive: bool
     """The table's store lets only one of two publishers win."""
+    widened: tuple[TypeChange, ...]
+    """They are columns that take another type, for which all files of the table are written anew."""
+    retyped: bool
+    """All units are other ones than the table's, though only types of columns changed: rows are compared one by one."""
     renews: bool
     """Another model, or other settings of it, replace the parent's."""
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.progress import per_second, size
+from pipeline.runs.by_row import Outcome
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.row_changes import Changes, StaleFile
-from pipeline.runs.summary import Encoded, RunSummary, notes_of
+from pipeline.runs.summary import RunSummary, notes_of
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.table.operations.merge_rows import Upkeep
-from pipeline.table.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Reindexed(RunSummary):
     reusable: int
     """So many new and changed rows have a text with a vector, or share their text with another such row."""
     upkeep: Upkeep
-    stale_files: tuple[StaleFile, ...]
+    stale_files: tuple[UnreadFile, ...]
 
     @property
     def exit_code(self) -> int:
@@ -40,20 +40,21 @@ class Reindexed(RunSummary):
         ]
 
     def _remarks(self) -> list[str]:
-        lines = [f"  stale      {item.path}: {item.reason}; its rows stay" for item in self.stale_files[:5]]
+        lines = [stale_line(item) for item in self.stale_files[:5]]
         if len(self.stale_files) > 5:
             lines.append(f"  stale      {len(self.stale_files) - 5:,} more files that can't be read")
         return lines
 
 
-def summarise_rows(
-    prepared: Prepared,
-    changes: Changes,
-    version: Snapshot,
-    upkeep: Upkeep,
-    encoded: Encoded,
-    timings: Mapping[str, float],
-) -> Reindexed:
+def stale_line(item: UnreadFile) -> str:
+    """Return the line about a file that can't be read."""
+    what = f"about {item.rows:,} rows of it are missing" if item.rows else "its rows stay"
+    return f"  stale      {item.path}: {item.reason}; {what}"
+
+
+def summarise_rows(prepared: Prepared, done: Outcome) -> Reindexed:
+    """Summarise a run by row that published a version."""
+    changes, version, encoded = done.changes, done.version, done.encoded
     return Reindexed(
         table=prepared.table.url,
         version=version.version,
@@ -61,15 +62,17 @@ def summarise_rows(
         counts=version.counts,
         to_encode=changes.to_encode,
         reusable=len(changes.upserts) - changes.to_encode,
-        upkeep=upkeep,
+        upkeep=done.upkeep,
         stale_files=changes.stale_files,
         docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
-        seconds=timings,
+        seconds=done.seconds,
         notes=notes_of(prepared, encoded),
     )
 
 
-def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[StaleFile] = (), **seconds: float) -> Reindexed:
+def nothing_to_reindex(
+    prepared: Prepared, stale_files: Sequence[UnreadFile] = (), seconds: Mapping[str, float] | None = None
+) -> Reindexed:
     """Return the summary of a run that changed nothing."""
     return Reindexed(
         table=prepared.table.url,
@@ -81,5 +84,5 @@ def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[StaleFile] = ()
         upkeep=Upkeep(untouched=len(prepared.parent.parts)),
         stale_files=tuple(stale_files),
         docs_per_s=0.0,
-        seconds={"plan": prepared.plan_s, **seconds},
+        seconds=seconds or {"plan": prepared.plan_s},
     )

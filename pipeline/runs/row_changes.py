@@ -16,25 +16,18 @@ from pipeline import identity
 from pipeline.errors import GateFailed
 from pipeline.execution.executor import Executor, RowComparison
 from pipeline.execution.pools import ALONE
-from pipeline.runs import guard
+from pipeline.runs import guard, unread_files
 from pipeline.runs import plan as planning
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_vectors import vectors_for
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.stages.read import slices_of
 from pipeline.stages.row_keys import KeyResult, KeyTask, only
 from pipeline.table import dead_letters, diff, snapshot
 from pipeline.table.diff import GONE, KEPT, STALE, Keys, RowDifference, SourceStates
 from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Snapshot, Tally
-from pipeline.work import Unit, lasting_name
-
-
-@dataclass(frozen=True, kw_only=True)
-class StaleFile:
-    """It is a source file that can't be read to its end. Its rows stay as they are."""
-
-    path: str
-    reason: str
+from pipeline.work import Unit, Unreadable, lasting_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +46,8 @@ class Changes:
     """They are the live units that stay as they are."""
     stale: Mapping[int, tuple[str, Tally]]
     """It maps each source that can't be read to the name and the counts of what is left of it."""
-    stale_files: tuple[StaleFile, ...]
+    stale_files: tuple[UnreadFile, ...]
+    """They can't be read to their end. The rows that the table has of them stay as they are."""
     drops_sources: bool
     """Some source of the live version is gone."""
     moved: Keys
@@ -157,14 +151,15 @@ def _find(prepared: Prepared, publication: Publication, executor: Executor, *, w
     moves = {number: place for place, number in enumerate(good)}
     upserts["unit"] = [moves[number] for number in upserts["unit"].tolist()]
     live_rows = sum(part.rows for part in prepared.parent.parts)
+    stale = _stale(prepared, read, total.left)
     return Changes(
         publication=publication,
         units=tuple(read.units[number] for number in good),
         numbers=tuple(tuple(numbers[bounds[number] : bounds[number + 1]].tolist()) for number in good),
         known=tuple(read.known[number] for number in good),
         kept=read.kept,
-        stale=_stale(prepared, read, total.left),
-        stale_files=tuple(StaleFile(path=path, reason=reason) for path, reason in sorted(read.unread.items())),
+        stale=stale,
+        stale_files=unread_files.of_reindex(prepared, read.unread, _vanished_rows(prepared, read, stale)),
         drops_sources=bool((read.states == GONE).any()),
         moved=total.matches,
         upserts=upserts,
@@ -199,6 +194,7 @@ class _Read:
         readable: Sequence[Unit] = prepared.plan.added
         while readable:
             readable = self._read(readable)
+        guard.check_unfit(prepared, [item.unfit for item in self.known.values() if item.unfit is not None])
         self.states = self._source_states()
 
     def _read(self, units: Sequence[Unit]) -> list[Unit]:
@@ -219,8 +215,8 @@ class _Read:
                 left += self._without_unread(self.units[item.number], item.unread)
         return left
 
-    def _without_unread(self, unit: Unit, unread: Mapping[int, str]) -> list[Unit]:
-        self.unread |= {unit.spans[number].file.path: reason for number, reason in unread.items()}
+    def _without_unread(self, unit: Unit, unread: Mapping[int, Unreadable]) -> list[Unit]:
+        self.unread |= {unit.spans[number].file.path: item.reason for number, item in unread.items()}
         spans = tuple(span for number, span in enumerate(unit.spans) if number not in unread)
         if not spans:
             return []
@@ -325,6 +321,13 @@ def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, 
         # A unit that was called stale once keeps that name.
         stale[number] = (identity.stale_id(unit, [number]), tally)
     return stale
+
+
+def _vanished_rows(prepared: Prepared, read: _Read, stale: Mapping[int, tuple[str, Tally]]) -> int:
+    """Count the documents that stay though their file is gone, because an unknown file can't be read."""
+    unread = {lasting_name(path) for path in read.unread}
+    name_of = {row["source"]: lasting_name(row["path"]) for row in prepared.parent.sources.to_pylist()}
+    return sum(tally.documents for number, (_, tally) in stale.items() if name_of[number] not in unread)
 
 
 def _duplicates(prepared: Prepared, units: Sequence[Unit], rows: Keys) -> GateFailed:

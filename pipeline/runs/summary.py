@@ -3,15 +3,19 @@
 It is made for a person (`str`), for machines (`to_dict`) and for notebooks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.progress import ShownInNotebooks, duration, per_second, size
+from pipeline.runs import kept_types
+from pipeline.runs.guard import told_unread
 from pipeline.runs.prepared import Prepared
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.table import calibration, layout, publication, snapshot
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
+from pipeline.work import lasting_name
 
 NOTICEABLE = 0.005
 """A summary mentions this share of clipped numbers. Ranges that are measured on 1,024 texts leave 0.2 % of such
@@ -112,6 +116,14 @@ class Summary(RunSummary):
     """So many dead letters were tried again."""
     recovered: int
     """So many of the retried dead letters have a vector now."""
+    files: int = 0
+    """The source has so many files."""
+    unread_files: tuple[UnreadFile, ...] = ()
+    """They can't be read to their end, among those that the table did not know."""
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.published and self.unread_files else super().exit_code
 
     def _figures(self) -> list[str]:
         counts = self.counts
@@ -119,6 +131,7 @@ class Summary(RunSummary):
             self._rows(f"unchanged ({counts.reused:,} in reused units)"),
             *self._documents(),
             self._failed("new"),
+            *([f"  unread     {told_unread(self.unread_files, self.files)}"] if self.unread_files else []),
             *self._retried(),
             f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
             f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
@@ -148,7 +161,13 @@ class Summary(RunSummary):
         return chunked
 
 
-def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: Mapping[str, float]) -> Summary:
+def summarise(
+    prepared: Prepared,
+    version: Snapshot,
+    encoded: Encoded,
+    timings: Mapping[str, float],
+    unread: Sequence[UnreadFile] = (),
+) -> Summary:
     """Summarise a run that published `version`. If it had nothing to do, `version` is the parent."""
     effort = encoded.effort
     return Summary(
@@ -165,12 +184,14 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
         retried=prepared.plan.rows_to_retry,
         recovered=_recovered_rows(prepared, version),
         notes=notes_of(prepared, encoded),
+        files=len(prepared.corpus.files),
+        unread_files=tuple(unread),
     )
 
 
 def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
     """Return what a person should be told beside the figures, whatever kind of run it was."""
-    effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out]
+    effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out, *widened(prepared)]
     if prepared.survey.snapshot is not None:
         notes.append(f"read {prepared.survey.snapshot}")
     if encoded.workers:
@@ -192,6 +213,12 @@ def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
     if not prepared.target.exclusive:
         notes.append(NOT_EXCLUSIVE)
     return tuple(notes)
+
+
+def widened(prepared: Prepared) -> list[str]:
+    """Return what is said of columns that take another type, with the cost once."""
+    told = [kept_types.told(change) for change in prepared.target.widened]
+    return [f"other types: {'; '.join(told)}; {kept_types.cost(prepared.parent)}"] if told else []
 
 
 def _recovered_rows(prepared: Prepared, version: Snapshot) -> int:
@@ -236,6 +263,8 @@ class PlanSummary(ShownInNotebooks):
     """It says which source files were left out."""
     snapshot: str | None = None
     """It names the state of a lakehouse table that would be read."""
+    widened: tuple[str, ...] = ()
+    """It says which columns take another type, and what that costs."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -248,6 +277,7 @@ class PlanSummary(ShownInNotebooks):
                 f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
                 *([f"  snapshot   {self.snapshot}"] if self.snapshot else []),
                 *(f"  left out   {reason}" for reason in self.left_out),
+                *(f"  types      {reason}" for reason in self.widened),
                 f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
                 f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
                 *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
@@ -263,10 +293,19 @@ class PlanSummary(ShownInNotebooks):
         return [f"  first      measure what int8 needs on about {calibration.TEXTS:,} texts, once for the table"]
 
 
+def _known_files(prepared: Prepared) -> frozenset[tuple[str, str]]:
+    """Return name and version of the files that the table was built from."""
+    rows = prepared.parent.sources.select(["path", "version"]).to_pylist()
+    return frozenset((lasting_name(row["path"]), row["version"]) for row in rows)
+
+
 def summarise_plan(prepared: Prepared) -> PlanSummary:
     plan = prepared.plan
     added = {unit.unit_id for unit in plan.added}
     tasks = [task for task in plan.tasks if task.unit.unit_id in added]
+    # Under another type all units are other ones, but the texts of files that the table knows have vectors.
+    files = _known_files(prepared) if prepared.target.retyped else frozenset()
+    known = [unit for unit in plan.added if all((span.file.name, span.file.version) in files for span in unit.spans)]
     return PlanSummary(
         table=prepared.table.url,
         version=prepared.parent.version,
@@ -275,10 +314,10 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         rows=prepared.survey.rows_known,
         rows_estimate=prepared.survey.rows_estimate,
         units=len(plan.added) + len(plan.kept),
-        units_to_encode=len(tasks),
+        units_to_encode=len(tasks) - len(known),
         units_recorded=len(plan.added) - len(tasks),
-        units_reused=len(plan.kept),
-        units_dropped=len(plan.dropped),
+        units_reused=len(plan.kept) + len(known),
+        units_dropped=max(0, len(plan.dropped) - len(known)),
         rows_to_retry=plan.rows_to_retry,
         dim=prepared.encoder.dim,
         fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
@@ -286,4 +325,5 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         changes_pending=not plan.changes_nothing,
         left_out=prepared.survey.left_out,
         snapshot=prepared.survey.snapshot,
+        widened=tuple(widened(prepared)),
     )

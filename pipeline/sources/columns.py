@@ -44,6 +44,17 @@ class RestLost(Unread):
     """The error of a row that stands for an unknown number of them: the rest of its file."""
 
 
+class WrongType(str):
+    """The error of a row with a value that has no place in the type of its column."""
+
+    column: str
+
+    def __new__(cls, message: str, column: str = "") -> "WrongType":
+        error = super().__new__(cls, message)
+        error.column = column
+        return error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """Consecutive rows of a source file. A row with an error is a row too; a value that is bad is null here."""

@@ -5,7 +5,7 @@ read; a format that fails, in this process or in its own, makes bad rows of what
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
@@ -28,7 +28,9 @@ from pipeline.work import NO_PLACE, SourceFile, Span
 _FAILED_ROWS = 1024
 
 
-def span_blocks(span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed) -> Iterator[Block]:
+def span_blocks(
+    span: Span, wanted: pa.Schema, spec: SourceSpec, limits: LimitSpec, needed: Needed
+) -> Generator[Block, None, None]:
     """The rows of the span, as many as it takes."""
     left = span.take
     if span.kind == "bytes" and span.start and not _can_be_cut(span, spec):

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import json
 import struct
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +17,6 @@ import pyarrow.compute as pc
 from pipeline.config import LimitSpec, SourceSpec
 from pipeline.errors import SourceChanged
 from pipeline.sources import isolated
-from pipeline.sources.columns import Block
 from pipeline.sources.lakehouse.deletion_vectors import Positions, framed, positions
 from pipeline.storage import Options, look_up, open_pinned
 from pipeline.work import DeletedRows, Logged, SourceFile, Span
@@ -89,7 +87,7 @@ def _positions(each: DeletedRows, options: Options) -> Positions:
     with contextlib.closing(open_pinned(file, options, 0)) as opened:
         blocks = isolated.blocks(opened, span, _POSITIONS, spec, most, needed)
         with contextlib.closing(cast(Any, blocks)):
-            for block in cast(Iterator[Block], blocks):
+            for block in blocks:
                 if block.errors:
                     raise ValueError(next(iter(block.errors.values())))
                 if block.columns is not None:
