@@ -43,11 +43,11 @@ fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Kill a run at N random moments of SEED and compare the tables; then rows that kill or hang their encoder.
+# Kill a build, and a command on a standing table, at N random moments of SEED each and compare the tables; then rows that kill or hang their encoder.
 N    ?= 50
 SEED ?= 1
 chaos: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.chaos --kills $(N) --seed $(SEED)
+	$(BIN)/python -m tests.chaos --kills $(N) --nights $(N) --seed $(SEED)
 	$(BIN)/pytest tests/jobs/test_poison.py -k "not every_worker"
 
 # The encoder and the job beside their peers, an hour; BENCH="--minutes 20", or any other option of it.

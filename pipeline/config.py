@@ -24,6 +24,9 @@ from pipeline.work import FormatName
 Auto = Literal["auto"]
 Format = Literal["auto", FormatName]
 
+LAKES = ("delta:", "iceberg:", "hudi:")
+"""A path with one of these in front leads to a lakehouse table."""
+
 _FOLDER_KEY = re.compile(r"""(?![_.])[^\0-\x1f\x7f-\x9f\u2028\u2029/\\=%?*:;&#"<>|\[\]{}^`]+""")
 """A column with such a name can begin a `key=value` folder. The name stands there unescaped, because pyarrow alone
 among the readers unescapes it; pyarrow and Spark hide what begins with "_" or "."."""
@@ -75,7 +78,8 @@ class SourceSpec:
 
     path: str | tuple[str, ...]
     """These files are read: a file, a folder with all below it, a pattern such as `corpus/*.parquet`, or a list of
-    them, on disk or in a store. `dataset:<name or folder>` reads a data set instead."""
+    them, on disk or in a store. `dataset:<name or folder>` reads a data set instead, `delta:<folder>` and
+    `iceberg:<folder or metadata file>` the rows of a lakehouse table."""
     text: str | tuple[str, ...]
     """This column is embedded; several are joined by a newline, and nulls among them are skipped."""
     format: Format = "auto"
@@ -102,6 +106,9 @@ class SourceSpec:
     encoding: str = "auto"
     """Text files have this encoding: `auto`, `utf-8`, `utf-16`, `latin-1`, `cp1252`, .. A byte order mark counts before it;
     auto is UTF-8 unless the first bytes are certainly UTF-16 or UTF-32."""
+    snapshot: int | str | None = None
+    """This state of a lakehouse table is read: the number of a version of a Delta table; the id of a snapshot of an Iceberg
+    table, or the name of a branch or a tag. Null takes the current one."""
     csv: CsvSpec = field(default_factory=CsvSpec)
     """It says how the fields of csv and tsv files are told apart."""
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
@@ -113,6 +120,11 @@ class SourceSpec:
     def patterns(self) -> tuple[str, ...]:
         """The patterns of `path`, one for each choice of `{a,b}`."""
         return tuple(each for path in _several(self.path) for each in choices("source.path", path))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The patterns, without the word in front that says what kind of table stands there."""
+        return tuple(pattern.removeprefix(prefix_of(pattern)) for pattern in self.patterns)
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -134,6 +146,11 @@ class SourceSpec:
                 "source.id is empty: name a column or several, or null to number rows by file and position"
             )
         _check_counts("source", self, "limit", otherwise=", or null")
+        if self.snapshot is not None and not any(map(prefix_of, self.patterns)):
+            raise ConfigError(
+                f"source.snapshot is {self.snapshot!r}, but source.path names no lakehouse table: expected delta:<folder> or "
+                "iceberg:<folder>, or leave it out"
+            )
         if self.encoding != "auto" and not _is_text_encoding(self.encoding):
             raise ConfigError(
                 f"source.encoding is {self.encoding!r}; give auto or a text encoding such as utf-8, utf-16 or latin-1"
@@ -378,6 +395,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
 def from_mapping(raw: Mapping[str, Any]) -> RunSpec:
     """Make the run of a mapping in memory, as `load` makes it of a file. Raises ConfigError likewise."""
     return typed_yaml.build(RunSpec, raw)
+
+
+def prefix_of(pattern: str) -> str:
+    """The word in front of a path that leads to a lakehouse table; empty for other paths."""
+    return next((prefix for prefix in LAKES if pattern.startswith(prefix)), "")
 
 
 def _several(value: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -68,6 +68,8 @@ class Forecast(ShownInNotebooks):
     plan_s: float = 0.0
     rate: Rate | None = None
     """It is the rate of that earlier run."""
+    snapshot: str | None = None
+    """It names the state of a lakehouse table that would be read."""
     widened: tuple[str, ...] = ()
     """It says which columns take another type, and what that costs."""
     refusal: str | None = None
@@ -78,6 +80,7 @@ class Forecast(ShownInNotebooks):
 
     def __str__(self) -> str:
         lines = [f"plan for {self.table} (now at version {self.version})"]
+        lines += [f"  snapshot   {self.snapshot}"] if self.snapshot else []
         if self.full:
             lines.append(f"  build      all of {self.to_encode:,} rows, about {self.tokens:,} tokens")
         elif self.changes_pending:
@@ -126,6 +129,7 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
         changes_pending=full or (changes is not None and not changes.changes_nothing),
         plan_s=round(time.perf_counter() - started, 3),
         rate=expected.rate,
+        snapshot=prepared.survey.snapshot,
         widened=tuple(widened(prepared)),
         refusal=_refusal(prepared, changes),
     )

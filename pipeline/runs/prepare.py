@@ -4,6 +4,7 @@ A `RunSpec` comes in. A `Prepared` goes out, or an InputError about configuratio
 loads neither torch nor Ray.
 """
 
+import collections
 import datetime
 import math
 import time
@@ -26,8 +27,10 @@ from pipeline.runs.plan import Plan
 from pipeline.runs.prepared import Corpus, Prepared, Target
 from pipeline.runs.vector_spec import VectorSpec
 from pipeline.sources import filter
+from pipeline.sources.lakehouse.find import is_lakehouse
 from pipeline.sources.listing import Recorded, Sources, find_sources
 from pipeline.sources.reader import first_spans
+from pipeline.sources.spans import Cut
 from pipeline.sources.survey import Survey, check_folders, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
 from pipeline.table import dead_letters, materialise, readiness, record, snapshot
@@ -53,7 +56,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         check_tokenizer(encoder)
         _check_not_held(table, parent)
         readiness.check_own(table, parent)
-        found = find_sources(spec.source, _recorded(parent))
+        found = find_sources(spec.source, _recorded(spec, parent), spec.table.partition_by)
         files = found.files
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
@@ -112,14 +115,31 @@ def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot, table: Folder) ->
     return KeptTypes(survey=surveyed) if stands is None else kept_types.settle(spec, surveyed, parent, table)
 
 
-def _recorded(parent: Snapshot) -> Recorded:
+def _recorded(spec: RunSpec, parent: Snapshot) -> Recorded:
     """Return what the version says of the files it was built from."""
     if not parent.version:
         return Recorded()
     versions: dict[str, set[str]] = {}
     for row in parent.sources.select(["path", "version"]).to_pylist():
         versions.setdefault(row["path"], set()).add(row["version"])
-    return Recorded(versions=versions, as_of=datetime.datetime.fromisoformat(parent.time).timestamp())
+    as_of = datetime.datetime.fromisoformat(parent.time).timestamp()
+    return Recorded(versions=versions, as_of=as_of, cuts=_cuts(parent) if is_lakehouse(spec.source) else {})
+
+
+def _cuts(parent: Snapshot) -> dict[tuple[str, str], Cut]:
+    """Return how the files were cut of which each span is a unit by itself."""
+    rows = parent.sources.select(["path", "version", "kind", "start", "stop", "unit_id"]).to_pylist()
+    members, tallies = collections.Counter(row["unit_id"] for row in rows), parent.tallies()
+    shared = {(row["path"], row["version"]) for row in rows if members[row["unit_id"]] > 1}
+    found: dict[tuple[str, str], Cut] = {}
+    for row in sorted(rows, key=lambda row: row["start"]):
+        name, groups = (row["path"], row["version"]), ((row["start"], row["stop"]),)
+        before = found.get(name, Cut(groups=(), rows=0))
+        found[name] = Cut(
+            groups=before.groups + (groups if row["kind"] == "row_groups" else ()),
+            rows=before.rows + tallies[row["unit_id"]].source_rows,
+        )
+    return {name: cut for name, cut in found.items() if name not in shared}
 
 
 def plan_of(
@@ -140,7 +160,7 @@ def plan_of(
 
 def check_shared(spec: RunSpec) -> None:
     """Raise InputError for a path that no other process can see, since a run works in several processes."""
-    for path in (*spec.source.patterns, spec.model.path, spec.table.path):
+    for path in (*spec.source.places, spec.model.path, spec.table.path):
         if "://" in path and not is_shared(path):
             raise InputError(f"{path!r} is in the memory of this process alone: give a folder or a store")
 
@@ -162,7 +182,7 @@ def resources_for(spec: RunSpec) -> ResourceSpec:
 
 def check_paths(spec: RunSpec) -> None:
     """Raise InputError for a table among its sources."""
-    for pattern in spec.source.patterns:
+    for pattern in spec.source.places:
         if contains(pattern, spec.table.path) or contains(spec.table.path, pattern):
             raise InputError(
                 f"table.path {spec.table.path!r} and source.path {pattern!r} lie in one another: the run would read what it "

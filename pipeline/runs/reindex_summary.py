@@ -1,67 +1,49 @@
 """A summary says what a reindex did, row by row and file by file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from pipeline.progress import ShownInNotebooks, per_second, size
+from pipeline.progress import per_second, size
 from pipeline.runs.by_row import Outcome
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.summary import notes_of
+from pipeline.runs.summary import RunSummary, notes_of
 from pipeline.runs.unread_files import UnreadFile
-from pipeline.table import layout
 from pipeline.table.operations.merge_rows import Upkeep
-from pipeline.table.snapshot import Counts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reindexed(ShownInNotebooks):
+class Reindexed(RunSummary):
     """It says what a reindex did, for a person (`str`) and for machines (`to_dict`)."""
 
-    table: str
-    version: int
-    published: bool
-    counts: Counts
     to_encode: int
     """This run had to encode so many distinct texts."""
     reusable: int
     """So many new and changed rows have a text with a vector, or share their text with another such row."""
     upkeep: Upkeep
     stale_files: tuple[UnreadFile, ...]
-    docs_per_s: float
-    seconds: Mapping[str, float]
-    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        return 3 if self.stale_files or (self.published and self.counts.failed_new) else 0
+        return 3 if self.stale_files else super().exit_code
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"exit_code": self.exit_code}
+    def _figures(self) -> list[str]:
+        upkeep = self.upkeep
+        return [
+            self._rows("untouched"),
+            self._failed("in files that were read"),
+            f"  texts      {self.to_encode:,} encoded, {self.reusable:,} rows with a "
+            f"vector that was there, {per_second(self.docs_per_s)} docs/s",
+            f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
+            f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
+            f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean",
+            self._seconds(),
+        ]
 
-    def __str__(self) -> str:
-        counts, upkeep = self.counts, self.upkeep
-        if not self.published:
-            lines = [f"nothing to do: {self.table} is at version {self.version} with {counts.rows:,} rows"]
-        else:
-            seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
-            lines = [
-                f"published version {self.version} of {self.table}",
-                f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
-                f"{counts.unchanged:,} untouched",
-                f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them in files that were read)"
-                + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
-                f"  texts      {self.to_encode:,} encoded, {self.reusable:,} rows with a "
-                f"vector that was there, {per_second(self.docs_per_s)} docs/s",
-                f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
-                f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
-                f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean",
-                f"  seconds    {seconds}",
-            ]
-        lines += [stale_line(item) for item in self.stale_files[:5]]
+    def _remarks(self) -> list[str]:
+        lines = [stale_line(item) for item in self.stale_files[:5]]
         if len(self.stale_files) > 5:
             lines.append(f"  stale      {len(self.stale_files) - 5:,} more files that can't be read")
-        return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+        return lines
 
 
 def stale_line(item: UnreadFile) -> str:

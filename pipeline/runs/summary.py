@@ -51,25 +51,71 @@ NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary(ShownInNotebooks):
-    """It says what a run did, for a person (`str`) and for machines (`to_dict`)."""
+class RunSummary(ShownInNotebooks):
+    """It holds the figures that every run that can publish a version has, and the lines in which a person reads them."""
 
     table: str
     version: int
     published: bool
     counts: snapshot.Counts
+    docs_per_s: float
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.published and self.counts.failed_new else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"exit_code": self.exit_code}
+
+    def __str__(self) -> str:
+        if self.published:
+            lines = [f"published version {self.version} of {self.table}", *self._figures()]
+        else:
+            lines = [f"{self._idle()}: {self.table} is at version {self.version} with {self.counts.rows:,} rows"]
+        return "\n".join([*lines, *self._remarks(), *(f"  note       {note}" for note in self.notes)])
+
+    def _figures(self) -> list[str]:
+        """Return the lines about what was published."""
+        raise NotImplementedError
+
+    def _idle(self) -> str:
+        """Return what is said of a run that published nothing."""
+        return "nothing to do"
+
+    def _remarks(self) -> list[str]:
+        """Return the lines that follow the figures, whether something was published or not."""
+        return []
+
+    def _rows(self, unchanged: str) -> str:
+        counts = self.counts
+        return (
+            f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
+            f"{counts.unchanged:,} {unchanged}"
+        )
+
+    def _failed(self, new: str) -> str:
+        failed = f"  failed     {self.counts.failed:,} without a vector ({self.counts.failed_new:,} of them {new})"
+        return failed + (f"; see {self.table}/{layout.dead_letters(self.version)}" if self.counts.failed else "")
+
+    def _seconds(self) -> str:
+        return "  seconds    " + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(RunSummary):
+    """It says what an embedding run did, for a person (`str`) and for machines (`to_dict`)."""
+
     padding_share: float
     busy_share: float
     """It is the share that the encoders spent encoding of the time from their first to their last slice."""
-    docs_per_s: float
     tokens_per_s: float
-    seconds: Mapping[str, float]
     output_bytes: int
     retried: int
     """So many dead letters were tried again."""
     recovered: int
     """So many of the retried dead letters have a vector now."""
-    notes: tuple[str, ...]
     files: int = 0
     """The source has so many files."""
     unread_files: tuple[UnreadFile, ...] = ()
@@ -77,34 +123,28 @@ class Summary(ShownInNotebooks):
 
     @property
     def exit_code(self) -> int:
-        return 3 if self.published and (self.counts.failed_new or self.unread_files) else 0
+        return 3 if self.published and self.unread_files else super().exit_code
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"exit_code": self.exit_code}
-
-    def __str__(self) -> str:
+    def _figures(self) -> list[str]:
         counts = self.counts
-        if not self.published:
-            done = "nothing changed" if self.retried else "nothing to do"
-            lines = [f"{done}: {self.table} is at version {self.version} with {counts.rows:,} rows", *self._retried()]
-        else:
-            seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
-            lines = [
-                f"published version {self.version} of {self.table}",
-                f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
-                f"{counts.unchanged:,} unchanged ({counts.reused:,} in reused units)",
-                *self._documents(),
-                f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them new)"
-                + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
-                *([f"  unread     {told_unread(self.unread_files, self.files)}"] if self.unread_files else []),
-                *self._retried(),
-                f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
-                f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
-                f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
-                f"  seconds    {seconds}",
-                f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",
-            ]
-        return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+        return [
+            self._rows(f"unchanged ({counts.reused:,} in reused units)"),
+            *self._documents(),
+            self._failed("new"),
+            *([f"  unread     {told_unread(self.unread_files, self.files)}"] if self.unread_files else []),
+            *self._retried(),
+            f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
+            f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
+            f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
+            self._seconds(),
+            f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",
+        ]
+
+    def _idle(self) -> str:
+        return "nothing changed" if self.retried else "nothing to do"
+
+    def _remarks(self) -> list[str]:
+        return [] if self.published else self._retried()
 
     def _retried(self) -> list[str]:
         if not self.retried:
@@ -115,8 +155,10 @@ class Summary(ShownInNotebooks):
         """Return the lines about documents that the rows don't tell by themselves."""
         counts = self.counts
         chunked = [f"  documents  {counts.documents:,} in these rows"] if counts.documents != counts.rows else []
-        skipped = [f"  left out   {counts.skipped:,} by source.where or source.on_null"] if counts.skipped else []
-        return chunked + skipped
+        if counts.skipped:
+            left_out = "by source.where, by source.on_null, or as a lakehouse table's deleted rows"
+            return [*chunked, f"  left out   {counts.skipped:,} {left_out}"]
+        return chunked
 
 
 def summarise(
@@ -150,6 +192,8 @@ def summarise(
 def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
     """Return what a person should be told beside the figures, whatever kind of run it was."""
     effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out, *widened(prepared)]
+    if prepared.survey.snapshot is not None:
+        notes.append(f"read {prepared.survey.snapshot}")
     if encoded.workers:
         notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
     if prepared.vectors.int8 is not None:
@@ -217,6 +261,8 @@ class PlanSummary(ShownInNotebooks):
     changes_pending: bool
     left_out: tuple[str, ...] = ()
     """It says which source files were left out."""
+    snapshot: str | None = None
+    """It names the state of a lakehouse table that would be read."""
     widened: tuple[str, ...] = ()
     """It says which columns take another type, and what that costs."""
 
@@ -229,6 +275,7 @@ class PlanSummary(ShownInNotebooks):
             [
                 f"plan for {self.table} (now at version {self.version})",
                 f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
+                *([f"  snapshot   {self.snapshot}"] if self.snapshot else []),
                 *(f"  left out   {reason}" for reason in self.left_out),
                 *(f"  types      {reason}" for reason in self.widened),
                 f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
@@ -277,5 +324,6 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         plan_s=round(prepared.plan_s, 3),
         changes_pending=not plan.changes_nothing,
         left_out=prepared.survey.left_out,
+        snapshot=prepared.survey.snapshot,
         widened=tuple(widened(prepared)),
     )

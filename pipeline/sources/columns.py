@@ -68,6 +68,8 @@ class Block:
     """What is wrong, by index of the row."""
     excluded: bool = False
     """Rows that source.where rules out, known without reading; columns is None."""
+    deleted: Any = None
+    """bool[rows]: the rows that the log of a lakehouse table deletes; None where there are none."""
 
     def slice(self, start: int, stop: int) -> "Block":
         assert self.columns is not None
@@ -76,6 +78,7 @@ class Block:
             columns=self.columns.slice(start, stop - start),
             positions=self.positions.slice(start, stop - start),
             errors={row - start: error for row, error in self.errors.items() if start <= row < stop},
+            deleted=None if self.deleted is None else self.deleted[start:stop],
         )
 
 
@@ -240,10 +243,14 @@ def partition_type(values: Iterable[str | None]) -> pa.DataType:
     return pa.string()
 
 
-def partition_value(value: str | None, kind: pa.DataType) -> pa.Scalar | None:
-    """The folder's value with the planned type; None if it has no such value. `09` is no integer, only `9` is."""
+def partition_value(value: Any, kind: pa.DataType) -> pa.Scalar | None:
+    """The folder's value, or one that a log tells with a type of its own, with the planned type; None if it has no such
+    value. `09` is no integer, only `9` is."""
     if value is None:
         return pa.scalar(None, kind)
+    if not isinstance(value, str):
+        values, misfits = conform(pa.array([value]), kind)
+        return None if misfits else values[0]
     if pa.types.is_boolean(kind):
         return pa.scalar(value == "true", kind) if value in ("true", "false") else None
     if pa.types.is_integer(kind) and not _INTEGER.fullmatch(value):

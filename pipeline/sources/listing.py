@@ -12,7 +12,11 @@ from pipeline.config import SourceSpec
 from pipeline.errors import InputError
 from pipeline.schema import NULL_PARTITION
 from pipeline.sources import dataset
+from pipeline.sources.columns import column_names
 from pipeline.sources.formats import registry
+from pipeline.sources.lakehouse.find import find, is_lakehouse
+from pipeline.sources.lakehouse.refusal import check_plain
+from pipeline.sources.spans import Cut
 from pipeline.storage import FileInfo, is_remote, list_all, local_path, matcher
 from pipeline.work import SourceFile
 
@@ -28,6 +32,8 @@ class Recorded:
     """By path."""
     as_of: float = 0.0
     """When it was published, in Unix seconds."""
+    cuts: Mapping[tuple[str, str], Cut] = field(default_factory=dict)
+    """How files that share no unit with others were cut, by path and version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +51,21 @@ def list_sources(spec: SourceSpec) -> list[SourceFile]:
     return list(find_sources(spec).files)
 
 
-def find_sources(spec: SourceSpec, recorded: Recorded | None = None) -> Sources:
+def find_sources(spec: SourceSpec, recorded: Recorded | None = None, partition_by: Sequence[str] = ()) -> Sources:
     """The files of all patterns, and how many of them were left out.
 
-    Raises InputError for a pattern without files and for a file whose format is unknown.
+    Raises InputError for a pattern without files, for a file whose format is unknown, and for files of a lakehouse table that
+    are named as if they were plain ones.
     """
+    if is_lakehouse(spec):
+        columns = list(column_names(spec, [*spec.keep, *partition_by]))
+        return Sources(files=find(spec, columns, recorded.cuts if recorded else {}), hidden=0, excluded=0)
     patterns, asked = _patterns(spec)
     listings = [list_all(pattern, spec.storage_options) for pattern in patterns]
     found = _without_companions({file.path: file for listing in listings for file in listing.files})
     excluded = _excluded(spec.exclude, found)
+    folders = frozenset().union(*(listing.folders for listing in listings))
+    check_plain(patterns, found.keys() - excluded, folders, spec.storage_options)
     files = [
         _source_file(file, asked, spec.renamed, recorded or Recorded())
         for path, file in sorted(found.items())

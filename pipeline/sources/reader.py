@@ -197,11 +197,12 @@ def first_spans(
 
 def _first_rows(span: Span, count: int, columns: pa.Schema, spec: SourceSpec, limits: LimitSpec) -> tuple[Span, int]:
     """The span, cut after the row that is the `count`th to pass `where`, and how many of its rows pass."""
-    if spec.where is None and span.rows is not None:
+    chosen = spec.where is not None or bool(span.file.logged and span.file.logged.deletes)
+    if not chosen and span.rows is not None:
         return (span, span.rows) if span.rows <= count else (replace(span, take=count, rows=count), count)
     rows = matching = 0
-    for block in span_blocks(span, columns, spec, limits, functools.partial(_always, spec.where is not None)):
-        passing = _let_through(block, spec) if spec.where is not None else np.arange(block.rows)
+    for block in span_blocks(span, columns, spec, limits, functools.partial(_always, chosen)):
+        passing = _let_through(block, spec) if chosen else np.arange(block.rows)
         if matching + len(passing) > count:
             take = rows + int(passing[count - matching])
             return replace(span, take=take, rows=take), count
@@ -277,7 +278,7 @@ def _only(unit: Unit, source: int) -> pa.Array | None:
 
 def _let_through(block: Block, spec: SourceSpec, only: pa.Array | None = None) -> _Numbers:
     """The rows for which `where` holds, and bad ones: nobody knows whether it would hold for them. Of these those at the
-    positions `only`."""
+    positions `only`, and none that a lakehouse table's log deletes."""
     if block.excluded:
         return np.zeros(0, np.int64)
     passing = np.ones(block.rows, bool)
@@ -286,6 +287,8 @@ def _let_through(block: Block, spec: SourceSpec, only: pa.Array | None = None) -
         passing[list(block.errors)] = True
     if only is not None:
         passing &= pc.is_in(pc.fill_null(block.positions, NO_PLACE), only).to_numpy(zero_copy_only=False)
+    if block.deleted is not None:
+        passing &= ~block.deleted
     return np.flatnonzero(passing)
 
 

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -27,6 +27,7 @@ from pipeline.sources.columns import column_names, partition_type, partition_val
 from pipeline.sources.formats import registry
 from pipeline.sources.formats.form import Join, Look, Misfit
 from pipeline.sources.formats.values import can_be_text
+from pipeline.sources.lakehouse import look as lakehouse
 from pipeline.sources.spans import PACKED_RATIO, cut
 from pipeline.sources.type_changes import Found, Standing, TypeChange, type_change
 from pipeline.storage import open_pinned
@@ -46,7 +47,8 @@ class PartitionFolder:
     """A `key=value` folder that speaks for a file."""
 
     column: str
-    value: str | None
+    value: Any
+    """None is the null partition. A lakehouse table's log gives values their own types."""
     path: str
     """The path of one such file."""
 
@@ -74,6 +76,8 @@ class Survey:
     """Files that were left out because a name begins with "_" or "."."""
     excluded: int = 0
     """Files that `source.exclude` leaves out."""
+    snapshot: str | None = None
+    """The state of a lakehouse table that is read, for people."""
 
     def expected_rows(self, span: Span) -> int:
         """How many rows the span has, by what its file says of itself, else by its bytes and those of other rows."""
@@ -148,15 +152,18 @@ def survey(
         filter.check(spec.where, schema)
     spans = cut(registry.extent(file, looks.get(file.path), spec) for file in files)
     row_bytes = _row_bytes(files, looks)
-    known = [span.rows for group in spans for span in group]
+    logged = [file.logged for file in files if file.logged is not None]
+    known = [each.live_rows for each in logged] or [span.rows for group in spans for span in group]
+    rows_known = None if None in known else sum(cast(list[int], known))
     return Survey(
         schema=schema,
         spans=spans,
-        rows_known=None if None in known else sum(cast(list[int], known)),
-        rows_estimate=_estimate_rows(spans, looks, row_bytes),
+        rows_known=rows_known,
+        rows_estimate=_estimate_rows(spans, looks, row_bytes) if rows_known is None else rows_known,
         row_bytes=row_bytes,
         bytes=sum(file.size for file in files),
         folders=tuple(_folders(columns, files, looks)),
+        snapshot=logged[0].snapshot.label if logged else None,
         changes=tuple(change for change in changes.values() if change is not None),
     )
 
@@ -176,7 +183,7 @@ def _folders(
     columns: Sequence[str], files: Sequence[SourceFile], looks: Mapping[str, Look]
 ) -> Iterator["PartitionFolder"]:
     for name in columns:
-        distinct = {value: path for path, value in _folder_values(name, files, looks)}
+        distinct = {value: path for path, value in (*_folder_values(name, files, looks), *_logged_values(name, files))}
         yield from (PartitionFolder(column=name, value=value, path=path) for value, path in distinct.items())
 
 
@@ -222,6 +229,8 @@ def _look_into(
         chosen += dict.fromkeys((*_sampled(those), *_sampled(fresh)))
 
     def look(file: SourceFile) -> tuple[str, Look]:
+        if file.logged is not None:
+            return file.path, lakehouse.look(file, file.logged, columns, spec)
         with contextlib.closing(open_pinned(file, spec.storage_options, _LOOK_BYTES)) as opened:
             try:
                 return file.path, registry.look(opened, file, columns, spec)
@@ -336,6 +345,12 @@ def _folder_values(name: str, files: Sequence[SourceFile], looks: Mapping[str, L
     known = {form for form in _formats(files) if _has_format(name, files, looks, form)}
     lacking = [file for file in files if not _has_column(name, file, looks, known)]
     return [(file.path, value) for file in lacking for key, value in file.partition if key == name]
+
+
+def _logged_values(name: str, files: Sequence[SourceFile]) -> list[tuple[str, Any]]:
+    """(path, value) of the files of which a lakehouse table's log tells it."""
+    logged = [file for file in files if file.logged is not None]
+    return [(file.path, value) for file in logged for key, value in file.partition if key == name]
 
 
 def _has_format(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look], form: FormatName) -> bool:

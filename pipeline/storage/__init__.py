@@ -14,7 +14,16 @@ from pipeline.storage.error import before_work
 from pipeline.storage.file import FileInfo, Listing, Options, Pinned
 from pipeline.storage.folder import Folder
 from pipeline.storage.pattern import matcher
-from pipeline.storage.source import check_unchanged, list_all, list_pattern, open_pinned, pinned
+from pipeline.storage.source import (
+    check_unchanged,
+    is_folder,
+    list_all,
+    list_pattern,
+    look_up,
+    open_pinned,
+    pinned,
+    read_file,
+)
 
 __all__ = [
     "FileInfo",
@@ -26,14 +35,17 @@ __all__ = [
     "check_unchanged",
     "checks_itself",
     "contains",
+    "is_folder",
     "is_remote",
     "is_shared",
     "list_all",
     "list_pattern",
     "local_path",
+    "look_up",
     "matcher",
     "open_pinned",
     "pinned",
+    "read_file",
     "same_place",
     "store_of",
 ]

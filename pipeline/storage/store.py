@@ -65,6 +65,13 @@ class Store:
             return None
         return self.file(info) if info["type"] == "file" else None
 
+    def has_folder(self, key: str) -> bool:
+        """Whether some key lies below this one. The store is asked for no list."""
+        try:
+            return bool(self.filesystem.info(self.path(key))["type"] == "directory")
+        except FileNotFoundError:
+            return False
+
     def open(self, key: str, readahead_bytes: int) -> tuple[BinaryIO, FileInfo]:
         """The open file, and which version it is. 0 reads exactly the ranges that are asked for."""
         opened = self.filesystem.open(

