@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.errors import InputError
-from pipeline.storage import Options, is_folder, is_remote, list_pattern, local_path, store_of
+from pipeline.storage import NoMatch, Options, is_folder, is_remote, list_pattern, local_path, store_of
 
 HUDI = (
     "Hudi tables can't be read: their files hold rows that were replaced; export the current rows to "
@@ -70,7 +70,7 @@ def _is_table(root: str, mark: str, options: Options) -> bool:
         return True
     try:
         listed = list_pattern(f"{root}/{mark}", options)
-    except InputError:
+    except NoMatch:
         return False
     return any(file.path.endswith(_METADATA_ENDS) for file in listed)
 
