@@ -14,11 +14,12 @@ from pipeline.config import RunSpec
 from pipeline.errors import InputError
 from pipeline.progress import size
 from pipeline.runs import plan as planning
+from pipeline.sources.formats.jsonl import LARGEST_EXACT
 from pipeline.sources.survey import Survey
 from pipeline.sources.type_changes import Found, Standing, TypeChange, since, unfitting
 from pipeline.storage import Folder
 from pipeline.table import snapshot
-from pipeline.table.seen_types import seen_type
+from pipeline.table.seen_types import largest_integer, seen_type
 from pipeline.table.snapshot import Snapshot
 from pipeline.work import lasting_name
 
@@ -69,6 +70,12 @@ def settle(spec: RunSpec, surveyed: Survey, parent: Snapshot, table: Folder) -> 
             left = since(left, seen_type(table, parent, left.column, left.old))
         if left is not None and left.alien:
             raise InputError(_refusal(left, left.alien[0], table))
+        if (
+            left is not None
+            and _turns_to_fractions(left)
+            and largest_integer(table, parent, left.column) > LARGEST_EXACT
+        ):
+            raise InputError(_refusal(left, left.wider[0], table))
         if left is not None and left.column in spec.source.id_columns and not _same_text(left):
             raise InputError(_other_ids(left, table))
         new = change.old if left is None else left.new
@@ -131,6 +138,11 @@ def _is_stored(change: TypeChange, spec: RunSpec) -> bool:
     if change.column in spec.source.keep and change.column not in partitions:
         return True
     return change.column in partitions and not _both_integers(change)
+
+
+def _turns_to_fractions(change: TypeChange) -> bool:
+    """Say whether whole numbers of JSON become floats, at any depth."""
+    return change.only_json and "int64" in str(change.old) and "double" in str(change.new)
 
 
 def _same_text(change: TypeChange) -> bool:

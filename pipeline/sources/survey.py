@@ -139,14 +139,13 @@ def survey(
     for name in changes:
         if name not in absent and not _exists(name, files, looks):
             raise InputError(_unknown_column(name, files, looks))
-    kinds = {
-        name: change.new
-        if (change := changes[name]) is not None
-        else stands.types[name]
-        if name in changes
-        else _column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
-        for name in columns
-    }
+    kinds: dict[str, pa.DataType] = {}
+    for name in columns:
+        if name not in changes:
+            kinds[name] = _column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
+        else:
+            change = changes[name]
+            kinds[name] = stands.types[name] if change is None else change.new
     schema = pa.schema(list(kinds.items()))
     _check_roles(schema, spec)
     if spec.where is not None:

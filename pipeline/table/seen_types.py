@@ -5,6 +5,7 @@ footers of the parts are read.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,19 @@ def seen_type(table: Folder, version: Snapshot, column: str, kind: pa.DataType) 
     for part in version.parts:
         seen |= _seen_in_partition(part, column) or _seen_in_file(table, part, column)
     return _known(kind, column, seen)
+
+
+def largest_integer(table: Folder, version: Snapshot, column: str) -> int:
+    """The largest absolute value of an integer in the column, at any depth; 0 where there is none, or nothing is known."""
+    largest = 0
+    for part in version.parts:
+        with table.open(part.location) as file:
+            metadata = pq.read_metadata(file)
+        for leaf in _leaves(metadata, column):
+            if leaf.statistics is not None and leaf.statistics.has_min_max and leaf.physical_type in ("INT32", "INT64"):
+                bounds = (leaf.statistics.min_raw, leaf.statistics.max_raw)
+                largest = max(largest, *(abs(bound) for bound in bounds))
+    return largest
 
 
 def _known(kind: pa.DataType, path: str, seen: set[str]) -> pa.DataType:
@@ -44,16 +58,19 @@ def _seen_in_file(table: Folder, part: Part, column: str) -> set[str]:
     """The leaves of the column that some row has."""
     with table.open(part.location) as file:
         metadata = pq.read_metadata(file)
-    return set(_leaves(metadata, column))
+    return {str(leaf.path_in_schema) for leaf in _leaves(metadata, column) if _may_have_values(leaf.statistics)}
 
 
-def _leaves(metadata: pq.FileMetaData, column: str) -> Iterator[str]:
+def _may_have_values(statistics: Any) -> bool:
+    """Where statistics say nothing, a value may be there."""
+    return statistics is None or bool(statistics.num_values) or not statistics.has_null_count
+
+
+def _leaves(metadata: pq.FileMetaData, column: str) -> Iterator[Any]:
+    """What the footer says of each leaf of the column in each row group."""
     for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):
             leaf = metadata.row_group(group).column(index)
             path = str(leaf.path_in_schema)
-            if path != column and not path.startswith(f"{column}."):
-                continue
-            # Where statistics say nothing, a value may be there.
-            if leaf.statistics is None or leaf.statistics.num_values or not leaf.statistics.has_null_count:
-                yield path
+            if path == column or path.startswith(f"{column}."):
+                yield leaf

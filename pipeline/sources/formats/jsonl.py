@@ -32,6 +32,8 @@ _MANY_MISFITS = 100
 """So many rows of a sample that don't fit the type of the rows before them are no accident."""
 _FURTHER_PLACES, _FURTHER_BYTES = 16, 2**16
 """A large file is looked into at so many places behind its sample, so many bytes at each."""
+LARGEST_EXACT = 2**53
+"""Up to it every whole number is a float64."""
 AN_ARRAY = "the file is one JSON array, not JSON Lines (an object per line): convert it, for example with `jq -c '.[]'`"
 
 
@@ -61,13 +63,13 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
             if opens_array:
                 break
             continue
-        found.add(record, f"row {found.rows}")
+        found.add(record, f"row {found.rows}", late=found.rows > SAMPLE_ROWS)
         if (only_texts and found.rows >= SAMPLE_ROWS) or found.size >= SAMPLE_BYTES:
             break
     if found.size >= SAMPLE_BYTES and not only_texts:
         for line in _further_on(opened, file, spec):
             with contextlib.suppress(_BadLine):
-                found.add(_parse(line), f"the row at byte {line.position}")
+                found.add(_parse(line), f"the row at byte {line.position}", late=True)
     return found.look()
 
 
@@ -92,11 +94,14 @@ class _Sample:
         self._objects_only: set[str] = set()
         self._late: dict[str, tuple[int, str]] = {}
         """How many late rows a column has that don't fit it, and the first of them."""
+        self._large: set[str] = set()
+        """Columns with a whole number that no float holds."""
         self._objects = self.rows = self.size = 0
         self.reason = ""
 
-    def add(self, record: Mapping[str, Any], place: str) -> None:
-        """Raises Misfit for a row that doesn't fit the ones before: for one of the first rows, and for many later ones."""
+    def add(self, record: Mapping[str, Any], place: str, *, late: bool) -> None:
+        """Raises Misfit for a row that doesn't fit the ones before; where it is `late`, for many of them only: one such row
+        among many is a bad row, and no reason to stop."""
         planned = {name: pa.null() for name in self._columns if name in record and name in self._spec.schema}
         found = {
             name: _type_of(record[name], name)
@@ -106,6 +111,7 @@ class _Sample:
         self._objects += 1
         self._names.update(record)
         self._objects_only.update(name for name in found if record[name] == {})
+        self._large.update(name for name in found if type(record[name]) is int and abs(record[name]) > LARGEST_EXACT)
         for name, kind in (planned | found).items():
             seen = self._types.get(name, pa.null())
             if kind == seen:
@@ -114,14 +120,10 @@ class _Sample:
             try:
                 self._types[name] = pa.string() if is_text else join_types(name, seen, kind)
             except Misfit as misfit:
-                self._misfit(name, f"{misfit}, the second first in {place},")
-
-    def _misfit(self, name: str, told: str) -> None:
-        """One such row among many is a bad row, and no reason to stop."""
-        count, first = self._late.get(name, (0, told))
-        self._late[name] = (count + 1, first)
-        if self.rows <= SAMPLE_ROWS or count + 1 >= _MANY_MISFITS:
-            raise Misfit(first)
+                count, first = self._late.get(name, (0, f"{misfit}, the second first in {place},"))
+                self._late[name] = (count + 1, first)
+                if not late or count + 1 >= _MANY_MISFITS:
+                    raise Misfit(first) from None
 
     def look(self) -> Look:
         empty = [name for name in self._objects_only if pa.types.is_null(self._types.get(name, pa.null()))]
@@ -130,6 +132,9 @@ class _Sample:
                 f"column {empty[0]!r} holds nothing but objects without keys, and nobody can tell its type: leave it out, or "
                 "give it in source.schema, such as map<string, string>; found"
             )
+        both = [name for name in self._large if self._types[name] == pa.float64()]
+        if both:
+            raise Misfit(f"column {both[0]!r} holds fractions, and whole numbers beyond 2**53 that a double can't hold")
         for name in self._names & {*self._columns}:
             self._types.setdefault(name, pa.null())
         return Look(
