@@ -156,6 +156,10 @@ class NoRoot(FileNotFoundError):
     """The bucket, container or repository does not exist, or hides from these credentials."""
 
 
+class NoMatch(InputError):
+    """No file has the name that was given, or matches the pattern, where storage let us look."""
+
+
 @contextlib.contextmanager
 def reported(what: str, options: Options) -> Iterator[None]:
     """Foreign errors become InputError or StorageError."""

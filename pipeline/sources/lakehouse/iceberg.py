@@ -19,7 +19,7 @@ from pipeline.config import SourceSpec
 from pipeline.errors import InputError, PipelineError, one_line
 from pipeline.sources.column_types import is_uuid, plain_type
 from pipeline.sources.lakehouse.data_file import DataFile
-from pipeline.storage import Options, is_remote, list_pattern, read_file
+from pipeline.storage import NoMatch, Options, is_remote, list_pattern, read_file
 from pipeline.work import DeletedRows, LakeColumn, LakeSnapshot
 
 _METADATA = re.compile(r"(?:v(\d+)|(\d+)-[^/]*?)(?:\.gz)?\.metadata\.json(?:\.gz)?")
@@ -52,9 +52,7 @@ def _newest(root: str, options: Options) -> str:
     folder = f"{root.rstrip('/')}/metadata"
     try:
         listed = [file.path for file in list_pattern(folder, options)]
-    except InputError as error:
-        if "no file matches" not in str(error):
-            raise
+    except NoMatch:
         listed = []
     found: dict[int, list[str]] = {}
     for path in listed:
