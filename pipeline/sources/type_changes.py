@@ -6,7 +6,9 @@ table then is not decided here.
 """
 
 import contextlib
+import itertools
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -18,8 +20,10 @@ from pipeline.sources.formats import registry
 from pipeline.sources.span_reader import span_blocks
 from pipeline.work import SourceFile, Span
 
-CHECKED_BYTES = 256 * 2**20
-"""A plan reads a column of so many stored bytes of new files at most, to see whether all values fit the standing type."""
+CHECKED_BYTES, CHECKED_FILES = 256 * 2**20, 256
+"""A plan reads a column of so many stored bytes in so many new files at most, to see whether all values fit the standing
+type."""
+_READERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +105,19 @@ def _united(column: str, kind: pa.DataType, item: Found, *, only_json: bool) -> 
 def unfitting(change: TypeChange, spec: SourceSpec, limits: LimitSpec) -> TypeChange | None:
     """The change for the sake of those files that hold a value which doesn't fit the old type; None if there are none.
 
-    Reads the column in them. Files beyond CHECKED_BYTES are taken for ones that hold such a value.
+    Reads the column in them; where they are too many, all are taken for files that hold such a value.
     """
-    left, bad = CHECKED_BYTES, set()
-    for item in sorted((*change.wider, *change.alien), key=lambda item: item.file.size):
-        left -= item.file.size
-        if left < 0 or not _is_comparable(change, item) or not _fits(item.file, change, spec, limits):
-            bad.add(item.file.path)
-    found = [item for item in (*change.wider, *change.alien) if item.file.path in bad]
+
+    def is_unfit(item: Found) -> bool:
+        return not (_is_comparable(change, item) and _fits(item.file, change, spec, limits))
+
+    found: list[Found] = []
+    for group in (change.wider, change.alien):
+        if len(group) > CHECKED_FILES or sum(item.file.size for item in group) > CHECKED_BYTES:
+            found += group
+            continue
+        with ThreadPoolExecutor(_READERS) as pool:
+            found += itertools.compress(group, pool.map(is_unfit, group))
     return type_change(change.column, change.old, found, only_json=change.only_json)
 
 

@@ -214,15 +214,33 @@ def two_nights(old: pa.Array, new: pa.Array, by_row: bool, model: Path, folder: 
     return version
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(FEW, max_examples=60)
+
+
+@FEW
 @given(found=nights(st.tuples(KINDS, KINDS)), by_row=st.booleans())
 def test_values_of_any_type_come_out_equal_or_end_the_run_before_work(found, by_row, tiny_model, tmp_path_factory):
     two_nights(*found, by_row, tiny_model, tmp_path_factory.mktemp("types"))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@MANY
+@given(found=nights(st.tuples(KINDS, KINDS)), by_row=st.booleans())
+def test_so_do_those_of_many_more_types(found, by_row, tiny_model, tmp_path_factory):
+    two_nights(*found, by_row, tiny_model, tmp_path_factory.mktemp("types"))
+
+
+@FEW
 @given(found=nights(IN_FAMILY), by_row=st.booleans())
 def test_types_of_one_family_are_never_refused(found, by_row, tiny_model, tmp_path_factory):
+    assert two_nights(*found, by_row, tiny_model, tmp_path_factory.mktemp("types")) is not None
+
+
+@pytest.mark.slow
+@MANY
+@given(found=nights(IN_FAMILY), by_row=st.booleans())
+def test_nor_are_many_more_of_them(found, by_row, tiny_model, tmp_path_factory):
     assert two_nights(*found, by_row, tiny_model, tmp_path_factory.mktemp("types")) is not None
 
 
@@ -342,13 +360,26 @@ def write_json(path: Path, values: list[Any]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(old=st.lists(JSON, min_size=1, max_size=2), new=st.lists(JSON, min_size=1, max_size=2), by_row=st.booleans())
+SOME_JSON = st.lists(JSON, min_size=1, max_size=2)
+
+
+@FEW
+@given(old=SOME_JSON, new=SOME_JSON, by_row=st.booleans())
 def test_values_of_json_come_out_equal_or_end_the_run_before_work(old, new, by_row, tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("json")
+    two_nights_of_json(old, new, by_row, tiny_model, tmp_path_factory.mktemp("json"))
+
+
+@pytest.mark.slow
+@MANY
+@given(old=SOME_JSON, new=SOME_JSON, by_row=st.booleans())
+def test_so_do_many_more_of_them(old, new, by_row, tiny_model, tmp_path_factory):
+    two_nights_of_json(old, new, by_row, tiny_model, tmp_path_factory.mktemp("json"))
+
+
+def two_nights_of_json(old: list[Any], new: list[Any], by_row: bool, model: Path, folder: Path) -> None:
     (folder / "corpus").mkdir()
     write_json(folder / "corpus" / "a.jsonl", old)
-    spec = spec_for(folder, tiny_model)
+    spec = spec_for(folder, model)
     try:
         inline.embed(spec)
     except InputError:  # the first night alone holds values of two kinds
