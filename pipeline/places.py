@@ -34,7 +34,7 @@ def cache_folder() -> Path:
     if given:
         if reason := why_unusable(Path(given) / NAME):
             _tell_once(
-                f"the cache in XDG_CACHE_HOME can't be used ({reason}): what it would keep is made anew by each process"
+                f"the cache in XDG_CACHE_HOME can't be used ({reason}): each process makes anew what it would keep"
             )
         return Path(given) / NAME
     try:
@@ -80,7 +80,7 @@ def temporary_root() -> str:
         if os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
             return SHARED_MEMORY
         raise InputError(
-            f"no folder for temporary files can be written (TMPDIR is {os.environ.get('TMPDIR')!r}): set TMPDIR to one that can"
+            f"no folder for temporary files can be written (TMPDIR is {os.environ.get('TMPDIR')!r}): set TMPDIR to one"
         ) from None
 
 

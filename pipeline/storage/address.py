@@ -95,8 +95,8 @@ def store_of(path: str) -> str:
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", path)
     if scheme and redacted_url(path) != path:
         raise InputError(
-            f"{redacted_url(path)!r} holds a password or a signature: leave it out, and give keys in storage_options, where they are "
-            "never shown"
+            f"{redacted_url(path)!r} holds a password or a signature: leave it out, and give keys in storage_options, where "
+            "they are never shown"
         )
     if scheme and scheme[1] not in _STORES:
         known = ", ".join(f"{name}://" for name in _STORES if name != "file")
