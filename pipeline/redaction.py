@@ -17,7 +17,7 @@ _BEFORE_HOST = re.compile(
 )
 _SECRET_NAMES = (
     r"AWSAccessKeyId|GoogleAccessId|Signature|sig|[\w-]*token|[\w-]*secret|credentials?|authorization|passw(?:or)?d|pwd|"
-    r"(?:[\w-]*[_-])?(?:api|access|account|private|shared|subscription)[_-]?key"
+    r"[\w-]*(?:api|access|account|private|shared|subscription)[_-]?key"
 )
 _SIGNED = re.compile(
     rf"([?&]|%3F|%26)(?:(?:X-Amz-|X-Goog-)|(?:{_SECRET_NAMES})(?:=|%3D))\S*?(?=['\")\]}}>,;:.]*(?:\s|$))", re.IGNORECASE

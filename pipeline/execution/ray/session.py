@@ -19,7 +19,7 @@ import ray
 import ray._private.ray_constants as ray_constants
 import ray._private.utils as ray_utils
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
 from pipeline.machine import cores, memory_bytes
 from pipeline.places import why_unusable
 
@@ -42,9 +42,10 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def start_local() -> None:
-    """Start a fresh Ray, whatever RAY_ADDRESS or left-overs say. Raises ConfigError where it finds no folder.
+    """Start a fresh Ray, whatever RAY_ADDRESS or left-overs say.
 
-    When this is interrupted, or fails, no process of it is left.
+    When this is interrupted, or fails, no process of it is left. Raises ConfigError where Ray finds no folder, and RunError
+    where it does not start.
     """
     folder, spilling = session_folder()
     started = time.time()
@@ -61,9 +62,14 @@ def start_local() -> None:
                 **memory_settings(memory_bytes()),
                 **QUIET,
             )
-    except BaseException:
+    except BaseException as error:
         end_half_started(started)
-        raise
+        if not isinstance(error, Exception):
+            raise
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise RunError(
+            f"a Ray of this machine does not start ({type(error).__name__}: {said}): its logs below {folder} may say why"
+        ) from None
 
 
 def memory_settings(memory: int | None) -> dict[str, int]:
