@@ -10,7 +10,7 @@ import re
 _STORES = r"(?:s3a?|gs|gcs|az|abfss?|hf|memory|file)"
 """A root of these may hold an @ that is no secret (`abfs://container@account`, `hf://owner/name@revision`), and never a
 colon. In any other URL a name or a key stands before an @, and a port behind a colon."""
-_IN_STORE = re.compile(rf"(\b{_STORES}://)[^\s/@]*:(?:\S*@|[^\s/]*)", re.IGNORECASE)
+_IN_STORE = re.compile(rf"(\b{_STORES}://)(?:[^\s/@]*:\S*@|[^\s/@'\"]*:[^\s/'\"]+)", re.IGNORECASE)
 """A password may hold a slash, a quote and another @."""
 _BEFORE_HOST = re.compile(
     rf"(\b(?!{_STORES}://)[a-z][a-z0-9+.-]*://|(?<![\w:/])//)(?:[^\s/@'\"]*:\S*@|[^\s/@'\"]+@)", re.IGNORECASE

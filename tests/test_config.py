@@ -227,13 +227,14 @@ def test_what_yaml_reads_too_kindly_is_refused(tmp_path, text, said):
         config.load(tmp_path / "run.yaml")
 
 
-def test_what_stands_twice_may_be_an_alias(tmp_path):
+def test_what_stands_twice_may_be_an_alias(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANOTHER", "another")
     raw = with_keys("source", storage_options={"key": "k", "endpoint_url": "http://localhost"})
     raw["table"]["storage_options"] = raw["source"]["storage_options"]
     text = yaml.safe_dump(raw)
     assert "*id001" in text
     (tmp_path / "run.yaml").write_text(text)
-    spec = config.load(tmp_path / "run.yaml", ["table.storage_options.key=another"])
+    spec = config.load(tmp_path / "run.yaml", ["table.storage_options.key=${ANOTHER}"])
     assert spec.source.storage_options == raw["source"]["storage_options"]
     assert spec.table.storage_options == raw["source"]["storage_options"] | {"key": "another"}
 
@@ -281,7 +282,9 @@ def test_a_value_that_can_t_be_is_refused_in_words_in_a_file_and_in_an_override(
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(MINIMAL))
     (tmp_path / "bad.yaml").write_text(f"{section}: {inner}\n")
     for name, overrides in (("run.yaml", [f"{key}={text}"]), ("bad.yaml", [])):
-        with pytest.raises(ConfigError, match=said) as caught:
+        # A value that YAML takes is refused already because it stands on the command line.
+        secret = "|into the environment" if overrides and "storage_options" in key else ""
+        with pytest.raises(ConfigError, match=said + secret) as caught:
             config.load(tmp_path / name, overrides)
         assert len(str(caught.value).splitlines()) == 1
         assert len(str(caught.value)) < 500

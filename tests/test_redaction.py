@@ -97,6 +97,8 @@ def test_other_forms_are_hidden(text):
         "gs://bucket/sig=1/token=2/x?y",
         "http://127.0.0.1:9000/bucket/x?list-type=2&prefix=a: refused",
         "file:///data/a:b/c@d",
+        "table.path is 's3://': give an s3:// address",
+        "can't read s3://bucket: refused, and gs://bucket/x: gone",
         "who@example.com wrote 'key = 5' // and went",
         "source.where: token = 'a' and id > 5",
     ],
