@@ -22,6 +22,8 @@ from pipeline.typed_yaml import choices, dotted, told
 from pipeline.work import FormatName
 
 Auto = Literal["auto"]
+SECRET_SECTIONS = frozenset(["storage_options"])
+"""What stands in sections of these names may be secret: a command line may give it as `${VAR}` alone."""
 Format = Literal["auto", FormatName]
 
 LAKES = ("delta:", "iceberg:", "hudi:")
@@ -389,7 +391,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
 
     Raises ConfigError for anything that is not a complete, well-typed description of a run.
     """
-    return typed_yaml.load(RunSpec, path, overrides)
+    return typed_yaml.load(RunSpec, path, overrides, SECRET_SECTIONS)
 
 
 def from_mapping(raw: Mapping[str, Any]) -> RunSpec:

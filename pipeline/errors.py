@@ -14,10 +14,12 @@
         └── GateFailed          the result did not pass the checks that stand before the commit
 
 Messages name the value given, what was expected and what to do. Errors take one string, so that they survive pickling
-on their way from a worker.
+on their way from a worker. No message holds a password, a signature or a token that stands in a URL.
 """
 
 import re
+
+from pipeline.redaction import redacted
 
 _NO_LETTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -33,6 +35,9 @@ class PipelineError(Exception):
     """Base of all errors that are meant for the user's eyes; anything else is a bug."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class InputError(PipelineError):

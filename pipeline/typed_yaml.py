@@ -20,16 +20,20 @@ from pipeline.errors import ConfigError
 
 Spec = TypeVar("Spec")
 
+_VARIABLES = re.compile(r"(?:\$\{\w+\})+")
 MOST_VALUES = 10_000
 """A configuration may have so many values, each alias counted as what it stands for."""
 INTEGER_BITS = 63
 """A whole number fits into so many bits, its sign apart: it can then become a float or an Arrow int64."""
 
 
-def load(spec: type[Spec], path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+def load(
+    spec: type[Spec], path: str | Path, overrides: Sequence[str] = (), secret: frozenset[str] = frozenset()
+) -> Spec:
     """Read a YAML file, apply `section.key=value` overrides, and make the dataclass `spec` of the values.
 
-    Raises ConfigError for a file that can't be read, that is not YAML, or whose values don't fit.
+    Sections named in `secret` take nothing but `${VAR}` from an override. Raises ConfigError for that, for a file that
+    can't be read, that is not YAML, or whose values don't fit.
     """
     what = f"configuration file {str(path)!r}"
     try:
@@ -43,7 +47,7 @@ def load(spec: type[Spec], path: str | Path, overrides: Sequence[str] = ()) -> S
         required = ", ".join(f"{item.name}:" for item in dataclasses.fields(cast(Any, spec)) if is_required(item))
         raise ConfigError(f"{what} holds no sections; expected {required}")
     for override in overrides:
-        _apply_override(raw, override)
+        _apply_override(raw, override, secret)
     return build(spec, raw)
 
 
@@ -116,17 +120,38 @@ def _unshared(value: Any) -> Any:
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], override: str, secret: frozenset[str]) -> None:
     key, equals, text = override.partition("=")
-    path = key.strip().split(".")
+    path = [name.strip() for name in key.split(".")]
     if not equals or not all(path):
-        raise ConfigError(f"--set {key.strip()!r} is not of the form section.key=value")
+        shown = re.match(r"[\w.]*", key.strip())
+        raise ConfigError(f"--set {shown[0] if shown else ''!r} is not of the form section.key=value")
     node = raw
     for name in path[:-1]:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {key.strip()!r}: {name!r} is not a section")
-    node[path[-1]] = _parse(text, f"--set {key.strip()!r}: the value")
+    value = _parse(text, f"--set {key.strip()!r}: the value")
+    _check_no_secret(path, value, secret)
+    node[path[-1]] = value
+
+
+def _check_no_secret(path: Sequence[str], value: Any, secret: frozenset[str]) -> None:
+    """Raise ConfigError for a value of a secret section that stands on a command line: all users of a machine see those,
+    and Ray keeps them."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_no_secret([*path, str(name)], item, secret)
+    elif isinstance(value, list):
+        for item in value:
+            _check_no_secret(path, item, secret)
+    elif secret & set(path) and not (value is None or isinstance(value, bool) or _VARIABLES.fullmatch(str(value))):
+        where, last = dotted("", ".".join(path)), re.sub(r"\W", "_", path[-1]).upper()
+        raise ConfigError(
+            f"--set {where} gives a value where every user of this machine, and Ray's list of jobs, can see it: put it into "
+            f"the environment, as in `export STORE_{last}=..`, and write --set '{where}=${{STORE_{last}}}', or give it in "
+            "the configuration file"
+        )
 
 
 def _fill_environment(value: Any, where: str) -> Any:

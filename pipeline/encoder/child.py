@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO
 
+from pipeline.machine import free_memory_bytes
+
 GRACE_S = 30.0
 """A child that only closed its pipe is ended so many seconds later."""
 MEMORY_SHARE = 0.8
@@ -68,8 +70,13 @@ def how_it_ended(status: int) -> str:
 
 
 def connect(argument: str) -> Connection:
-    """The child's end of the pipe, from its command line; from now on the child ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
+    """The child's end of the pipe, from its command line; from now on the child ends with its parent.
+
+    Ctrl-C, and SIGTERM from those who end a whole group or container, reach children as well. The parent ends them: one
+    that ended by itself would be taken for one that its work ended, and that work would count as bad.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return Connection(int(argument))
 
@@ -86,7 +93,7 @@ def limit_memory() -> None:
     """A row that wants too much gets an error here; the system, or Ray, would end whole workers for it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    free = _free_memory()
+    free = free_memory_bytes()
     if free is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(free * MEMORY_SHARE),) * 2)
 
@@ -94,15 +101,3 @@ def limit_memory() -> None:
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
-
-
-def _free_memory() -> int | None:
-    """Bytes that this machine, or the container's limit, has left; None where the system doesn't say."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(found, default=None)

@@ -7,14 +7,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import RunSpec
 from pipeline.execution import costs
-from pipeline.execution.pools import Pools, cores
+from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened
+from pipeline.machine import cores
+from pipeline.model.digest import vector_files
 from pipeline.model.folder import EncoderSpec
 from pipeline.runs.plan import Plan
 from pipeline.runs.vector_spec import VectorSpec
@@ -134,6 +137,11 @@ class Prepared:
         if not self.plan.tasks or self.encoder.is_static:
             return rows / costs.READ_ROWS_PER_S
         return costs.encoding_s(rows * self._tokens_per_row(), _weights(self.encoder))
+
+    @property
+    def encoder_bytes(self) -> int:
+        """A process that encodes holds about so many bytes of memory, by the files of the model."""
+        return costs.encoder_bytes(sum(file.stat().st_size for file in vector_files(Path(self.encoder.folder))))
 
     def _tokens_per_row(self) -> float:
         """Estimate the tokens of a row by the table's own rows, or by the bytes of the files where there is no table."""

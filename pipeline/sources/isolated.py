@@ -259,7 +259,12 @@ class _Asked(io.RawIOBase):
 
 
 def main(connection: Connection) -> None:
-    """Spans, one after the other, until the pipe closes."""
+    """Spans, one after the other, until the pipe closes.
+
+    Ctrl-C, or SIGTERM to a whole group, must not end it by itself: its rows would count as bad.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _limit_memory()
     connection.send(("ready", None))

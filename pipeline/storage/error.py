@@ -21,6 +21,7 @@ from pipeline.errors import (
     StorageUnavailable,
     StorageUnreachable,
 )
+from pipeline.redaction import redacted
 from pipeline.storage.file import Options
 
 _FOREIGN = [
@@ -270,9 +271,8 @@ def said(error: BaseException, options: Options) -> str:
     for secret in _leaves(options):
         for form in (secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")):
             text = text.replace(form, "***")
-    text = re.sub(r"//[^/@\s]*@", "//***@", text)
     # Tokens and signatures travel in queries, with and without the host before them.
-    return re.sub(r"(/[^\s?\"']*)\?[^\s\"']*", r"\1", text)[:300]
+    return re.sub(r"(/[^\s?\"']*)\?[^\s\"']*", r"\1", redacted(text))[:300]
 
 
 def _leaves(options: Any) -> Iterator[str]:

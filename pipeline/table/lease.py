@@ -82,6 +82,11 @@ class Lease:
         if not self.lost:
             self._go_on(released=True)
 
+    def release_if_ours(self) -> None:
+        """The table is free, if this lease was created at all."""
+        if self.table.read(layout.lease(self.number)) == self._content(released=False):
+            self.release()
+
     def _go_on(self, *, released: bool) -> bool:
         following = dataclasses.replace(self, number=self.number + 1)
         self.lost = not following.create(released=released)
@@ -122,8 +127,14 @@ def take(table: Folder, work: str, seconds: float = LEASE_S) -> Lease:
             )
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         lease = Lease(table=table, number=number + 1, work=work, seconds=seconds, since=since)
-        if lease.create():
-            return lease
+        try:
+            if lease.create():
+                return lease
+        except KeyboardInterrupt:
+            # Nobody else knows yet that it may be taken.
+            with contextlib.suppress(StorageError):
+                lease.release_if_ours()
+            raise
 
 
 def take_patiently(table: Folder, work: str, seconds: float, wait_s: float) -> Lease:

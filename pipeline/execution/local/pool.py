@@ -165,7 +165,7 @@ class LocalFlow:
         if strikes > MOST_STRIKES:
             raise RunError(
                 f"{strikes} workers of this machine died before they could answer: nothing was published, finished work is "
-                f"kept; {self._log.path} has what they said"
+                f"kept; {self._log.where}"
             )
         return strikes
 
