@@ -44,15 +44,14 @@ FIRST_STEPS = {
 """Kind without its argument -> the first step, and the one after materialising what is not done yet."""
 
 
-def first_state(kinds: tuple[str, ...], holders: str = "D", *, row_sources: bool = True) -> State:
-    """`holders` are the units that have the row which is purged: of A, C, D and S, the staged one."""
+def first_state(kinds: tuple[str, ...], holders: str = "D", *, row_sources: bool = True, whole: bool = False) -> State:
+    """`holders` are the units that have the row which is purged: of A, C, D and S, the staged one. With `whole` they have no
+    other."""
 
     def rows(unit: str) -> tuple[str, ...]:
-        return (
-            unit.lower(),
-            *((ERASED,) if unit in holders else ()),
-            *(("y",) if unit == "A" and "purge y" in kinds else ()),
-        )
+        erased = (ERASED,) if unit in holders else ()
+        others = ("y",) if unit == "A" and "purge y" in kinds else ()
+        return erased if erased and whole else (unit.lower(), *erased, *others)
 
     def part(version: int, unit: str, of: int) -> Part:
         sources = f"{SOURCES}{of}-{unit}" if unit == "B" and row_sources else ""
@@ -225,6 +224,7 @@ def _at_end(state: State) -> str:
     return f"{unfinished} are left" if unfinished else ""
 
 
-def explored(*kinds: str, holders: str = "D", rules: Rules = ALL) -> Explored[State]:
-    """All that processes of these kinds can do to the first table."""
-    return explore(first_state(kinds, holders), successors_under(rules), broken)
+def explored(*scenario: str, rules: Rules = ALL) -> Explored[State]:
+    """All that these processes can do to the first table; the scenario is as in scenarios.py."""
+    *kinds, holders = scenario
+    return explore(first_state(tuple(kinds), holders.removeprefix("/")), successors_under(rules), broken)
