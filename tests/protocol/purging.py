@@ -65,7 +65,7 @@ def write_purged(state: State, me: Process, rules: Rules) -> Outcomes:
     """Live parts are written anew without the row; one that has no other is left out."""
     row, parent = erased_by(me), kept_parts(state.version(me.parent))
     held = [part for part in parent if tells(part.rows, row)]
-    missing = [part.path for part in held if not state.has(part.path)]
+    missing = [part.path for part in parent if not state.has(part.path)]  # all of them are read
     _, found, attempts = me.noted
     if missing:
         yield f"{missing[0]} is gone", failed(state, me, "damaged")
