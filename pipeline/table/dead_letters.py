@@ -20,6 +20,6 @@ def read(table: Folder, version: Snapshot) -> Iterator[pa.Table]:
         yield snapshot.read_parquet(table.read(path) or table.read(beside + name))
 
 
-def write(table: Folder, folder: str, rows: Iterable[pa.Table]) -> int:
-    """Write them into `folder`; returns how many there are."""
+def write(table: Folder, folder: str, rows: Iterable[pa.Table]) -> rolling.Written:
+    """Write them into `folder`."""
     return rolling.write(table, folder, rows, schema.DEAD_LETTERS)

@@ -64,6 +64,8 @@ class Lease:
     """Held by this process until it is released, or lost."""
 
     table: Folder
+    folder: str = layout.LEASES
+    """Leases of one folder exclude each other."""
     number: int
     work: str
     seconds: float
@@ -72,6 +74,8 @@ class Lease:
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
     lost: bool = False
     """Another has it now."""
+    going_on: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """It is renewed by a thread of its own, and by its holder."""
 
     def renew(self) -> bool:
         """False if another has taken it over: it was not renewed in time."""
@@ -84,22 +88,24 @@ class Lease:
 
     def release_if_ours(self) -> None:
         """The table is free, if this lease was created at all."""
-        if self.table.read(layout.lease(self.number)) == self._content(released=False):
+        if self.table.read(layout.lease(self.number, self.folder)) == self._content(released=False):
             self.release()
 
     def _go_on(self, *, released: bool) -> bool:
-        following = dataclasses.replace(self, number=self.number + 1)
-        self.lost = not following.create(released=released)
-        self.number += not self.lost
-        return not self.lost
+        with self.going_on:
+            if not self.lost:
+                following = dataclasses.replace(self, number=self.number + 1)
+                self.lost = not following.create(released=released)
+                self.number += not self.lost
+            return not self.lost
 
     def create(self, *, released: bool = False) -> bool:
         """Write it under its number; False if another was first. Lower numbers are done with."""
-        path = layout.lease(self.number)
+        path = layout.lease(self.number, self.folder)
         if self.table.create_once(path, self._content(released=released)) is not None:
             return False
         # Of a number that was deleted as done with, or on a store that tells all who create that they were first.
-        numbers = _numbers(self.table)
+        numbers = _numbers(self.table, self.folder)
         if max(numbers, default=0) != self.number or self.table.read(path) != self._content(released=released):
             return False
         self.table.delete(numbers[number].path for number in numbers if number < self.number)
@@ -116,17 +122,17 @@ def holder(table: Folder, now: float) -> Holder | None:
     return found if found is not None and found.until > now and not is_dead(found.owner) else None
 
 
-def take(table: Folder, work: str, seconds: float = LEASE_S) -> Lease:
+def take(table: Folder, work: str, seconds: float = LEASE_S, folder: str = layout.LEASES) -> Lease:
     """Have the table. Raises TableBusy, which says who has it until when."""
     while True:
-        number, found = _last(table)
+        number, found = _last(table, folder)
         if found is not None and not is_dead(found.owner) and found.until > clock.now(table):
             raise TableBusy(
                 f"table {table.url} is being worked on ({found}), its lease runs until {found.until_utc} and is renewed "
                 "while it lives: nothing was done"
             )
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        lease = Lease(table=table, number=number + 1, work=work, seconds=seconds, since=since)
+        lease = Lease(table=table, folder=folder, number=number + 1, work=work, seconds=seconds, since=since)
         try:
             if lease.create():
                 return lease
@@ -137,13 +143,13 @@ def take(table: Folder, work: str, seconds: float = LEASE_S) -> Lease:
             raise
 
 
-def take_patiently(table: Folder, work: str, seconds: float, wait_s: float) -> Lease:
+def take_patiently(table: Folder, work: str, seconds: float, wait_s: float, folder: str = layout.LEASES) -> Lease:
     """Have the table, waiting for so long at most until it is free. Raises TableBusy."""
     give_up = time.monotonic() + wait_s
     told = False
     while True:
         try:
-            return take(table, work, seconds)
+            return take(table, work, seconds, folder)
         except TableBusy as busy:
             left = give_up - time.monotonic()
             if left <= 0:
@@ -155,12 +161,14 @@ def take_patiently(table: Folder, work: str, seconds: float, wait_s: float) -> L
 
 
 @contextlib.contextmanager
-def held(table: Folder, work: str, seconds: float = LEASE_S, wait_s: float = 0.0) -> Iterator[Lease]:
+def held(
+    table: Folder, work: str, seconds: float = LEASE_S, wait_s: float = 0.0, folder: str = layout.LEASES
+) -> Iterator[Lease]:
     """Have the table while the block runs, renewing it. Raises TableBusy before it runs.
 
     A lease that is lost meanwhile ends nothing: which of two runs publishes is decided by the commit.
     """
-    lease = take_patiently(table, work, seconds, wait_s)
+    lease = take_patiently(table, work, seconds, wait_s, folder)
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(lease, ended), name="lease", daemon=True)
     renewing.start()
@@ -193,19 +201,19 @@ def _told(what: str) -> Iterator[None]:
         _log.warning("%s a lease, which then runs out by itself: %s", what, error)
 
 
-def _numbers(table: Folder) -> dict[int, FileInfo]:
-    found = {layout.lease_number(info.path): info for info in table.list(layout.LEASES)}
+def _numbers(table: Folder, folder: str) -> dict[int, FileInfo]:
+    found = {layout.lease_number(info.path, folder): info for info in table.list(folder)}
     return {number: info for number, info in found.items() if number is not None}
 
 
-def _last(table: Folder) -> tuple[int, Holder | None]:
+def _last(table: Folder, folder: str = layout.LEASES) -> tuple[int, Holder | None]:
     """The highest number, and whose it is; None if it was given back."""
     while True:
-        numbers = _numbers(table)
+        numbers = _numbers(table, folder)
         if not numbers:
             return 0, None
         last = max(numbers)
-        content = table.read(layout.lease(last))
+        content = table.read(layout.lease(last, folder))
         if content is not None:  # else a higher one has come
             return last, _holder(content, numbers[last].modified)
 
