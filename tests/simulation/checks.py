@@ -35,7 +35,9 @@ def check_table(world: World) -> None:
     if numbers:
         try:
             current = snapshot.current(table)
-            _check_rows(world, table, current)
+            for version in watch.kept():
+                if version.number == current.version or watch.erased.isdisjoint(version.rows):
+                    _check_rows(world, table, snapshot.read(table, version.number))
             _check_lists(world, table, current)
             _check_replay(world, table, current)
         except PipelineError as error:

@@ -122,7 +122,15 @@ class _Story:
             else Turn(chance.choice(names), chance.choice([1, 2, 5, 10, 20, 40]))
             for _ in range(chance.randint(2, 25))
         ]
+        if chance.random() < 0.3:
+            processes.append(Process("edit", self._edit_source))
+            schedule.insert(chance.randint(0, len(schedule)), Turn("edit"))
         world.together(processes, schedule, self._power(len(schedule)))
+
+    def _edit_source(self) -> None:
+        """Under the hands of those who read it."""
+        self._world.say(f"edit: {self._world.corpus.edit()}")
+        self._world.corpus.store(self._world.objects)
 
     def _power(self, turns: int) -> Callable[[], None]:
         """On a disk the power may fail at one of the turns."""
@@ -137,6 +145,7 @@ class _Story:
                 world.say("the power fails")
                 world.scheduler.cut_power()
                 world.files.cut_power(chance)
+                world.watch.after_a_power_cut()
 
         return on_turn
 

@@ -1,4 +1,4 @@
-"""A few histories and pairs of the simulator, and what it is itself worth: a program that is broken on purpose is found out."""
+"""A few histories and pairs, and what the simulator is itself worth: it finds a program out that is broken on purpose."""
 
 import random
 
@@ -68,12 +68,12 @@ def test_a_program_that_is_broken_on_purpose_is_found_out(broken, models, monkey
 def stores():
     scheduler = Scheduler(Clock())
     objects, files = ObjectStore(scheduler, page=2), FileSystem(scheduler)
-    return scheduler, objects, files, simulated(scheduler, objects, files, random.Random(0))
+    return scheduler, files, simulated(scheduler, objects, files, random.Random(0))
 
 
 @pytest.mark.parametrize("root", ["memory://{}/t", "/sim/{}/t"])
 def test_a_dead_process_does_nothing_any_more_and_another_one_goes_on(root):
-    scheduler, objects, files, seams = stores()
+    scheduler, _, seams = stores()
     with seams:
         dying, living = (Folder(root.format(name)) for name in ("dying", "living"))
 
@@ -96,7 +96,7 @@ def test_a_dead_process_does_nothing_any_more_and_another_one_goes_on(root):
 def test_of_two_that_create_a_file_one_wins_on_any_store():
     for root in ("memory://{}/t", "/sim/{}/t"):
         for operations in range(1, 12):
-            scheduler, _, _, seams = stores()
+            scheduler, _, seams = stores()
             with seams:
                 tables = [Folder(root.format(name)) for name in "ab"]
                 works = [
@@ -108,7 +108,7 @@ def test_of_two_that_create_a_file_one_wins_on_any_store():
 
 
 def test_a_lost_answer_is_asked_for_again_and_a_listing_comes_by_the_page():
-    scheduler, objects, _, seams = stores()
+    scheduler, _, seams = stores()
     with seams:
         table = Folder("memory://a/t")
         lossy = Process("a", lambda: [table.create_once(name, b"mine") for name in "uvwxyz"], answers={2: Answer.LOST})
@@ -123,7 +123,7 @@ def test_a_lost_answer_is_asked_for_again_and_a_listing_comes_by_the_page():
 
 def test_a_power_cut_takes_what_was_not_synced_and_leaves_the_rest(monkeypatch):
     for seed in range(20):
-        scheduler, _, files, seams = stores()
+        _, files, seams = stores()
         with seams:
             table = Folder("/sim/a/t")
             table.write("kept", b"durable")

@@ -85,6 +85,11 @@ class Watch:
         if path.startswith(layout.DATA):
             self._check_folder(path)
 
+    def after_a_power_cut(self) -> None:
+        """A version that nobody had been told of may be gone; whatever was acknowledged is not."""
+        if self.current and self.content(layout.snapshot(self.current)) is None:
+            del self.versions[self.current]
+
     def content(self, path: str) -> bytes | None:
         """A file of the table."""
         return self._place.get(TABLE + path)

@@ -18,7 +18,7 @@ from pipeline.table import dead_letters, layout, materialise, rows, snapshot
 from pipeline.table.compare import NEW, OLD
 from pipeline.table.part import Part
 from pipeline.table.publication import Publication
-from pipeline.table.snapshot import Counts, Snapshot
+from pipeline.table.snapshot import Counts, Snapshot, Tally
 from pipeline.table.workers import compare_here
 
 
@@ -113,7 +113,9 @@ def _without_purged_letters(table: Folder, wanted: Snapshot) -> tuple[pa.Table, 
     left = Counter(
         number for letters in dead_letters.read(table, wanted) for number in letters.column(schema.SOURCE).to_pylist()
     )
-    numbers, amended, purged = wanted.units(), {}, 0
+    numbers = wanted.units()
+    amended: dict[str, Tally] = {}
+    purged = 0
     for unit, tally in wanted.tallies().items():
         gone = tally.failed - sum(left[number] for number in numbers[unit])
         if gone:
