@@ -106,7 +106,7 @@ class Lease:
             return False
         # Of a number that was deleted as done with, or on a store that tells all who create that they were first.
         numbers = _numbers(self.table, self.folder)
-        if max(numbers, default=0) != self.number or self.table.read(path) != self._content(released=released):
+        if max(numbers, default=0) > self.number or self.table.read(path) != self._content(released=released):
             return False
         self.table.delete(numbers[number].path for number in numbers if number < self.number)
         return True
