@@ -237,6 +237,7 @@ def description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> D
                 "dtype": spec.table.dtype,
                 "calibration": ranges,
                 "similarity": prepared.encoder.similarity,
+                "model": prepared.encoder.origin.place,
                 **(quantised or {}),
             },
         ),

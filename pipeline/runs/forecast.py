@@ -17,7 +17,7 @@ from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import GateFailed
 from pipeline.execution import pools
 from pipeline.progress import ShownInNotebooks, duration, size
-from pipeline.runs import estimate
+from pipeline.runs import advice, estimate
 from pipeline.runs.estimate import Rate
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_changes import Changes, StaleFile, check_deleted
@@ -66,6 +66,8 @@ class Forecast(ShownInNotebooks):
     """It is the rate of that earlier run."""
     refusal: str | None = None
     """It says why a run would publish nothing."""
+    notes: tuple[str, ...] = ()
+    """They say what the settings of the run cost."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,6 +92,7 @@ class Forecast(ShownInNotebooks):
             )
         lines += [f"  stale      {item.path}: {item.reason}; its rows stay" for item in self.stale_files[:5]]
         lines += [f"  refused    {self.refusal}"] if self.refusal else []
+        lines += [f"  note       {note}" for note in self.notes]
         lines += [
             f"  planned in {duration(self.plan_s)}",
             "  changes pending" if self.changes_pending else "  nothing to do",
@@ -120,6 +123,7 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
         plan_s=round(time.perf_counter() - started, 3),
         rate=expected.rate,
         refusal=_refusal(prepared, changes),
+        notes=(*advice.about_ids(prepared), *(advice.about_sampled_length(prepared) if full else ())),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.progress import ShownInNotebooks, per_second, size
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_changes import Changes, StaleFile
-from pipeline.runs.summary import Encoded, notes_of
+from pipeline.runs.summary import Encoded, first_failures, notes_of
 from pipeline.table import layout
 from pipeline.table.operations.merge_rows import Upkeep
 from pipeline.table.snapshot import Counts, Snapshot
@@ -29,6 +29,10 @@ class Reindexed(ShownInNotebooks):
     stale_files: tuple[StaleFile, ...]
     docs_per_s: float
     seconds: Mapping[str, float]
+    failures: tuple[str, ...] = ()
+    """They tell the first few of the rows that failed in files that were read, with the reasons."""
+    resumed: int = 0
+    """So many distinct texts were encoded before, by a run that did not publish."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -50,8 +54,9 @@ class Reindexed(ShownInNotebooks):
                 f"{counts.unchanged:,} untouched",
                 f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them in files that were read)"
                 + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
+                *(f"             {reason}" for reason in self.failures),
                 f"  texts      {self.to_encode:,} encoded, {self.reusable:,} rows with a "
-                f"vector that was there, {per_second(self.docs_per_s)} docs/s",
+                f"vector that was there{self._resumed()}, {per_second(self.docs_per_s)} docs/s",
                 f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
                 f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
                 f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean",
@@ -61,6 +66,9 @@ class Reindexed(ShownInNotebooks):
         if len(self.stale_files) > 5:
             lines.append(f"  stale      {len(self.stale_files) - 5:,} more files that can't be read")
         return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+
+    def _resumed(self) -> str:
+        return f" ({self.resumed:,} texts from a run that did not publish)" if self.resumed else ""
 
 
 def summarise_rows(
@@ -82,8 +90,15 @@ def summarise_rows(
         stale_files=changes.stale_files,
         docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
         seconds=timings,
-        notes=notes_of(prepared, encoded),
+        failures=first_failures(prepared, version, _sources_read(changes)),
+        resumed=len(changes.staged),
+        notes=notes_of(prepared, encoded, version, changes.to_encode + len(changes.staged)),
     )
+
+
+def _sources_read(changes: Changes) -> set[int]:
+    numbers = {number for numbers in changes.numbers for number in numbers}
+    return numbers - {number for part in changes.unchanged_spans for number in part.numbers}
 
 
 def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[StaleFile] = (), **seconds: float) -> Reindexed:

@@ -6,9 +6,10 @@ of a unit that cover its rows without a gap, the final one saying so, make the u
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.storage import Folder
 from pipeline.table import layout
@@ -99,6 +100,7 @@ class Record:
 
     @staticmethod
     def from_json(data: bytes) -> "Record":
+        """Make the record of its file. Fields that a newer program writes are left out: its slice is done all the same."""
         raw = json.loads(data)
         raw["parts"] = tuple(
             Part(
@@ -114,8 +116,13 @@ class Record:
         )
         raw["sources"] = tuple(raw["sources"])
         raw["dead_letters"] = tuple(raw["dead_letters"]) if raw["dead_letters"] else None
-        raw["effort"] = Effort(**raw["effort"])
-        return Record(**raw)
+        raw["effort"] = Effort(**_known(Effort, raw["effort"]))
+        return Record(**_known(Record, raw))
+
+
+def _known(kind: type[Record] | type[Effort], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the fields that this program knows."""
+    return {item.name: raw[item.name] for item in dataclasses.fields(kind) if item.name in raw}
 
 
 def create(table: Folder, record: Record) -> bool:
