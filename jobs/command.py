@@ -44,10 +44,14 @@ class Parser(argparse.ArgumentParser):
         super().error(_OPTIONS.sub(r"\1 ***", redacted(message)))
 
 
-def parser(docstring: str | None, *, dry_run: bool) -> Parser:
+def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False) -> Parser:
     """Return a command's parser, described by its module's docstring."""
     built = Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
-    built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
+    if takes_tables:
+        described = "the run's configuration, or the folder or URL of the table alone"
+        built.add_argument("config", metavar="CONFIG.yaml|TABLE", help=described)
+    else:
+        built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
     built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")
     built.add_argument("--json", action="store_true", help="print the result as one JSON object")
     if dry_run:

@@ -17,6 +17,7 @@ Messages name the value given, what was expected and what to do. Errors take one
 on their way from a worker. No message holds a password, a signature or a token that stands in a URL.
 """
 
+import os
 import re
 
 from pipeline.redaction import redacted
@@ -29,6 +30,16 @@ def one_line(message: str, most: int = 2000) -> str:
     of surrogate pairs, and be very long."""
     escaped = _NO_LETTERS.sub(lambda match: repr(match[0])[1:-1], message)
     return escaped if len(escaped) <= most else f"{escaped[: most - 2]}.."
+
+
+def looked_for(path: str) -> str:
+    """Say for a message where a relative path was looked for; "" stands for any other path."""
+    if not path or os.path.isabs(os.path.expanduser(path)) or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", path):
+        return ""
+    try:
+        return f" in the working directory {os.getcwd()!r}"
+    except OSError:
+        return " in the working directory, which is gone"
 
 
 class PipelineError(Exception):

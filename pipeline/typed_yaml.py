@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, looked_for
 
 Spec = TypeVar("Spec")
 
@@ -39,23 +39,31 @@ def load(
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{what} does not exist") from None
+        raise ConfigError(f"{what} does not exist{looked_for(str(path))}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{what} can't be read: {error}") from None
     raw = _parse(text, what)
     if not isinstance(raw, dict):
         required = ", ".join(f"{item.name}:" for item in dataclasses.fields(cast(Any, spec)) if is_required(item))
         raise ConfigError(f"{what} holds no sections; expected {required}")
-    for override in overrides:
-        _apply_override(raw, override, secret)
-    return build(spec, raw)
+    return build(spec, raw, overrides, secret)
 
 
-def build(spec: type[Spec], raw: Mapping[str, Any]) -> Spec:
-    """Fill `${VAR}` from the environment, and make the dataclass `spec` of the values of `raw`.
+def build(
+    spec: type[Spec],
+    raw: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    secret: frozenset[str] = frozenset(),
+) -> Spec:
+    """Apply `section.key=value` overrides, fill `${VAR}` from the environment, and make the dataclass `spec` of the
+    values of `raw`.
 
     Raises ConfigError for a value that doesn't fit its field.
     """
+    if overrides:
+        raw = _unshared(raw)
+    for override in overrides:
+        _apply_override(cast(Any, raw), override, secret)
     try:
         return cast(Spec, _build(spec, _fill_environment(dict(raw), "") if isinstance(raw, Mapping) else raw, ""))
     except RecursionError:
@@ -72,11 +80,20 @@ def _parse(text: str, what: str) -> Any:
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it can't be parsed"
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{what} is not valid YAML{where}: {' '.join(problem.split())[:200]}") from None
+        raise ConfigError(
+            f"{what} is not valid YAML{where}: {' '.join(problem.split())[:200]}{_unquoted(text, mark)}"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):  # what PyYAML lets out
         raise ConfigError(
             f"{what} holds a number or a date that can't be, or a value that is not what its tag says"
         ) from None
+
+
+def _unquoted(text: str, mark: Any) -> str:
+    """Give a hint where the line that is no YAML has a variable that stands within braces or brackets without quotes."""
+    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    found = re.search(r"""(?<!["'\w$])\$\{\w+\}""", line)
+    return f'; write {found[0]} in quotes, as in {{key: "{found[0]}"}}' if found else ""
 
 
 class _Loader(yaml.SafeLoader):
@@ -168,7 +185,10 @@ def _fill_environment(value: Any, where: str) -> Any:
 
     def variable(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise ConfigError(f"{where} uses ${{{match[1]}}}, but the environment has no variable {match[1]}: set it")
+            raise ConfigError(
+                f"{where} uses ${{{match[1]}}}, but the environment has no variable {match[1]}: set it, as with `export "
+                f"{match[1]}=..` in the shell that starts the command"
+            )
         return os.environ[match[1]]
 
     filled = re.sub(r"\$\{(\w+)\}", variable, value)

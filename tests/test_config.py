@@ -128,6 +128,35 @@ def test_a_missing_file_and_a_broken_override_are_named(tmp_path):
             config.load(tmp_path / "run.yaml", [override])
 
 
+@pytest.mark.parametrize("text", ["{key: ${KEY}}", "[a, ${KEY}]", "{a: b, key: ${KEY} }"])
+def test_a_variable_without_quotes_within_braces_is_told(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(f"source:\n  storage_options: {text}\n")
+    with pytest.raises(ConfigError, match=r'in line 2: .*; write \$\{KEY\} in quotes, as in \{key: "\$\{KEY\}"\}'):
+        config.load(tmp_path / "run.yaml")
+    with pytest.raises(ConfigError, match=r"--set 'source\.storage_options'.*write \$\{KEY\} in quotes"):
+        config.from_mapping(MINIMAL, [f"source.storage_options={text}"])
+    (tmp_path / "run.yaml").write_text("source: {key: secret, a\n")
+    with pytest.raises(ConfigError) as raised:
+        config.load(tmp_path / "run.yaml")
+    assert "; write $" not in str(raised.value)
+
+
+def test_a_variable_that_is_not_set_is_told_with_how_to_set_it(monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"table\.path uses \$\{NO_SUCH_KEY\}, .*`export NO_SUCH_KEY=\.\.`"):
+        config.from_mapping(MINIMAL, ["table.path=${NO_SUCH_KEY}"])
+
+
+def test_messages_on_relative_paths_name_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"does not exist in the working directory '{tmp_path}'"):
+        config.load("none.yaml")
+    for path in (str(tmp_path / "none.yaml"), "~/none.yaml"):
+        with pytest.raises(ConfigError) as raised:
+            config.load(path)
+        assert "working directory" not in str(raised.value)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Branch:
     leaves: int = 1

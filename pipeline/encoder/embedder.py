@@ -11,6 +11,7 @@ from pipeline.encoder.encoder import Embeddings, Encoder, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.machine import cores
 from pipeline.model.folder import EncoderSpec
+from pipeline.model.tokenizer_files import check_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ def embedder(spec: EncoderSpec, device: str | None = None) -> Embedder:
 
 @functools.lru_cache(maxsize=4)
 def _tokenizer(spec: EncoderSpec) -> Tokenizer:
+    check_tokenizer(spec)  # It says in a sentence which file or package is missing.
     return Tokenizer(spec, cores())
 
 

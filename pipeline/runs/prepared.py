@@ -3,6 +3,7 @@
 What runs/prepare.py found comes in. A `Prepared` goes out, which says what workers have to know for pools of a size.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -187,6 +188,7 @@ class Prepared:
         )
 
 
+@functools.lru_cache(maxsize=8)
 def _weights(encoder: EncoderSpec) -> int:
     """Estimate the weights of the transformer's layers by the usual twelve times hidden squared per layer."""
     config = json.loads((encoder.transformer_folder / "config.json").read_text(encoding="utf-8"))

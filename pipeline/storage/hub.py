@@ -22,6 +22,11 @@ from pipeline.redaction import redacted
 
 Kind = Literal["model", "data set"]
 
+
+class NotOnHub(InputError):
+    """There is no repository of the name, or nobody may know of it."""
+
+
 NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 """`organisation/name`, or the bare name that some old repositories have."""
 
@@ -144,7 +149,7 @@ def _reported(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
             "(HF_TOKEN)"
         ) from None
     except errors.RepositoryNotFoundError:
-        raise InputError(
+        raise NotOnHub(
             f"{what} is not on the Hub, or is private: check the name; a private one needs a token (HF_TOKEN) on every node"
         ) from None
     except errors.RevisionNotFoundError:
@@ -160,7 +165,8 @@ def _reported(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
         else:
             reason = f"the Hub didn't give it ({_said(error.__cause__ or error)}): check the network and start again"
         missing = "is not, or not completely, in the Hub's cache" if kind == "model" else "must be looked up"
-        raise InputError(f"{what} {missing} on {node}, and {reason}") from None
+        absent = NotOnHub if constants.is_offline_mode() else InputError
+        raise absent(f"{what} {missing} on {node}, and {reason}") from None
     except InputError:
         raise
     except Exception as error:  # of the HTTP client, of Xet, of the disk: their types differ between releases
