@@ -11,6 +11,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "s3": ("s3fs",),
     "gs": ("gcsfs",),
     "az": ("adlfs",),
+    "delta": ("deltalake",),
+    "iceberg": ("pyiceberg",),
     "html": ("selectolax",),
     "sentencepiece": ("sentencepiece",),
     "openvino": ("openvino", "nncf"),

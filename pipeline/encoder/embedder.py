@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.encoder.encoder import Embeddings, Encoder, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
-from pipeline.machine import cores
+from pipeline.machine.quotas import cores
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.tokenizer_files import check_tokenizer
 

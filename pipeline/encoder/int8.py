@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.agreement import Agreement, Quantised, digest_of
 from pipeline.encoder.encoder import build_encoder, token_types_of
+from pipeline.encoder.similarities import spearman
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.errors import InputError, RunError
+from pipeline.machine.folders import temporary_folder
 from pipeline.model.folder import EncoderSpec, Int8Graph
-from pipeline.places import temporary_folder
-from pipeline.similarities import spearman
 
 MEASURED_ON, JUDGED_ON = 256, 512
 """The activations of so many texts are measured, and the result is judged on so many others."""

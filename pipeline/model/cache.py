@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.places import cache_folder, new_temporary_folder
+from pipeline.machine.folders import cache_folder, new_temporary_folder
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, SourceChanged, StorageError
+from pipeline.machine.folders import cache_folder
 from pipeline.model.cache import locked
 from pipeline.model.digest import vector_file_names
-from pipeline.places import cache_folder
 from pipeline.storage import Options, list_pattern, pinned
 
 _READAHEAD_BYTES = 32 * 2**20

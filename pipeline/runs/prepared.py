@@ -17,7 +17,7 @@ from pipeline.config import RunSpec
 from pipeline.execution import costs
 from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened
-from pipeline.machine import cores
+from pipeline.machine.quotas import cores
 from pipeline.model.digest import vector_files
 from pipeline.model.folder import EncoderSpec
 from pipeline.runs.plan import Plan

@@ -14,10 +14,10 @@ from pipeline.config import RunSpec
 from pipeline.encoder.agreement import Quantised
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec, Int8Graph
-from pipeline.quantize import SCALAR
 from pipeline.storage import Folder
 from pipeline.table import calibration, int8, layout
 from pipeline.table.calibration import Calibration
+from pipeline.table.quantize import SCALAR
 from pipeline.table.snapshot import Snapshot
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from pipeline.config import Format, SourceSpec
 from pipeline.errors import InputError
-from pipeline.places import temporary_folder
+from pipeline.machine.folders import temporary_folder
 from pipeline.storage import hub, list_pattern, open_pinned
 
 _PREFIX = "dataset:"

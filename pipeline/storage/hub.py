@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import InputError
-from pipeline.places import cache_folder, why_unusable
+from pipeline.machine.folders import cache_folder, why_unusable
 from pipeline.redaction import redacted
 
 Kind = Literal["model", "data set"]

@@ -17,7 +17,7 @@ from pipeline.config import ResourceSpec
 from pipeline.execution.costs import encoder_bytes
 from pipeline.execution.pools import choose_pools
 from pipeline.execution.ray import session
-from pipeline.machine import cores, memory_bytes
+from pipeline.machine.quotas import cores, memory_bytes
 from tests import faulty
 from tests.chaos import processes
 from tests.jobs.test_signals import configure, ends_tidily, start, until, write_corpus

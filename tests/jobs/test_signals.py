@@ -17,7 +17,7 @@ import yaml
 
 from jobs.command import main_of
 from jobs.signals import ENDING, Signals
-from pipeline.encoder.child import Child
+from pipeline.machine.child import Child
 from pipeline.sources import isolated
 from pipeline.storage import Folder
 from pipeline.table import clock, lease
@@ -229,11 +229,11 @@ def test_a_library_call_leaves_signals_alone(where, tiny_model, tmp_path):
 
 def test_children_leave_signals_to_their_parent():
     """One that ended by itself would be taken for one that its rows ended."""
-    reader = isolated._Child()
+    reader = isolated._Reader()
     encoder = Child("pipeline.encoder.isolated")
     try:
         reader.receive(60)
-        for pid in (reader._process.pid, encoder.pid):
+        for pid in (reader.pid, encoder.pid):
             deadline = time.monotonic() + 60
             while not all(ignores(pid, number) for number in ENDING):
                 assert time.monotonic() < deadline

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.engines.graph import read_graph, save_graph
 from pipeline.errors import InputError
-from pipeline.places import temporary_folder
+from pipeline.machine.folders import temporary_folder
 
 _NAMES = ("graph.xml", "graph.bin")
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import ResourceSpec
-from pipeline.encoder.child import Child, how_it_ended
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import PipelineError, RunError
 from pipeline.execution.costs import ENCODER_START_S
@@ -20,7 +19,8 @@ from pipeline.execution.executor import Do, Flowing, Item, Job, Result, RowCompa
 from pipeline.execution.local.log import WorkerLog
 from pipeline.execution.local.pool import LocalFlow
 from pipeline.execution.pools import ALONE, Pools, choose_pools
-from pipeline.machine import cores, memory_bytes
+from pipeline.machine.child import Child, how_it_ended
+from pipeline.machine.quotas import cores, memory_bytes
 from pipeline.stages import row_keys
 from pipeline.stages.flow import EMBED, Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import InputError
-from pipeline.places import temporary_root
+from pipeline.machine.folders import temporary_root
 from pipeline.redaction import redacted
 
 

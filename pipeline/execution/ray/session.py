@@ -20,8 +20,8 @@ import ray._private.ray_constants as ray_constants
 import ray._private.utils as ray_utils
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.machine import cores, memory_bytes
-from pipeline.places import why_unusable
+from pipeline.machine.folders import why_unusable
+from pipeline.machine.quotas import cores, memory_bytes
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 2 * 2**30

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError, PipelineError, one_line
+from pipeline.extras import install
 from pipeline.sources.column_types import is_uuid, plain_type
 from pipeline.sources.lakehouse.data_file import DataFile
 from pipeline.storage import NoMatch, Options, is_remote, list_pattern, read_file
@@ -253,7 +254,7 @@ def _check_library() -> None:
         import pyiceberg.table  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"iceberg: needs the packages of the extra `iceberg` ({error}): pip install 'embedding-pipeline[iceberg]'"
+            f"iceberg: needs the packages of the extra `iceberg` ({error}): {install('iceberg')}"
         ) from None
 
 

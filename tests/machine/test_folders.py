@@ -17,9 +17,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import places
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.execution.local.log import WorkerLog
+from pipeline.machine import folders
 from pipeline.model.cache import kept
 from pipeline.storage import hub
 from tests import faulty
@@ -30,7 +30,7 @@ ROWS = 40
 
 @pytest.fixture(autouse=True)
 def _nothing_was_told(monkeypatch):
-    monkeypatch.setattr(places, "_told", set())
+    monkeypatch.setattr(folders, "_told", set())
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
 
@@ -45,9 +45,9 @@ def temporary(tmp_path, monkeypatch) -> Path:
 
 def test_the_cache_is_in_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert places.cache_folder() == tmp_path / ".cache" / "embedding-pipeline"
+    assert folders.cache_folder() == tmp_path / ".cache" / "embedding-pipeline"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert places.cache_folder() == tmp_path / "xdg" / "embedding-pipeline"
+    assert folders.cache_folder() == tmp_path / "xdg" / "embedding-pipeline"
 
 
 @pytest.mark.parametrize("home", ["absent", "a file", "no home"])
@@ -62,10 +62,10 @@ def test_without_a_home_the_cache_is_among_the_temporary_files_and_that_is_told(
             raise RuntimeError("Could not determine home directory.")
 
         monkeypatch.setattr(Path, "home", nobody)
-    folder = places.cache_folder()
+    folder = folders.cache_folder()
     assert folder == temporary / f"embedding-pipeline-{os.getuid()}"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert places.cache_folder() == folder
+    assert folders.cache_folder() == folder
     (told,) = caplog.messages
     assert "home" in told
     assert "set XDG_CACHE_HOME" in told
@@ -87,7 +87,7 @@ def test_what_others_could_have_put_there_is_not_believed(other, temporary, tmp_
         place.mkdir()
         place.chmod(0o777)
     with pytest.raises(RuntimeError):
-        places.cache_folder()
+        folders.cache_folder()
     made = kept("things", "key", lambda place: (place / "x").write_text("x"))
     assert (made / "x").read_text() == "x"
     shutil.rmtree(made)
@@ -98,11 +98,11 @@ def test_without_any_temporary_folder_there_is_one_sentence(monkeypatch):
         raise FileNotFoundError("No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    if os.access(places.SHARED_MEMORY, os.W_OK):
-        assert places.temporary_root() == places.SHARED_MEMORY
-    monkeypatch.setattr(places, "SHARED_MEMORY", "/nonexistent")
+    if os.access(folders.SHARED_MEMORY, os.W_OK):
+        assert folders.temporary_root() == folders.SHARED_MEMORY
+    monkeypatch.setattr(folders, "SHARED_MEMORY", "/nonexistent")
     with pytest.raises(InputError, match="set TMPDIR"):
-        places.new_temporary_folder()
+        folders.new_temporary_folder()
     log = WorkerLog()
     log.file.write(b"said")
     log.close(keep=True)
@@ -112,7 +112,7 @@ def test_without_any_temporary_folder_there_is_one_sentence(monkeypatch):
 
 def test_a_temporary_folder_that_vanished_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(StorageError, match="set TMPDIR"), places.temporary_folder():
+    with pytest.raises(StorageError, match="set TMPDIR"), folders.temporary_folder():
         pass
 
 

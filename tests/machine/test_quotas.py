@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import machine
+from pipeline.machine import quotas
 
 MANY = 10_000
 """The made-up machine has so many cores, so that only quotas decide."""
@@ -100,10 +100,10 @@ def test_the_least_quota_on_the_way_up_counts(levels, version, view):
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda pid: set(range(MANY)))
         build(Path(name), levels, version, view)
-        found = machine.cores(Path(name)), machine.memory_bytes(Path(name)), machine.free_memory_bytes(Path(name))
-    quotas = [level.quota_us // level.period_us for level in seen if level.quota_us is not None]
+        found = quotas.cores(Path(name)), quotas.memory_bytes(Path(name)), quotas.free_memory_bytes(Path(name))
+    allowed = [level.quota_us // level.period_us for level in seen if level.quota_us is not None]
     limited = [level for level in seen if level.limit is not None]
-    assert found[0] == max(1, min([MANY, *quotas]))
+    assert found[0] == max(1, min([MANY, *allowed]))
     assert found[1] == min([TOTAL, *(level.limit for level in limited)])
     left = [max(0, level.limit - max(0, level.used - level.idle)) for level in limited]
     assert found[2] == min([AVAILABLE, *left])
@@ -117,9 +117,9 @@ def test_both_versions_side_by_side_count(tmp_path):
     write(tmp_path / "mnt/two/b/cpu.max", "max")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-        assert machine.cores(tmp_path) == 4
+        assert quotas.cores(tmp_path) == 4
         write(tmp_path / "mnt/two/cpu.max", "300000")
-        assert machine.cores(tmp_path) == 3
+        assert quotas.cores(tmp_path) == 3
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "max", "-1 100000", "0 0", "100000 0", "1 2 3 4"])
@@ -129,11 +129,11 @@ def test_files_that_say_nothing_bound_nothing(content, tmp_path, monkeypatch):
         write(tmp_path / "sys/fs/cgroup" / name, content)
     write(tmp_path / "proc/self/mountinfo", content)
     write(tmp_path / "proc/self/cgroup", content)
-    assert machine.cores(tmp_path) >= 1
-    machine.memory_bytes(tmp_path)
-    assert machine.cores(tmp_path / "nothing") == 8
-    assert machine.memory_bytes(tmp_path / "nothing") is None
-    assert machine.free_memory_bytes(tmp_path / "nothing") is None
+    assert quotas.cores(tmp_path) >= 1
+    quotas.memory_bytes(tmp_path)
+    assert quotas.cores(tmp_path / "nothing") == 8
+    assert quotas.memory_bytes(tmp_path / "nothing") is None
+    assert quotas.free_memory_bytes(tmp_path / "nothing") is None
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system knows no affinity")
@@ -141,11 +141,11 @@ def test_a_process_that_may_run_on_one_core_has_one():
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        assert machine.cores() == 1
+        assert quotas.cores() == 1
     finally:
         os.sched_setaffinity(0, before)
 
 
 def test_the_system_itself_is_read():
-    assert machine.cores() <= (os.cpu_count() or 1)
-    assert 0 < machine.free_memory_bytes() <= machine.memory_bytes()
+    assert quotas.cores() <= (os.cpu_count() or 1)
+    assert 0 < quotas.free_memory_bytes() <= quotas.memory_bytes()

@@ -12,11 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO
 
-from pipeline.machine import free_memory_bytes
+from pipeline.machine.quotas import free_memory_bytes
 
 GRACE_S = 30.0
 """A child that only closed its pipe is ended so many seconds later."""
@@ -27,15 +28,18 @@ MEMORY_SHARE = 0.8
 class Child:
     """A process that runs a module of this package, and the pipe to it."""
 
-    def __init__(self, module: str, stderr: IO[bytes] | None = None) -> None:
-        """`stderr` is where the child's stderr goes; None is where this process's goes."""
+    def __init__(
+        self, module: str, stderr: IO[bytes] | int | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`stderr` is where the child's stderr goes; None is where this process's goes. `environment` is set for the child
+        alone. Raises OSError where the machine starts no process."""
         self.connection, theirs = Pipe()
         # The parent may have found this package by other means than its environment.
         path = os.pathsep.join(dict.fromkeys([str(Path(__file__).parents[2]), *filter(None, sys.path)]))
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno())],
-                env=os.environ | {"PYTHONPATH": path},
+                env=os.environ | {"PYTHONPATH": path, **(environment or {})},
                 stdin=subprocess.PIPE,  # closed by the parent's end, whatever ends it
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -54,11 +58,12 @@ class Child:
         return self._process.wait()
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        """End the process. It ends by itself where this one may not end it: its stdin is closed."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self.connection.close()
+        for step in (self._process.stdin.close, self.connection.close, self._process.kill):
+            with contextlib.suppress(OSError):
+                step()
+        self._process.wait()
 
 
 def how_it_ended(status: int) -> str:
@@ -89,13 +94,20 @@ def sendable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def limit_memory() -> None:
-    """A row that wants too much gets an error here; the system, or Ray, would end whole workers for it."""
+def limit_memory(most: int | None = None) -> None:
+    """A row that wants too much gets an error here; the system, or Ray, would end whole workers for it.
+
+    The process may have `most` bytes for its data, or a share of the memory that is free.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    free = free_memory_bytes()
-    if free is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(free * MEMORY_SHARE),) * 2)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    free = free_memory_bytes() if most is None else None
+    limit = int(free * MEMORY_SHARE) if free is not None else most
+    if limit is not None:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _end_with_parent() -> None:
