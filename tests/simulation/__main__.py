@@ -20,7 +20,6 @@ from tests.simulation.pairs import PAIRS, name_of
 from tests.simulation.world import KINDS
 from tests.tiny import build_tiny_model
 
-
 TELL_S = 20.0
 
 

@@ -67,7 +67,7 @@ class World:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done in the block leaves no trace in the bucket, its clock and its chances: the history goes on without it."""
+        """What is done in the block leaves no trace in the bucket, its clock and its chances."""
         chance, now, objects = self.chance.getstate(), self.scheduler.clock.now, dict(self.objects.objects)
         writes = self.objects.writes
         try:
