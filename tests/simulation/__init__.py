@@ -15,6 +15,7 @@ Nothing of the program is replaced but the store below it, its clock, its random
     checks        what must hold when nobody works
     histories     random histories
     pairs         every stop point of pairs of commands
+    campaign      many of both, on all cores
 
     python -m tests.simulation --histories 1000 --seed 1
     python -m tests.simulation --histories 1 --seed 7 --log

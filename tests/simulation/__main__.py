@@ -7,75 +7,20 @@ python -m tests.simulation --pairs disk --every 5 --only "old: reindex | clean" 
 """
 
 import argparse
-import concurrent.futures
-import logging
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.simulation.histories import STEPS, history
-from tests.simulation.pairs import PAIRS, every_case, name_of
-from tests.simulation.world import KINDS, Conditions, World
+from tests.simulation.campaign import Task, in_parallel
+from tests.simulation.histories import STEPS
+from tests.simulation.pairs import PAIRS, name_of
+from tests.simulation.world import KINDS
 from tests.tiny import build_tiny_model
 
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A history, or a pair with all of its stop points."""
-
-    models: dict[str, Path]
-    seed: int = 0
-    steps: int = STEPS
-    pair: tuple[str, str, str] | None = None
-    kind: str = "objects"
-    every: int = 1
-    log: bool = False
-
-
-@dataclass(kw_only=True)
-class Lived:
-    """What came of a task."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    report: list[str] = field(default_factory=list)
-    """Empty, unless something was violated or everything was to be told."""
-    failed: int = 0
-
-    def add(self, name: str, what: str, world: World, *, log: bool = False) -> None:
-        self.counts[what] += 1
-        self.counts["operations"] += sum(line[:3] not in ("---", "   ") for line in world.scheduler.log)
-        self.counts["versions"] += world.watch.current
-        if log or world.violations:
-            self.report += ["", f"{name} on {world.conditions}", *(world.scheduler.log if log else world.told)]
-            self.report += [f"  VIOLATED {violation}" for violation in world.violations[:10]]
-        self.failed += bool(world.violations)
-
-
-def lived(task: Task) -> Lived:
-    logging.disable(logging.WARNING)
-    out = Lived()
-    if task.pair is None:
-        out.add(f"seed {task.seed}", "histories", history(task.seed, task.models, task.steps), log=task.log)
-    else:
-        for case, world in every_case(task.pair, Conditions(kind=task.kind), task.models, task.every):
-            if out.failed < 3:
-                out.add(str(case), "stop points", world, log=task.log)
-        out.counts["pairs"] += 1
-    return out
-
-
-def in_parallel(tasks: Iterable[Task], workers: int) -> Iterator[Lived]:
-    if workers == 1:
-        yield from map(lived, tasks)
-        return
-    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(lived, tasks)
+TELL_S = 20.0
 
 
 def main() -> int:
@@ -96,6 +41,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=5, metavar="N", help="end after so many violations")
     arguments = parser.parse_args()
     started, failed = time.monotonic(), 0
+    told_at = started
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         models = {name: build_tiny_model(Path(folder) / name, seed=seed) for seed, name in enumerate("AB")}
@@ -106,9 +52,15 @@ def main() -> int:
                 print("\n".join(done.report), flush=True)
             if failed >= arguments.most:
                 break
-    told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    print(f"{told} in {time.monotonic() - started:.0f} s: {failed} with violations", flush=True)
+            if time.monotonic() - told_at > TELL_S:
+                told_at = time.monotonic()
+                print(f"  {_told(counts)} in {told_at - started:.0f} s", file=sys.stderr, flush=True)
+    print(f"{_told(counts)} in {time.monotonic() - started:.0f} s: {failed} with violations", flush=True)
     return 1 if failed else 0
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _tasks(arguments: argparse.Namespace, models: dict[str, Path]) -> list[Task]:

@@ -140,14 +140,12 @@ def _fresh(world: World) -> Contents | str:
     spec = world.corpus.spec(FRESH)
     key = f"{world.corpus.model} {world.corpus.settings} {world.corpus.files}"
     if key not in _built:
-        try:
-            embedding.embed(spec, InProcess())
-            _built[key] = _contents(Folder(FRESH))
-        except PipelineError as error:
-            _built[key] = f"{type(error).__name__}: {error}"
-        for name in world.objects.names():
-            if name.startswith("fresh/"):
-                world.objects.objects.pop(name)
+        with world.aside():
+            try:
+                embedding.embed(spec, InProcess())
+                _built[key] = _contents(Folder(FRESH))
+            except PipelineError as error:
+                _built[key] = f"{type(error).__name__}: {error}"
     return _built[key]
 
 

@@ -44,7 +44,7 @@ class ObjectStore:
         self.objects: dict[str, Object] = {}
         self.watching: Watching | None = None
         self._page, self.late_s = page, late_s
-        self._writes = 0
+        self.writes = 0
 
     def connect(self, address: Address, options: Options, patient: bool = True) -> "View":
         """What takes the place of the program's own connection."""
@@ -66,11 +66,11 @@ class ObjectStore:
     # --- changes
 
     def put(self, key: str, data: bytes, process: str = "") -> None:
-        self._writes += 1
+        self.writes += 1
         now = self.scheduler.clock.now
         known = self.objects.get(key)
         listed_from = known.listed_from if known else now + (self.late_s if process in self.scheduler.processes else 0)
-        self.objects[key] = Object(bytes(data), f"v{self._writes}", float(int(now)), listed_from, process)
+        self.objects[key] = Object(bytes(data), f"v{self.writes}", float(int(now)), listed_from, process)
         if self.watching is not None:
             self.watching.created(key)
 

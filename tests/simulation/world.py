@@ -3,8 +3,9 @@
 A command that ends may say so only in one of the ways that the documentation gives; anything else is a violation.
 """
 
+import contextlib
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,17 @@ class World:
     def later(self, seconds: float) -> None:
         self.scheduler.clock.advance(seconds)
         self.say(f"{seconds:g} s later")
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done in the block leaves no trace in the bucket, its clock and its chances."""
+        chance, now, objects = self.chance.getstate(), self.scheduler.clock.now, dict(self.objects.objects)
+        writes = self.objects.writes
+        try:
+            yield
+        finally:
+            self.chance.setstate(chance)
+            self.scheduler.clock.now, self.objects.objects, self.objects.writes = now, objects, writes
 
     def together(
         self, processes: Sequence[Process], schedule: Iterable[Turn] = (), on_turn: Callable[[], None] = lambda: None
