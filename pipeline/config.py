@@ -22,6 +22,8 @@ from pipeline.typed_yaml import choices, dotted, told
 from pipeline.work import FormatName
 
 Auto = Literal["auto"]
+SECRET_SECTIONS = frozenset(["storage_options"])
+"""What stands in sections of these names may be secret: a command line may give it as `${VAR}` alone."""
 Format = Literal["auto", FormatName]
 
 LAKES = ("delta:", "iceberg:", "hudi:")
@@ -86,7 +88,9 @@ class SourceSpec:
     """The files have this format, and auto goes by their suffixes. `lines` takes each line for a document, `text` and
     `html` each file."""
     id: str | tuple[str, ...] | None = None
-    """This column identifies a document, or several columns do together; null makes ids from file and position."""
+    """This column identifies a document, or several columns do together; null makes ids from file and position, so that rows
+    whose place changes come back as new ones. The table's `id` is a string; `keep` carries the column under its own name and
+    with its own type, or as `{id: number}` under another one."""
     keep: tuple[str, ...] = ()
     """These columns are carried into the table unchanged, whatever their type. `{source: origin}` in place of a list gives
     them new names: the column `source` becomes `origin`."""
@@ -183,7 +187,8 @@ class ModelSpec:
     """This section names the model and says how it computes."""
 
     path: str
-    """The model is a local folder, a Hub id, an object store's URL, or `package:<python package>/<folder>`."""
+    """The model is a local folder, a Hub id, an object store's URL, or `package:<python package>/<folder>`. A Hub id without
+    an organisation means a model of `sentence-transformers`."""
     revision: str | None = None
     """This is a branch, a tag or a commit of a Hub id; null takes the default branch."""
     max_seq_length: int | None = None
@@ -389,12 +394,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
 
     Raises ConfigError for anything that is not a complete, well-typed description of a run.
     """
-    return typed_yaml.load(RunSpec, path, overrides)
+    return typed_yaml.load(RunSpec, path, overrides, SECRET_SECTIONS)
 
 
-def from_mapping(raw: Mapping[str, Any]) -> RunSpec:
+def from_mapping(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunSpec:
     """Make the run of a mapping in memory, as `load` makes it of a file. Raises ConfigError likewise."""
-    return typed_yaml.build(RunSpec, raw)
+    return typed_yaml.build(RunSpec, raw, overrides)
 
 
 def prefix_of(pattern: str) -> str:

@@ -46,6 +46,11 @@ class Job(Protocol):
         """Its encoding takes about so many seconds on this machine. They are infinite where nobody can tell."""
         ...
 
+    @property
+    def encoder_bytes(self) -> int:
+        """A process that encodes holds about so many bytes of memory."""
+        ...
+
     def worker_spec(self, pools: Pools) -> WorkerSpec:
         """Return what workers in pools of these sizes have to know."""
         ...

@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.extras import install
 from pipeline.model.files import at, read_object
 from pipeline.model.folder import EncoderSpec
 
@@ -81,7 +82,7 @@ def _check_pieces(path: Path) -> None:
         raise _damaged(path, error) from None
     package = "sentencepiece" if is_sentencepiece else "tiktoken"
     if importlib.util.find_spec(package) is None:
-        command = "pip install 'embedding-pipeline[sentencepiece]'" if is_sentencepiece else "pip install tiktoken"
+        command = install("sentencepiece") if is_sentencepiece else "pip install tiktoken"
         raise InputError(
             f"{at(path)} is all that the model has of a tokenizer, and the package {package} that reads it is not installed: "
             f"{command} on every node, or save the model with a tokenizer.json"

@@ -131,6 +131,7 @@ def description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> D
                 "dtype": spec.table.dtype,
                 "calibration": ranges,
                 "similarity": prepared.encoder.similarity,
+                "model": prepared.encoder.origin.place,
                 **(quantised or {}),
             },
         ),

@@ -17,7 +17,7 @@ from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError
 from pipeline.execution import pools
 from pipeline.progress import ShownInNotebooks, duration, size
-from pipeline.runs import estimate
+from pipeline.runs import advice, estimate
 from pipeline.runs.estimate import Rate
 from pipeline.runs.guard import check_unread
 from pipeline.runs.prepared import Prepared
@@ -74,6 +74,8 @@ class Forecast(ShownInNotebooks):
     """It says which columns take another type, and what that costs."""
     refusal: str | None = None
     """It says why a run would publish nothing."""
+    notes: tuple[str, ...] = ()
+    """They say what the settings of the run cost."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,6 +102,7 @@ class Forecast(ShownInNotebooks):
         lines += [f"  types      {reason}" for reason in self.widened]
         lines += [stale_line(item) for item in self.stale_files[:5]]
         lines += [f"  refused    {self.refusal}"] if self.refusal else []
+        lines += [f"  note       {note}" for note in self.notes]
         lines += [
             f"  planned in {duration(self.plan_s)}",
             "  changes pending" if self.changes_pending else "  nothing to do",
@@ -132,6 +135,7 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
         snapshot=prepared.survey.snapshot,
         widened=tuple(widened(prepared)),
         refusal=_refusal(prepared, changes),
+        notes=(*advice.about_ids(prepared), *(advice.about_sampled_length(prepared) if full else ())),
     )
 
 

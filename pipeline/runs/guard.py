@@ -9,7 +9,7 @@ from pipeline.errors import GateFailed, RunError, one_line
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.unread_files import UnreadFile
 from pipeline.storage import Folder
-from pipeline.table import calibration, layout, snapshot
+from pipeline.table import calibration, dead_letters, layout, snapshot
 from pipeline.table.record import Effort
 from pipeline.work import Unfit, together
 
@@ -107,16 +107,15 @@ def check_failed(prepared: Prepared, failed: int, total: int | None, unread: Seq
 
 
 def _reasons(table: Folder) -> str:
-    """Return the first three reasons why rows failed, and the newest file of such rows in staging."""
+    """Return the first reasons why rows failed, and the newest file of such rows in staging."""
     staged = [info for info in table.list(layout.STAGED_PARTS) if info.path.endswith(".dead")]
     staged += [info for info in table.list(layout.PUBLICATIONS) if "letters" in info.path]
-    newest = max(staged, key=lambda info: (info.modified, info.path), default=None)
-    content = table.read(newest.path) if newest is not None else None
-    if newest is None or content is None:
+    newest = sorted(staged, key=lambda info: (info.modified, info.path), reverse=True)[: dead_letters.SHOWN]
+    contents = [content for info in newest if (content := table.read(info.path)) is not None]
+    told = "; ".join(dead_letters.reasons(map(snapshot.read_parquet, contents)))
+    if not told:
         return "no reason was staged"
-    rows = snapshot.read_parquet(content).slice(0, 3).to_pylist()
-    told = "; ".join(f"{row['path']!r}: {one_line(row['error'], 200)}" for row in rows)
-    return f"the first reasons are {told}; all of them stand in files such as {table.url}/{newest.path}"
+    return f"the first reasons are {told}; all of them stand in files such as {table.url}/{newest[0].path}"
 
 
 def check_clipped(prepared: Prepared, effort: Effort, done: float = 1.0) -> None:

@@ -3,18 +3,22 @@
 What runs/prepare.py found comes in. A `Prepared` goes out, which says what workers have to know for pools of a size.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import RunSpec
 from pipeline.execution import costs
-from pipeline.execution.pools import Pools, cores
+from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened
+from pipeline.machine.quotas import cores
+from pipeline.model.digest import vector_files
 from pipeline.model.folder import EncoderSpec
 from pipeline.runs.plan import Plan
 from pipeline.runs.vector_spec import VectorSpec
@@ -135,6 +139,11 @@ class Prepared:
             return rows / costs.READ_ROWS_PER_S
         return costs.encoding_s(rows * self._tokens_per_row(), _weights(self.encoder))
 
+    @property
+    def encoder_bytes(self) -> int:
+        """A process that encodes holds about so many bytes of memory, by the files of the model."""
+        return costs.encoder_bytes(sum(file.stat().st_size for file in vector_files(Path(self.encoder.folder))))
+
     def _tokens_per_row(self) -> float:
         """Estimate the tokens of a row by the table's own rows, or by the bytes of the files where there is no table."""
         counts = self.parent.counts
@@ -179,6 +188,7 @@ class Prepared:
         )
 
 
+@functools.lru_cache(maxsize=8)
 def _weights(encoder: EncoderSpec) -> int:
     """Estimate the weights of the transformer's layers by the usual twelve times hidden squared per layer."""
     config = json.loads((encoder.transformer_folder / "config.json").read_text(encoding="utf-8"))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pipeline.progress import per_second, size
 from pipeline.runs.by_row import Outcome
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.summary import RunSummary, notes_of
+from pipeline.runs.row_changes import Changes
+from pipeline.runs.summary import RunSummary, first_failures, notes_of
 from pipeline.runs.unread_files import UnreadFile
 from pipeline.table.operations.merge_rows import Upkeep
 
@@ -21,6 +22,10 @@ class Reindexed(RunSummary):
     """So many new and changed rows have a text with a vector, or share their text with another such row."""
     upkeep: Upkeep
     stale_files: tuple[UnreadFile, ...]
+    failures: tuple[str, ...] = ()
+    """They tell the first few of the rows that failed in files that were read, with the reasons."""
+    resumed: int = 0
+    """So many distinct texts were encoded before, by a run that did not publish."""
 
     @property
     def exit_code(self) -> int:
@@ -31,8 +36,9 @@ class Reindexed(RunSummary):
         return [
             self._rows("untouched"),
             self._failed("in files that were read"),
+            *(f"             {reason}" for reason in self.failures),
             f"  texts      {self.to_encode:,} encoded, {self.reusable:,} rows with a "
-            f"vector that was there, {per_second(self.docs_per_s)} docs/s",
+            f"vector that was there{self._resumed()}, {per_second(self.docs_per_s)} docs/s",
             f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
             f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
             f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean",
@@ -44,6 +50,9 @@ class Reindexed(RunSummary):
         if len(self.stale_files) > 5:
             lines.append(f"  stale      {len(self.stale_files) - 5:,} more files that can't be read")
         return lines
+
+    def _resumed(self) -> str:
+        return f" ({self.resumed:,} texts from a run that did not publish)" if self.resumed else ""
 
 
 def stale_line(item: UnreadFile) -> str:
@@ -66,8 +75,15 @@ def summarise_rows(prepared: Prepared, done: Outcome) -> Reindexed:
         stale_files=changes.stale_files,
         docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
         seconds=done.seconds,
-        notes=notes_of(prepared, encoded),
+        failures=first_failures(prepared, version, _sources_read(changes)),
+        resumed=len(changes.staged),
+        notes=notes_of(prepared, encoded, version, changes.to_encode + len(changes.staged)),
     )
+
+
+def _sources_read(changes: Changes) -> set[int]:
+    numbers = {number for numbers in changes.numbers for number in numbers}
+    return numbers - {number for part in changes.unchanged_spans for number in part.numbers}
 
 
 def nothing_to_reindex(

@@ -3,16 +3,16 @@
 It is made for a person (`str`), for machines (`to_dict`) and for notebooks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.progress import ShownInNotebooks, duration, per_second, size
-from pipeline.runs import kept_types
+from pipeline.runs import advice, kept_types
 from pipeline.runs.guard import told_unread
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.unread_files import UnreadFile
-from pipeline.table import calibration, layout, publication, snapshot
+from pipeline.table import calibration, dead_letters, layout, publication, snapshot
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
 from pipeline.work import lasting_name
@@ -116,6 +116,11 @@ class Summary(RunSummary):
     """So many dead letters were tried again."""
     recovered: int
     """So many of the retried dead letters have a vector now."""
+    failures: tuple[str, ...] = ()
+    """They tell the first few of the rows that are new among the failed ones, with the reasons."""
+    resumed: int = 0
+    """So many source rows of this version were finished before, by a run that did not publish. The speeds leave them
+    out."""
     files: int = 0
     """The source has so many files."""
     unread_files: tuple[UnreadFile, ...] = ()
@@ -131,8 +136,10 @@ class Summary(RunSummary):
             self._rows(f"unchanged ({counts.reused:,} in reused units)"),
             *self._documents(),
             self._failed("new"),
+            *(f"             {reason}" for reason in self.failures),
             *([f"  unread     {told_unread(self.unread_files, self.files)}"] if self.unread_files else []),
             *self._retried(),
+            *self._resumed(),
             f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
             f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
             f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
@@ -150,6 +157,11 @@ class Summary(RunSummary):
         if not self.retried:
             return []
         return [f"  retried    {self.retried:,} that had failed: {self.recovered:,} have a vector now"]
+
+    def _resumed(self) -> list[str]:
+        if not self.resumed:
+            return []
+        return [f"  resumed    {self.resumed:,} rows that were finished before; the speed leaves them out"]
 
     def _documents(self) -> list[str]:
         """Return the lines about documents that the rows don't tell by themselves."""
@@ -183,17 +195,35 @@ def summarise(
         output_bytes=sum(part.size for part in version.parts),
         retried=prepared.plan.rows_to_retry,
         recovered=_recovered_rows(prepared, version),
-        notes=notes_of(prepared, encoded),
+        failures=first_failures(prepared, version, {number for unit in prepared.plan.added for number in unit.sources}),
+        resumed=_resumed_rows(prepared) if version.version != prepared.parent.version else 0,
+        notes=notes_of(prepared, encoded, version, version.counts.rows - version.counts.reused),
         files=len(prepared.corpus.files),
         unread_files=tuple(unread),
     )
 
 
-def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
-    """Return what a person should be told beside the figures, whatever kind of run it was."""
+def first_failures(prepared: Prepared, version: Snapshot, sources: Collection[int]) -> tuple[str, ...]:
+    """Tell the first few dead letters of these sources, if this run published the version."""
+    if version.version == prepared.parent.version or not version.counts.failed_new:
+        return ()
+    return dead_letters.reasons(dead_letters.of_sources(dead_letters.read(prepared.table, version), sources))
+
+
+def _resumed_rows(prepared: Prepared) -> int:
+    """Count the source rows that earlier runs recorded and did not publish."""
+    return sum(record.num_rows for records in prepared.plan.records.values() for record in records)
+
+
+def notes_of(prepared: Prepared, encoded: Encoded, version: Snapshot, texts: int) -> tuple[str, ...]:
+    """Return what a person should be told beside the figures, whatever kind of run it was. So many `texts` were tokenized
+    for the version."""
     effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out, *widened(prepared)]
     if prepared.survey.snapshot is not None:
         notes.append(f"read {prepared.survey.snapshot}")
+    if version.version != prepared.parent.version:
+        notes += advice.about_ids(prepared)
+        notes += advice.about_length(prepared, version.counts.truncated, texts)
     if encoded.workers:
         notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
     if prepared.vectors.int8 is not None:
@@ -265,6 +295,8 @@ class PlanSummary(ShownInNotebooks):
     """It names the state of a lakehouse table that would be read."""
     widened: tuple[str, ...] = ()
     """It says which columns take another type, and what that costs."""
+    notes: tuple[str, ...] = ()
+    """They say what the settings of the run cost."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -282,6 +314,7 @@ class PlanSummary(ShownInNotebooks):
                 f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
                 *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
                 *self._calibration(),
+                *(f"  note       {note}" for note in self.notes),
                 f"  planned in {duration(self.plan_s)}",
                 "  changes pending" if self.changes_pending else "  nothing to do",
             ]
@@ -326,4 +359,5 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         left_out=prepared.survey.left_out,
         snapshot=prepared.survey.snapshot,
         widened=tuple(widened(prepared)),
+        notes=(*advice.about_ids(prepared), *advice.about_sampled_length(prepared)),
     )

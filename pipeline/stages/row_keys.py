@@ -4,7 +4,7 @@ A key has the hashes of id, content and kept values. The file works on one unit.
 not known here. Spans are named by their place in the unit.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,7 +108,17 @@ def chunk_ids(documents: pa.Table, chunks: pa.Table) -> pa.Array:
     return pa.array([f"{names[document]}#{index}" for document, index in pairs], pa.string())
 
 
+def with_spans(unit: Unit, places: Sequence[int]) -> Unit:
+    """Return the unit with only the spans at these places. They keep their numbers, and no other file is opened."""
+    return replace(
+        unit,
+        spans=tuple(unit.spans[place] for place in places),
+        sources=tuple(unit.sources[place] for place in places),
+    )
+
+
 def only(unit: Unit, rows: Keys) -> Unit:
-    """Return the unit with only the documents of these rows (UPSERT or ROW)."""
+    """Return the unit with only the documents of these rows (UPSERT or ROW), and with the spans that have them."""
     places = np.unique(np.stack([rows["span"].astype(np.int64), rows["position"]], axis=1), axis=0)
-    return replace(unit, only=tuple((int(span), int(position)) for span, position in places.tolist()))
+    chosen = tuple((int(span), int(position)) for span, position in places.tolist())
+    return replace(with_spans(unit, sorted({span for span, _ in chosen})), only=chosen)

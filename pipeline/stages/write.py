@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.quantize import Codes
 from pipeline.sources.columns import row_bytes
 from pipeline.stages.slice_row import REPORT, buffer, effort_of, effort_to_json, from_cell, key_of, unread_of
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.storage import Folder
 from pipeline.table import layout
 from pipeline.table.part import Part, distinct_sources, encode_part, split_by_partition
+from pipeline.table.quantize import Codes
 from pipeline.table.record import Effort, Record, create
 from pipeline.table.snapshot import to_parquet
 

@@ -10,7 +10,7 @@ whole or not at all. This is the one home of fsspec; it knows paths, bytes and v
 """
 
 from pipeline.storage.address import checks_itself, contains, is_remote, is_shared, local_path, same_place, store_of
-from pipeline.storage.error import before_work
+from pipeline.storage.error import NoMatch, before_work
 from pipeline.storage.file import FileInfo, Listing, Options, Pinned
 from pipeline.storage.folder import Folder
 from pipeline.storage.pattern import matcher
@@ -29,6 +29,7 @@ __all__ = [
     "FileInfo",
     "Folder",
     "Listing",
+    "NoMatch",
     "Options",
     "Pinned",
     "before_work",

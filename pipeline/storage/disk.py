@@ -136,6 +136,8 @@ def look_up(path: str) -> FileInfo:
 
 _NO_LINKS = frozenset([errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
 """link() fails with one of these on FAT, exFAT, many network, FUSE and container mounts."""
+_NO_FOLDER_SYNC = frozenset([errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+"""fsync() of a folder fails with one of these where a mount knows it for files alone: it makes names durable by itself."""
 _CLAIMED = f"{TEMPORARY}data"
 """The name of the claimed bytes in the folder of a claim."""
 
@@ -325,5 +327,8 @@ def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, cast
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, looked_for
 from pipeline.storage import disk
 from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_path, local_pattern
-from pipeline.storage.error import NoRoot, before_work, changed, foreign, reported, source_reported
+from pipeline.storage.error import NoMatch, NoRoot, before_work, changed, foreign, reported, source_reported
 from pipeline.storage.file import FileInfo, Listing, Options, Pinned, is_version
 from pipeline.storage.opened import READAHEAD_BYTES, Opened
 from pipeline.storage.pattern import all_visible, matcher, split_pattern, visible_below_folder, visible_to
@@ -38,8 +38,9 @@ def list_all(pattern: str, options: Options) -> Listing:
     if not found.files:
         hidden = len(found.hidden)
         skipped = f" ({hidden:,} files there are skipped because a name begins with _ or .)" if hidden else ""
-        raise InputError(
-            f"no file matches {pattern!r}{skipped}: give a file, a folder or a pattern such as data/*.parquet"
+        raise NoMatch(
+            f"no file matches {pattern!r}{skipped}{looked_for(pattern)}: give a file, a folder or a pattern such as "
+            "data/*.parquet"
         )
     for file in found.files:
         _check_name(file.path)

@@ -23,10 +23,10 @@ Positions = np.ndarray[Any, np.dtype[np.int32]]
 """int32[n, 2]: the number of a part in a list, and the index of a row in it."""
 
 
-def write(table: Folder, folder: str, upserts: Iterable[pa.Table], deletes: Iterable[pa.Table]) -> None:
+def write(table: Folder, folder: str, upserts: Iterable[pa.Table], deletes: Iterable[pa.Table]) -> rolling.Written:
     """Write the list into `folder`, from rows with id and hashes."""
     rows = itertools.chain(_with_op(upserts, "upsert"), _with_op(deletes, "delete"))
-    rolling.write(table, folder, rows, schema.CHANGES)
+    return rolling.write(table, folder, rows, schema.CHANGES)
 
 
 def _with_op(batches: Iterable[pa.Table], op: str) -> Iterator[pa.Table]:

@@ -21,6 +21,9 @@ DEAD_LETTERS = "meta/dead_letters/"
 DATA = "data/"
 TRASH = "meta/trash/"
 LEASES = "meta/leases/"
+PURGES = "meta/leases/purge/"
+"""The lease of whoever writes lists anew without purged rows."""
+CLEANINGS = "staging/cleanings/"
 ROW_SOURCES = "meta/owners/"
 
 PartitionValue = str | int | bool | datetime.date | None
@@ -47,13 +50,13 @@ def version_of(path: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def lease(number: int) -> str:
-    return f"{LEASES}{number:06d}.json"
+def lease(number: int, folder: str = LEASES) -> str:
+    return f"{folder}{number:06d}.json"
 
 
-def lease_number(path: str) -> int | None:
+def lease_number(path: str, folder: str = LEASES) -> int | None:
     """None for any other file."""
-    match = re.fullmatch(re.escape(LEASES) + r"(\d{6,})\.json", path)
+    match = re.fullmatch(re.escape(folder) + r"(\d{6,})\.json", path)
     return int(match[1]) if match else None
 
 
@@ -96,6 +99,11 @@ def publication(nonce: str) -> str:
 def consumed(publication: str) -> str:
     """The list of staged files that a publication's version was made of."""
     return f"{publication}consumed.parquet"
+
+
+def cleaning(nonce: str) -> str:
+    """The list of staged files that a cleaning is about to delete."""
+    return f"{CLEANINGS}{nonce}.json"
 
 
 def row_sources(version: int, index: int, nonce: str) -> str:

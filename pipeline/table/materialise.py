@@ -102,7 +102,10 @@ def _copy_all(table: Folder, pairs: Iterable[tuple[str, str]], needed_by: Snapsh
 def _copy_lists(table: Folder, version: Snapshot) -> None:
     """Parts, sources, changes and dead letters move from the publication beside the snapshot."""
     number, folder = version.version, version.publication
-    table.write(layout.parts_list(number), to_parquet(parts_to_table(map(materialised, version.parts))))
+    # Created once: whoever comes late must not bring back the values that a purge has taken out of it.
+    table.create_once(
+        layout.parts_list(number), to_parquet(parts_to_table(map(materialised, version.parts))).to_pybytes()
+    )
     table.write(layout.sources_list(number), to_parquet(version.sources))
     pairs = []
     for name, target in (("changes/", layout.changes(number)), ("dead_letters/", layout.dead_letters(number))):

@@ -18,7 +18,7 @@ from pipeline import schema
 from pipeline.errors import CommitConflict, GateFailed
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
-from pipeline.table import changelog, dead_letters, layout, snapshot
+from pipeline.table import announcement, changelog, dead_letters, layout, snapshot
 from pipeline.table.compare import Difference
 from pipeline.table.part import Part
 from pipeline.table.snapshot import Counts, Snapshot
@@ -55,6 +55,8 @@ class Publication:
     """The version that the new one follows; it is fixed when the run is planned."""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     """Makes the names of this attempt its own."""
+    lists: list[str] = field(default_factory=list)
+    """The paths of the lists of changes and dead letters that were written."""
 
     @property
     def number(self) -> int:
@@ -113,11 +115,13 @@ class Publication:
 
     def write_changed_rows(self, upserts: Iterable[pa.Table], deletes: Iterable[pa.Table]) -> None:
         """Write the list of changes from rows with id and hashes."""
-        changelog.write(self.table, f"{self.folder}changes/", upserts, deletes)
+        self.lists.extend(changelog.write(self.table, f"{self.folder}changes/", upserts, deletes).files)
 
     def write_dead_letters(self, rows: Iterable[pa.Table]) -> int:
         """Write all dead letters of the new version; returns how many there are."""
-        return dead_letters.write(self.table, f"{self.folder}dead_letters/", rows)
+        written = dead_letters.write(self.table, f"{self.folder}dead_letters/", rows)
+        self.lists.extend(written.files)
+        return written.rows
 
     # --- the version
 
@@ -163,20 +167,26 @@ class Publication:
     # --- the commit
 
     def commit(self, version: Snapshot, done: Set[str] = frozenset()) -> None:
-        """Look for all files that the version names, write its lists, and create the snapshot, which makes it the current
-        version. What is staged of the units `done` goes when the version is materialised.
+        """Write the lists of the version, look for all files that it names, and create the snapshot, which makes it the
+        current version. What is staged of the units `done` goes when the version is materialised.
 
         Raises GateFailed where a file is missing, CommitConflict where there is such a version already.
         """
-        staged = self.table.list(layout.STAGING)
-        self.check_files(version, staged)
-        consumed = [info for info in staged if layout.staged_unit(info.path) in done]
+        consumed = [info for info in self.table.list(layout.STAGING) if layout.staged_unit(info.path) in done]
+        # Before the look: a cleaning that begins later finds somebody at work.
         snapshot.write_lists(self.table, self.folder, version.parts, version.sources, consumed)
+        while True:
+            staged = self.table.list(layout.STAGING)
+            self.check_files(version, staged)
+            named = announcement.announced(self.table, staged)
+            if named is not None:  # else a cleaning has ended since, and may have taken what was listed
+                break
+        self.heed_cleanings(version, named)
         self.create(version)
 
     def check_files(self, version: Snapshot, staged: Sequence[FileInfo]) -> None:
         """Raises GateFailed unless every file that the snapshot will name is there: parts with their size, staged or in
-        data/, lists of row sources, value ranges, and the int8 model."""
+        data/, lists of row sources, of changes and of dead letters, value ranges, and the int8 model."""
         # Listed in the order in which files move: one that moves meanwhile is seen twice, not missed.
         folders = [layout.DATA] if any(part.staged is None for part in version.parts) else []
         if any(part.row_sources is not None for part in version.parts):
@@ -191,11 +201,26 @@ class Publication:
                     "written: nothing was published; start again"
                 )
         beside = {part.row_sources for part in version.parts} - sizes.keys() - {None}
+        beside |= set(self.lists) - sizes.keys()
         gone = beside | {path for path in version.model_files() if self.table.size(path) is None}
         if gone:
             raise GateFailed(
                 f"{len(gone)} files that the new version of {self.table.url} would name are gone, the first is "
                 f"{min(map(str, gone))}: nothing was published; start again"
+            )
+
+    def heed_cleanings(self, version: Snapshot, named: Set[str]) -> None:
+        """Raises GateFailed if cleanings have `named` a file that the new version needs: they may delete it at any moment.
+
+        The records that they named go: the next run is not to go on from what is deleted meanwhile.
+        """
+        needed = {path for part in version.parts for path in (part.staged, part.row_sources)} & named
+        needed |= {path for path in named if path.startswith(self.folder)}
+        if needed:
+            self.table.delete(path for path in named if path.startswith(layout.RECORDS))
+            raise GateFailed(
+                f"a cleaning of {self.table.url} is about to delete {len(needed)} files that the new version would name, the "
+                f"first is {min(map(str, needed))}: nothing was published; start again"
             )
 
     def create(self, version: Snapshot) -> None:

@@ -105,6 +105,7 @@ class Record:
 
     @staticmethod
     def from_json(data: bytes) -> "Record":
+        """Make the record of its file. Fields that a newer program writes are left out: its slice is done all the same."""
         raw = json.loads(data)
         raw["parts"] = tuple(
             Part(
@@ -120,9 +121,14 @@ class Record:
         )
         raw["sources"] = tuple(raw["sources"])
         raw["dead_letters"] = tuple(raw["dead_letters"]) if raw["dead_letters"] else None
-        raw["effort"] = Effort(**raw["effort"])
+        raw["effort"] = Effort(**_known(Effort, raw["effort"]))
         raw["unread"] = unread_from_json(raw.get("unread", {}))
-        return Record(**raw)
+        return Record(**_known(Record, raw))
+
+
+def _known(kind: type[Record] | type[Effort], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the fields that this program knows."""
+    return {item.name: raw[item.name] for item in dataclasses.fields(kind) if item.name in raw}
 
 
 def unread_to_json(unread: Mapping[int, Unreadable]) -> dict[str, dict[str, Any]]:

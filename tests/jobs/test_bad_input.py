@@ -24,11 +24,11 @@ from jobs.command import main_of
 from pipeline import config
 from pipeline.encoder.encoder import Encoder
 from pipeline.errors import GateFailed, PipelineError, RunError
-from pipeline.quantize import quantize
 from pipeline.runs import prepare
 from pipeline.stages import encode as stages
 from pipeline.storage import Folder
 from pipeline.table import layout, materialise, snapshot
+from pipeline.table.quantize import quantize
 from tests.inline import embed, read_table, spec_of, vectors_of
 from tests.tiny import build_tiny_model
 

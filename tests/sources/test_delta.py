@@ -75,6 +75,19 @@ def test_values_of_partitions_come_from_the_log_with_their_types(tmp_path: Path)
         surveyed(spec_of(f"delta:{root}", keep=("code",), schema={"code": "int64"}))
 
 
+def test_instants_as_spark_writes_them_are_instants(tmp_path: Path) -> None:
+    root, noon = tmp_path / "t", datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC)
+    root.mkdir()
+    rows = documents(1, at=pa.array([noon], pa.timestamp("us", "UTC")))
+    action = add(root, "a.parquet", rows)
+    pq.write_table(rows, root / "a.parquet", use_deprecated_int96_timestamps=True, store_schema=False)
+    action["add"]["size"] = (root / "a.parquet").stat().st_size
+    write_log(root, 0, *table_actions([*FIELDS, {"name": "at", "type": "timestamp"}]), action)
+    assert rows_of(spec_of(f"delta:{root}", keep=("at",)))[0]["at"] == noon
+    where = 'at == timestamp("2020-01-01T12:00:00Z")'
+    assert texts_of(spec_of(f"delta:{root}", where=where)) == {"1": "text of 1"}
+
+
 def test_a_version_is_read_from_its_checkpoint_on(tmp_path: Path) -> None:
     root = tmp_path / "t"
     for number in range(6):

@@ -132,7 +132,7 @@ def test_a_child_that_is_silent_for_too_long_loses_its_file_alone(
 def test_a_child_that_is_killed_loses_its_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b", "c"):
         write_parquet(tmp_path / f"{name}.parquet", [f"{name}{row}" for row in range(500)])
-    real = isolated._Child.receive
+    real = isolated._Reader.receive
     killed = []
 
     def receive(child: Any, *within: float) -> Any:
@@ -142,7 +142,7 @@ def test_a_child_that_is_killed_loses_its_file_alone(tmp_path: Path, monkeypatch
             child._process.kill()
         return kind, answer
 
-    monkeypatch.setattr(isolated._Child, "receive", receive)
+    monkeypatch.setattr(isolated._Reader, "receive", receive)
     texts, errors = read(tmp_path)
     assert killed
     assert set(errors) == {"b.parquet"}
@@ -247,7 +247,7 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
         "import sys, os, signal; from pathlib import Path; from tests.sources import test_hostile as t\n"
         "from pipeline.sources import isolated\n"
         f"t.read(Path({str(tmp_path)!r}))\n"
-        "print(isolated._idle[0]._process.pid, flush=True)\n"
+        "print(isolated._idle[0].pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])

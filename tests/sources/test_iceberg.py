@@ -1,6 +1,7 @@
 """Iceberg tables as sources: exactly the rows of a snapshot, whatever was written before and after it."""
 
 import datetime
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,20 @@ def test_files_that_others_wrote_get_their_columns_by_name_and_their_partitions_
     assert surveyed(spec_of(f"iceberg:{root}", keep=("day",)))[1].schema.field("day").type == pa.date32()
     found = rows_of(spec_of(f"iceberg:{root}", keep=("day", "lang"), where='day == date("2020-05-17")'))
     assert found == [{"id": str(n), "text": f"text of {n}", "day": day, "lang": None} for n in (1, 2)]
+
+
+def test_older_files_have_the_default_of_a_column_that_came_later(tmp_path: Path) -> None:
+    table, root = table_of(tmp_path, documents(1))
+    with table.update_schema() as update:
+        update.add_column("lang", StringType())
+    table.append(documents(2, lang=["fr"]))
+    newest = Path(table.metadata_location.removeprefix("file://"))
+    raw = json.loads(newest.read_text())
+    (field,) = (each for each in raw["schemas"][-1]["fields"] if each["name"] == "lang")
+    field["initial-default"] = "de"
+    newest.with_name("99999-x.metadata.json").write_text(json.dumps(raw))
+    assert [row["lang"] for row in rows_of(spec_of(f"iceberg:{root}", keep=("lang",)))] == ["de", "fr"]
+    assert texts_of(spec_of(f"iceberg:{root}", where="lang == 'de'")) == {"1": "text of 1"}
 
 
 def write_of_size(rows: pa.Table, path: Path, size: int) -> None:

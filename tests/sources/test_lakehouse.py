@@ -88,7 +88,7 @@ def test_tables_in_a_store_are_read_and_refused_as_those_on_a_disk(lake: Path, m
     for below in ("", "/lang=a/", "/lang=*/*.parquet", "/**"):
         refused(f"{url}{below}", f"source.path: 'delta:{url}'", storage_options=options)
     refused(f"s3://{bucket}", "leave the folder out", storage_options=options)
-    refused("delta:s3://no-such-bucket/t", "bucket does not exist", storage_options=options)
+    refused("delta:s3://no-such-bucket/t", "does not exist", storage_options=options)
     secret = str(options["secret"])
     with pytest.raises(InputError) as error:
         find_sources(spec_of(f"delta:{url}", snapshot=9, storage_options=options))

@@ -26,7 +26,7 @@ from pipeline.sources.columns import (
 from pipeline.sources.formats import batch as batches
 from pipeline.sources.formats.content import HEAD_BYTES, lfs_pointer
 from pipeline.sources.formats.form import Form, Look, Needed, unreadable
-from pipeline.sources.lakehouse.columns import names_in_file
+from pipeline.sources.lakehouse.columns import names_in_file, with_table_names
 from pipeline.sources.spans import RowGroup
 from pipeline.work import SourceFile, Span
 
@@ -106,14 +106,9 @@ def blocks(
             batch_rows = batches.block_rows(metadata.row_group(index).total_byte_size, rows)
             columns = list(names.values())
             found = parquet.iter_batches(batch_rows, row_groups=[index], columns=columns, use_threads=False)
-            yield from _row_group(_renamed(found, names), rows, position, schema, constants, max_row_bytes)
+            as_planned = (with_table_names(batch, span.file, names) for batch in found)
+            yield from _row_group(as_planned, rows, position, schema, constants, max_row_bytes)
         first += rows
-
-
-def _renamed(found: Iterator[pa.RecordBatch], names: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
-    """The batches, with the names that the table has for the file's columns."""
-    ours = {theirs: name for name, theirs in names.items()}
-    return (batch.rename_columns([ours[name] for name in batch.schema.names]) for batch in found)
 
 
 def _row_group(

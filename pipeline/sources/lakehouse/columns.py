@@ -26,6 +26,24 @@ def names_in_file(found: pa.Schema, file: SourceFile, wanted: Iterable[str]) -> 
     return {name: theirs for name, theirs in names.items() if theirs is not None}
 
 
+def with_table_names(batch: pa.RecordBatch, file: SourceFile, names: Mapping[str, str]) -> pa.RecordBatch:
+    """The batch with the table's names for the file's columns, and with its instants as such: INT96, in which Spark writes
+    them, doesn't say that it is UTC."""
+    if file.logged is None:
+        return batch
+    ours = {theirs: name for name, theirs in names.items()}
+    kinds = {column.name: column.type for column in file.logged.snapshot.columns}
+    renamed = [ours[name] for name in batch.schema.names]
+    columns = [_as_instant(values, kinds[name]) for name, values in zip(renamed, batch.columns, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, names=renamed)
+
+
+def _as_instant(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    local = pa.types.is_timestamp(values.type) and values.type.tz is None
+    is_instant = local and pa.types.is_timestamp(kind) and kind.tz is not None
+    return values.cast(pa.timestamp(values.type.unit, "UTC")) if is_instant else values
+
+
 def _number(item: pa.Field) -> int | None:
     number = (item.metadata or {}).get(_FIELD_ID)
     return None if number is None else int(number)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError, one_line
+from pipeline.extras import install
 from pipeline.sources.lakehouse import deletion_vectors, delta_log
 from pipeline.sources.lakehouse.data_file import DataFile
 from pipeline.storage import is_remote, local_path
@@ -111,9 +112,7 @@ def _library() -> Any:
     try:
         import deltalake
     except ImportError as error:
-        raise InputError(
-            f"delta: needs the packages of the extra `delta` ({error}): pip install 'embedding-pipeline[delta]'"
-        ) from None
+        raise InputError(f"delta: needs the packages of the extra `delta` ({error}): {install('delta')}") from None
     return deltalake
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.storage import FileInfo, Options, is_folder, list_all, open_pinned
+from pipeline.storage import FileInfo, NoMatch, Options, list_all, open_pinned
 
 LOG = "_delta_log"
 _COMMIT = re.compile(r"(\d{20})\.json")
@@ -79,9 +79,7 @@ def _listed(root: str, options: Options) -> dict[str, FileInfo]:
     place = f"{root.rstrip('/')}/{LOG}"
     try:
         found = list_all(place, options)
-    except InputError:
-        if is_folder(place, options):
-            raise
+    except NoMatch:
         raise InputError(
             f"source.path 'delta:{root}' leads to no Delta table: there is no {LOG} with a log in {root!r}; give "
             "the folder that holds it"

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError, PipelineError, one_line
+from pipeline.extras import install
 from pipeline.sources.column_types import is_uuid, plain_type
 from pipeline.sources.lakehouse.data_file import DataFile
-from pipeline.storage import Options, is_remote, list_pattern, read_file
+from pipeline.storage import NoMatch, Options, is_remote, list_pattern, read_file
 from pipeline.work import DeletedRows, LakeColumn, LakeSnapshot
 
 _METADATA = re.compile(r"(?:v(\d+)|(\d+)-[^/]*?)(?:\.gz)?\.metadata\.json(?:\.gz)?")
@@ -52,9 +53,7 @@ def _newest(root: str, options: Options) -> str:
     folder = f"{root.rstrip('/')}/metadata"
     try:
         listed = [file.path for file in list_pattern(folder, options)]
-    except InputError as error:
-        if "no file matches" not in str(error):
-            raise
+    except NoMatch:
         listed = []
     found: dict[int, list[str]] = {}
     for path in listed:
@@ -255,7 +254,7 @@ def _check_library() -> None:
         import pyiceberg.table  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"iceberg: needs the packages of the extra `iceberg` ({error}): pip install 'embedding-pipeline[iceberg]'"
+            f"iceberg: needs the packages of the extra `iceberg` ({error}): {install('iceberg')}"
         ) from None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.errors import InputError
-from pipeline.storage import Options, is_folder, is_remote, list_pattern, local_path, store_of
+from pipeline.storage import NoMatch, Options, is_folder, is_remote, list_pattern, local_path, store_of
 
 HUDI = (
     "Hudi tables can't be read: their files hold rows that were replaced; export the current rows to "
@@ -26,10 +26,6 @@ _THREADS = 16
 def check_plain(patterns: Sequence[str], paths: Collection[str], folders: Collection[str], options: Options) -> None:
     """Raises InputError where one of the paths lies in a lakehouse table, by a folder that was come across or lies
     above."""
-    files = sorted(paths)
-    for root, mark in sorted(_marked(folders)):
-        if _any_below(root, files) and _is_table(root, mark, options):
-            raise _refused(root, mark, "; or leave the folder out by source.exclude")
     # A pattern doesn't come across the folders above it. On the Hub nobody keeps such tables, and a look is a request.
     above = dict.fromkeys(root for path in patterns if store_of(path) != "hf" for root in _above(path))
     looks = [(root, mark) for root in above if root not in paths for mark in _MARKS]
@@ -38,6 +34,10 @@ def check_plain(patterns: Sequence[str], paths: Collection[str], folders: Collec
     for (root, mark), is_there in zip(looks, there, strict=True):
         if is_there and _is_table(root, mark, options):
             raise _refused(root, mark, "")
+    files = sorted(paths)
+    for root, mark in sorted(_marked(folders)):
+        if _any_below(root, files) and _is_table(root, mark, options):
+            raise _refused(root, mark, "; or leave the folder out by source.exclude")
 
 
 def _marked(folders: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -70,7 +70,7 @@ def _is_table(root: str, mark: str, options: Options) -> bool:
         return True
     try:
         listed = list_pattern(f"{root}/{mark}", options)
-    except InputError:
+    except NoMatch:
         return False
     return any(file.path.endswith(_METADATA_ENDS) for file in listed)
 

@@ -4,7 +4,8 @@ Comes in: a table whose current version is without the rows. Goes out: how many 
 may hold some because a run under way wrote them. Lists of rows are written anew without them; all other files are deleted.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -12,9 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.errors import CommitConflict, TableBusy
 from pipeline.storage import Folder
 from pipeline.storage.file import TEMPORARY, FileInfo
-from pipeline.table import clock, layout, snapshot
+from pipeline.table import clock, layout, lease, snapshot
+from pipeline.table.lease import Lease
 from pipeline.table.part import Part, parts_to_table, table_to_parts
 from pipeline.table.snapshot import Snapshot, to_parquet
 
@@ -84,23 +87,25 @@ def erase(table: Folder, current: Snapshot, wanted: Wanted, *, closed: Collectio
     `closed` are folders of publications that can't be committed any more. Versions that held the rows can't be read or
     brought back afterwards.
     """
+    # Before the others are listed: an unfinished file that gets its name meanwhile is among them then.
+    files, young = _erase_unfinished(table, wanted)
+    listed = table.list()
+    files += _erase_attempts(table, current, listed, wanted, closed)
+    files += _erase_parts_and_lists(table, current, listed, wanted, own)
+    return Erased(files=files, left=len(young | _still_held(table, current, wanted)))
+
+
+def _still_held(table: Folder, current: Snapshot, wanted: Wanted) -> set[str]:
+    """Files that hold some now. Whoever copied them before they were erased shows in an unfinished file, in an attempt, or in
+    a later version."""
     listed = table.list(temporary=True)
-    unfinished = [info for info in listed if _is_unfinished(info)]
-    whole = [info for info in listed if not _is_unfinished(info)]
-    lists = [info for info in whole if own is None or not info.path.startswith(own)]
-    files = _erase_attempts(table, current, whole, wanted, closed)
-    files += _erase_parts(table, current, whole, wanted)
-    files += _erase_from_lists(table, current, lists, wanted)
-    forsaken, young = _erase_unfinished(table, unfinished, wanted)
-    return Erased(files=files + forsaken, left=young + _still_held(table, current, wanted))
-
-
-def _still_held(table: Folder, current: Snapshot, wanted: Wanted) -> int:
-    """How many files hold some now. Whoever copied them before they were erased shows in an attempt, or in a later version."""
-    attempts = holding(table, filter(_has_rows, table.list(layout.PUBLICATIONS)), wanted)
+    attempts = [info for info in listed if info.path.startswith(layout.PUBLICATIONS) and not _is_unfinished(info)]
+    held = set(holding(table, filter(_has_rows, attempts), wanted))
+    # One that is gone has got its name since, or was given up.
+    held |= {info.path for info in listed if _is_unfinished(info) and _may_hold(table, info, wanted, if_gone=True)}
     later = max(snapshot.versions(table), default=0)
     parts = snapshot.read(table, later).parts if later != current.version else ()
-    return len(attempts) + sum(_is_holding(table, part, wanted) for part in parts)
+    return held | {part.path for part in parts if _is_holding(table, part, wanted)}
 
 
 def _is_holding(table: Folder, part: Part, wanted: Wanted) -> bool:
@@ -130,24 +135,27 @@ def _is_forsaken(table: Folder, current: Snapshot, files: Sequence[FileInfo]) ->
     return not current.version and _youngest(files) < clock.now(table) - clock.WRITING_S
 
 
-def _erase_unfinished(table: Folder, unfinished: Sequence[FileInfo], wanted: Wanted) -> tuple[int, int]:
-    """(how many were erased, how many are left). A crash ended their writing; one that is younger than any write takes may be
-    written just now."""
-    found = [info for info in unfinished if _may_hold(table, info, wanted)]
+def _erase_unfinished(table: Folder, wanted: Wanted) -> tuple[int, set[str]]:
+    """(how many were erased, the paths of those that are left). A crash ended their writing; one that is younger than any
+    write takes may be written just now, and get its name at any moment."""
+    unfinished = [info for info in table.list(temporary=True) if _is_unfinished(info)]
+    found = [info for info in unfinished if _may_hold(table, info, wanted, if_gone=False)]
     if not found:
-        return 0, 0
+        return 0, set()
     since = clock.now(table) - clock.WRITING_S
-    forsaken = [info.path for info in found if info.modified < since]
+    forsaken = {info.path for info in found if info.modified < since}
     table.delete(forsaken)
-    return len(forsaken), len(found) - len(forsaken)
+    return len(forsaken), {info.path for info in found} - forsaken
 
 
 def _is_unfinished(info: FileInfo) -> bool:
     return info.path.rpartition("/")[2].startswith(TEMPORARY)
 
 
-def _may_hold(table: Folder, info: FileInfo, wanted: Wanted) -> bool:
+def _may_hold(table: Folder, info: FileInfo, wanted: Wanted, *, if_gone: bool) -> bool:
     content = table.read(info.path)
+    if content is None:
+        return if_gone
     if not content:
         return False
     try:
@@ -158,17 +166,48 @@ def _may_hold(table: Folder, info: FileInfo, wanted: Wanted) -> bool:
         return True  # the beginning of a file, or of another kind: nobody can tell
 
 
-def _erase_parts(table: Folder, current: Snapshot, listed: Sequence[FileInfo], wanted: Wanted) -> int:
+def _erase_parts_and_lists(
+    table: Folder, current: Snapshot, listed: Sequence[FileInfo], wanted: Wanted, own: str | None
+) -> int:
     live = {part.path for part in current.parts}
     parts = [info for info in listed if info.path.startswith(_PARTS) and info.path not in live]
-    holders = holding(table, parts, wanted)
     # A version that was published meanwhile has brought its own, a rollback to one that held the rows, say.
-    found = [path for path in holders if (layout.version_of_part(_place(path)) or 0) <= current.version]
-    if found:
+    found = [
+        path for path in holding(table, parts, wanted) if (layout.version_of_part(_place(path)) or 0) <= current.version
+    ]
+    lists = [info for info in listed if info.path.startswith(_LISTS) and (own is None or not info.path.startswith(own))]
+    telling = [path for path in holding(table, lists, wanted) if (layout.version_of_list(path) or 0) <= current.version]
+    if found or telling:
         staying = {_place(info.path) for info in listed if info.path.startswith(_PARTS)} - set(map(_place, found))
-        _forget_partitions(table, current, set(map(_place, found)), staying)
-    table.delete(found)
-    return len(found)
+        with _alone(table) as alone:
+            _forget_partitions(table, current, staying, alone)
+            table.delete(found)
+            # The oldest first: whoever follows the lists meanwhile may hear of a row that leaves, not of one that stays.
+            for path in telling:
+                _write_anew(table, path, wanted, alone)
+    return len(found) + len(telling)
+
+
+@contextlib.contextmanager
+def _alone(table: Folder) -> Iterator[Lease]:
+    """Hold the lease without which no list is written anew: what one purge takes out of a list, another would bring back that
+    read the list before. Raises CommitConflict if another purge holds on to it."""
+    try:
+        with lease.held(table, "purge", lease.LEASE_S, wait_s=lease.LEASE_S, folder=layout.PURGES) as alone:
+            yield alone
+    except TableBusy as busy:
+        raise CommitConflict(
+            f"another purge works on {table.url}: the erasure is not complete; give it again when that one has ended ({busy})"
+        ) from None
+
+
+def _make_sure(alone: Lease) -> None:
+    """Raises CommitConflict if the lease was lost; what is read from now on can be written within its time."""
+    if not alone.renew():
+        raise CommitConflict(
+            f"another purge took the lease of {alone.table.url}, because this one was stopped for too long: the erasure is "
+            "not complete; give it again"
+        )
 
 
 def _place(path: str) -> str:
@@ -176,22 +215,25 @@ def _place(path: str) -> str:
     return layout.trashed(path) if path.startswith(layout.TRASH) else path
 
 
-def _forget_partitions(table: Folder, current: Snapshot, found: set[str], staying: set[str]) -> None:
-    """Lists of older versions lose the values of partitions that no row is in any more: an id may stand in such a value. The
-    names of the parts stay, so that it is known that they were there."""
-    live = {_folder(part.path) for part in current.parts}
-    gone = {_folder(path) for path in found} - live - {layout.DATA}
-    for number in snapshot.versions(table) if gone else ():
+def _forget_partitions(table: Folder, current: Snapshot, staying: Set[str], alone: Lease) -> None:
+    """Lists of older versions lose the values of partitions that no row is in any more: an id may stand in such a value, also
+    where the part was cleaned away long ago. The names of the parts stay, so that it is known that they were there."""
+    live = {_folder(part.path) for part in current.parts} | {layout.DATA}
+    for number in snapshot.versions(table):
         content = table.read(layout.parts_list(number)) if number < current.version else None
-        if content is None:
+        if content is None or _forgetting(content, live, staying) is None:
             continue
-        before = table_to_parts(snapshot.read_parquet(content))
-        after = [
-            _without_values(part) if _folder(part.path) in gone and part.path not in staying else part
-            for part in before
-        ]
-        if after != before:
+        _make_sure(alone)
+        after = _forgetting(table.read(layout.parts_list(number)) or content, live, staying)
+        if after is not None:
             table.write(layout.parts_list(number), to_parquet(parts_to_table(after)))
+
+
+def _forgetting(content: bytes, live: Set[str], staying: Set[str]) -> list[Part] | None:
+    """The parts of a list without the values that go; None if none does."""
+    before = table_to_parts(snapshot.read_parquet(content))
+    after = [part if _folder(part.path) in live or part.path in staying else _without_values(part) for part in before]
+    return after if after != before else None
 
 
 def _folder(path: str) -> str:
@@ -203,13 +245,11 @@ def _without_values(part: Part) -> Part:
     return replace(part, path=layout.DATA + name, partition=tuple((column, None) for column, _ in part.partition))
 
 
-def _erase_from_lists(table: Folder, current: Snapshot, listed: Sequence[FileInfo], wanted: Wanted) -> int:
-    holders = holding(table, [info for info in listed if info.path.startswith(_LISTS)], wanted)
-    found = [path for path in holders if (layout.version_of_list(path) or 0) <= current.version]
-    for path in found:
-        rows = snapshot.read_parquet(table.read(path))
-        table.write(path, to_parquet(rows.filter(pc.invert(wanted.among(rows)))))
-    return len(found)
+def _write_anew(table: Folder, path: str, wanted: Wanted, alone: Lease) -> None:
+    """Write a list of rows without those that are wanted; what another purge took out of it since it was found stays out."""
+    _make_sure(alone)
+    rows = snapshot.read_parquet(table.read(path))
+    table.write(path, to_parquet(rows.filter(pc.invert(wanted.among(rows)))))
 
 
 def _by_attempt(listed: Iterable[FileInfo]) -> dict[str, list[FileInfo]]:

@@ -6,12 +6,12 @@ that was asked for. Age is told by the store's clock.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pipeline.errors import CommitConflict
 from pipeline.storage import Folder
 from pipeline.storage.file import TEMPORARY, FileInfo
-from pipeline.table import clock, layout, lease, materialise, snapshot
+from pipeline.table import announcement, clock, layout, lease, materialise, snapshot
 from pipeline.table.snapshot import Snapshot
 
 DAY_S = 86_400.0
@@ -37,13 +37,38 @@ class Litter:
     def files(self) -> tuple[FileInfo, ...]:
         return (*self.orphans, *self.trash, *self.staging, *self.leases)
 
+    def among(self, other: "Litter") -> "Litter":
+        """Those files that are litter by both looks."""
+        paths = {info.path for info in other.files}
+        kept = {
+            item.name: tuple(info for info in getattr(self, item.name) if info.path in paths) for item in fields(self)
+        }
+        return Litter(**kept)
+
 
 def clean(table: Folder, older_than_days: float = OLD_DAYS, *, dry_run: bool = False) -> Litter:
     """Delete what is older and not needed; returns it. Finishes what a publisher left undone first.
 
     Raises CommitConflict, and deletes nothing, if another run published meanwhile.
     """
-    current = snapshot.current(table) if dry_run else materialise.finish(table)
+    old_s = older_than_days * DAY_S
+    if dry_run:
+        return _look(table, snapshot.current(table), old_s, dry_run=True)
+    current = materialise.finish(table)
+    litter = _look(table, current, old_s)
+    with announcement.standing(
+        table, [info.path for info in litter.files if info.path.startswith(_PUBLISHABLE)]
+    ) as told:
+        if told:
+            # A run that began since the first look shows in the second, or sees what is announced.
+            litter = litter.among(_look(table, current, old_s))
+        # A record whose parts are gone is invalid, parts without a record are orphans: either is safe to stop at.
+        table.delete(info.path for info in litter.files)
+    return litter
+
+
+def _look(table: Folder, current: Snapshot, old_s: float, *, dry_run: bool = False) -> Litter:
+    """What may go now. Raises CommitConflict if there is a later version than the current one."""
     # Listed before the version is read again: whatever a later version needs is then either not listed, or named by it.
     listed = table.list(temporary=True)
     now = max((info.modified for info in listed), default=0.0) if dry_run else clock.now(table)
@@ -51,11 +76,7 @@ def clean(table: Folder, older_than_days: float = OLD_DAYS, *, dry_run: bool = F
         raise CommitConflict(f"another run published {table.url} meanwhile: nothing was deleted, start again")
     before = snapshot.read(table, current.version - 1) if current.version > 1 else snapshot.empty()
     at_work = _is_at_work(listed, current.version, now) or lease.holder(table, now) is not None
-    litter = _litter(listed, (current, before), now, older_than_days * DAY_S, at_work=at_work)
-    if not dry_run:
-        # A record whose parts are gone is invalid, parts without a record are orphans: either is safe to stop at.
-        table.delete(info.path for info in litter.files)
-    return litter
+    return _litter(listed, (current, before), now, old_s, at_work=at_work)
 
 
 def _is_at_work(listed: Sequence[FileInfo], current: int, now: float) -> bool:
@@ -83,7 +104,7 @@ def _litter(listed: Sequence[FileInfo], kept: Sequence[Snapshot], now: float, ol
             orphans.append(info)
         elif path.startswith(layout.TRASH) and layout.trashed(path) not in parts:
             trash.append(info)
-        elif path.startswith(layout.STAGING) and not (at_work and path.startswith(_NEEDED)):
+        elif path.startswith(layout.STAGING) and not path.startswith(_kept_in_staging(at_work=at_work)):
             staging.append(info)
         elif (layout.lease_number(path) or last_lease) < last_lease:
             leases.append(info)
@@ -92,6 +113,13 @@ def _litter(listed: Sequence[FileInfo], kept: Sequence[Snapshot], now: float, ol
 
 _WORK = (layout.RECORDS, layout.STAGED_PARTS, layout.PUBLICATIONS)
 _NEEDED = (*_WORK, layout.PROBES)
+_PUBLISHABLE = (*_WORK, layout.ROW_SOURCES)
+"""What a version may name, or be made of, that a run has not published yet."""
+
+
+def _kept_in_staging(*, at_work: bool) -> tuple[str, ...]:
+    """Announcements end by themselves, or with a later cleaning."""
+    return (layout.CLEANINGS, *(_NEEDED if at_work else ()))
 
 
 def _is_work(path: str, current: int) -> bool:
