@@ -14,7 +14,6 @@ from pipeline.config import RunSpec
 from pipeline.errors import InputError
 from pipeline.progress import size
 from pipeline.runs import plan as planning
-from pipeline.sources.formats.jsonl import LARGEST_EXACT
 from pipeline.sources.survey import Survey
 from pipeline.sources.type_changes import Found, Standing, TypeChange, since, unfitting
 from pipeline.storage import Folder
@@ -22,6 +21,10 @@ from pipeline.table import snapshot
 from pipeline.table.seen_types import largest_integer, seen_type
 from pipeline.table.snapshot import Snapshot
 from pipeline.work import lasting_name
+
+
+LARGEST_EXACT = 2**53
+"""Up to it every whole number is a float64."""
 
 
 @dataclass(frozen=True, kw_only=True)

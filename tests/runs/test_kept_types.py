@@ -426,7 +426,7 @@ def test_json_widens(old, new, final, by_row, tiny_model, tmp_path):
     assert str(rows.schema.field("n").type).replace("element", "item") == str(final)
 
 
-@pytest.mark.parametrize(("old", "new"), [([2**53 + 1], [1.5]), ([1], [1.5, 2**53 + 1]), ([[2**60 + 1]], [[0.5]])])
+@pytest.mark.parametrize(("old", "new"), [([2**53 + 1], [1.5]), ([[2**60 + 1]], [[0.5]])])
 def test_whole_numbers_that_no_float_holds_do_not_become_floats(old, new, tiny_model, tmp_path):
     (tmp_path / "corpus").mkdir()
     write_json(tmp_path / "corpus" / "a.jsonl", old)

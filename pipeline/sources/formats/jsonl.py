@@ -32,8 +32,6 @@ _MANY_MISFITS = 100
 """So many rows of a sample that don't fit the type of the rows before them are no accident."""
 _FURTHER_PLACES, _FURTHER_BYTES = 16, 2**16
 """A large file is looked into at so many places behind its sample, so many bytes at each."""
-LARGEST_EXACT = 2**53
-"""Up to it every whole number is a float64."""
 AN_ARRAY = "the file is one JSON array, not JSON Lines (an object per line): convert it, for example with `jq -c '.[]'`"
 
 
@@ -94,8 +92,6 @@ class _Sample:
         self._objects_only: set[str] = set()
         self._late: dict[str, tuple[int, str]] = {}
         """How many late rows a column has that don't fit it, and the first of them."""
-        self._large: set[str] = set()
-        """Columns with a whole number that no float holds."""
         self._objects = self.rows = self.size = 0
         self.reason = ""
 
@@ -111,7 +107,6 @@ class _Sample:
         self._objects += 1
         self._names.update(record)
         self._objects_only.update(name for name in found if record[name] == {})
-        self._large.update(name for name in found if type(record[name]) is int and abs(record[name]) > LARGEST_EXACT)
         for name, kind in (planned | found).items():
             seen = self._types.get(name, pa.null())
             if kind == seen:
@@ -132,9 +127,6 @@ class _Sample:
                 f"column {empty[0]!r} holds nothing but objects without keys, and nobody can tell its type: leave it out, or "
                 "give it in source.schema, such as map<string, string>; found"
             )
-        both = [name for name in self._large if self._types[name] == pa.float64()]
-        if both:
-            raise Misfit(f"column {both[0]!r} holds fractions, and whole numbers beyond 2**53 that a double can't hold")
         for name in self._names & {*self._columns}:
             self._types.setdefault(name, pa.null())
         return Look(
