@@ -22,7 +22,6 @@ from pipeline.table.seen_types import largest_integer, seen_type
 from pipeline.table.snapshot import Snapshot
 from pipeline.work import lasting_name
 
-
 LARGEST_EXACT = 2**53
 """Up to it every whole number is a float64."""
 
