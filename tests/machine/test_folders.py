@@ -98,15 +98,9 @@ def test_without_any_temporary_folder_there_is_one_sentence(monkeypatch):
         raise FileNotFoundError("No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-<<<<<<< HEAD:tests/machine/test_folders.py
     if os.access(folders.SHARED_MEMORY, os.W_OK):
         assert folders.temporary_root() == folders.SHARED_MEMORY
-    monkeypatch.setattr(folders, "SHARED_MEMORY", "/nonexistent")
-=======
-    if os.access(folders.SHARED_MEMORY, os.W_OK):
-        assert folders.temporary_root() == folders.SHARED_MEMORY
-    monkeypatch.setattr(places, "SHARED_MEMORY", "/proc/nonexistent")
->>>>>>> h2:tests/test_places.py
+    monkeypatch.setattr(folders, "SHARED_MEMORY", "/proc/nonexistent")
     with pytest.raises(InputError, match="set TMPDIR"):
         folders.new_temporary_folder()
     log = WorkerLog()
