@@ -18,7 +18,10 @@ are the same request, as `timeout` and terminals send it to a process and to its
 
 
 class Signals:
-    """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt, and `received` says which it was."""
+    """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt, and `received` says which it was.
+
+    Then the process is about to end, and goes on to take signals: the same request once more must not end it by itself.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -36,6 +39,11 @@ class Signals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.received is None:
+            self.restore()
+
+    def restore(self) -> None:
+        """Let signals do what they did before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

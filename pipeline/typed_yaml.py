@@ -162,13 +162,18 @@ def _check_no_secret(path: Sequence[str], value: Any, secret: frozenset[str]) ->
     elif isinstance(value, list):
         for item in value:
             _check_no_secret(path, item, secret)
-    elif secret & set(path) and not (value is None or isinstance(value, bool) or _VARIABLES.fullmatch(str(value))):
+    elif secret & set(path) and not _shows_nothing(value):
         where, last = dotted("", ".".join(path)), re.sub(r"\W", "_", path[-1]).upper()
         raise ConfigError(
             f"--set {where} gives a value where every user of this machine, and Ray's list of jobs, can see it: put it into "
             f"the environment, as in `export STORE_{last}=..`, and write --set '{where}=${{STORE_{last}}}', or give it in "
             "the configuration file"
         )
+
+
+def _shows_nothing(value: Any) -> bool:
+    named = isinstance(value, str) and _VARIABLES.fullmatch(value)
+    return bool(named) or value is None or isinstance(value, bool)
 
 
 def _fill_environment(value: Any, where: str) -> Any:

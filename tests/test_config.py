@@ -395,6 +395,7 @@ PLACES = ["source.storage_options", "table.storage_options", "model.storage_opti
 LEAVES = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="${}[]'\"#&*!|>%@`:,"), min_size=8)
 
 
+@settings(deadline=None)
 @given(
     place=st.sampled_from(PLACES),
     keys=st.lists(st.sampled_from(["key", "secret", "client_kwargs"]), max_size=3),

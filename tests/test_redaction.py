@@ -6,7 +6,7 @@ import pickle
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.command import main_of
@@ -51,6 +51,7 @@ def hidden(secret: str, text: str) -> bool:
     return secret not in text and secret[:8] not in text and secret[-8:] not in text
 
 
+@settings(deadline=None)
 @given(scheme=SCHEMES, user=st.sampled_from(["", "AKIA1", "user"]), password=PASSWORDS, around=AROUND)
 def test_passwords_before_a_host_are_hidden(scheme, user, password, around):
     url = f"{scheme}://{user}:{password}@host/path/file.jsonl"
@@ -59,6 +60,7 @@ def test_passwords_before_a_host_are_hidden(scheme, user, password, around):
     assert redacted_url(url).endswith("host/path/file.jsonl")
 
 
+@settings(deadline=None)
 @given(
     scheme=SCHEMES,
     name=NAMES,
@@ -107,6 +109,7 @@ def test_what_is_no_credential_is_shown(text):
     assert redacted(text) == text
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_it_is_done_once(text):
     assert redacted(redacted(text)) == redacted(text)

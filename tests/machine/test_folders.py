@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, InputError, StorageError
@@ -100,7 +100,7 @@ def test_without_any_temporary_folder_there_is_one_sentence(monkeypatch):
     monkeypatch.setattr(tempfile, "gettempdir", none)
     if os.access(folders.SHARED_MEMORY, os.W_OK):
         assert folders.temporary_root() == folders.SHARED_MEMORY
-    monkeypatch.setattr(folders, "SHARED_MEMORY", "/nonexistent")
+    monkeypatch.setattr(folders, "SHARED_MEMORY", "/proc/nonexistent")
     with pytest.raises(InputError, match="set TMPDIR"):
         folders.new_temporary_folder()
     log = WorkerLog()
@@ -150,6 +150,7 @@ def environment(**values: str | None) -> Iterator[None]:
         yield
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 150), name=st.sampled_from(["TMPDIR", "RAY_TMPDIR"]), letter=st.sampled_from("aé中"))
 def test_a_session_has_room_for_its_sockets_wherever_temporary_files_are(length, name, letter):
     from pipeline.execution.ray import session
@@ -187,7 +188,7 @@ def test_a_folder_of_another_user_is_passed_over(monkeypatch, tmp_path):
 def test_without_a_folder_for_sockets_there_is_one_sentence(monkeypatch):
     from pipeline.execution.ray import session
 
-    monkeypatch.setattr(session, "SHORT_FOLDERS", ("/nonexistent\0",))
+    monkeypatch.setattr(session, "SHORT_FOLDERS", ("/proc/nonexistent",))
     monkeypatch.setattr(session, "why_unusable", lambda folder: f"{folder}: it can't be written")
     with environment(TMPDIR="/somewhere"), pytest.raises(ConfigError, match=r"/somewhere/ray.*set RAY_TMPDIR"):
         session.session_folder()
@@ -216,8 +217,8 @@ def shared() -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("user", "changed"),
     [
-        ("me", {"HOME": "/nonexistent", "TMPDIR": "{folder}/" + "long/" * 30}),
-        ("nobody", {"HOME": "/", "TMPDIR": "/nonexistent"}),
+        ("me", {"HOME": "/proc/nonexistent", "TMPDIR": "{folder}/" + "long/" * 30}),
+        ("nobody", {"HOME": "/", "TMPDIR": "/proc/nonexistent"}),
         pytest.param("nobody without a home", {"HOME": None, "USER": None, "LOGNAME": None}, marks=pytest.mark.slow),
         pytest.param("me", {"HOME": "{folder}", "TMPDIR": "/proc"}, marks=pytest.mark.slow),
     ],

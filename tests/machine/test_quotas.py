@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.machine import quotas
@@ -94,6 +94,7 @@ def build(root: Path, levels: list[Level], version: int, view: str) -> None:
     write(root / "proc/meminfo", f"MemTotal: {TOTAL // 1024} kB\nMemAvailable: {AVAILABLE // 1024} kB")
 
 
+@settings(deadline=None)
 @given(levels=LEVELS, version=st.sampled_from([1, 2]), view=st.sampled_from(VIEWS))
 def test_the_least_quota_on_the_way_up_counts(levels, version, view):
     seen = levels if view in ("host", "no mountinfo") else levels[-1:]

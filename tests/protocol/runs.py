@@ -29,7 +29,7 @@ def plan_embed(state: State, me: Process, rules: Rules) -> Outcomes:
         yield "", state.go(me, "stage_part")
 
 
-@step("pipeline.stages.write:write_slice")
+@step("pipeline.stages.write:write_parts")
 def stage_part(state: State, me: Process, rules: Rules) -> Outcomes:
     yield "", state.write(f"{PARTS}s-{me.name}", ("s",)).go(me, "create_record")
 

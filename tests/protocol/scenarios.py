@@ -22,6 +22,13 @@ PAIRS: list[Scenario] = [
 ]
 TRIPLES: list[Scenario] = [
     ("embed", "embed", "clean", "/D"),
+    ("embed", "embed", "finish", "/D"),
+    ("embed", "clean", "finish", "/D"),
+    ("embed", "rollback 1", "finish", "/D"),
+    ("embed", "purge x", "finish", "/S"),
+    ("embed", "purge x", "clean", "/AC"),
+    ("rollback 1", "purge x", "finish", "/AC"),
+    ("purge x", "purge y", "embed", "/AC"),
 ]
 
 GONE, UNLIKE, ERASED = "which is gone", "the changes come to", "said that x is erased, and"
