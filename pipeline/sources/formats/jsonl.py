@@ -50,6 +50,7 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
     row, so that as many are looked at as fit the sample's bytes, and some at places further on.
     """
     found = _Sample(columns, spec)
+    array = False
     only_texts = {*columns} <= {*spec.text_columns, *spec.schema}
     for line in _rows(lines(sample(utf8(opened, file, spec.encoding), MOST_SAMPLED_BYTES), 0, None, SAMPLE_BYTES)):
         found.rows, found.size = found.rows + 1, found.size + len(line.raw)
@@ -57,7 +58,8 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
             record = _parse(line)
         except _BadLine as bad:
             opens_array = found.rows == 1 and _opens_array(line)
-            found.reason = found.reason or (AN_ARRAY if opens_array else f"in line {found.rows} {bad}")
+            array = opens_array or (found.rows == 1 and _is_array(line))
+            found.reason = found.reason or f"in line {found.rows} {bad}"
             if opens_array:
                 break
             continue
@@ -68,6 +70,8 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
         for line in _further_on(opened, file, spec):
             with contextlib.suppress(_BadLine):
                 found.add(_parse(line), f"the row at byte {line.position}", late=True)
+    if array:  # no line followed it
+        found.reason = AN_ARRAY
     return found.look()
 
 
@@ -197,7 +201,7 @@ def blocks(
     written = any(has_decimals(item.type) or (item.name in spec.schema and has_text(item.type)) for item in schema)
     rows = _rows(span_lines(opened, span, max_row_bytes, spec.encoding))
     if not span.start:
-        rows = _without_array(rows)
+        rows = _without_array(rows, whole=span.kind != "bytes" or span.stop >= span.file.size)
     return line_blocks(rows, needed, lambda group: _parse_block(group, schema, convert, missing, written))
 
 
@@ -205,16 +209,25 @@ def _rows(stream: Iterator[Line]) -> Iterator[Line]:
     return (line for line in stream if line.error is not None or line.content.strip())
 
 
-def _without_array(rows: Iterator[Line]) -> Iterator[Line]:
-    """The rows; one bad row for all of a file that is one JSON array."""
-    first = next(rows, None)
+def _without_array(rows: Iterator[Line], *, whole: bool) -> Iterator[Line]:
+    """The rows; one bad row for all of a file that is one JSON array. `whole`: these are all rows of the file."""
+    first, second = next(rows, None), next(rows, None)
     if first is None:
         return
-    if _opens_array(first):
+    if _opens_array(first) or (whole and second is None and _is_array(first)):
         yield Line(position=first.position, raw=b"", error=RestLost(AN_ARRAY))
         return
     yield first
+    if second is not None:
+        yield second
     yield from rows
+
+
+def _is_array(line: Line) -> bool:
+    try:
+        return line.content.lstrip().startswith(b"[") and isinstance(json.loads(line.content), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _opens_array(line: Line) -> bool:
