@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
     parser.add_argument("--log", action="store_true", help="print each operation")
     parser.add_argument("--most", type=int, default=5, metavar="N", help="end after so many violations")
+    parser.add_argument("--minutes", type=float, default=10**6, metavar="M", help="begin nothing new after so long")
     arguments = parser.parse_args()
     started, failed = time.monotonic(), 0
     told_at = started
@@ -50,7 +51,7 @@ def main() -> int:
             failed += done.failed
             if done.report:
                 print("\n".join(done.report), flush=True)
-            if failed >= arguments.most:
+            if failed >= arguments.most or time.monotonic() - started > 60 * arguments.minutes:
                 break
             if time.monotonic() - told_at > TELL_S:
                 told_at = time.monotonic()

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import PipelineError
 from pipeline.identity import content_hashes
 from pipeline.runs import embed as embedding
 from pipeline.storage import Folder
@@ -123,7 +122,7 @@ def _check_replay(world: World, table: Folder, current: Snapshot) -> None:
 
 Contents = tuple[Mapping[str, Any], Counter[Any], tuple[int, ...]]
 """The row of each id, the dead letters, and the counts."""
-_built: dict[str, Contents | str] = {}
+built: dict[str, Contents | str] = {}
 """By source and configuration: pairs of commands come by the same ones again and again."""
 
 
@@ -155,14 +154,14 @@ def check_as_fresh(world: World) -> None:
 def _fresh(world: World) -> Contents | str:
     spec = world.corpus.spec(FRESH)
     key = f"{world.corpus.model} {world.corpus.settings} {world.corpus.files}"
-    if key not in _built:
+    if key not in built:
         with world.aside():
             try:
                 embedding.embed(spec, InProcess())
-                _built[key] = _contents(Folder(FRESH))
-            except PipelineError as error:
-                _built[key] = f"{type(error).__name__}: {error}"
-    return _built[key]
+                built[key] = _contents(Folder(FRESH))
+            except Exception as error:
+                built[key] = f"{type(error).__name__}: {error}"
+    return built[key]
 
 
 def _contents(table: Folder) -> Contents:
