@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # A worker per core; tests that share a cluster run in one of them, the others wherever there is time.
 IN_TURNS ?= -n auto --dist loadgroup
 
-.PHONY: demo test test-all parity chaos check fix docs docs-update bench bench-growth clean
+.PHONY: demo test test-all parity chaos check fix histories docs docs-update bench bench-growth clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jobs.embed conf/demo.yaml
@@ -43,12 +43,19 @@ fix: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Kill a run at N random moments of SEED and compare the tables; then rows that kill or hang their encoder.
+# Kill a build, and a command on a standing table, at N random moments of SEED each and compare the tables; then rows that kill or hang their encoder.
 N    ?= 50
 SEED ?= 1
 chaos: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.chaos --kills $(N) --seed $(SEED)
+	$(BIN)/python -m tests.chaos --kills $(N) --nights $(N) --seed $(SEED)
 	$(BIN)/pytest tests/jobs/test_poison.py -k "not every_worker"
+
+# N random histories from SEED on, then every stop point of all pairs of commands, on stores in memory; docs/simulation.md.
+histories: N = 1000
+histories: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.simulation --histories $(N) --seed $(SEED)
+	$(BIN)/python -m tests.simulation --pairs objects
+	$(BIN)/python -m tests.simulation --pairs disk --every 5
 
 # The encoder and the job beside their peers, an hour; BENCH="--minutes 20", or any other option of it.
 BENCH ?=

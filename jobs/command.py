@@ -6,13 +6,20 @@ An error becomes a line on stderr and an exit code.
 import argparse
 import json
 import logging
+import os
+import re
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from pipeline.errors import PipelineError, one_line
+from jobs.signals import Signals, exit_code
+from pipeline.errors import PipelineError, RunError, one_line
+from pipeline.redaction import redacted
 
-INTERRUPTED = 130
+_OPTIONS = re.compile(r"(storage_options[\w.]*)\W.*", re.DOTALL)
 
 
 class Arguments(argparse.Namespace):
@@ -32,11 +39,19 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_args(args, namespace or Arguments())
 
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, without what options of a store hold."""
+        super().error(_OPTIONS.sub(r"\1 ***", redacted(message)))
 
-def parser(docstring: str | None, *, dry_run: bool) -> Parser:
+
+def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False) -> Parser:
     """Return a command's parser, described by its module's docstring."""
     built = Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
-    built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
+    if takes_tables:
+        described = "the run's configuration, or the folder or URL of the table alone"
+        built.add_argument("config", metavar="CONFIG.yaml|TABLE", help=described)
+    else:
+        built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
     built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")
     built.add_argument("--json", action="store_true", help="print the result as one JSON object")
     if dry_run:
@@ -44,14 +59,49 @@ def parser(docstring: str | None, *, dry_run: bool) -> Parser:
     return built
 
 
+class _Redacting(logging.Formatter):
+    """Libraries log addresses as they use them, signed ones among them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 def main_of(main: Callable[[], int]) -> int:
-    """Run a command's main. An error of ours becomes one line on stderr and its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        return main()
-    except PipelineError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: finished work is kept, the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+    """Run a command's main. An error of ours becomes one line on stderr and its exit code.
+
+    SIGTERM ends the command as Ctrl-C does: tidied up, with one line, and with 143, where Ctrl-C gives 130.
+    """
+    _log_warnings()
+    with Signals() as signals:
+        try:
+            return main()
+        except KeyboardInterrupt:
+            return _interrupted(signals.received or signal.SIGINT)
+        except PipelineError as error:
+            if signals.received is not None:  # It is a consequence: children of a group end together.
+                return _interrupted(signals.received)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            return error.exit_code
+        except Exception:
+            if signals.received is not None:
+                return _interrupted(signals.received)
+            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+            return RunError.exit_code
+
+
+def _log_warnings() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Redacting("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+def _interrupted(number: signal.Signals) -> int:
+    """Say that the command was ended, and return its exit code. It ends here where a thread would hold it up."""
+    what = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    print(f"{what}: finished work is kept, the same command goes on from here", file=sys.stderr)
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if any(not thread.daemon for thread in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code(number))
+    return exit_code(number)

@@ -2,8 +2,9 @@
 
     python -m jobs.search CONFIG.yaml "a question" [--top 5] [--json]
 
-The query is encoded with the table's model, behind the model's own prompt for queries if it has one. It is compared with every
-row, in this process. This is a look at the result, not a search service.
+The table's path or URL can stand in the place of the configuration, since a table knows its model. The query is encoded with
+that model, behind the model's own prompt for queries if it has one. It is compared with every row, in this process. This is a
+look at the result, not a search service.
 """
 
 import sys
@@ -13,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.command import main_of, parser
-from pipeline.config import RunSpec, load
+from pipeline.config import RunSpec
 from pipeline.errors import InputError, one_line
 from pipeline.runs.published import published
+from pipeline.runs.recorded import spec_of
 from pipeline.schema import ID
 from pipeline.table.search import SCORE, nearest
 
@@ -34,11 +36,11 @@ def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    command = parser(__doc__, dry_run=False)
+    command = parser(__doc__, dry_run=False, takes_tables=True)
     command.add_argument("query", help="the question, in quotes")
     command.add_argument("--top", metavar="N", type=int, default=5, help="how many rows to show")
     arguments = command.parse_args(argv)
-    spec = load(arguments.config, arguments.set)
+    spec = spec_of(arguments.config, arguments.set)
     columns = [ID, SCORE, *(name for name in spec.source.keep if name not in spec.table.partition_by)]
     found = search(spec, arguments.query, arguments.top)
     rows = found.select([name for name in columns if name in found.column_names]).to_pylist()

@@ -7,8 +7,8 @@
     python -m jobs.status CONFIG.yaml --clean [--older-than DAYS] [--dry-run]    remove what no kept version needs
     python -m jobs.status CONFIG.yaml --purge ID .. | @FILE    erase rows from all that the table ever held
 
-Of the configuration only the table section is used. Exit codes: 0 done; 1 failed; 2 bad configuration or input, nothing
-was done; 10 (--clean --dry-run) there is something to clean.
+The table's path or URL can stand in the place of the configuration, of which only the table section is used. Exit codes: 0
+done; 1 failed; 2 bad configuration or input, nothing was done; 10 (--clean --dry-run) there is something to clean.
 """
 
 import sys
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import Arguments, main_of, parser
-from pipeline.config import load
 from pipeline.errors import InputError
 from pipeline.progress import size
+from pipeline.runs.recorded import table_of
 from pipeline.storage import Folder
 from pipeline.table.operations import purge, restore, vacuum
 from pipeline.table.status import files, status
@@ -28,7 +28,7 @@ PENDING = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    command = parser(__doc__, dry_run=True)
+    command = parser(__doc__, dry_run=True, takes_tables=True)
     verbs = command.add_mutually_exclusive_group()
     verbs.add_argument("--files", metavar="N", type=int, help="list the files of version N")
     verbs.add_argument("--rollback", metavar="N", type=int, help="publish the rows of version N and hold the table")
@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs.add_argument("--purge", metavar="ID", nargs="+", help="erase these rows; @FILE has an id per line")
     command.add_argument("--older-than", metavar="DAYS", type=float, default=vacuum.OLD_DAYS, help="with --clean (7)")
     arguments = command.parse_args(argv)
-    spec = load(arguments.config, arguments.set)
-    table = Folder(spec.table.path, spec.table.storage_options)
+    table = table_of(arguments.config, arguments.set)
     if arguments.dry_run and not arguments.clean:
         raise InputError("--dry-run goes with --clean alone")
     if arguments.files is not None:

@@ -4,8 +4,9 @@
     python -m jobs.verify CONFIG.yaml --sts FILE.tsv.gz .. --retrieval FOLDER ..
 
 Encodes a sample of the table's texts again, exactly, and compares the vectors; changes nothing. The evaluations use the
-model section alone and need no table. Exit codes: 0 as it should be; 1 the table is outside the tolerance or can't be read;
-2 bad configuration or input.
+model section alone and need no table. The table's path or URL can stand in the place of the configuration, since a table
+knows its model. Exit codes: 0 as it should be; 1 the table is outside the tolerance or can't be read; 2 bad configuration or
+input.
 """
 
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.command import main_of, parser
-from pipeline.config import RunSpec, load
+from pipeline.config import RunSpec
 from pipeline.encoder.embedder import embedder
 from pipeline.errors import InputError, StorageError
 from pipeline.model.folder import EncoderSpec, encoder_spec
@@ -30,20 +31,21 @@ from pipeline.runs.evaluate import (
     score_retrieval,
 )
 from pipeline.runs.published import is_published, published
+from pipeline.runs.recorded import spec_of
 from pipeline.runs.verify import Oracle, verify
 
 OUTSIDE_TOLERANCE = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    command = parser(__doc__, dry_run=False)
+    command = parser(__doc__, dry_run=False, takes_tables=True)
     command.add_argument("--rows", type=int, default=256, help="rows of the table to check (256)")
     command.add_argument("--seed", type=int, default=0, help="which rows: another seed takes others")
     command.add_argument("--oracle", choices=get_args(Oracle), default="pipeline", help="what encodes the texts again")
     command.add_argument("--sts", metavar="FILE", nargs="+", action="extend", default=[], help="scored sentence pairs")
     command.add_argument("--retrieval", metavar="FOLDER", nargs="+", action="extend", default=[], help="retrieval sets")
     arguments = command.parse_args(argv)
-    spec = load(arguments.config, arguments.set)
+    spec = spec_of(arguments.config, arguments.set)
     pairs = [read_pairs(path) for path in arguments.sts]
     judged = [read_retrieval(path) for path in arguments.retrieval]
     missing = _missing(spec) if pairs or judged else ""

@@ -175,7 +175,7 @@ def similarity(a: Any, b: Any, *, model: Model | None = None, function: str | No
     a table holds is `vectors(rows)`. `function` is `cosine`, `dot`, `euclidean` or `manhattan`, the last two as negative
     distances; without it the model's own counts, and without a model `cosine`. Raises InputError, also for integers.
     """
-    from pipeline.similarities import similarities
+    from pipeline.encoder.similarities import similarities
 
     if function is None and model is not None:
         from pipeline.model.folder import encoder_spec

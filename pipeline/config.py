@@ -22,7 +22,12 @@ from pipeline.typed_yaml import choices, dotted, told
 from pipeline.work import FormatName
 
 Auto = Literal["auto"]
+SECRET_SECTIONS = frozenset(["storage_options"])
+"""What stands in sections of these names may be secret: a command line may give it as `${VAR}` alone."""
 Format = Literal["auto", FormatName]
+
+LAKES = ("delta:", "iceberg:", "hudi:")
+"""A path with one of these in front leads to a lakehouse table."""
 
 _FOLDER_KEY = re.compile(r"""(?![_.])[^\0-\x1f\x7f-\x9f\u2028\u2029/\\=%?*:;&#"<>|\[\]{}^`]+""")
 """A column with such a name can begin a `key=value` folder. The name stands there unescaped, because pyarrow alone
@@ -75,14 +80,17 @@ class SourceSpec:
 
     path: str | tuple[str, ...]
     """These files are read: a file, a folder with all below it, a pattern such as `corpus/*.parquet`, or a list of
-    them, on disk or in a store. `dataset:<name or folder>` reads a data set instead."""
+    them, on disk or in a store. `dataset:<name or folder>` reads a data set instead, `delta:<folder>` and
+    `iceberg:<folder or metadata file>` the rows of a lakehouse table."""
     text: str | tuple[str, ...]
     """This column is embedded; several are joined by a newline, and nulls among them are skipped."""
     format: Format = "auto"
     """The files have this format, and auto goes by their suffixes. `lines` takes each line for a document, `text` and
     `html` each file."""
     id: str | tuple[str, ...] | None = None
-    """This column identifies a document, or several columns do together; null makes ids from file and position."""
+    """This column identifies a document, or several columns do together; null makes ids from file and position, so that rows
+    whose place changes come back as new ones. The table's `id` is a string; `keep` carries the column under its own name and
+    with its own type, or as `{id: number}` under another one."""
     keep: tuple[str, ...] = ()
     """These columns are carried into the table unchanged, whatever their type. `{source: origin}` in place of a list gives
     them new names: the column `source` becomes `origin`."""
@@ -102,6 +110,9 @@ class SourceSpec:
     encoding: str = "auto"
     """Text files have this encoding: `auto`, `utf-8`, `utf-16`, `latin-1`, `cp1252`, .. A byte order mark counts before it;
     auto is UTF-8 unless the first bytes are certainly UTF-16 or UTF-32."""
+    snapshot: int | str | None = None
+    """This state of a lakehouse table is read: the number of a version of a Delta table; the id of a snapshot of an Iceberg
+    table, or the name of a branch or a tag. Null takes the current one."""
     csv: CsvSpec = field(default_factory=CsvSpec)
     """It says how the fields of csv and tsv files are told apart."""
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
@@ -113,6 +124,11 @@ class SourceSpec:
     def patterns(self) -> tuple[str, ...]:
         """The patterns of `path`, one for each choice of `{a,b}`."""
         return tuple(each for path in _several(self.path) for each in choices("source.path", path))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The patterns, without the word in front that says what kind of table stands there."""
+        return tuple(pattern.removeprefix(prefix_of(pattern)) for pattern in self.patterns)
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -134,6 +150,11 @@ class SourceSpec:
                 "source.id is empty: name a column or several, or null to number rows by file and position"
             )
         _check_counts("source", self, "limit", otherwise=", or null")
+        if self.snapshot is not None and not any(map(prefix_of, self.patterns)):
+            raise ConfigError(
+                f"source.snapshot is {self.snapshot!r}, but source.path names no lakehouse table: expected delta:<folder> or "
+                "iceberg:<folder>, or leave it out"
+            )
         if self.encoding != "auto" and not _is_text_encoding(self.encoding):
             raise ConfigError(
                 f"source.encoding is {self.encoding!r}; give auto or a text encoding such as utf-8, utf-16 or latin-1"
@@ -166,7 +187,8 @@ class ModelSpec:
     """This section names the model and says how it computes."""
 
     path: str
-    """The model is a local folder, a Hub id, an object store's URL, or `package:<python package>/<folder>`."""
+    """The model is a local folder, a Hub id, an object store's URL, or `package:<python package>/<folder>`. A Hub id without
+    an organisation means a model of `sentence-transformers`."""
     revision: str | None = None
     """This is a branch, a tag or a commit of a Hub id; null takes the default branch."""
     max_seq_length: int | None = None
@@ -288,10 +310,14 @@ class ResourceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitSpec:
-    """This section bounds what a run may lose, take or wait for. A limit on rows below 1 is a share, else a count."""
+    """This section bounds what a run may lose, take or wait for. A limit on rows or files below 1 is a share, else a
+    count."""
 
     max_failed_rows: float = 0.01
     """If more of the source's rows fail, nothing is published."""
+    max_failed_files: float = 0.1
+    """If more of the source's files turn out to be unreadable, wholly or from some place on, nothing is published. The
+    rows that they are known or estimated to hold count for `max_failed_rows` too."""
     max_deleted_rows: float = 0.2
     """If a reindex would delete more of the table's rows, it publishes nothing until `--allow-deletes` is given."""
     max_row_bytes: int = 16 * 2**20
@@ -307,7 +333,7 @@ class LimitSpec:
 
     def __post_init__(self) -> None:
         for least, names in (
-            (0, ("max_failed_rows", "max_deleted_rows", "wait_s")),
+            (0, ("max_failed_rows", "max_failed_files", "max_deleted_rows", "wait_s")),
             (1, ("max_row_bytes", "unit_rows", "unit_timeout_s", "lease_s")),
         ):
             for name in names:
@@ -368,12 +394,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
 
     Raises ConfigError for anything that is not a complete, well-typed description of a run.
     """
-    return typed_yaml.load(RunSpec, path, overrides)
+    return typed_yaml.load(RunSpec, path, overrides, SECRET_SECTIONS)
 
 
-def from_mapping(raw: Mapping[str, Any]) -> RunSpec:
+def from_mapping(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunSpec:
     """Make the run of a mapping in memory, as `load` makes it of a file. Raises ConfigError likewise."""
-    return typed_yaml.build(RunSpec, raw)
+    return typed_yaml.build(RunSpec, raw, overrides)
+
+
+def prefix_of(pattern: str) -> str:
+    """The word in front of a path that leads to a lakehouse table; empty for other paths."""
+    return next((prefix for prefix in LAKES if pattern.startswith(prefix)), "")
 
 
 def _several(value: str | tuple[str, ...]) -> tuple[str, ...]:

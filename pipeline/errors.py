@@ -14,10 +14,13 @@
         └── GateFailed          the result did not pass the checks that stand before the commit
 
 Messages name the value given, what was expected and what to do. Errors take one string, so that they survive pickling
-on their way from a worker.
+on their way from a worker. No message holds a password, a signature or a token that stands in a URL.
 """
 
+import os
 import re
+
+from pipeline.redaction import redacted
 
 _NO_LETTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -29,10 +32,23 @@ def one_line(message: str, most: int = 2000) -> str:
     return escaped if len(escaped) <= most else f"{escaped[: most - 2]}.."
 
 
+def looked_for(path: str) -> str:
+    """Say for a message where a relative path was looked for; "" stands for any other path."""
+    if not path or os.path.isabs(os.path.expanduser(path)) or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", path):
+        return ""
+    try:
+        return f" in the working directory {os.getcwd()!r}"
+    except OSError:
+        return " in the working directory, which is gone"
+
+
 class PipelineError(Exception):
     """Base of all errors that are meant for the user's eyes; anything else is a bug."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class InputError(PipelineError):

@@ -16,42 +16,54 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, looked_for
 
 Spec = TypeVar("Spec")
 
+_VARIABLES = re.compile(r"(?:\$\{\w+\})+")
 MOST_VALUES = 10_000
 """A configuration may have so many values, each alias counted as what it stands for."""
 INTEGER_BITS = 63
 """A whole number fits into so many bits, its sign apart: it can then become a float or an Arrow int64."""
 
 
-def load(spec: type[Spec], path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+def load(
+    spec: type[Spec], path: str | Path, overrides: Sequence[str] = (), secret: frozenset[str] = frozenset()
+) -> Spec:
     """Read a YAML file, apply `section.key=value` overrides, and make the dataclass `spec` of the values.
 
-    Raises ConfigError for a file that can't be read, that is not YAML, or whose values don't fit.
+    Sections named in `secret` take nothing but `${VAR}` from an override. Raises ConfigError for that, for a file that
+    can't be read, that is not YAML, or whose values don't fit.
     """
     what = f"configuration file {str(path)!r}"
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{what} does not exist") from None
+        raise ConfigError(f"{what} does not exist{looked_for(str(path))}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{what} can't be read: {error}") from None
     raw = _parse(text, what)
     if not isinstance(raw, dict):
         required = ", ".join(f"{item.name}:" for item in dataclasses.fields(cast(Any, spec)) if is_required(item))
         raise ConfigError(f"{what} holds no sections; expected {required}")
-    for override in overrides:
-        _apply_override(raw, override)
-    return build(spec, raw)
+    return build(spec, raw, overrides, secret)
 
 
-def build(spec: type[Spec], raw: Mapping[str, Any]) -> Spec:
-    """Fill `${VAR}` from the environment, and make the dataclass `spec` of the values of `raw`.
+def build(
+    spec: type[Spec],
+    raw: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    secret: frozenset[str] = frozenset(),
+) -> Spec:
+    """Apply `section.key=value` overrides, fill `${VAR}` from the environment, and make the dataclass `spec` of the
+    values of `raw`.
 
     Raises ConfigError for a value that doesn't fit its field.
     """
+    if overrides:
+        raw = _unshared(raw)
+    for override in overrides:
+        _apply_override(cast(Any, raw), override, secret)
     try:
         return cast(Spec, _build(spec, _fill_environment(dict(raw), "") if isinstance(raw, Mapping) else raw, ""))
     except RecursionError:
@@ -68,11 +80,20 @@ def _parse(text: str, what: str) -> Any:
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it can't be parsed"
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{what} is not valid YAML{where}: {' '.join(problem.split())[:200]}") from None
+        raise ConfigError(
+            f"{what} is not valid YAML{where}: {' '.join(problem.split())[:200]}{_unquoted(text, mark)}"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):  # what PyYAML lets out
         raise ConfigError(
             f"{what} holds a number or a date that can't be, or a value that is not what its tag says"
         ) from None
+
+
+def _unquoted(text: str, mark: Any) -> str:
+    """Give a hint where the line that is no YAML has a variable that stands within braces or brackets without quotes."""
+    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    found = re.search(r"""(?<!["'\w$])\$\{\w+\}""", line)
+    return f'; write {found[0]} in quotes, as in {{key: "{found[0]}"}}' if found else ""
 
 
 class _Loader(yaml.SafeLoader):
@@ -116,17 +137,43 @@ def _unshared(value: Any) -> Any:
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], override: str, secret: frozenset[str]) -> None:
     key, equals, text = override.partition("=")
-    path = key.strip().split(".")
+    path = [name.strip() for name in key.split(".")]
     if not equals or not all(path):
-        raise ConfigError(f"--set {key.strip()!r} is not of the form section.key=value")
+        shown = re.match(r"[\w.]*", key.strip())
+        raise ConfigError(f"--set {shown[0] if shown else ''!r} is not of the form section.key=value")
     node = raw
     for name in path[:-1]:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {key.strip()!r}: {name!r} is not a section")
-    node[path[-1]] = _parse(text, f"--set {key.strip()!r}: the value")
+    value = _parse(text, f"--set {key.strip()!r}: the value")
+    _check_no_secret(path, value, secret)
+    node[path[-1]] = value
+
+
+def _check_no_secret(path: Sequence[str], value: Any, secret: frozenset[str]) -> None:
+    """Raise ConfigError for a value of a secret section that stands on a command line: all users of a machine see those,
+    and Ray keeps them."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_no_secret([*path, str(name)], item, secret)
+    elif isinstance(value, list):
+        for item in value:
+            _check_no_secret(path, item, secret)
+    elif secret & set(path) and not _shows_nothing(value):
+        where, last = dotted("", ".".join(path)), re.sub(r"\W", "_", path[-1]).upper()
+        raise ConfigError(
+            f"--set {where} gives a value where every user of this machine, and Ray's list of jobs, can see it: put it into "
+            f"the environment, as in `export STORE_{last}=..`, and write --set '{where}=${{STORE_{last}}}', or give it in "
+            "the configuration file"
+        )
+
+
+def _shows_nothing(value: Any) -> bool:
+    named = isinstance(value, str) and _VARIABLES.fullmatch(value)
+    return bool(named) or value is None or isinstance(value, bool)
 
 
 def _fill_environment(value: Any, where: str) -> Any:
@@ -143,7 +190,10 @@ def _fill_environment(value: Any, where: str) -> Any:
 
     def variable(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise ConfigError(f"{where} uses ${{{match[1]}}}, but the environment has no variable {match[1]}: set it")
+            raise ConfigError(
+                f"{where} uses ${{{match[1]}}}, but the environment has no variable {match[1]}: set it, as with `export "
+                f"{match[1]}=..` in the shell that starts the command"
+            )
         return os.environ[match[1]]
 
     filled = re.sub(r"\$\{(\w+)\}", variable, value)

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import config, typed_yaml
+from pipeline.config import load
 from pipeline.errors import ConfigError
 
 MINIMAL = {"source": {"path": "a", "text": "body"}, "model": {"path": "m"}, "table": {"path": "t"}}
@@ -30,6 +32,7 @@ def test_a_minimal_configuration_has_the_documented_defaults():
     assert (spec.source.format, spec.source.id, spec.source.keep) == ("auto", None, ())
     assert (spec.table.embedding_column, spec.table.dtype, spec.table.keep_text) == ("embedding", "float32", True)
     assert (spec.limits.max_failed_rows, spec.limits.unit_rows, spec.limits.max_row_bytes) == (0.01, 8192, 16777216)
+    assert spec.limits.max_failed_files == 0.1
     assert (spec.resources.ray_address, spec.resources.encoders) == (None, "auto")
 
 
@@ -123,6 +126,35 @@ def test_a_missing_file_and_a_broken_override_are_named(tmp_path):
     for override in ["limits", "limits.=3", "source.path.x=3", "a=["]:
         with pytest.raises(ConfigError, match="--set"):
             config.load(tmp_path / "run.yaml", [override])
+
+
+@pytest.mark.parametrize("text", ["{key: ${KEY}}", "[a, ${KEY}]", "{a: b, key: ${KEY} }"])
+def test_a_variable_without_quotes_within_braces_is_told(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(f"source:\n  storage_options: {text}\n")
+    with pytest.raises(ConfigError, match=r'in line 2: .*; write \$\{KEY\} in quotes, as in \{key: "\$\{KEY\}"\}'):
+        config.load(tmp_path / "run.yaml")
+    with pytest.raises(ConfigError, match=r"--set 'source\.storage_options'.*write \$\{KEY\} in quotes"):
+        config.from_mapping(MINIMAL, [f"source.storage_options={text}"])
+    (tmp_path / "run.yaml").write_text("source: {key: secret, a\n")
+    with pytest.raises(ConfigError) as raised:
+        config.load(tmp_path / "run.yaml")
+    assert "; write $" not in str(raised.value)
+
+
+def test_a_variable_that_is_not_set_is_told_with_how_to_set_it(monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"table\.path uses \$\{NO_SUCH_KEY\}, .*`export NO_SUCH_KEY=\.\.`"):
+        config.from_mapping(MINIMAL, ["table.path=${NO_SUCH_KEY}"])
+
+
+def test_messages_on_relative_paths_name_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"does not exist in the working directory '{tmp_path}'"):
+        config.load("none.yaml")
+    for path in (str(tmp_path / "none.yaml"), "~/none.yaml"):
+        with pytest.raises(ConfigError) as raised:
+            config.load(path)
+        assert "working directory" not in str(raised.value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,13 +257,14 @@ def test_what_yaml_reads_too_kindly_is_refused(tmp_path, text, said):
         config.load(tmp_path / "run.yaml")
 
 
-def test_what_stands_twice_may_be_an_alias(tmp_path):
+def test_what_stands_twice_may_be_an_alias(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANOTHER", "another")
     raw = with_keys("source", storage_options={"key": "k", "endpoint_url": "http://localhost"})
     raw["table"]["storage_options"] = raw["source"]["storage_options"]
     text = yaml.safe_dump(raw)
     assert "*id001" in text
     (tmp_path / "run.yaml").write_text(text)
-    spec = config.load(tmp_path / "run.yaml", ["table.storage_options.key=another"])
+    spec = config.load(tmp_path / "run.yaml", ["table.storage_options.key=${ANOTHER}"])
     assert spec.source.storage_options == raw["source"]["storage_options"]
     assert spec.table.storage_options == raw["source"]["storage_options"] | {"key": "another"}
 
@@ -279,7 +312,9 @@ def test_a_value_that_can_t_be_is_refused_in_words_in_a_file_and_in_an_override(
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(MINIMAL))
     (tmp_path / "bad.yaml").write_text(f"{section}: {inner}\n")
     for name, overrides in (("run.yaml", [f"{key}={text}"]), ("bad.yaml", [])):
-        with pytest.raises(ConfigError, match=said) as caught:
+        # A value that YAML takes is refused already because it stands on the command line.
+        secret = "|into the environment" if overrides and "storage_options" in key else ""
+        with pytest.raises(ConfigError, match=said + secret) as caught:
             config.load(tmp_path / name, overrides)
         assert len(str(caught.value).splitlines()) == 1
         assert len(str(caught.value)) < 500
@@ -352,3 +387,65 @@ def in_words(load) -> None:
         message = str(error)
         assert len(message.splitlines()) == 1
         message.encode()
+
+
+# --- secrets on the command line
+
+PLACES = ["source.storage_options", "table.storage_options", "model.storage_options", "source.csv.storage_options"]
+LEAVES = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="${}[]'\"#&*!|>%@`:,"), min_size=8)
+
+
+@settings(deadline=None)
+@given(
+    place=st.sampled_from(PLACES),
+    keys=st.lists(st.sampled_from(["key", "secret", "client_kwargs"]), max_size=3),
+    secret=LEAVES,
+)
+def test_a_command_line_takes_no_secret_wherever_it_stands(place, keys, secret, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "secret.yaml"
+    path.write_text("source: {path: a, text: t}\nmodel: {path: m}\ntable: {path: t}\n")
+    value: object = f"Hush{secret}"
+    for depth in range(len(keys) + 1):
+        nested = value
+        for key in reversed(keys[depth:]):
+            nested = {key: nested}
+        where = ".".join([place, *keys[:depth]])
+        override = f"{where}={json.dumps(nested)}"
+        with pytest.raises(ConfigError, match="environment") as caught:
+            load(path, [override])
+        assert "Hush" not in str(caught.value)
+        assert "${" in str(caught.value)
+    section, _, rest = place.partition(".")
+    inside: object = value
+    for key in reversed([*rest.split("."), *keys]):
+        inside = {key: inside}
+    with pytest.raises(ConfigError, match="environment") as caught:
+        load(path, [f"{section}={json.dumps(inside)}"])
+    assert "Hush" not in str(caught.value)
+
+
+def test_a_command_line_takes_names_of_variables(tmp_path, monkeypatch):
+    path = tmp_path / "run.yaml"
+    path.write_text("source: {path: a, text: t}\nmodel: {path: m}\ntable: {path: t}\n")
+    monkeypatch.setenv("STORE_KEY", "one")
+    monkeypatch.setenv("STORE_SECRET", "two")
+    spec = load(
+        path,
+        [
+            "source.storage_options.key=${STORE_KEY}",
+            'table.storage_options={"secret": "${STORE_SECRET}", "anon": true, "token": null}',
+            "model.storage_options.secret=${STORE_KEY}${STORE_SECRET}",
+        ],
+    )
+    assert spec.source.storage_options == {"key": "one"}
+    assert spec.table.storage_options == {"secret": "two", "anon": True, "token": None}
+    assert spec.model.storage_options == {"secret": "onetwo"}
+
+
+@pytest.mark.parametrize("text", ["source.storage_options: {secret: Hush}", "source.storage_options {Hush}"])
+def test_what_is_no_override_is_not_shown(text, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("source: {path: a, text: t}\nmodel: {path: m}\ntable: {path: t}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, [text])
+    assert "{" not in str(caught.value)

@@ -4,13 +4,14 @@ The vectors are those that a table gets: the same tokenizer and the same encoder
 """
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.encoder.encoder import Embeddings, Encoder, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.machine.quotas import cores
 from pipeline.model.folder import EncoderSpec
+from pipeline.model.tokenizer_files import check_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +34,14 @@ def embedder(spec: EncoderSpec, device: str | None = None) -> Embedder:
 
 @functools.lru_cache(maxsize=4)
 def _tokenizer(spec: EncoderSpec) -> Tokenizer:
-    return Tokenizer(spec, _cores())
+    check_tokenizer(spec)  # It says in a sentence which file or package is missing.
+    return Tokenizer(spec, cores())
 
 
 @functools.lru_cache(maxsize=2)
 def _encoder(spec: EncoderSpec, device: str) -> Encoder:
     # A graph is made for many texts.
-    return build_encoder(replace(spec, engine="torch") if spec.precision != "int8" else spec, device, _cores())
+    return build_encoder(replace(spec, engine="torch") if spec.precision != "int8" else spec, device, cores())
 
 
 def _without_prompt(spec: EncoderSpec) -> EncoderSpec:
@@ -54,8 +56,3 @@ def _device(spec: EncoderSpec) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _cores() -> int:
-    """The number of cores that this process may use: fewer than the machine has in a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

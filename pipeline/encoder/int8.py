@@ -3,19 +3,18 @@
 Knows no files, no Ray and no tables.
 """
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.encoder.agreement import Agreement, Quantised, digest_of
 from pipeline.encoder.encoder import build_encoder, token_types_of
+from pipeline.encoder.similarities import spearman
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.errors import InputError, RunError
+from pipeline.machine.folders import temporary_folder
 from pipeline.model.folder import EncoderSpec, Int8Graph
-from pipeline.similarities import spearman
 
 MEASURED_ON, JUDGED_ON = 256, 512
 """The activations of so many texts are measured, and the result is judged on so many others."""
@@ -39,9 +38,9 @@ def quantise(spec: EncoderSpec, tokens: TokenRows, threads: int) -> tuple[bytes,
     except Unsupported as reason:
         raise InputError(f"model.precision 'int8' can't run this model ({reason}): leave it out") from None
     content = quantised(graph, measured)
-    with tempfile.TemporaryDirectory() as folder:
-        unpack(content, Path(folder))
-        int8 = replace(spec, int8=Int8Graph(digest=digest_of(content), file=str(graph_file(Path(folder)))))
+    with temporary_folder() as folder:
+        unpack(content, folder)
+        int8 = replace(spec, int8=Int8Graph(digest=digest_of(content), file=str(graph_file(folder))))
         found = build_encoder(int8, "cpu", threads).encode(judged).vectors
     agreement = _agreement(build_encoder(exact, "cpu", threads).encode(judged).vectors, found)
     _check(agreement)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoder.child import GRACE_S, Child, connect, how_it_ended, limit_memory, sendable
 from pipeline.encoder.deadline import Deadline
 from pipeline.encoder.encoder import build_encoder
 from pipeline.encoder.engines.base import EngineLost, OutOfMemory
 from pipeline.errors import RunError
+from pipeline.machine.child import GRACE_S, Child, connect, how_it_ended, limit_memory, sendable
 from pipeline.model.folder import EncoderSpec
 
 STARTS = 3

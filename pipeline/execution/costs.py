@@ -28,6 +28,16 @@ FLOPS_PER_CORE = 70e9
 """A core computes so many float32 operations a second inside a transformer. A Zen 4 core at 2.6 GHz has 60 to 100e9."""
 
 
+PROCESS_BYTES = 512 * 2**20
+"""A process that encodes holds about so many bytes beside its model: torch and a batch of 4096 tokens at work. It was 450
+MB with MiniLM-L6."""
+
+
+def encoder_bytes(model_bytes: int) -> int:
+    """Return the bytes of memory of a process that encodes. While it loads, the weights are there twice."""
+    return PROCESS_BYTES + 2 * model_bytes
+
+
 def encoding_s(tokens: float, weights: int) -> float:
     """Return the seconds of a core for so many tokens. Each token takes two operations per weight."""
     return tokens * 2 * weights / FLOPS_PER_CORE

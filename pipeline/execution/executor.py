@@ -15,14 +15,14 @@ import pyarrow as pa
 from pipeline.execution.pools import Pools
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import GetTokenizer, KeyResult, KeyTask
-from pipeline.stages.slice_row import SOURCE_CHANGED
+from pipeline.stages.slice_row import SOURCE_CHANGED, unfit_of, unread_of
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.storage import Folder
 from pipeline.table.compare import Difference
 from pipeline.table.diff import RowDifference, SourceStates
 from pipeline.table.part import Part
 from pipeline.table.record import Effort
-from pipeline.work import Task
+from pipeline.work import Task, Unfit, Unreadable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,6 +44,11 @@ class Job(Protocol):
     @property
     def expected_s(self) -> float:
         """Its encoding takes about so many seconds on this machine. They are infinite where nobody can tell."""
+        ...
+
+    @property
+    def encoder_bytes(self) -> int:
+        """A process that encodes holds about so many bytes of memory."""
         ...
 
     def worker_spec(self, pools: Pools) -> WorkerSpec:
@@ -127,6 +132,10 @@ class Report:
     encode_stop: float
     """It is in Unix seconds, like `encode_start`."""
     refused: str | None
+    unread: Mapping[int, Unreadable]
+    """It holds the sources that can't be read to their end, by their number in the unit."""
+    unfit: Unfit | None
+    """It tells of rows that are of another type than their columns."""
 
     @property
     def source_changed(self) -> bool:
@@ -146,6 +155,8 @@ def report_of(row: Mapping[str, Any]) -> Report:
         encode_start=row["encode_start"] or time.time(),
         encode_stop=row["encode_stop"] or time.time(),
         refused=row["refused"],
+        unread=unread_of(row["unread"]),
+        unfit=unfit_of(row["unfit"]),
     )
 
 

@@ -4,7 +4,6 @@ The numbers come from a cluster's nodes or from this machine's cores. This file 
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -52,10 +51,11 @@ ALONE = Pools(
 """It stands for this process alone."""
 
 
-def choose_pools(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]]) -> Pools:
-    """Fill in `auto` from the CPUs and GPUs of each node.
+def choose_pools(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]], encoder_bytes: int = 0) -> Pools:
+    """Fill in `auto` from the CPUs, the GPUs and the bytes of memory of each node.
 
-    A CPU encoder has one thread: two in step wait for each other whenever anything else runs on a core (measured: 2 x
+    Encoders, of which each holds about `encoder_bytes`, are as many as the memory holds, unless a number is given. A CPU
+    encoder has one thread: two in step wait for each other whenever anything else runs on a core (measured: 2 x
     1 thread gave 1.2 times the rate of 1 x 2 on two cores). Raises ConfigError for what the cluster can't give, since
     Ray itself would wait for it for ever.
     """
@@ -65,7 +65,8 @@ def choose_pools(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]]) -> Po
     room = sum(_encoders_on(node, cpus_each, gpus_each) for node in nodes)
     # A logical CPU stays for reading and writing, since encoders on all of them would wait for their input for ever.
     room = min(room, (cpus - 1) // cpus_each)
-    encoders = int(_given(spec.encoders, otherwise=max(1, room)))
+    held = sum(_encoders_on(node, cpus_each, gpus_each, encoder_bytes) for node in nodes)
+    encoders = int(_given(spec.encoders, otherwise=max(1, min(room, held))))
     if encoders > room:
         raise ConfigError(
             f"resources ask for {encoders} encoders of {cpus_each} CPUs and {gpus_each:g} GPUs each; the cluster's "
@@ -91,10 +92,12 @@ def _given(value: float | str, otherwise: float) -> float:
     return otherwise if isinstance(value, str) else value
 
 
-def _encoders_on(node: Mapping[str, float], cpus_each: int, gpus_each: float) -> int:
+def _encoders_on(node: Mapping[str, float], cpus_each: int, gpus_each: float, encoder_bytes: int = 0) -> int:
     """Return how many encoders fit on a node. A share is of one GPU: with 0.3 each, two GPUs have six, and a seventh
     would wait for ever."""
     by_cpu, gpus = int(node.get("CPU", 0)) // cpus_each, int(node.get("GPU", 0))
+    if encoder_bytes and "memory" in node:
+        by_cpu = min(by_cpu, int(node["memory"] // encoder_bytes))
     if not gpus_each:
         return by_cpu
     return min(by_cpu, gpus * int(1 / gpus_each + 1e-6) if gpus_each < 1 else gpus // int(gpus_each))
@@ -104,8 +107,3 @@ def _auto_tokenizers(on_gpu: bool, encoders: int, spare: float) -> int:
     """Choose the tokenizers. A core tokenizes 0.4 M tokens/s, which is more than 16 CPU encoders take, and an eighth
     of what a GPU takes."""
     return max(1, min(8 * encoders, int(spare) - 1)) if on_gpu else max(1, encoders // 16)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,19 +1,14 @@
-"""The folder of this node for what can be made again, and making a thing in it once."""
+"""A thing that can be made again is made once on a node, and kept in the folder of this node for such things."""
 
+import atexit
 import contextlib
 import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-
-def cache_folder() -> Path:
-    """The folder where this program keeps what can be made again. Raises RuntimeError if the user has no home
-    folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "embedding-pipeline"
+from pipeline.machine.folders import cache_folder, new_temporary_folder
 
 
 @contextlib.contextmanager
@@ -27,7 +22,7 @@ def locked(path: Path) -> Iterator[None]:
 def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     """The folder `kind/key` of the cache. Where it is not there yet, `make(folder)` fills it first, and it appears whole.
 
-    Where the cache can't be written, this is a new folder of this process alone.
+    Where the cache can't be written, this is a new folder of this process alone, which takes it along when it ends.
     """
     try:
         parent = cache_folder() / kind
@@ -35,7 +30,8 @@ def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
         lock = parent / ".lock"
         lock.touch()
     except (OSError, RuntimeError):
-        folder = Path(tempfile.mkdtemp(prefix="embedding-pipeline-"))
+        folder = new_temporary_folder()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         make(folder)
         return folder
     folder = parent / key

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import InputError, SourceChanged, StorageError
-from pipeline.model.cache import cache_folder, locked
+from pipeline.machine.folders import cache_folder
+from pipeline.model.cache import locked
 from pipeline.model.digest import vector_file_names
 from pipeline.storage import Options, list_pattern, pinned
 

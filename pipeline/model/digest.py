@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.model.cache import cache_folder
+from pipeline.machine.folders import cache_folder
 
 _OTHER_RUNTIMES = frozenset(["onnx", "openvino", "coreml", "__pycache__"])
 # fmt: off

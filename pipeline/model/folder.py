@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError, ModelChanged
+from pipeline.extras import install
 from pipeline.model.origin import Origin, locate, resolve_model
 from pipeline.model.prompts import document_prompt, earlier_prompt, query_prompt
 from pipeline.model.saved import SavedModel, read_saved_model
@@ -209,7 +210,7 @@ def _check_engine(spec: ModelSpec, saved: SavedModel) -> None:
     if any(isinstance(module, WeightedLayerPooling) for module in saved.token_modules):
         raise InputError(f"{wanted} can't run this model: it pools the layers of its transformer; leave it out")
     if not openvino_is_installed():
-        raise InputError(f"{wanted} needs OpenVINO: pip install 'embedding-pipeline[openvino]', or leave it out")
+        raise InputError(f"{wanted} needs OpenVINO: {install('openvino')} on every node, or leave it out")
 
 
 def openvino_is_installed() -> bool:

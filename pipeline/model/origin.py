@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ModelSpec
-from pipeline.errors import InputError
+from pipeline.errors import InputError, looked_for
 from pipeline.model.copied import ModelFile, copied_folder, list_model
 from pipeline.model.digest import folder_digest, vector_file_names
 from pipeline.storage import hub, is_remote, local_path
 
 _PACKAGE = "package:"
 _HUB = "hf://"
+_ORGANISATION = "sentence-transformers"
+"""A Hub id without an organisation means one of its models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,11 @@ class FolderOrigin:
     """The `folder_digest` of the driver's copy. All kinds of origins have it."""
     note = ""
     """The user is told this of where the model is from. All kinds of origins have it."""
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Keys of a model section that lead to the model from anywhere. All kinds of origins have them."""
+        return {"path": self.path}
 
     def folder_here(self) -> Path:
         """The model folder on this node; InputError if it is absent or another one. All kinds have this."""
@@ -50,6 +57,10 @@ class PackageOrigin:
     digest: str
     note = ""
 
+    @property
+    def place(self) -> dict[str, str]:
+        return {"path": self.path}
+
     def folder_here(self) -> Path:
         return _checked(_package_folder(self.path), self.digest, "install one version of the package on every node")
 
@@ -66,6 +77,10 @@ class HubOrigin:
     def note(self) -> str:
         return f"model {self.name} at commit {self.commit}"
 
+    @property
+    def place(self) -> dict[str, str]:
+        return {"path": f"{_HUB}{self.name}", "revision": self.commit}
+
     def folder_here(self) -> Path:
         folder = hub.fetch_files(self.name, self.commit, self.files)
         return _checked(folder, self.digest, "delete it there, so that it is fetched again")
@@ -79,6 +94,10 @@ class StoreOrigin:
     storage_options: Mapping[str, Any] = field(repr=False, hash=False)
     digest: str
     note = ""
+
+    @property
+    def place(self) -> dict[str, str]:
+        return {"path": self.url}
 
     def folder_here(self) -> Path:
         folder = copied_folder(self.url, self.files, self.storage_options)
@@ -149,12 +168,32 @@ def _from_package(spec: ModelSpec) -> tuple[Origin, Path]:
 def _from_hub(spec: ModelSpec) -> tuple[Origin, Path]:
     name = str(_hub_name(spec.path))
     try:
-        folder, commit, files = hub.fetch_model(name, spec.revision, vector_file_names)
+        if "/" in name or spec.path.startswith(_HUB):
+            folder, commit, files = hub.fetch_model(name, spec.revision, vector_file_names)
+        else:
+            name, (folder, commit, files) = _fetch_short(name, spec.revision)
     except InputError as error:
         if spec.path.startswith(_HUB):
             raise
-        raise InputError(f"model.path {spec.path!r} is no local folder, and {error}") from None
+        raise InputError(
+            f"model.path {spec.path!r} is no local folder, and {error}; the folder was looked for{looked_for(spec.path)}"
+        ) from None
     return HubOrigin(name=name, commit=commit, files=files, digest=_digest(folder)), folder
+
+
+def _fetch_short(name: str, revision: str | None) -> tuple[str, tuple[Path, str, tuple[str, ...]]]:
+    """(whole name, what `hub.fetch_model` returns) of a name without an organisation.
+
+    It means a model of sentence-transformers, as in that library, else one of the old repositories without one.
+    """
+    known = f"{_ORGANISATION}/{name}"
+    try:
+        return known, hub.fetch_model(known, revision, vector_file_names)
+    except hub.NotOnHub as error:
+        try:
+            return name, hub.fetch_model(name, revision, vector_file_names)
+        except hub.NotOnHub:
+            raise error from None
 
 
 def _from_store(spec: ModelSpec) -> tuple[Origin, Path]:
@@ -192,8 +231,8 @@ def _local_folder(path: str) -> Path:
     if path and os.path.exists(folder):
         raise InputError(f"model.path {path!r} is a file; give the folder that holds modules.json")
     raise InputError(
-        f"model.path {path!r} does not exist; give a local folder, package:<python package>/<folder>, an object store's "
-        "URL, or a Hub id such as organisation/name"
+        f"model.path {path!r} does not exist{looked_for(path)}; give a local folder, package:<python package>/<folder>, an "
+        "object store's URL, or a Hub id such as organisation/name"
     )
 
 

@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.extras import install
 from pipeline.model.files import at, read_object
 from pipeline.model.folder import EncoderSpec
 
@@ -15,6 +16,8 @@ _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "token
 _PROTOBUF_START = b"\n"
 """A SentencePiece model begins so, a tiktoken vocabulary with base64."""
 _SETTINGS = ("special_tokens_map.json", "added_tokens.json")
+_UNKNOWN = "\U0001f642 \uffff"
+"""No vocabulary knows it: what stands for unknown words must be there."""
 
 
 def check_tokenizer(spec: EncoderSpec) -> None:
@@ -42,7 +45,7 @@ def _check_tokenizer_json(path: Path) -> None:
     import tokenizers
 
     try:
-        tokenizers.Tokenizer.from_file(str(path))
+        tokenizers.Tokenizer.from_file(str(path)).encode(_UNKNOWN)
     except BaseException as error:  # the library has no types of its own, and a panic of Rust's is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -50,11 +53,25 @@ def _check_tokenizer_json(path: Path) -> None:
 
 
 def _check_words(path: Path) -> None:
+    import tokenizers
+
     try:
         if not path.read_text(encoding="utf-8").strip():
             raise ValueError("it is empty")
-    except (OSError, ValueError) as error:
+        words = tokenizers.models.WordPiece.from_file(str(path), unk_token=_unknown_token(path.parent))
+        tokenizers.Tokenizer(words).encode(_UNKNOWN)
+    except Exception as error:  # the library has no types of its own
         raise _damaged(path, error) from None
+
+
+def _unknown_token(folder: Path) -> str:
+    """The word that stands for unknown ones, which each of two files may name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = read_object(folder / name, missing={}).get("unk_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            return token
+    return "[UNK]"
 
 
 def _check_pieces(path: Path) -> None:
@@ -65,7 +82,7 @@ def _check_pieces(path: Path) -> None:
         raise _damaged(path, error) from None
     package = "sentencepiece" if is_sentencepiece else "tiktoken"
     if importlib.util.find_spec(package) is None:
-        command = "pip install 'embedding-pipeline[sentencepiece]'" if is_sentencepiece else "pip install tiktoken"
+        command = install("sentencepiece") if is_sentencepiece else "pip install tiktoken"
         raise InputError(
             f"{at(path)} is all that the model has of a tokenizer, and the package {package} that reads it is not installed: "
             f"{command} on every node, or save the model with a tokenizer.json"

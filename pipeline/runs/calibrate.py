@@ -88,6 +88,10 @@ class _SampleJob:
     def expected_s(self) -> float:
         return self._prepared.expected_s
 
+    @property
+    def encoder_bytes(self) -> int:
+        return self._prepared.encoder_bytes
+
     def worker_spec(self, pools: Pools) -> WorkerSpec:
         """Tell workers to read the sample.
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoder.similarities import pairwise_similarities, similarities, spearman
 from pipeline.errors import InputError
-from pipeline.similarities import pairwise_similarities, similarities, spearman
 
 Vectors = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]

@@ -14,13 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.encoder.tokenizer import Tokenizer
-from pipeline.errors import GateFailed
+from pipeline.errors import RunError
 from pipeline.execution import pools
 from pipeline.progress import ShownInNotebooks, duration, size
-from pipeline.runs import estimate
+from pipeline.runs import advice, estimate
 from pipeline.runs.estimate import Rate
+from pipeline.runs.guard import check_unread
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.row_changes import Changes, StaleFile, check_deleted
+from pipeline.runs.reindex_summary import stale_line
+from pipeline.runs.row_changes import Changes, check_deleted
+from pipeline.runs.summary import widened
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.schema import N_TOKENS
 from pipeline.stages.distinct_texts import read_texts
 from pipeline.stages.slice_row import from_cell
@@ -59,19 +63,26 @@ class Forecast(ShownInNotebooks):
     price: float | None
     parts_rewritten: int
     bytes_rewritten: int
-    stale_files: tuple[StaleFile, ...] = ()
+    stale_files: tuple[UnreadFile, ...] = ()
     changes_pending: bool = True
     plan_s: float = 0.0
     rate: Rate | None = None
     """It is the rate of that earlier run."""
+    snapshot: str | None = None
+    """It names the state of a lakehouse table that would be read."""
+    widened: tuple[str, ...] = ()
+    """It says which columns take another type, and what that costs."""
     refusal: str | None = None
     """It says why a run would publish nothing."""
+    notes: tuple[str, ...] = ()
+    """They say what the settings of the run cost."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
         lines = [f"plan for {self.table} (now at version {self.version})"]
+        lines += [f"  snapshot   {self.snapshot}"] if self.snapshot else []
         if self.full:
             lines.append(f"  build      all of {self.to_encode:,} rows, about {self.tokens:,} tokens")
         elif self.changes_pending:
@@ -88,8 +99,10 @@ class Forecast(ShownInNotebooks):
                 f"  encoding   about {duration(self.seconds)}, at the {self.rate.tokens_per_s:,.0f} tokens/s of version "
                 f"{self.rate.version}{price}"
             )
-        lines += [f"  stale      {item.path}: {item.reason}; its rows stay" for item in self.stale_files[:5]]
+        lines += [f"  types      {reason}" for reason in self.widened]
+        lines += [stale_line(item) for item in self.stale_files[:5]]
         lines += [f"  refused    {self.refusal}"] if self.refusal else []
+        lines += [f"  note       {note}" for note in self.notes]
         lines += [
             f"  planned in {duration(self.plan_s)}",
             "  changes pending" if self.changes_pending else "  nothing to do",
@@ -119,7 +132,10 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
         changes_pending=full or (changes is not None and not changes.changes_nothing),
         plan_s=round(time.perf_counter() - started, 3),
         rate=expected.rate,
+        snapshot=prepared.survey.snapshot,
+        widened=tuple(widened(prepared)),
         refusal=_refusal(prepared, changes),
+        notes=(*advice.about_ids(prepared), *(advice.about_sampled_length(prepared) if full else ())),
     )
 
 
@@ -143,8 +159,10 @@ def _row_counts(prepared: Prepared, changes: Changes | None, full: bool) -> dict
 
 def _refusal(prepared: Prepared, changes: Changes | None) -> str | None:
     try:
+        if changes is not None:
+            check_unread(prepared, changes.stale_files)
         check_deleted(prepared, changes)
-    except GateFailed as error:
+    except RunError as error:
         return str(error)
     return None
 

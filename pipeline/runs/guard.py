@@ -3,11 +3,20 @@
 Counts come in. Nothing or an error goes out.
 """
 
+from collections.abc import Sequence
+
 from pipeline.errors import GateFailed, RunError, one_line
 from pipeline.runs.prepared import Prepared
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.storage import Folder
-from pipeline.table import calibration, layout, snapshot
+from pipeline.table import calibration, dead_letters, layout, snapshot
 from pipeline.table.record import Effort
+from pipeline.work import Unfit, together
+
+MOST_UNFIT = 100
+"""So many rows that don't fit the types of their columns may be bad rows. More of them are a column of another type."""
+SHOWN = 3
+"""So many unreadable files are named with their reasons."""
 
 
 def check_deletion_limit(
@@ -36,40 +45,77 @@ def _most(limit: float, rows: int) -> float:
     return limit if limit >= 1 else limit * rows
 
 
-def check_version(prepared: Prepared, *, failed: int, total: int, effort: Effort) -> None:
+def check_version(
+    prepared: Prepared, *, failed: int, total: int, effort: Effort, unread: Sequence[UnreadFile] = ()
+) -> None:
     """Raises RunError for what no version may have, whether it was built by units or by row, before its commit.
 
-    `failed` of `total` source rows have no vector; `effort` is what encoding for the version took, by earlier runs too.
+    `failed` of `total` source rows have no vector, with the rows that are missing from the `unread` files; `effort` is
+    what encoding for the version took, by earlier runs too.
     """
-    check_failed(prepared, failed, total)
+    check_unread(prepared, unread)
+    check_failed(prepared, failed, total, unread)
     check_clipped(prepared, effort)
 
 
-def check_failed(prepared: Prepared, failed: int, total: int | None) -> None:
+def check_unread(prepared: Prepared, unread: Sequence[UnreadFile]) -> None:
+    """Raise RunError where more files can't be read than `limits.max_failed_files` lets."""
+    limit, files = prepared.spec.limits.max_failed_files, len(prepared.corpus.files)
+    if len(unread) > _most(limit, files):
+        raise RunError(
+            f"{told_unread(unread, files)}; limits.max_failed_files allows {limit:g}: nothing was published, finished work "
+            "is kept; mend the files, leave them out by source.exclude, or raise the limit"
+        )
+
+
+def check_unfit(prepared: Prepared, found: Sequence[Unfit]) -> None:
+    """Raise RunError where rows by the hundred are of another type than their columns."""
+    unfit = together(found)
+    if unfit is None or unfit.rows <= MOST_UNFIT:
+        return
+    kind = prepared.survey.schema.field(unfit.column).type
+    raise RunError(
+        f"{unfit.rows:,} rows and more have values that the types of their columns don't hold; the first is {unfit.example}. "
+        f"Column {unfit.column!r} is read as {kind}, by the table or by the beginnings of the files: nothing was published; "
+        f"give it in source.schema a type that holds all of its values (string holds numbers as they are written, and "
+        f"{kind} makes dead letters of the others), and start again"
+    )
+
+
+def told_unread(unread: Sequence[UnreadFile], files: int) -> str:
+    """Return how many of the files can't be read, how many rows that costs, and the first reasons."""
+    rows = sum(item.rows for item in unread)
+    about = f" (about {rows:,} rows beside their dead letters)" if rows else ""
+    shown = "; ".join(f"{item.path!r}: {one_line(item.reason, 200)}" for item in unread[:SHOWN])
+    more = f"; and {len(unread) - SHOWN:,} more" if len(unread) > SHOWN else ""
+    return f"{len(unread):,} of {files:,} source files can't be read to the end{about}: {shown}{more}"
+
+
+def check_failed(prepared: Prepared, failed: int, total: int | None, unread: Sequence[UnreadFile] = ()) -> None:
     """Raise RunError where more rows failed than `limits.max_failed_rows` lets. It is a count, or a share where the
-    total is known."""
+    total is known. The message begins with what is known of the `unread` files."""
     limit = prepared.spec.limits.max_failed_rows
     if total is None and limit < 1:
         return
     if failed > _most(limit, total or 0):
         share = f" of {total:,}" if total is not None else ""
+        files = f"{told_unread(unread, len(prepared.corpus.files))}; in all " if unread else ""
         raise RunError(
-            f"{failed:,} rows{share} failed, limits.max_failed_rows allows {limit:g}: nothing was published, finished work is "
-            f"kept; {_reasons(prepared.table)}"
+            f"{files}{failed:,} rows{share} failed, limits.max_failed_rows allows {limit:g}: nothing was published, finished "
+            f"work is kept; {_reasons(prepared.table)}"
         )
 
 
 def _reasons(table: Folder) -> str:
-    """Return the first three reasons why rows failed, and the newest file of such rows in staging."""
+    """Return the first reasons why rows failed, and the newest file of such rows in staging."""
     staged = [info for info in table.list(layout.STAGED_PARTS) if info.path.endswith(".dead")]
     staged += [info for info in table.list(layout.PUBLICATIONS) if "letters" in info.path]
-    newest = max(staged, key=lambda info: (info.modified, info.path), default=None)
-    content = table.read(newest.path) if newest is not None else None
-    if newest is None or content is None:
+    newest = sorted(staged, key=lambda info: (info.modified, info.path), reverse=True)[: dead_letters.SHOWN]
+    contents = [content for info in newest if (content := table.read(info.path)) is not None]
+    told = "; ".join(dead_letters.reasons(map(snapshot.read_parquet, contents)))
+    if not told:
         return "no reason was staged"
-    rows = snapshot.read_parquet(content).slice(0, 3).to_pylist()
-    told = "; ".join(f"{row['path']!r}: {one_line(row['error'], 200)}" for row in rows)
-    return f"the first reasons are {told}; all of them stand in files such as {table.url}/{newest.path}"
+    return f"the first reasons are {told}; all of them stand in files such as {table.url}/{newest[0].path}"
 
 
 def check_clipped(prepared: Prepared, effort: Effort, done: float = 1.0) -> None:

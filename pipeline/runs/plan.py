@@ -53,11 +53,14 @@ class Plan:
         return not self.added and not self.dropped and not self.retried
 
 
-def output_spec(spec: RunSpec, source: pa.Schema, forms: Collection[str]) -> dict[str, Any]:
+def output_spec(
+    spec: RunSpec, source: pa.Schema, forms: Collection[str], words: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return all that shapes the table's files: roles, order and types of columns, rules, partitioning, and format
     version.
 
-    The source files have these `forms`. Options of other formats shape nothing.
+    The source files have these `forms`. Options of other formats shape nothing. A type keeps its name in `words` where
+    the table's files don't depend on which of several types a column is read as.
     """
     delimited = bool({"csv", "tsv"} & set(forms))
     return {
@@ -72,7 +75,7 @@ def output_spec(spec: RunSpec, source: pa.Schema, forms: Collection[str]) -> dic
         "csv": _csv_shape(spec) if delimited else None,
         **({"renamed": dict(spec.source.renamed)} if spec.source.renamed else {}),
         **({"encoding": spec.source.encoding} if spec.source.encoding != "auto" else {}),
-        "schema": {column.name: str(column.type) for column in source},
+        "schema": {column.name: str(column.type) for column in source} | dict(words or {}),
         "partition_by": spec.table.partition_by,
         "embedding_column": spec.table.embedding_column,
         "keep_text": spec.table.keep_text,

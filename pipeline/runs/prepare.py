@@ -4,10 +4,11 @@ A `RunSpec` comes in. A `Prepared` goes out, or an InputError about configuratio
 loads neither torch nor Ray.
 """
 
+import collections
 import datetime
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -19,14 +20,17 @@ from pipeline.encoder.tokenizer_backend import framing_tokens
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.model.tokenizer_files import check_tokenizer
+from pipeline.runs import kept_types, vector_spec
 from pipeline.runs import plan as planning
-from pipeline.runs import vector_spec
+from pipeline.runs.kept_types import KeptTypes
 from pipeline.runs.plan import Plan
 from pipeline.runs.prepared import Corpus, Prepared, Target
 from pipeline.runs.vector_spec import VectorSpec
 from pipeline.sources import filter
+from pipeline.sources.lakehouse.find import is_lakehouse
 from pipeline.sources.listing import Recorded, Sources, find_sources
 from pipeline.sources.reader import first_spans
+from pipeline.sources.spans import Cut
 from pipeline.sources.survey import Survey, check_folders, survey
 from pipeline.storage import Folder, before_work, contains, is_shared
 from pipeline.table import dead_letters, materialise, readiness, record, snapshot
@@ -52,11 +56,12 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         check_tokenizer(encoder)
         _check_not_held(table, parent)
         readiness.check_own(table, parent)
-        found = find_sources(spec.source, _recorded(parent))
+        found = find_sources(spec.source, _recorded(spec, parent), spec.table.partition_by)
         files = found.files
         forms = {file.format for file in files}
         _check_apart(spec, table, files)
-        surveyed = _surveyed(spec, found, parent)
+        kept = _surveyed(spec, found, parent, table)
+        surveyed = kept.survey
         _check_chunks(spec, encoder)
         described = vector_spec.describe(spec, encoder, table, parent)
         _check_partitions(spec, surveyed.schema)
@@ -68,12 +73,11 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
             described = vector_spec.describe(spec, encoder, table, snapshot.empty())
         else:
             vector_spec.check_same_vectors(spec, parent, described)
-        surveyed = replace(surveyed, schema=_fixed_schema(spec, surveyed.schema, parent, forms))
         check_folders(surveyed.folders, surveyed.schema)
         if spec.source.where is not None:
             filter.check(spec.source.where, surveyed.schema)
         surveyed = _limited(spec, surveyed)
-        output_spec = planning.output_spec(spec, surveyed.schema, forms)
+        output_spec = planning.output_spec(spec, surveyed.schema, forms, kept.words)
         output = identity.digest(output_spec)
         if described.needs_calibration:
             described = vector_spec.describe(spec, encoder, table, snapshot.empty() if renews else parent, output)
@@ -91,6 +95,8 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
             output_spec=output_spec,
             output=output,
             exclusive=exclusive,
+            widened=() if renews else kept.widened,
+            retyped=not renews and kept.retyped,
             renews=renews,
         ),
         vectors=described,
@@ -99,22 +105,41 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     )
 
 
-def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot) -> Survey:
-    """Survey the files. The types that the table was built with are known before."""
+def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot, table: Folder) -> KeptTypes:
+    """Survey the files. The types that the table was built with are known before, and kept."""
     before = snapshot.hex_to_schema(parent.source_schema) if parent.source_schema else pa.schema([])
     known = dict(zip(before.names, before.types, strict=True))
-    surveyed = survey(found.files, spec.source, spec.table.partition_by, known)
-    return replace(surveyed, hidden=found.hidden, excluded=found.excluded)
+    stands = kept_types.standing(spec, parent, {file.format for file in found.files})
+    surveyed = survey(found.files, spec.source, spec.table.partition_by, known, stands)
+    surveyed = replace(surveyed, hidden=found.hidden, excluded=found.excluded)
+    return KeptTypes(survey=surveyed) if stands is None else kept_types.settle(spec, surveyed, parent, table)
 
 
-def _recorded(parent: Snapshot) -> Recorded:
+def _recorded(spec: RunSpec, parent: Snapshot) -> Recorded:
     """Return what the version says of the files it was built from."""
     if not parent.version:
         return Recorded()
     versions: dict[str, set[str]] = {}
     for row in parent.sources.select(["path", "version"]).to_pylist():
         versions.setdefault(row["path"], set()).add(row["version"])
-    return Recorded(versions=versions, as_of=datetime.datetime.fromisoformat(parent.time).timestamp())
+    as_of = datetime.datetime.fromisoformat(parent.time).timestamp()
+    return Recorded(versions=versions, as_of=as_of, cuts=_cuts(parent) if is_lakehouse(spec.source) else {})
+
+
+def _cuts(parent: Snapshot) -> dict[tuple[str, str], Cut]:
+    """Return how the files were cut of which each span is a unit by itself."""
+    rows = parent.sources.select(["path", "version", "kind", "start", "stop", "unit_id"]).to_pylist()
+    members, tallies = collections.Counter(row["unit_id"] for row in rows), parent.tallies()
+    shared = {(row["path"], row["version"]) for row in rows if members[row["unit_id"]] > 1}
+    found: dict[tuple[str, str], Cut] = {}
+    for row in sorted(rows, key=lambda row: row["start"]):
+        name, groups = (row["path"], row["version"]), ((row["start"], row["stop"]),)
+        before = found.get(name, Cut(groups=(), rows=0))
+        found[name] = Cut(
+            groups=before.groups + (groups if row["kind"] == "row_groups" else ()),
+            rows=before.rows + tallies[row["unit_id"]].source_rows,
+        )
+    return {name: cut for name, cut in found.items() if name not in shared}
 
 
 def plan_of(
@@ -135,7 +160,7 @@ def plan_of(
 
 def check_shared(spec: RunSpec) -> None:
     """Raise InputError for a path that no other process can see, since a run works in several processes."""
-    for path in (*spec.source.patterns, spec.model.path, spec.table.path):
+    for path in (*spec.source.places, spec.model.path, spec.table.path):
         if "://" in path and not is_shared(path):
             raise InputError(f"{path!r} is in the memory of this process alone: give a folder or a store")
 
@@ -157,7 +182,7 @@ def resources_for(spec: RunSpec) -> ResourceSpec:
 
 def check_paths(spec: RunSpec) -> None:
     """Raise InputError for a table among its sources."""
-    for pattern in spec.source.patterns:
+    for pattern in spec.source.places:
         if contains(pattern, spec.table.path) or contains(spec.table.path, pattern):
             raise InputError(
                 f"table.path {spec.table.path!r} and source.path {pattern!r} lie in one another: the run would read what it "
@@ -193,21 +218,6 @@ def _check_apart(spec: RunSpec, table: Folder, files: Sequence[SourceFile]) -> N
             f"table.path {spec.table.path!r} holds the source file {inside!r}: the run would read what it writes; give the "
             "table a folder of its own"
         )
-
-
-def _fixed_schema(spec: RunSpec, surveyed: pa.Schema, parent: Snapshot, forms: Collection[str]) -> pa.Schema:
-    """Return the types that the table was built with, while the roles of the columns stay as they were.
-
-    Types that are guessed from samples must not change with every new file. A value that doesn't fit them is a dead
-    letter.
-    """
-    if not parent.source_schema:
-        return surveyed
-    fixed = snapshot.hex_to_schema(parent.source_schema)
-    if planning.shape(planning.output_spec(spec, fixed, forms)) != planning.shape(parent.output_spec):
-        return surveyed
-    told = set(fixed.names) - set(spec.source.schema)
-    return pa.schema([fixed.field(name) if name in told else surveyed.field(name) for name in surveyed.names])
 
 
 def _check_not_held(table: Folder, parent: Snapshot) -> None:

@@ -3,23 +3,28 @@
 What runs/prepare.py found comes in. A `Prepared` goes out, which says what workers have to know for pools of a size.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import RunSpec
 from pipeline.execution import costs
-from pipeline.execution.pools import Pools, cores
+from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened
+from pipeline.machine.quotas import cores
+from pipeline.model.digest import vector_files
 from pipeline.model.folder import EncoderSpec
 from pipeline.runs.plan import Plan
 from pipeline.runs.vector_spec import VectorSpec
 from pipeline.sources.reader import SLICE_BYTES
 from pipeline.sources.survey import Survey
+from pipeline.sources.type_changes import TypeChange
 from pipeline.stages.worker_spec import EncodeSpec, ReadSpec, WorkerSpec, WriteSpec
 from pipeline.storage import Folder
 from pipeline.table.part import vector_bytes
@@ -69,6 +74,10 @@ class Target:
     """It is the digest of `output_spec`."""
     exclusive: bool
     """The table's store lets only one of two publishers win."""
+    widened: tuple[TypeChange, ...]
+    """They are columns that take another type, for which all files of the table are written anew."""
+    retyped: bool
+    """All units are other ones than the table's, though only types of columns changed: rows are compared one by one."""
     renews: bool
     """Another model, or other settings of it, replace the parent's."""
 
@@ -130,6 +139,11 @@ class Prepared:
             return rows / costs.READ_ROWS_PER_S
         return costs.encoding_s(rows * self._tokens_per_row(), _weights(self.encoder))
 
+    @property
+    def encoder_bytes(self) -> int:
+        """A process that encodes holds about so many bytes of memory, by the files of the model."""
+        return costs.encoder_bytes(sum(file.stat().st_size for file in vector_files(Path(self.encoder.folder))))
+
     def _tokens_per_row(self) -> float:
         """Estimate the tokens of a row by the table's own rows, or by the bytes of the files where there is no table."""
         counts = self.parent.counts
@@ -174,6 +188,7 @@ class Prepared:
         )
 
 
+@functools.lru_cache(maxsize=8)
 def _weights(encoder: EncoderSpec) -> int:
     """Estimate the weights of the transformer's layers by the usual twelve times hidden squared per layer."""
     config = json.loads((encoder.transformer_folder / "config.json").read_text(encoding="utf-8"))

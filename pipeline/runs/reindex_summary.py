@@ -1,76 +1,69 @@
 """A summary says what a reindex did, row by row and file by file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from pipeline.progress import ShownInNotebooks, per_second, size
+from pipeline.progress import per_second, size
+from pipeline.runs.by_row import Outcome
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.row_changes import Changes, StaleFile
-from pipeline.runs.summary import Encoded, notes_of
-from pipeline.table import layout
+from pipeline.runs.row_changes import Changes
+from pipeline.runs.summary import RunSummary, first_failures, notes_of
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.table.operations.merge_rows import Upkeep
-from pipeline.table.snapshot import Counts, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reindexed(ShownInNotebooks):
+class Reindexed(RunSummary):
     """It says what a reindex did, for a person (`str`) and for machines (`to_dict`)."""
 
-    table: str
-    version: int
-    published: bool
-    counts: Counts
     to_encode: int
     """This run had to encode so many distinct texts."""
     reusable: int
     """So many new and changed rows have a text with a vector, or share their text with another such row."""
     upkeep: Upkeep
-    stale_files: tuple[StaleFile, ...]
-    docs_per_s: float
-    seconds: Mapping[str, float]
-    notes: tuple[str, ...] = ()
+    stale_files: tuple[UnreadFile, ...]
+    failures: tuple[str, ...] = ()
+    """They tell the first few of the rows that failed in files that were read, with the reasons."""
+    resumed: int = 0
+    """So many distinct texts were encoded before, by a run that did not publish."""
 
     @property
     def exit_code(self) -> int:
-        return 3 if self.stale_files or (self.published and self.counts.failed_new) else 0
+        return 3 if self.stale_files else super().exit_code
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"exit_code": self.exit_code}
+    def _figures(self) -> list[str]:
+        upkeep = self.upkeep
+        return [
+            self._rows("untouched"),
+            self._failed("in files that were read"),
+            *(f"             {reason}" for reason in self.failures),
+            f"  texts      {self.to_encode:,} encoded, {self.reusable:,} rows with a "
+            f"vector that was there{self._resumed()}, {per_second(self.docs_per_s)} docs/s",
+            f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
+            f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
+            f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean",
+            self._seconds(),
+        ]
 
-    def __str__(self) -> str:
-        counts, upkeep = self.counts, self.upkeep
-        if not self.published:
-            lines = [f"nothing to do: {self.table} is at version {self.version} with {counts.rows:,} rows"]
-        else:
-            seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
-            lines = [
-                f"published version {self.version} of {self.table}",
-                f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
-                f"{counts.unchanged:,} untouched",
-                f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them in files that were read)"
-                + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
-                f"  texts      {self.to_encode:,} encoded, {self.reusable:,} rows with a "
-                f"vector that was there, {per_second(self.docs_per_s)} docs/s",
-                f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
-                f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
-                f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean",
-                f"  seconds    {seconds}",
-            ]
-        lines += [f"  stale      {item.path}: {item.reason}; its rows stay" for item in self.stale_files[:5]]
+    def _remarks(self) -> list[str]:
+        lines = [stale_line(item) for item in self.stale_files[:5]]
         if len(self.stale_files) > 5:
             lines.append(f"  stale      {len(self.stale_files) - 5:,} more files that can't be read")
-        return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+        return lines
+
+    def _resumed(self) -> str:
+        return f" ({self.resumed:,} texts from a run that did not publish)" if self.resumed else ""
 
 
-def summarise_rows(
-    prepared: Prepared,
-    changes: Changes,
-    version: Snapshot,
-    upkeep: Upkeep,
-    encoded: Encoded,
-    timings: Mapping[str, float],
-) -> Reindexed:
+def stale_line(item: UnreadFile) -> str:
+    """Return the line about a file that can't be read."""
+    what = f"about {item.rows:,} rows of it are missing" if item.rows else "its rows stay"
+    return f"  stale      {item.path}: {item.reason}; {what}"
+
+
+def summarise_rows(prepared: Prepared, done: Outcome) -> Reindexed:
+    """Summarise a run by row that published a version."""
+    changes, version, encoded = done.changes, done.version, done.encoded
     return Reindexed(
         table=prepared.table.url,
         version=version.version,
@@ -78,15 +71,24 @@ def summarise_rows(
         counts=version.counts,
         to_encode=changes.to_encode,
         reusable=len(changes.upserts) - changes.to_encode,
-        upkeep=upkeep,
+        upkeep=done.upkeep,
         stale_files=changes.stale_files,
         docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
-        seconds=timings,
-        notes=notes_of(prepared, encoded),
+        seconds=done.seconds,
+        failures=first_failures(prepared, version, _sources_read(changes)),
+        resumed=len(changes.staged),
+        notes=notes_of(prepared, encoded, version, changes.to_encode + len(changes.staged)),
     )
 
 
-def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[StaleFile] = (), **seconds: float) -> Reindexed:
+def _sources_read(changes: Changes) -> set[int]:
+    numbers = {number for numbers in changes.numbers for number in numbers}
+    return numbers - {number for part in changes.unchanged_spans for number in part.numbers}
+
+
+def nothing_to_reindex(
+    prepared: Prepared, stale_files: Sequence[UnreadFile] = (), seconds: Mapping[str, float] | None = None
+) -> Reindexed:
     """Return the summary of a run that changed nothing."""
     return Reindexed(
         table=prepared.table.url,
@@ -98,5 +100,5 @@ def nothing_to_reindex(prepared: Prepared, stale_files: Sequence[StaleFile] = ()
         upkeep=Upkeep(untouched=len(prepared.parent.parts)),
         stale_files=tuple(stale_files),
         docs_per_s=0.0,
-        seconds={"plan": prepared.plan_s, **seconds},
+        seconds=seconds or {"plan": prepared.plan_s},
     )

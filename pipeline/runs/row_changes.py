@@ -1,11 +1,12 @@
 """The changes of a reindex are found by row.
 
-The source files that are new or changed are read, their rows are compared with the live ones, and vectors are looked
-for. Texts without a vector are left to encode. A prepared run and an executor come in. `Changes` go out. Only dead
-letters are written, into staging.
+The source files that are new or changed are read, and no other file of their units. Their rows are compared with the
+live ones, and vectors are looked for. Texts without a vector are left to encode. A prepared run and an executor come
+in. `Changes` go out. Only dead letters are written, into staging.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,25 +17,19 @@ from pipeline import identity
 from pipeline.errors import GateFailed
 from pipeline.execution.executor import Executor, RowComparison
 from pipeline.execution.pools import ALONE
-from pipeline.runs import guard
+from pipeline.runs import guard, unread_files
 from pipeline.runs import plan as planning
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_vectors import vectors_for
+from pipeline.runs.unchanged_spans import UnchangedPart, UnchangedSpans, unchanged_spans
+from pipeline.runs.unread_files import UnreadFile
 from pipeline.stages.read import slices_of
-from pipeline.stages.row_keys import KeyResult, KeyTask, only
+from pipeline.stages.row_keys import KeyResult, KeyTask, only, with_spans
 from pipeline.table import dead_letters, diff, snapshot
-from pipeline.table.diff import GONE, KEPT, STALE, Keys, RowDifference, SourceStates
+from pipeline.table.diff import GONE, KEPT, STALE, UNCHANGED, Keys, RowDifference, SourceStates
 from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Snapshot, Tally
-from pipeline.work import Unit, lasting_name
-
-
-@dataclass(frozen=True, kw_only=True)
-class StaleFile:
-    """It is a source file that can't be read to its end. Its rows stay as they are."""
-
-    path: str
-    reason: str
+from pipeline.work import Unit, Unreadable, lasting_name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,12 +43,15 @@ class Changes:
     numbers: tuple[tuple[int, ...], ...]
     """They are the numbers of each unit's spans in the new version."""
     known: tuple[KeyResult, ...]
-    """It holds the counts of each unit's rows."""
+    """It holds the counts of each unit's rows that were read."""
+    unchanged_spans: tuple[UnchangedPart, ...]
+    """They are the spans of each unit that were not read again."""
     kept: frozenset[str]
     """They are the live units that stay as they are."""
     stale: Mapping[int, tuple[str, Tally]]
     """It maps each source that can't be read to the name and the counts of what is left of it."""
-    stale_files: tuple[StaleFile, ...]
+    stale_files: tuple[UnreadFile, ...]
+    """They can't be read to their end. The rows that the table has of them stay as they are."""
     drops_sources: bool
     """Some source of the live version is gone."""
     moved: Keys
@@ -145,11 +143,11 @@ def _find(prepared: Prepared, publication: Publication, executor: Executor, *, w
             raise _duplicates(prepared, read.units, bucket.duplicates)
         if numbers is None:
             # The first bucket is a fair sample. Rows for which its numbers are wrong are listed one by one.
-            numbers = diff.adopt(bucket.matches, spans, read.states)
+            numbers = diff.adopt(bucket.matches, spans, read.states, read.unchanged_numbers())
         found.append(replace(bucket, matches=diff.moved(bucket.matches, spans, numbers)))
     total = diff.merge(found)
     if numbers is None:
-        numbers = diff.adopt(total.matches, spans, read.states)
+        numbers = diff.adopt(total.matches, spans, read.states, read.unchanged_numbers())
     upserts = np.sort(total.upserts, order=["unit", "span", "position"])
     places, staged, texts = vectors_for(prepared, executor, read.units, upserts, writes=writes)
     bounds = np.cumsum([0, *spans])
@@ -157,14 +155,17 @@ def _find(prepared: Prepared, publication: Publication, executor: Executor, *, w
     moves = {number: place for place, number in enumerate(good)}
     upserts["unit"] = [moves[number] for number in upserts["unit"].tolist()]
     live_rows = sum(part.rows for part in prepared.parent.parts)
+    live, failed = _left_by_source(total.left), _failed_by_source(prepared, read)
+    stale = _stale(prepared, read, live, failed)
     return Changes(
         publication=publication,
         units=tuple(read.units[number] for number in good),
         numbers=tuple(tuple(numbers[bounds[number] : bounds[number + 1]].tolist()) for number in good),
         known=tuple(read.known[number] for number in good),
+        unchanged_spans=tuple(read.unchanged.part_of(read.units[number], live, failed) for number in good),
         kept=read.kept,
-        stale=_stale(prepared, read, total.left),
-        stale_files=tuple(StaleFile(path=path, reason=reason) for path, reason in sorted(read.unread.items())),
+        stale=stale,
+        stale_files=unread_files.of_reindex(prepared, read.unread, _vanished_rows(prepared, read, stale)),
         drops_sources=bool((read.states == GONE).any()),
         moved=total.matches,
         upserts=upserts,
@@ -191,7 +192,10 @@ class _Read:
         self.kept = prepared.plan.kept
         self.unread: dict[str, str] = {}
         """It maps a path to the reason why it can't be read."""
-        self._num_rows = _rows_to_read(prepared)
+        self.unchanged = unchanged_spans(
+            prepared.plan, prepared.parent, prepared.target.output, prepared.vectors.fingerprint
+        )
+        self._num_rows = _rows_to_read(prepared, self.unchanged)
         self._num_wanted = _num_wanted(prepared, self._num_rows)
         self._num_keys = self._num_wanted + _num_affected(prepared)
         self._keys: list[Any] = []
@@ -199,6 +203,7 @@ class _Read:
         readable: Sequence[Unit] = prepared.plan.added
         while readable:
             readable = self._read(readable)
+        guard.check_unfit(prepared, [item.unfit for item in self.known.values() if item.unfit is not None])
         self.states = self._source_states()
 
     def _read(self, units: Sequence[Unit]) -> list[Unit]:
@@ -206,9 +211,16 @@ class _Read:
         first = len(self.units)
         numbered = [replace(unit, sources=tuple(range(len(unit.spans)))) for unit in units]
         self.units += numbered
-        readings = [
-            KeyTask(unit=unit, number=number, folder=self._folder) for number, unit in enumerate(numbered, first)
-        ]
+        readings = []
+        for number, unit in enumerate(numbered, first):
+            unchanged = self.unchanged.of(unit)
+            to_read = [place for place in unit.sources if place not in unchanged]
+            if to_read:
+                readings.append(KeyTask(unit=with_spans(unit, to_read), number=number, folder=self._folder))
+            else:
+                self.known[number] = KeyResult(number=number, tally=Tally(), unread={}, dead_letters=(), unfit=None)
+        if not readings:
+            return []
         known, keys = self._executor.read_keys(self._prepared, readings, num_keys=self._num_keys)
         self._keys.append(keys)
         left = []
@@ -219,8 +231,8 @@ class _Read:
                 left += self._without_unread(self.units[item.number], item.unread)
         return left
 
-    def _without_unread(self, unit: Unit, unread: Mapping[int, str]) -> list[Unit]:
-        self.unread |= {unit.spans[number].file.path: reason for number, reason in unread.items()}
+    def _without_unread(self, unit: Unit, unread: Mapping[int, Unreadable]) -> list[Unit]:
+        self.unread |= {unit.spans[number].file.path: item.reason for number, item in unread.items()}
         spans = tuple(span for number, span in enumerate(unit.spans) if number not in unread)
         if not spans:
             return []
@@ -229,6 +241,16 @@ class _Read:
             self.kept |= {unit_id}
             return []
         return [Unit(unit_id=unit_id, spans=spans, sources=tuple(range(len(spans))))]
+
+    def unchanged_numbers(self) -> dict[tuple[int, int], int]:
+        """Map the (number of the unit, place of the span) of each span that was not read again to its number in the
+        table."""
+        return {
+            (number, place): source
+            for number, unit in enumerate(self.units)
+            if number not in self.skipped
+            for place, source in self.unchanged.of(unit).items()
+        }
 
     def _source_states(self) -> SourceStates:
         """Say what becomes of each live source.
@@ -242,10 +264,13 @@ class _Read:
         present = {file.name for file in self._prepared.corpus.files}
         known = {lasting_name(row["path"]) for row in rows}
         strangers = bool(unread - known)
+        unchanged = set(self.unchanged_numbers().values())
         for row in rows:
             name = lasting_name(row["path"])
             if row["unit_id"] in self.kept:
                 states[row["source"]] = KEPT
+            elif row["source"] in unchanged:
+                states[row["source"]] = UNCHANGED
             elif name in unread or (strangers and name not in present):
                 states[row["source"]] = STALE
             else:
@@ -275,9 +300,16 @@ class _Read:
         yield from self._executor.compare_rows(self._prepared, self._keys, comparison)
 
 
-def _rows_to_read(prepared: Prepared) -> int:
-    """Count the rows of the sources. It is an estimate by the files' sizes where only reading can tell."""
-    spans = [span for unit in prepared.plan.added for span in unit.spans]
+def _rows_to_read(prepared: Prepared, unchanged: UnchangedSpans | None = None) -> int:
+    """Count the rows of the new units without their unchanged spans. It is an estimate by the files' sizes where only
+    reading can tell."""
+    known = [unchanged.of(unit) if unchanged is not None else {} for unit in prepared.plan.added]
+    spans = [
+        span
+        for unit, places in zip(prepared.plan.added, known, strict=True)
+        for place, span in enumerate(unit.spans)
+        if place not in places
+    ]
     unknown = {span.file.path: span.file.size for span in spans if span.rows is None}
     total = sum(file.size for file in prepared.corpus.files)
     estimate = prepared.survey.rows_estimate
@@ -306,25 +338,41 @@ def places_of(rows: Keys) -> Keys:
     return out
 
 
-def _stale(prepared: Prepared, read: _Read, left: Keys) -> dict[int, tuple[str, Tally]]:
-    """Return what is left of each source that can't be read. A source with nothing left is dropped."""
-    numbers = np.flatnonzero(read.states == STALE)
-    if not len(numbers):
+def _left_by_source(left: Keys) -> dict[int, tuple[int, int]]:
+    """Map the numbers of sources to the (rows, documents) that stay of them."""
+    return {int(row["source"]): (int(row["rows"]), int(row["documents"])) for row in left}
+
+
+def _failed_by_source(prepared: Prepared, read: _Read) -> dict[int, int]:
+    """Map the numbers of sources to their dead letters. They are read only where some of them stay."""
+    if not np.isin(read.states, [STALE, UNCHANGED]).any():
         return {}
-    failed: dict[int, int] = {}
-    for rows in dead_letters.read(prepared.table, prepared.parent):
-        for number in rows.column("source").to_pylist():
-            failed[number] = failed.get(number, 0) + 1
-    rows_of = {int(row["source"]): (int(row["rows"]), int(row["documents"])) for row in left}
+    letters = dead_letters.read(prepared.table, prepared.parent)
+    return dict(Counter(number for rows in letters for number in rows.column("source").to_pylist()))
+
+
+def _stale(
+    prepared: Prepared, read: _Read, live: Mapping[int, tuple[int, int]], failed: Mapping[int, int]
+) -> dict[int, tuple[str, Tally]]:
+    """Return what is left of each source that can't be read. A source with nothing left is dropped."""
+    numbers = np.flatnonzero(read.states == STALE).tolist()
+    if not numbers:
+        return {}
     unit_of = {row["source"]: row["unit_id"] for row in prepared.parent.sources.to_pylist()}
     stale = {}
-    for number in numbers.tolist():
-        rows, documents = rows_of.get(number, (0, 0))
+    for number in numbers:
+        rows, documents = live.get(number, (0, 0))
         tally = Tally(rows=rows, documents=documents, failed=failed.get(number, 0))
-        unit = unit_of[number]
         # A unit that was called stale once keeps that name.
-        stale[number] = (identity.stale_id(unit, [number]), tally)
+        stale[number] = (identity.stale_id(unit_of[number], [number]), tally)
     return stale
+
+
+def _vanished_rows(prepared: Prepared, read: _Read, stale: Mapping[int, tuple[str, Tally]]) -> int:
+    """Count the documents that stay though their file is gone, because an unknown file can't be read."""
+    unread = {lasting_name(path) for path in read.unread}
+    name_of = {row["source"]: lasting_name(row["path"]) for row in prepared.parent.sources.to_pylist()}
+    return sum(tally.documents for number, (_, tally) in stale.items() if name_of[number] not in unread)
 
 
 def _duplicates(prepared: Prepared, units: Sequence[Unit], rows: Keys) -> GateFailed:

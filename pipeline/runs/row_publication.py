@@ -133,13 +133,17 @@ def revision_of(
     for item in written:
         for number, tally in item.lost.items():
             lost[number] = lost.get(number, Tally()) + tally
+    read = [_less(known.tally, lost.get(place, Tally())) for place, known in enumerate(changes.known)]
     added = [
-        (replace(unit, sources=numbers), _less(known.tally, lost.get(place, Tally())))
-        for place, (unit, numbers, known) in enumerate(zip(changes.units, changes.numbers, changes.known, strict=True))
+        (replace(unit, sources=numbers), own + unchanged.tally)
+        for unit, numbers, own, unchanged in zip(
+            changes.units, changes.numbers, read, changes.unchanged_spans, strict=True
+        )
     ]
     return Revision(
         added=added,
         kept=changes.kept,
+        unchanged=frozenset(number for spans in changes.unchanged_spans for number in spans.numbers),
         stale=changes.stale,
         moved=changes.moved,
         removed=np.unique(np.concatenate([changes.removed, lost_places])),
@@ -148,7 +152,7 @@ def revision_of(
         dead_letters=_dead_letters(prepared, changes, written),
         new=int((upserts["part"] < 0).sum()),
         changed=int((upserts["part"] >= 0).sum()),
-        failed_new=sum(tally.failed for _, tally in added),
+        failed_new=sum(tally.failed for tally in read),
         effort=sum((item.effort for item in records), Effort()),
         bad_vectors=sum(item.bad_vectors for item in records),
         done=frozenset(item.unit_id for item in records) | {unit.unit_id for unit in changes.units},

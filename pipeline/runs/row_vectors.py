@@ -83,15 +83,16 @@ def _text_units(prepared: Prepared, units: Sequence[Unit], upserts: Keys, missin
 
 def _merged(units: Sequence[Unit]) -> Unit:
     """Merge the units. The number of a span in the merged unit is its place."""
-    firsts = np.cumsum([0, *(len(unit.spans) for unit in units)]).tolist()
+    numbers = [(index, source) for index, unit in enumerate(units) for source in unit.sources]
+    place_of = {number: place for place, number in enumerate(numbers)}
     return replace(
         units[0],
         spans=tuple(span for unit in units for span in unit.spans),
-        sources=tuple(range(firsts[-1])),
+        sources=tuple(range(len(numbers))),
         only=tuple(
-            (first + span, position)
-            for first, unit in zip(firsts, units, strict=False)
-            for span, position in unit.only or ()
+            (place_of[index, source], position)
+            for index, unit in enumerate(units)
+            for source, position in unit.only or ()
         ),
         hashes=tuple(sorted(content for unit in units for content in unit.hashes or ())),
     )

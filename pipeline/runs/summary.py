@@ -3,15 +3,19 @@
 It is made for a person (`str`), for machines (`to_dict`) and for notebooks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.progress import ShownInNotebooks, duration, per_second, size
+from pipeline.runs import advice, kept_types
+from pipeline.runs.guard import told_unread
 from pipeline.runs.prepared import Prepared
-from pipeline.table import calibration, layout, publication, snapshot
+from pipeline.runs.unread_files import UnreadFile
+from pipeline.table import calibration, dead_letters, layout, publication, snapshot
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
+from pipeline.work import lasting_name
 
 NOTICEABLE = 0.005
 """A summary mentions this share of clipped numbers. Ranges that are measured on 1,024 texts leave 0.2 % of such
@@ -47,25 +51,16 @@ NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary(ShownInNotebooks):
-    """It says what a run did, for a person (`str`) and for machines (`to_dict`)."""
+class RunSummary(ShownInNotebooks):
+    """It holds the figures that every run that can publish a version has, and the lines in which a person reads them."""
 
     table: str
     version: int
     published: bool
     counts: snapshot.Counts
-    padding_share: float
-    busy_share: float
-    """It is the share that the encoders spent encoding of the time from their first to their last slice."""
     docs_per_s: float
-    tokens_per_s: float
     seconds: Mapping[str, float]
-    output_bytes: int
-    retried: int
-    """So many dead letters were tried again."""
-    recovered: int
-    """So many of the retried dead letters have a vector now."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -75,42 +70,116 @@ class Summary(ShownInNotebooks):
         return asdict(self) | {"exit_code": self.exit_code}
 
     def __str__(self) -> str:
-        counts = self.counts
-        if not self.published:
-            done = "nothing changed" if self.retried else "nothing to do"
-            lines = [f"{done}: {self.table} is at version {self.version} with {counts.rows:,} rows", *self._retried()]
+        if self.published:
+            lines = [f"published version {self.version} of {self.table}", *self._figures()]
         else:
-            seconds = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
-            lines = [
-                f"published version {self.version} of {self.table}",
-                f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
-                f"{counts.unchanged:,} unchanged ({counts.reused:,} in reused units)",
-                *self._documents(),
-                f"  failed     {counts.failed:,} without a vector ({counts.failed_new:,} of them new)"
-                + (f"; see {self.table}/{layout.dead_letters(self.version)}" if counts.failed else ""),
-                *self._retried(),
-                f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
-                f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
-                f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
-                f"  seconds    {seconds}",
-                f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",
-            ]
-        return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+            lines = [f"{self._idle()}: {self.table} is at version {self.version} with {self.counts.rows:,} rows"]
+        return "\n".join([*lines, *self._remarks(), *(f"  note       {note}" for note in self.notes)])
+
+    def _figures(self) -> list[str]:
+        """Return the lines about what was published."""
+        raise NotImplementedError
+
+    def _idle(self) -> str:
+        """Return what is said of a run that published nothing."""
+        return "nothing to do"
+
+    def _remarks(self) -> list[str]:
+        """Return the lines that follow the figures, whether something was published or not."""
+        return []
+
+    def _rows(self, unchanged: str) -> str:
+        counts = self.counts
+        return (
+            f"  rows       {counts.rows:,}: {counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
+            f"{counts.unchanged:,} {unchanged}"
+        )
+
+    def _failed(self, new: str) -> str:
+        failed = f"  failed     {self.counts.failed:,} without a vector ({self.counts.failed_new:,} of them {new})"
+        return failed + (f"; see {self.table}/{layout.dead_letters(self.version)}" if self.counts.failed else "")
+
+    def _seconds(self) -> str:
+        return "  seconds    " + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(RunSummary):
+    """It says what an embedding run did, for a person (`str`) and for machines (`to_dict`)."""
+
+    padding_share: float
+    busy_share: float
+    """It is the share that the encoders spent encoding of the time from their first to their last slice."""
+    tokens_per_s: float
+    output_bytes: int
+    retried: int
+    """So many dead letters were tried again."""
+    recovered: int
+    """So many of the retried dead letters have a vector now."""
+    failures: tuple[str, ...] = ()
+    """They tell the first few of the rows that are new among the failed ones, with the reasons."""
+    resumed: int = 0
+    """So many source rows of this version were finished before, by a run that did not publish. The speeds leave them
+    out."""
+    files: int = 0
+    """The source has so many files."""
+    unread_files: tuple[UnreadFile, ...] = ()
+    """They can't be read to their end, among those that the table did not know."""
+
+    @property
+    def exit_code(self) -> int:
+        return 3 if self.published and self.unread_files else super().exit_code
+
+    def _figures(self) -> list[str]:
+        counts = self.counts
+        return [
+            self._rows(f"unchanged ({counts.reused:,} in reused units)"),
+            *self._documents(),
+            self._failed("new"),
+            *(f"             {reason}" for reason in self.failures),
+            *([f"  unread     {told_unread(self.unread_files, self.files)}"] if self.unread_files else []),
+            *self._retried(),
+            *self._resumed(),
+            f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
+            f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
+            f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
+            self._seconds(),
+            f"  output     {size(self.output_bytes)} in {self.table}/{layout.DATA}",
+        ]
+
+    def _idle(self) -> str:
+        return "nothing changed" if self.retried else "nothing to do"
+
+    def _remarks(self) -> list[str]:
+        return [] if self.published else self._retried()
 
     def _retried(self) -> list[str]:
         if not self.retried:
             return []
         return [f"  retried    {self.retried:,} that had failed: {self.recovered:,} have a vector now"]
 
+    def _resumed(self) -> list[str]:
+        if not self.resumed:
+            return []
+        return [f"  resumed    {self.resumed:,} rows that were finished before; the speed leaves them out"]
+
     def _documents(self) -> list[str]:
         """Return the lines about documents that the rows don't tell by themselves."""
         counts = self.counts
         chunked = [f"  documents  {counts.documents:,} in these rows"] if counts.documents != counts.rows else []
-        skipped = [f"  left out   {counts.skipped:,} by source.where or source.on_null"] if counts.skipped else []
-        return chunked + skipped
+        if counts.skipped:
+            left_out = "by source.where, by source.on_null, or as a lakehouse table's deleted rows"
+            return [*chunked, f"  left out   {counts.skipped:,} {left_out}"]
+        return chunked
 
 
-def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: Mapping[str, float]) -> Summary:
+def summarise(
+    prepared: Prepared,
+    version: Snapshot,
+    encoded: Encoded,
+    timings: Mapping[str, float],
+    unread: Sequence[UnreadFile] = (),
+) -> Summary:
     """Summarise a run that published `version`. If it had nothing to do, `version` is the parent."""
     effort = encoded.effort
     return Summary(
@@ -126,13 +195,35 @@ def summarise(prepared: Prepared, version: Snapshot, encoded: Encoded, timings: 
         output_bytes=sum(part.size for part in version.parts),
         retried=prepared.plan.rows_to_retry,
         recovered=_recovered_rows(prepared, version),
-        notes=notes_of(prepared, encoded),
+        failures=first_failures(prepared, version, {number for unit in prepared.plan.added for number in unit.sources}),
+        resumed=_resumed_rows(prepared) if version.version != prepared.parent.version else 0,
+        notes=notes_of(prepared, encoded, version, version.counts.rows - version.counts.reused),
+        files=len(prepared.corpus.files),
+        unread_files=tuple(unread),
     )
 
 
-def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
-    """Return what a person should be told beside the figures, whatever kind of run it was."""
-    effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out]
+def first_failures(prepared: Prepared, version: Snapshot, sources: Collection[int]) -> tuple[str, ...]:
+    """Tell the first few dead letters of these sources, if this run published the version."""
+    if version.version == prepared.parent.version or not version.counts.failed_new:
+        return ()
+    return dead_letters.reasons(dead_letters.of_sources(dead_letters.read(prepared.table, version), sources))
+
+
+def _resumed_rows(prepared: Prepared) -> int:
+    """Count the source rows that earlier runs recorded and did not publish."""
+    return sum(record.num_rows for records in prepared.plan.records.values() for record in records)
+
+
+def notes_of(prepared: Prepared, encoded: Encoded, version: Snapshot, texts: int) -> tuple[str, ...]:
+    """Return what a person should be told beside the figures, whatever kind of run it was. So many `texts` were tokenized
+    for the version."""
+    effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out, *widened(prepared)]
+    if prepared.survey.snapshot is not None:
+        notes.append(f"read {prepared.survey.snapshot}")
+    if version.version != prepared.parent.version:
+        notes += advice.about_ids(prepared)
+        notes += advice.about_length(prepared, version.counts.truncated, texts)
     if encoded.workers:
         notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
     if prepared.vectors.int8 is not None:
@@ -152,6 +243,12 @@ def notes_of(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
     if not prepared.target.exclusive:
         notes.append(NOT_EXCLUSIVE)
     return tuple(notes)
+
+
+def widened(prepared: Prepared) -> list[str]:
+    """Return what is said of columns that take another type, with the cost once."""
+    told = [kept_types.told(change) for change in prepared.target.widened]
+    return [f"other types: {'; '.join(told)}; {kept_types.cost(prepared.parent)}"] if told else []
 
 
 def _recovered_rows(prepared: Prepared, version: Snapshot) -> int:
@@ -194,6 +291,12 @@ class PlanSummary(ShownInNotebooks):
     changes_pending: bool
     left_out: tuple[str, ...] = ()
     """It says which source files were left out."""
+    snapshot: str | None = None
+    """It names the state of a lakehouse table that would be read."""
+    widened: tuple[str, ...] = ()
+    """It says which columns take another type, and what that costs."""
+    notes: tuple[str, ...] = ()
+    """They say what the settings of the run cost."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -204,11 +307,14 @@ class PlanSummary(ShownInNotebooks):
             [
                 f"plan for {self.table} (now at version {self.version})",
                 f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
+                *([f"  snapshot   {self.snapshot}"] if self.snapshot else []),
                 *(f"  left out   {reason}" for reason in self.left_out),
+                *(f"  types      {reason}" for reason in self.widened),
                 f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
                 f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
                 *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
                 *self._calibration(),
+                *(f"  note       {note}" for note in self.notes),
                 f"  planned in {duration(self.plan_s)}",
                 "  changes pending" if self.changes_pending else "  nothing to do",
             ]
@@ -220,10 +326,19 @@ class PlanSummary(ShownInNotebooks):
         return [f"  first      measure what int8 needs on about {calibration.TEXTS:,} texts, once for the table"]
 
 
+def _known_files(prepared: Prepared) -> frozenset[tuple[str, str]]:
+    """Return name and version of the files that the table was built from."""
+    rows = prepared.parent.sources.select(["path", "version"]).to_pylist()
+    return frozenset((lasting_name(row["path"]), row["version"]) for row in rows)
+
+
 def summarise_plan(prepared: Prepared) -> PlanSummary:
     plan = prepared.plan
     added = {unit.unit_id for unit in plan.added}
     tasks = [task for task in plan.tasks if task.unit.unit_id in added]
+    # Under another type all units are other ones, but the texts of files that the table knows have vectors.
+    files = _known_files(prepared) if prepared.target.retyped else frozenset()
+    known = [unit for unit in plan.added if all((span.file.name, span.file.version) in files for span in unit.spans)]
     return PlanSummary(
         table=prepared.table.url,
         version=prepared.parent.version,
@@ -232,14 +347,17 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         rows=prepared.survey.rows_known,
         rows_estimate=prepared.survey.rows_estimate,
         units=len(plan.added) + len(plan.kept),
-        units_to_encode=len(tasks),
+        units_to_encode=len(tasks) - len(known),
         units_recorded=len(plan.added) - len(tasks),
-        units_reused=len(plan.kept),
-        units_dropped=len(plan.dropped),
+        units_reused=len(plan.kept) + len(known),
+        units_dropped=max(0, len(plan.dropped) - len(known)),
         rows_to_retry=plan.rows_to_retry,
         dim=prepared.encoder.dim,
         fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
         plan_s=round(prepared.plan_s, 3),
         changes_pending=not plan.changes_nothing,
         left_out=prepared.survey.left_out,
+        snapshot=prepared.survey.snapshot,
+        widened=tuple(widened(prepared)),
+        notes=(*advice.about_ids(prepared), *advice.about_sampled_length(prepared)),
     )

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.quantize import PACKED, SCALAR, dequantize, outside, quantize, steps
+from pipeline.encoder.similarities import similarities
 from pipeline.runs.published import Published
-from pipeline.similarities import similarities
 from pipeline.table import calibration
+from pipeline.table.quantize import PACKED, SCALAR, dequantize, outside, quantize, steps
 
 Vectors = NDArray[np.float32]
 

@@ -14,10 +14,10 @@ from pipeline.config import RunSpec
 from pipeline.encoder.agreement import Quantised
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec, Int8Graph
-from pipeline.quantize import SCALAR
 from pipeline.storage import Folder
 from pipeline.table import calibration, int8, layout
 from pipeline.table.calibration import Calibration
+from pipeline.table.quantize import SCALAR
 from pipeline.table.snapshot import Snapshot
 
 
@@ -123,7 +123,7 @@ def check_same_vectors(spec: RunSpec, parent: Snapshot, vectors: VectorSpec) -> 
     """Raise InputError if the version holds vectors of another model, of other settings or of other ranges."""
     if parent.version and parent.fingerprint != vectors.fingerprint:
         before, now = dict(parent.fingerprint_of), json.loads(json.dumps(vectors.words))
-        changes = "; ".join(_differences(before, now))
+        changes = "; ".join(differences(before, now))
         raise InputError(
             f"table {spec.table.path!r} was built with another model or other model settings ({changes}): vectors of two "
             "models don't compare; use the table's settings or another table.path, or let `python -m jobs.reindex` build the "
@@ -131,12 +131,12 @@ def check_same_vectors(spec: RunSpec, parent: Snapshot, vectors: VectorSpec) -> 
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
     """Yield a phrase such as `chunk.max_tokens was 256, is 128` for each setting that differs."""
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{above}{name}.")
+            yield from differences(old, new, f"{above}{name}.")
         elif old != new:
             yield f"{above}{name} was {_shown(old)}, is {_shown(new)}"
 

@@ -44,6 +44,17 @@ class RestLost(Unread):
     """The error of a row that stands for an unknown number of them: the rest of its file."""
 
 
+class WrongType(str):
+    """The error of a row with a value that has no place in the type of its column."""
+
+    column: str
+
+    def __new__(cls, message: str, column: str = "") -> "WrongType":
+        error = super().__new__(cls, message)
+        error.column = column
+        return error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """Consecutive rows of a source file. A row with an error is a row too; a value that is bad is null here."""
@@ -57,6 +68,8 @@ class Block:
     """What is wrong, by index of the row."""
     excluded: bool = False
     """Rows that source.where rules out, known without reading; columns is None."""
+    deleted: Any = None
+    """bool[rows]: the rows that the log of a lakehouse table deletes; None where there are none."""
 
     def slice(self, start: int, stop: int) -> "Block":
         assert self.columns is not None
@@ -65,6 +78,7 @@ class Block:
             columns=self.columns.slice(start, stop - start),
             positions=self.positions.slice(start, stop - start),
             errors={row - start: error for row, error in self.errors.items() if start <= row < stop},
+            deleted=None if self.deleted is None else self.deleted[start:stop],
         )
 
 
@@ -229,10 +243,14 @@ def partition_type(values: Iterable[str | None]) -> pa.DataType:
     return pa.string()
 
 
-def partition_value(value: str | None, kind: pa.DataType) -> pa.Scalar | None:
-    """The folder's value with the planned type; None if it has no such value. `09` is no integer, only `9` is."""
+def partition_value(value: Any, kind: pa.DataType) -> pa.Scalar | None:
+    """The folder's value, or one that a log tells with a type of its own, with the planned type; None if it has no such
+    value. `09` is no integer, only `9` is."""
     if value is None:
         return pa.scalar(None, kind)
+    if not isinstance(value, str):
+        values, misfits = conform(pa.array([value]), kind)
+        return None if misfits else values[0]
     if pa.types.is_boolean(kind):
         return pa.scalar(value == "true", kind) if value in ("true", "false") else None
     if pa.types.is_integer(kind) and not _INTEGER.fullmatch(value):

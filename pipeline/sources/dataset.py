@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import gzip
 import json
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from pipeline.config import Format, SourceSpec
 from pipeline.errors import InputError
+from pipeline.machine.folders import temporary_folder
 from pipeline.storage import hub, list_pattern, open_pinned
 
 _PREFIX = "dataset:"
@@ -134,9 +134,9 @@ def _builder(name: str, revision: str | None, spec: SourceSpec) -> Any:
     except ImportError as error:
         raise InputError(f"dataset: needs the package datasets: {error}") from None
     config = spec.dataset.config
-    with tempfile.TemporaryDirectory() as empty, _without_progress_bars(), hub.quiet():
+    with temporary_folder() as empty, _without_progress_bars(), hub.quiet():
         try:
-            return load_dataset_builder(name, config, revision=revision, cache_dir=empty)
+            return load_dataset_builder(name, config, revision=revision, cache_dir=str(empty))
         except DatasetNotFoundError as error:
             raise InputError(
                 f"{_one_line(error)} A private or gated one needs a token (HF_TOKEN) on every node."
@@ -146,7 +146,7 @@ def _builder(name: str, revision: str | None, spec: SourceSpec) -> Any:
                 raise InputError(
                     f"data set {name!r} is made by a script of its own, which is never run: give its files as the source"
                 ) from None
-            known = _configs(name, revision, empty)
+            known = _configs(name, revision, str(empty))
             if isinstance(error, ValueError) and config not in known and len(known) > (config is None):
                 raise _unknown("config", config, known, name) from None
             raise InputError(f"data set {name!r} can't be resolved: {_one_line(error)}") from None

@@ -11,21 +11,19 @@ import atexit
 import contextlib
 import io
 import os
-import resource
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from pipeline.config import SourceSpec
 from pipeline.errors import PipelineError, RunError
+from pipeline.machine.child import Child, connect, how_it_ended, limit_memory
 from pipeline.sources.columns import Block
 from pipeline.sources.formats import registry
 from pipeline.sources.formats.form import Needed
@@ -101,22 +99,12 @@ def blocks(
 # --- children
 
 
-class _Child:
+class _Reader(Child):
     """A process that runs this module, and the pipe to it."""
 
     def __init__(self) -> None:
-        self.connection, theirs = Pipe()
-        # The parent may have found this package by other means than its environment.
-        path = os.pathsep.join(dict.fromkeys([str(Path(__file__).parents[2]), *filter(None, sys.path)]))
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
-                env=os.environ | {"PYTHONPATH": path, "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"},
-                stdin=subprocess.PIPE,  # closed by the parent's end, whatever ends it
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+        quiet = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+        super().__init__(__name__, subprocess.DEVNULL, quiet)
 
     def receive(self, within_s: float | None = None) -> tuple[str, Any]:
         """The next message. Raises Lost when the child ended, or was silent for too long."""
@@ -130,29 +118,15 @@ class _Child:
         raise Lost(f"reading it took more than {within_s:g} s without a row")
 
     def how_it_ended(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
-        status = self._process.poll()
-        if status is None or status >= 0:
-            return f"the process that read it ended with exit status {status}"
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-        return f"the process that read it was ended by {name}"
-
-    def end(self) -> None:
-        """End the process. It ends by itself where this one may not end it: its stdin is closed."""
-        assert self._process.stdin is not None
-        for step in (self._process.stdin.close, self.connection.close, self._process.kill):
-            with contextlib.suppress(OSError):
-                step()
-        self._process.wait()
+        return f"the process that read it {how_it_ended(self.wait())}"
 
 
-_idle: list[_Child] = []
+_idle: list[_Reader] = []
 _lock = threading.Lock()
 _owner = os.getpid()
 
 
-def _lease() -> _Child | None:
+def _lease() -> _Reader | None:
     """A child that waits for work; None where this machine starts no processes for us, RunError when none comes up."""
     global _owner
     with _lock:
@@ -164,7 +138,7 @@ def _lease() -> _Child | None:
     reason = ""
     for _ in range(STARTS):
         try:
-            child = _Child()
+            child = _Reader()
         except OSError:  # it is no fault of the file, and reading it here is as good as before there were children
             return None
         try:
@@ -177,7 +151,7 @@ def _lease() -> _Child | None:
     raise RunError(f"a reader's process of its own doesn't start, {STARTS} times {reason}: is there memory for it?")
 
 
-def _give_back(child: _Child) -> None:
+def _give_back(child: _Reader) -> None:
     with _lock:
         _idle.append(child)
 
@@ -260,8 +234,7 @@ class _Asked(io.RawIOBase):
 
 def main(connection: Connection) -> None:
     """Spans, one after the other, until the pipe closes."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _limit_memory()
+    limit_memory(MEMORY_BYTES)
     connection.send(("ready", None))
     with contextlib.suppress(EOFError):
         while True:
@@ -304,19 +277,5 @@ def _sent(connection: Connection, packed: list[tuple[Any, ...]]) -> bool:
     return bool(connection.recv())
 
 
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
-def _limit_memory() -> None:
-    """A file that wants too much gets an error here; the system, or Ray, would end whole workers for it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-
-
 if __name__ == "__main__":
-    main(Connection(int(sys.argv[1])))
+    main(connect(sys.argv[1]))

@@ -1,7 +1,7 @@
-"""Which files a source is made of: what its patterns stand for, less what is left out, each with its format and version.
+"""A source is made of the files that its patterns stand for, without those that are left out.
 
-Comes in: a SourceSpec, and what the table recorded of the files it was built from. Goes out: `SourceFile`s by path, and how
-many files were left out and why. Opens nothing.
+A SourceSpec comes in, and what the table recorded of the files that it was built from. `SourceFile`s go out by path, each
+with its format and version, and counts of the files that were left out. This file opens nothing.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -12,7 +12,11 @@ from pipeline.config import SourceSpec
 from pipeline.errors import InputError
 from pipeline.schema import NULL_PARTITION
 from pipeline.sources import dataset
+from pipeline.sources.columns import column_names
 from pipeline.sources.formats import registry
+from pipeline.sources.lakehouse.find import find, is_lakehouse
+from pipeline.sources.lakehouse.refusal import check_plain
+from pipeline.sources.spans import Cut
 from pipeline.storage import FileInfo, is_remote, list_all, local_path, matcher
 from pipeline.work import SourceFile
 
@@ -22,38 +26,46 @@ _SAVED_ABOVE_ARROW = "dataset_dict.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What a table says of the files that it was built from."""
+    """It is what a table says of the files that it was built from."""
 
     versions: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """By path."""
+    """It maps paths to the versions of these files."""
     as_of: float = 0.0
-    """When it was published, in Unix seconds."""
+    """The table was published at this time, in Unix seconds."""
+    cuts: Mapping[tuple[str, str], Cut] = field(default_factory=dict)
+    """Files that share no unit with others were cut in this way, by path and version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     files: tuple[SourceFile, ...]
-    """Each once, sorted by path."""
+    """Each file is there once, and they are sorted by path."""
     hidden: int
-    """Files that were left out because a name begins with "_" or "."."""
+    """So many files were left out because a name begins with "_" or "."."""
     excluded: int
-    """Files that `source.exclude` leaves out."""
+    """So many files are left out by `source.exclude`."""
 
 
 def list_sources(spec: SourceSpec) -> list[SourceFile]:
-    """The files of all patterns, each once, sorted by path; see `find_sources`."""
+    """Return the files of all patterns, each once, sorted by path. It raises what `find_sources` raises."""
     return list(find_sources(spec).files)
 
 
-def find_sources(spec: SourceSpec, recorded: Recorded | None = None) -> Sources:
-    """The files of all patterns, and how many of them were left out.
+def find_sources(spec: SourceSpec, recorded: Recorded | None = None, partition_by: Sequence[str] = ()) -> Sources:
+    """Return the files of all patterns, and count those that were left out.
 
-    Raises InputError for a pattern without files and for a file whose format is unknown.
+    Raises InputError for a pattern without files, for a file whose format is unknown, and for files of a lakehouse table that
+    are named as if they were plain ones.
     """
+    if is_lakehouse(spec):
+        columns = list(column_names(spec, [*spec.keep, *partition_by]))
+        return Sources(files=find(spec, columns, recorded.cuts if recorded else {}), hidden=0, excluded=0)
     patterns, asked = _patterns(spec)
     listings = [list_all(pattern, spec.storage_options) for pattern in patterns]
     found = _without_companions({file.path: file for listing in listings for file in listing.files})
     excluded = _excluded(spec.exclude, found)
+    folders = frozenset().union(*(listing.folders for listing in listings))
+    check_plain(patterns, found.keys() - excluded, folders, spec.storage_options)
     files = [
         _source_file(file, asked, spec.renamed, recorded or Recorded())
         for path, file in sorted(found.items())
@@ -68,7 +80,7 @@ def find_sources(spec: SourceSpec, recorded: Recorded | None = None) -> Sources:
 
 
 def _patterns(spec: SourceSpec) -> tuple[Sequence[str], str]:
-    """What to list, and the format asked for; a data set stands for its files."""
+    """Return the patterns to list and the format asked for. A data set stands for its files."""
     if not dataset.is_dataset(spec):
         return spec.patterns, spec.format
     files = dataset.data_files(spec)
@@ -90,8 +102,8 @@ def _source_file(file: FileInfo, asked: str, renamed: Mapping[str, str], recorde
 
 
 def _version(file: FileInfo, recorded: Recorded) -> str:
-    """The version, with the time of the last change where storage tells it: a copy can keep size and modification time, so
-    that other bytes would look the same.
+    """Return the version, with the time of the last change where storage tells it. A copy can keep size and modification
+    time, so that other bytes would look the same.
 
     A table that recorded less keeps what it recorded, and so its units, unless the file changed after the table did.
     """
@@ -106,13 +118,13 @@ def _version(file: FileInfo, recorded: Recorded) -> str:
 
 
 def _excluded(patterns: Sequence[str], found: Collection[str]) -> frozenset[str]:
-    """The paths that a pattern of `source.exclude` matches, or one of whose folders it matches."""
+    """Return the paths that a pattern of `source.exclude` matches, or one of whose folders it matches."""
     checks = [_matches_below(pattern) for pattern in patterns]
     return frozenset(path for path in found if any(check(each) for each in _with_folders(path) for check in checks))
 
 
 def _matches_below(pattern: str) -> Callable[[str], bool]:
-    """A pattern without a root matches wherever it stands in a path."""
+    """Return what checks a path. A pattern without a root matches wherever it stands in one."""
     pattern = pattern.rstrip("/")
     rooted = pattern.startswith(("/", "~", "file:")) or "://" in pattern
     if not rooted:
@@ -126,8 +138,8 @@ def _with_folders(path: str) -> Iterable[str]:
 
 
 def _may_be_source(file: FileInfo, asked: str) -> bool:
-    """Whether a hidden file looks like one that somebody would want: the marks and checksums that Spark leaves beside its
-    files, and what editors and systems hide, do not."""
+    """Say whether a hidden file looks like one that somebody would want. The marks and checksums that Spark leaves beside
+    its files do not, and neither does what editors and systems hide."""
     name = file.path.rpartition("/")[2].lstrip("._")
     if not file.size or "." not in name or name.endswith(".crc"):
         return False
@@ -139,7 +151,7 @@ def _may_be_source(file: FileInfo, asked: str) -> bool:
 
 
 def _without_companions(found: Mapping[str, FileInfo]) -> Mapping[str, FileInfo]:
-    """Without what `datasets` leaves beside the Arrow files of a saved data set: descriptions, and caches of results."""
+    """Leave out what `datasets` puts beside the Arrow files of a saved data set: descriptions, and caches of results."""
     folders = {_folder(path) for path in found if path.endswith(".arrow") and not _is_cache(path)}
     above = {_folder(folder) for folder in folders}
 
@@ -162,7 +174,8 @@ def _is_cache(path: str) -> bool:
 
 
 def hive_partition(path: str) -> tuple[tuple[str, str | None], ...]:
-    """The `key=value` folders of a path, unescaped, in path order; a key that comes again counts where it is deepest."""
+    """Return the `key=value` folders of a path, unescaped, in path order. A key that comes again counts where it is
+    deepest."""
     pairs: dict[str, str | None] = {}
     for folder in path.split("/")[:-1]:
         key, equals, value = folder.partition("=")
@@ -172,7 +185,8 @@ def hive_partition(path: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def _unescaped(text: str) -> str:
-    """As it is where the escaped bytes are no UTF-8: two folders must not come to one value."""
+    """Unescape the text. It stays as it is where the escaped bytes are no UTF-8, since two folders must not come to one
+    value."""
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:

@@ -22,6 +22,7 @@ from pipeline.sources.columns import (
     Block,
     RestLost,
     Unread,
+    WrongType,
     column_names,
     folder_misfits,
     join_ids,
@@ -29,12 +30,14 @@ from pipeline.sources.columns import (
     to_ids,
 )
 from pipeline.sources.span_reader import span_blocks
-from pipeline.work import NO_PLACE, Slice, Span, Unit
+from pipeline.work import NO_PLACE, Slice, Span, Unfit, Unit, Unreadable
 
 SLICE_BYTES = 64 * 2**20
 """A slice holds at most so many bytes of text and kept columns."""
 SPARSE_ROWS = 256
 """A slice covers at most so many times its rows, however few of them `where` lets through: what was read is recorded."""
+
+_REASON_LENGTH = 300
 
 Intervals = Sequence[tuple[int, int]]
 Needed = Callable[[int, int], bool]
@@ -55,6 +58,8 @@ class _Piece:
     """Bytes of each of these."""
     span: Span
     source: int
+    span_row: int
+    """The place of its first row in the span."""
 
     @property
     def stop_row(self) -> int:
@@ -80,6 +85,7 @@ class _Piece:
             self,
             first_row=self.first_row + at,
             num_rows=self.num_rows - at,
+            span_row=self.span_row + at,
             block=self.block.slice(count, self.let_through),
             places=self.places[count:] - at,
             sizes=self.sizes[count:],
@@ -191,11 +197,12 @@ def first_spans(
 
 def _first_rows(span: Span, count: int, columns: pa.Schema, spec: SourceSpec, limits: LimitSpec) -> tuple[Span, int]:
     """The span, cut after the row that is the `count`th to pass `where`, and how many of its rows pass."""
-    if spec.where is None and span.rows is not None:
+    chosen = spec.where is not None or bool(span.file.logged and span.file.logged.deletes)
+    if not chosen and span.rows is not None:
         return (span, span.rows) if span.rows <= count else (replace(span, take=count, rows=count), count)
     rows = matching = 0
-    for block in span_blocks(span, columns, spec, limits, functools.partial(_always, spec.where is not None)):
-        passing = _let_through(block, spec) if spec.where is not None else np.arange(block.rows)
+    for block in span_blocks(span, columns, spec, limits, functools.partial(_always, chosen)):
+        passing = _let_through(block, spec) if chosen else np.arange(block.rows)
         if matching + len(passing) > count:
             take = rows + int(passing[count - matching])
             return replace(span, take=take, rows=take), count
@@ -215,32 +222,40 @@ def _pieces(unit: Unit, spec: SliceSpec, done: Intervals) -> Iterator[tuple[_Pie
     row = 0
     columns = spec.columns
     for span, source in zip(unit.spans, unit.sources, strict=True):
-        only = _only(unit, source)
+        only, span_start = _only(unit, source), row
         for block in span_blocks(span, columns, spec.source, spec.limits, _needed(done, row)):
             stop = row + block.rows
             for start, end in _gaps(done, row, stop):
                 part = block.slice(start - row, end - row) if block.columns is not None else None
-                yield _piece(part, start, end - start, span, source, spec.source, only), end
+                yield _piece(part, (start, end), span_start, span, source, spec.source, only), end
             row = stop
             yield None, row
 
 
 def _piece(
     block: Block | None,
-    first_row: int,
-    num_rows: int,
+    rows: tuple[int, int],
+    span_start: int,
     span: Span,
     source: int,
     spec: SourceSpec,
     only: pa.Array | None,
 ) -> _Piece:
-    """`block` is None where `where` rules out all the rows unseen."""
+    """The rows [first, stop) of the unit, whose span begins at row `span_start`. `block` is None where `where` rules out
+    all of them unseen."""
     places = _let_through(block, spec, only) if block is not None else np.zeros(0, np.int64)
     if block is not None and len(places) < block.rows:
         block = _taken(block, places) if len(places) else None
     sizes = row_bytes(block.columns) if block is not None else np.zeros(0, np.int64)
     return _Piece(
-        first_row=first_row, num_rows=num_rows, block=block, places=places, sizes=sizes, span=span, source=source
+        first_row=rows[0],
+        num_rows=rows[1] - rows[0],
+        block=block,
+        places=places,
+        sizes=sizes,
+        span=span,
+        source=source,
+        span_row=rows[0] - span_start,
     )
 
 
@@ -263,7 +278,7 @@ def _only(unit: Unit, source: int) -> pa.Array | None:
 
 def _let_through(block: Block, spec: SourceSpec, only: pa.Array | None = None) -> _Numbers:
     """The rows for which `where` holds, and bad ones: nobody knows whether it would hold for them. Of these those at the
-    positions `only`."""
+    positions `only`, and none that a lakehouse table's log deletes."""
     if block.excluded:
         return np.zeros(0, np.int64)
     passing = np.ones(block.rows, bool)
@@ -272,6 +287,8 @@ def _let_through(block: Block, spec: SourceSpec, only: pa.Array | None = None) -
         passing[list(block.errors)] = True
     if only is not None:
         passing &= pc.is_in(pc.fill_null(block.positions, NO_PLACE), only).to_numpy(zero_copy_only=False)
+    if block.deleted is not None:
+        passing &= ~block.deleted
     return np.flatnonzero(passing)
 
 
@@ -314,15 +331,37 @@ def _slice(unit: Unit, pending: _Pending, spec: SliceSpec, *, last: bool) -> Sli
         skipped=pending.num_rows - documents.num_rows - dead_letters.num_rows,
         broken=any(isinstance(error, RestLost) for _, block in blocks for error in block.errors.values()),
         unread={
-            piece.source: str(error)
+            piece.source: _unreadable(piece, place, error)
             for piece, block in blocks
-            for error in block.errors.values()
+            for place, error in block.errors.items()
             if isinstance(error, Unread)
         },
+        unfit=_unfit(blocks, spec.source),
         last=last,
         documents=documents.combine_chunks(),
         dead_letters=dead_letters.combine_chunks(),
     )
+
+
+def _unfit(blocks: Sequence[tuple[_Piece, Block]], spec: SourceSpec) -> Unfit | None:
+    """The rows that don't fit types which planning found; those that `source.schema` asks for are meant so."""
+    found = [
+        (piece, block, row, error)
+        for piece, block in blocks
+        for row, error in sorted(block.errors.items())
+        if isinstance(error, WrongType) and error.column not in spec.schema
+    ]
+    if not found:
+        return None
+    piece, block, row, error = found[0]
+    at = f"{piece.span.file.path!r} at {block.positions[row].as_py()}"
+    return Unfit(rows=len(found), column=error.column, example=one_line(f"{at}: {error}", _REASON_LENGTH))
+
+
+def _unreadable(piece: _Piece, place: int, error: Unread) -> Unreadable:
+    """`place` is that of the bad row among the rows let through."""
+    read = piece.span_row + int(piece.places[place]) if isinstance(error, RestLost) else None
+    return Unreadable(reason=one_line(error, _REASON_LENGTH), rows_read=read)
 
 
 def _documents_schema(columns: pa.Schema, carried: Sequence[str]) -> pa.Schema:

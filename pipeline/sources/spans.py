@@ -32,6 +32,16 @@ class RowGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How an earlier run cut a file that was a unit, or several units, by itself."""
+
+    groups: tuple[tuple[int, int], ...]
+    """The row groups [start, stop) of each unit; none where the file was a unit as a whole."""
+    rows: int
+    """The rows that these units have together."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Extent:
     """What is known of a file's inside before it is read."""
 
@@ -44,6 +54,15 @@ class Extent:
     """Whether the file can be read from the middle, by byte ranges."""
     rows: int | None = None
     """None where only reading can tell."""
+    alone: bool = False
+    """Whether the file shares no unit with another: so that it is not read again because the other one came or went."""
+    groups: tuple[tuple[int, int], ...] = ()
+    """The row groups [start, stop) that make a unit each, where an earlier run told."""
+
+
+def is_large(size: int, rows: int | None) -> bool:
+    """Whether a Parquet file of so many stored bytes, and so many rows where that is known, is more than a unit."""
+    return size * PACKED_RATIO >= UNIT_PARQUET_BYTES or (rows or 0) >= UNIT_ROWS
 
 
 def cut(extents: Iterable[Extent]) -> list[tuple[Span, ...]]:
@@ -51,6 +70,9 @@ def cut(extents: Iterable[Extent]) -> list[tuple[Span, ...]]:
     packs: list[tuple[Span, ...]] = []
     small: dict[tuple[str, str], list[tuple[float, Span]]] = {}
     for extent in sorted(extents, key=lambda extent: extent.file.path):
+        if extent.alone:
+            packs += _cut_alone(extent)
+            continue
         weight = _weight(extent)
         if 0 < weight < 1:
             file = extent.file
@@ -78,6 +100,16 @@ def _whole(extent: Extent) -> Span:
         rows = sum(group.rows for group in extent.row_groups)
         return Span(file=file, kind="row_groups", start=0, stop=len(extent.row_groups), rows=rows)
     return Span(file=file, kind="bytes" if extent.divisible else "file", start=0, stop=file.size, rows=extent.rows)
+
+
+def _cut_alone(extent: Extent) -> Iterator[tuple[Span, ...]]:
+    if extent.groups:
+        for start, stop in extent.groups:
+            yield (Span(file=extent.file, kind="row_groups", start=start, stop=stop, rows=None),)
+    elif extent.row_groups is not None:
+        yield from _cut_large(extent)
+    else:
+        yield (_whole(extent),)
 
 
 def _cut_large(extent: Extent) -> Iterator[tuple[Span, ...]]:

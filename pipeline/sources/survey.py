@@ -8,8 +8,8 @@ import contextlib
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -27,7 +27,9 @@ from pipeline.sources.columns import column_names, partition_type, partition_val
 from pipeline.sources.formats import registry
 from pipeline.sources.formats.form import Join, Look, Misfit
 from pipeline.sources.formats.values import can_be_text
+from pipeline.sources.lakehouse import look as lakehouse
 from pipeline.sources.spans import PACKED_RATIO, cut
+from pipeline.sources.type_changes import Found, Standing, TypeChange, type_change
 from pipeline.storage import open_pinned
 from pipeline.work import FormatName, SourceFile, Span
 
@@ -45,7 +47,8 @@ class PartitionFolder:
     """A `key=value` folder that speaks for a file."""
 
     column: str
-    value: str | None
+    value: Any
+    """None is the null partition. A lakehouse table's log gives values their own types."""
     path: str
     """The path of one such file."""
 
@@ -63,12 +66,22 @@ class Survey:
     rows_estimate: int
     bytes: int
     """The size of all files as they are stored."""
+    row_bytes: Mapping[FormatName, float] = field(default_factory=dict)
+    """The bytes of a row by format, uncompressed unless the format is so by itself; of formats that were looked into."""
     folders: tuple["PartitionFolder", ...] = ()
     """What folders say of columns that their files lack, each value once."""
+    changes: tuple[TypeChange, ...] = ()
+    """Columns whose types in new files are others than the table stands with; the schema has the types that hold both."""
     hidden: int = 0
     """Files that were left out because a name begins with "_" or "."."""
     excluded: int = 0
     """Files that `source.exclude` leaves out."""
+    snapshot: str | None = None
+    """The state of a lakehouse table that is read, for people."""
+
+    def expected_rows(self, span: Span) -> int:
+        """How many rows the span has, by what its file says of itself, else by its bytes and those of other rows."""
+        return span.rows if span.rows is not None else round(_estimated_rows(span, self.row_bytes))
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -102,36 +115,56 @@ def survey(
     spec: SourceSpec,
     partition_by: Sequence[str] = (),
     before: Mapping[str, pa.DataType] | None = None,
+    standing: Standing | None = None,
 ) -> Survey:
     """Look into the files once, for types and for spans: all footers and schemas, the first lines of some other files.
 
     Raises InputError for columns that don't exist, don't fit together or can't be what they are meant for, and if no
     file can be read. A single file that can't be read is no error: reading it makes a dead letter. `before` are types of
-    an earlier survey: of a column that no sampled file happens to have.
+    an earlier survey: of a column that no sampled file happens to have. A column that is `standing` keeps its type, but for
+    what files that the table doesn't know make of it.
     """
+    stands = standing or Standing()
     columns = list(column_names(spec, [*spec.keep, *partition_by]))
     planned = _planned_types(spec, columns, files)
-    looks = _look_into(files, columns, spec)
+    looks = _look_into(files, columns, spec, stands)
     _check_readable(files, looks)
     plain = {*spec.id_columns, *spec.text_columns, *partition_by}
     absent = {**(before or {}), **planned} if any(not registry.FORMS[form].every for form in _formats(files)) else {}
-    kinds = {
-        name: _column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
+    changes = {
+        name: _type_change(name, stands, files, looks, plain=name in plain)
         for name in columns
+        if name in stands.types and name not in planned
     }
+    for name in changes:
+        if name not in absent and not _exists(name, files, looks):
+            raise InputError(_unknown_column(name, files, looks))
+    kinds: dict[str, pa.DataType] = {}
+    for name in columns:
+        if name not in changes:
+            kinds[name] = _column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
+        else:
+            change = changes[name]
+            kinds[name] = stands.types[name] if change is None else change.new
     schema = pa.schema(list(kinds.items()))
     _check_roles(schema, spec)
     if spec.where is not None:
         filter.check(spec.where, schema)
     spans = cut(registry.extent(file, looks.get(file.path), spec) for file in files)
-    known = [span.rows for group in spans for span in group]
+    row_bytes = _row_bytes(files, looks)
+    logged = [file.logged for file in files if file.logged is not None]
+    known = [each.live_rows for each in logged] or [span.rows for group in spans for span in group]
+    rows_known = None if None in known else sum(cast(list[int], known))
     return Survey(
         schema=schema,
         spans=spans,
-        rows_known=None if None in known else sum(cast(list[int], known)),
-        rows_estimate=_estimate_rows(spans, looks),
+        rows_known=rows_known,
+        rows_estimate=_estimate_rows(spans, looks, row_bytes) if rows_known is None else rows_known,
+        row_bytes=row_bytes,
         bytes=sum(file.size for file in files),
         folders=tuple(_folders(columns, files, looks)),
+        snapshot=logged[0].snapshot.label if logged else None,
+        changes=tuple(change for change in changes.values() if change is not None),
     )
 
 
@@ -150,7 +183,7 @@ def _folders(
     columns: Sequence[str], files: Sequence[SourceFile], looks: Mapping[str, Look]
 ) -> Iterator["PartitionFolder"]:
     for name in columns:
-        distinct = {value: path for path, value in _folder_values(name, files, looks)}
+        distinct = {value: path for path, value in (*_folder_values(name, files, looks), *_logged_values(name, files))}
         yield from (PartitionFolder(column=name, value=value, path=path) for value, path in distinct.items())
 
 
@@ -180,15 +213,24 @@ def _planned_types(spec: SourceSpec, columns: Sequence[str], files: Sequence[Sou
     return planned
 
 
-def _look_into(files: Sequence[SourceFile], columns: Sequence[str], spec: SourceSpec) -> dict[str, Look]:
+def _look_into(
+    files: Sequence[SourceFile], columns: Sequence[str], spec: SourceSpec, standing: Standing
+) -> dict[str, Look]:
     """By path. All files of formats that say what they hold, and of a small source; of others some that are spread over the
-    list."""
+    list, and as many of those that the table doesn't know."""
     chosen: list[SourceFile] = []
     for form in _formats(files):
         those = [file for file in files if file.format == form]
-        chosen += those if registry.FORMS[form].every else _sampled([file for file in those if file.size] or those)
+        if registry.FORMS[form].every:
+            chosen += those
+            continue
+        those = [file for file in those if file.size] or those
+        fresh = [file for file in those if not standing.knows(file)]
+        chosen += dict.fromkeys((*_sampled(those), *_sampled(fresh)))
 
     def look(file: SourceFile) -> tuple[str, Look]:
+        if file.logged is not None:
+            return file.path, lakehouse.look(file, file.logged, columns, spec)
         with contextlib.closing(open_pinned(file, spec.storage_options, _LOOK_BYTES)) as opened:
             try:
                 return file.path, registry.look(opened, file, columns, spec)
@@ -235,6 +277,34 @@ def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> N
 # --- types
 
 
+def _type_change(
+    name: str, standing: Standing, files: Sequence[SourceFile], looks: Mapping[str, Look], *, plain: bool
+) -> TypeChange | None:
+    """What the files that the table doesn't know make of the type that the column stands with. Strings of a format that
+    has nothing else are parsed as any type."""
+    found = []
+    for file in files:
+        look = looks.get(file.path)
+        if look is None or name not in look.types:
+            continue
+        if standing.knows(file) or registry.FORMS[file.format].strings_only:
+            continue
+        _check_once(name, file, look)
+        kind = look.types[name]
+        found.append(Found(file=file, type=named_type(kind) if plain else kind))
+    only_json = {file.format for file in files} == {"jsonl"}
+    return type_change(name, standing.types[name], found, only_json=only_json)
+
+
+def _exists(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> bool:
+    return any(name in look.types for look in looks.values()) or bool(_folder_values(name, files, looks))
+
+
+def _check_once(name: str, file: SourceFile, look: Look) -> None:
+    if name in look.duplicates:
+        raise InputError(f"{file.path!r} has more than one column {name!r}: rename one")
+
+
 def _column_type(
     name: str,
     files: Sequence[SourceFile],
@@ -277,6 +347,12 @@ def _folder_values(name: str, files: Sequence[SourceFile], looks: Mapping[str, L
     return [(file.path, value) for file in lacking for key, value in file.partition if key == name]
 
 
+def _logged_values(name: str, files: Sequence[SourceFile]) -> list[tuple[str, Any]]:
+    """(path, value) of the files of which a lakehouse table's log tells it."""
+    logged = [file for file in files if file.logged is not None]
+    return [(file.path, value) for file in logged for key, value in file.partition if key == name]
+
+
 def _has_format(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look], form: FormatName) -> bool:
     found = (looks.get(file.path) for file in files if file.format == form)
     return any(look is not None and name in look.types for look in found)
@@ -305,8 +381,7 @@ def _kind_in(
         look = looks.get(file.path)
         if file.format != form or look is None or name not in look.types:
             continue
-        if name in look.duplicates:
-            raise InputError(f"{file.path!r} has more than one column {name!r}: rename one")
+        _check_once(name, file, look)
         found = look.types[name]
         here = _Kind(type=named_type(found) if plain else found, path=file.path)
         if kind is None:
@@ -348,21 +423,31 @@ def _unknown_column(name: str, files: Sequence[SourceFile], looks: Mapping[str, 
 # --- rows
 
 
-def _estimate_rows(spans: Sequence[tuple[Span, ...]], looks: Mapping[str, Look]) -> int:
+def _estimate_rows(
+    spans: Sequence[tuple[Span, ...]], looks: Mapping[str, Look], row_bytes: Mapping[FormatName, float]
+) -> int:
     rows = 0.0
-    sampled: dict[FormatName, list[Look]] = {}
-    for file in {span.file.path: span.file for group in spans for span in group}.values():
-        if (look := looks.get(file.path)) is not None and look.rows:
-            sampled.setdefault(file.format, []).append(look)
-    row_bytes = {form: _row_bytes(found) for form, found in sampled.items()}
     for span in (span for group in spans for span in group):
         if span.rows is not None:
             rows += span.rows
         elif (look := looks.get(span.file.path)) is None or look.readable:
-            packed = PACKED_RATIO if span.file.compression else 1
-            rows += (span.stop - span.start) * packed / row_bytes.get(span.file.format, _ROW_BYTES_GUESS)
+            rows += _estimated_rows(span, row_bytes)
     return round(rows)
 
 
-def _row_bytes(looks: Sequence[Look]) -> float:
-    return max(1.0, sum(look.size for look in looks) / sum(look.rows for look in looks))
+def _estimated_rows(span: Span, row_bytes: Mapping[FormatName, float]) -> float:
+    packed = PACKED_RATIO if span.file.compression else 1
+    return (span.stop - span.start) * packed / row_bytes.get(span.file.format, _ROW_BYTES_GUESS)
+
+
+def _row_bytes(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> dict[FormatName, float]:
+    """The mean bytes of a row by format: of a sample's text, or of whole files that tell how many rows they hold."""
+    sizes: dict[FormatName, int] = {}
+    rows: dict[FormatName, int] = {}
+    for file in files:
+        if (look := looks.get(file.path)) is None:
+            continue
+        counted = sum(group.rows for group in look.row_groups or ())
+        sizes[file.format] = sizes.get(file.format, 0) + (file.size if counted else look.size)
+        rows[file.format] = rows.get(file.format, 0) + (counted or look.rows)
+    return {form: max(1.0, sizes[form] / count) for form, count in rows.items() if count}

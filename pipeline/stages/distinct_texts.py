@@ -14,7 +14,6 @@ import pyarrow as pa
 from pipeline import identity, schema
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import SourceChanged
-from pipeline.quantize import Codes
 from pipeline.stages.read import slices_of, tokenize_chunks, tokenize_whole
 from pipeline.stages.slice_row import (
     SOURCE_CHANGED,
@@ -30,6 +29,7 @@ from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.stages.write import Staged, codes_of, record_slice
 from pipeline.table import layout
 from pipeline.table.part import Part
+from pipeline.table.quantize import Codes
 from pipeline.table.record import Effort
 from pipeline.table.scan import ERROR, STAGE, vectors_schema
 from pipeline.table.snapshot import to_parquet

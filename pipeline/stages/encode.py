@@ -16,9 +16,9 @@ from pipeline import schema
 from pipeline.encoder.chunking import failed_texts, mean_vectors
 from pipeline.encoder.encoder import Embeddings, Encoder
 from pipeline.encoder.token_rows import arrow_to_tokens
-from pipeline.quantize import Codes, outside, quantize
 from pipeline.stages.slice_row import FLOW, cell, dead_letters_of, effort_of, effort_to_json, from_cell, to_ipc, without
 from pipeline.stages.worker_spec import WorkerSpec
+from pipeline.table.quantize import Codes, outside, quantize
 from pipeline.table.record import Effort
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]

@@ -19,7 +19,17 @@ from pipeline.encoder.token_rows import tokens_to_arrow
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import SourceChanged
 from pipeline.sources.reader import read_slices
-from pipeline.stages.slice_row import SOURCE_CHANGED, dead_letters_of, effort_to_json, flow_row, refuse, to_ipc, without
+from pipeline.stages.slice_row import (
+    SOURCE_CHANGED,
+    dead_letters_of,
+    effort_to_json,
+    flow_row,
+    refuse,
+    to_ipc,
+    unfit_cell,
+    unread_cell,
+    without,
+)
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.table.record import Effort
 from pipeline.work import Slice, Task, Unit
@@ -68,6 +78,8 @@ def _tokenize(piece: Slice, unit: Unit, spec: WorkerSpec, tokenizer: Tokenizer, 
         tokens=to_ipc(tokenized.tokens),
         dead_letters=to_ipc(dead_letters),
         effort=effort_to_json(effort),
+        unread=unread_cell(piece.unread),
+        unfit=unfit_cell(piece.unfit),
     )
 
 

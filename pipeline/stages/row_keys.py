@@ -4,7 +4,7 @@ A key has the hashes of id, content and kept values. The file works on one unit.
 not known here. Spans are named by their place in the unit.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.table import scan
 from pipeline.table.diff import WANTED, WANTED_KEY, Keys
 from pipeline.table.snapshot import Tally, to_parquet
-from pipeline.work import Unit
+from pipeline.work import Unfit, Unit, Unreadable, together
 
 GetTokenizer = Callable[[], Tokenizer]
 
@@ -40,17 +40,20 @@ class KeyResult:
 
     number: int
     tally: Tally
-    unread: Mapping[int, str]
-    """It maps each span that can't be read to its end to the reason."""
+    unread: Mapping[int, Unreadable]
+    """It maps each span that can't be read to its end to what is known of that."""
     dead_letters: tuple[str, ...]
     """They are files of dead letters."""
+    unfit: Unfit | None
+    """It tells of rows that are of another type than their columns."""
 
 
 def read_keys(item: KeyTask, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Keys | KeyResult]:
     """Yield WANTED_KEY[n] of the unit's rows, some at a time, and in the end the unit's result. Raises SourceChanged."""
     unit, tally = item.unit, Tally()
-    unread: dict[int, str] = {}
+    unread: dict[int, Unreadable] = {}
     dead_letters: list[str] = []
+    unfit: list[Unfit] = []
     chunked = spec.rows_are_chunks
     for piece in slices_of(unit, spec):
         documents, dead = piece.documents, piece.dead_letters
@@ -67,11 +70,14 @@ def read_keys(item: KeyTask, spec: WorkerSpec, tokenizer: GetTokenizer) -> Itera
         found["unit"], found["side"] = item.number, WANTED
         yield found
         unread |= piece.unread
+        unfit += [piece.unfit] if piece.unfit is not None else []
         tally += Tally(rows=len(found), documents=num_documents, failed=dead.num_rows, skipped=piece.skipped)
         if dead.num_rows and item.folder is not None:
             dead_letters.append(f"{item.folder}letters/{item.number:06d}-{piece.first_row:012d}.parquet")
             spec.open_table().write(dead_letters[-1], to_parquet(dead))
-    yield KeyResult(number=item.number, tally=tally, unread=unread, dead_letters=tuple(dead_letters))
+    yield KeyResult(
+        number=item.number, tally=tally, unread=unread, dead_letters=tuple(dead_letters), unfit=together(unfit)
+    )
 
 
 def _document_keys(documents: pa.Table, spec: WorkerSpec) -> Keys:
@@ -102,7 +108,17 @@ def chunk_ids(documents: pa.Table, chunks: pa.Table) -> pa.Array:
     return pa.array([f"{names[document]}#{index}" for document, index in pairs], pa.string())
 
 
+def with_spans(unit: Unit, places: Sequence[int]) -> Unit:
+    """Return the unit with only the spans at these places. They keep their numbers, and no other file is opened."""
+    return replace(
+        unit,
+        spans=tuple(unit.spans[place] for place in places),
+        sources=tuple(unit.sources[place] for place in places),
+    )
+
+
 def only(unit: Unit, rows: Keys) -> Unit:
-    """Return the unit with only the documents of these rows (UPSERT or ROW)."""
+    """Return the unit with only the documents of these rows (UPSERT or ROW), and with the spans that have them."""
     places = np.unique(np.stack([rows["span"].astype(np.int64), rows["position"]], axis=1), axis=0)
-    return replace(unit, only=tuple((int(span), int(position)) for span, position in places.tolist()))
+    chosen = tuple((int(span), int(position)) for span, position in places.tolist())
+    return replace(with_spans(unit, sorted({span for span, _ in chosen})), only=chosen)

@@ -15,7 +15,6 @@ import pyarrow as pa
 from pipeline import identity, schema
 from pipeline.encoder.chunking import failed_texts
 from pipeline.errors import GateFailed
-from pipeline.quantize import Codes
 from pipeline.stages.read import slices_of, tokenize_chunks
 from pipeline.stages.row_keys import GetTokenizer, chunk_ids, only
 from pipeline.stages.slice_row import dead_letters_of
@@ -25,6 +24,7 @@ from pipeline.storage import Folder
 from pipeline.table import scan
 from pipeline.table.diff import Keys
 from pipeline.table.part import Part
+from pipeline.table.quantize import Codes
 from pipeline.table.snapshot import Tally, to_parquet
 from pipeline.work import Unit
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.errors import one_line
-from pipeline.table.record import Effort
+from pipeline.table.record import Effort, unread_from_json, unread_to_json
+from pipeline.work import Unfit, Unreadable
 
 FLOW = pa.schema(
     [
@@ -39,13 +40,16 @@ FLOW = pa.schema(
         pa.field("encode_stop", pa.float64()),
         pa.field("refused", pa.string()),
         pa.field("texts", pa.bool_()),
+        pa.field("unread", pa.string()),
+        pa.field("unfit", pa.string()),
     ]
 )
 """It travels between stages, with one row per slice.
 
 `texts` says that the slice is of a unit of that kind. `refused` says why a unit, or the whole run, can't go on.
 `encoder`, `engine` and the Unix times say who encoded it, with what, and when. `vectors` are the table's codes, the
-shortest form they have.
+shortest form they have. `unread` names the sources that can't be read to their end, and `unfit` tells of rows that are
+of another type than their columns, both as JSON.
 """
 
 REPORT = pa.schema(
@@ -61,6 +65,8 @@ REPORT = pa.schema(
         pa.field("encode_start", pa.float64()),
         pa.field("encode_stop", pa.float64()),
         pa.field("refused", pa.string()),
+        pa.field("unread", pa.string()),
+        pa.field("unfit", pa.string()),
     ]
 )
 """The write stage tells this to the driver for each slice."""
@@ -136,6 +142,26 @@ def flow_row(**values: Any) -> pa.Table:
         for name, kind in zip(FLOW.names, FLOW.types, strict=True)
     ]
     return pa.table(columns, schema=FLOW)
+
+
+def unread_cell(unread: Mapping[int, Unreadable]) -> str | None:
+    """Return what `unread` holds of a slice. Most slices have nothing there."""
+    return json.dumps(unread_to_json(unread)) if unread else None
+
+
+def unread_of(value: str | None) -> dict[int, Unreadable]:
+    """Return the unreadable sources by number, of a cell that `unread_cell` made."""
+    return unread_from_json(json.loads(value)) if value else {}
+
+
+def unfit_cell(unfit: Unfit | None) -> str | None:
+    """Return what `unfit` holds of a slice."""
+    return json.dumps(asdict(unfit)) if unfit is not None else None
+
+
+def unfit_of(value: str | None) -> Unfit | None:
+    """Return what `unfit_cell` made a cell of."""
+    return Unfit(**json.loads(value)) if value else None
 
 
 def effort_to_json(effort: Effort) -> str:

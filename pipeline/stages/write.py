@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.quantize import Codes
 from pipeline.sources.columns import row_bytes
-from pipeline.stages.slice_row import REPORT, buffer, effort_of, effort_to_json, from_cell, key_of
+from pipeline.stages.slice_row import REPORT, buffer, effort_of, effort_to_json, from_cell, key_of, unread_of
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.storage import Folder
 from pipeline.table import layout
 from pipeline.table.part import Part, distinct_sources, encode_part, split_by_partition
+from pipeline.table.quantize import Codes
 from pipeline.table.record import Effort, Record, create
 from pipeline.table.snapshot import to_parquet
 
@@ -88,6 +88,7 @@ def record_slice(row: pa.Table, staged: Staged, table: Folder) -> pa.Table:
         bad_vectors=row.column("bad_vectors")[0].as_py(),
         effort=effort_of(row) + Effort(write_s=staged.write_s),
         attempt=staged.attempt,
+        unread=unread_of(row.column("unread")[0].as_py()),
         texts_of=staged.texts_of,
     )
     create(table, record)
@@ -99,7 +100,10 @@ def record_slice(row: pa.Table, staged: Staged, table: Folder) -> pa.Table:
         "failed": record.failed,
         "last": record.last,
         "effort": effort_to_json(record.effort),
-    } | {name: row.column(name)[0].as_py() for name in ("encoder", "engine", "encode_start", "encode_stop")}
+    } | {
+        name: row.column(name)[0].as_py()
+        for name in ("encoder", "engine", "encode_start", "encode_stop", "unread", "unfit")
+    }
     return pa.Table.from_pylist([report], REPORT)
 
 

@@ -10,30 +10,43 @@ whole or not at all. This is the one home of fsspec; it knows paths, bytes and v
 """
 
 from pipeline.storage.address import checks_itself, contains, is_remote, is_shared, local_path, same_place, store_of
-from pipeline.storage.error import before_work
+from pipeline.storage.error import NoMatch, before_work
 from pipeline.storage.file import FileInfo, Listing, Options, Pinned
 from pipeline.storage.folder import Folder
 from pipeline.storage.pattern import matcher
-from pipeline.storage.source import check_unchanged, list_all, list_pattern, open_pinned, pinned
+from pipeline.storage.source import (
+    check_unchanged,
+    is_folder,
+    list_all,
+    list_pattern,
+    look_up,
+    open_pinned,
+    pinned,
+    read_file,
+)
 
 __all__ = [
     "FileInfo",
     "Folder",
     "Listing",
+    "NoMatch",
     "Options",
     "Pinned",
     "before_work",
     "check_unchanged",
     "checks_itself",
     "contains",
+    "is_folder",
     "is_remote",
     "is_shared",
     "list_all",
     "list_pattern",
     "local_path",
+    "look_up",
     "matcher",
     "open_pinned",
     "pinned",
+    "read_file",
     "same_place",
     "store_of",
 ]

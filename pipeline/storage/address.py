@@ -10,6 +10,7 @@ import urllib.parse
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
+from pipeline.redaction import redacted_url
 
 MAGIC = re.compile(r"[*?\[]")
 
@@ -27,13 +28,6 @@ _STORES = {
 }
 _ONE_SLASH = re.compile(rf"({'|'.join(name for name in _STORES if name != 'file')}):/(?!/)")
 _FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/|$))?", re.IGNORECASE)
-_USER_INFO = re.compile(r"://[^/@]*:(?:.*@)?")
-"""A name with a password in front of the host. No root's name holds a colon; a password may hold a slash."""
-_SIGNED = re.compile(
-    r"[?&](?:X-Amz-|X-Goog-|(?:AWSAccessKeyId|GoogleAccessId|Signature|sig|token|access_token|api_?key|secret|password)=)",
-    re.IGNORECASE,
-)
-"""Names of a query that is secret. A "?" alone is a wildcard, and a "=" stands in the names of partitions."""
 _ROOTS = {"s3": "bucket", "gs": "bucket", "az": "container", "hf": "repository", "memory": ""}
 _HUB_KINDS = "(?:models|datasets|spaces|buckets)/"
 # A revision ends at the slash, but for the two kinds that the Hub itself names with slashes.
@@ -95,26 +89,19 @@ def store_of(path: str) -> str:
     if _is_file_url(path):
         return "file"
     if one_slash := _ONE_SLASH.match(path):
-        meant = shown(path.replace(":/", "://", 1))
+        meant = redacted_url(path.replace(":/", "://", 1))
         given = meant.replace("://", ":/", 1)
         raise InputError(f"{given!r} has one slash after {one_slash[1]}:, {meant!r} was meant: write it so")
     scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", path)
-    if scheme and shown(path) != path:
+    if scheme and redacted_url(path) != path:
         raise InputError(
-            f"{shown(path)!r} holds a password or a signature: leave it out, and give keys in storage_options, where they are "
-            "never shown"
+            f"{redacted_url(path)!r} holds a password or a signature: leave it out, and give keys in storage_options, where "
+            "they are never shown"
         )
     if scheme and scheme[1] not in _STORES:
         known = ", ".join(f"{name}://" for name in _STORES if name != "file")
         raise InputError(f"{path!r} is not a path of this disk and begins with none of {known}: only these are known")
     return _STORES[scheme[1]] if scheme else "file"
-
-
-def shown(path: str) -> str:
-    """The path as a message may show it: with *** for a password in front of the host and for a signed query."""
-    signed = _SIGNED.search(path)
-    without = path[: signed.start()] + signed[0][0] + "***" if signed else path
-    return _USER_INFO.sub("://***@", without, count=1)
 
 
 def is_remote(path: str) -> bool:

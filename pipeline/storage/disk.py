@@ -21,7 +21,8 @@ from pipeline.storage.pattern import Visible, matcher, split_pattern, visible_be
 def matching_files(path: str) -> Listing:
     """The files of an absolute file, folder or glob, in no order; none if there are none. Raises OSError."""
     if os.path.isdir(path):
-        return _listing(_walk(path, visible_below_folder))
+        walk = _Walk(visible_below_folder, None)
+        return _listing(walk.files(path), walk)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -33,16 +34,16 @@ def matching_files(path: str) -> Listing:
         return Listing(files=())
     root, pieces = split_pattern(path)
     shown, matches = visible_to(pieces), matcher(path)
-    found = _walk(root or os.sep, shown, None if "**" in pieces else pieces)
-    return _listing((file, visible) for file, visible in found if matches(file.path))
+    walk = _Walk(shown, None if "**" in pieces else pieces)
+    return _listing(((file, visible) for file, visible in walk.files(root or os.sep) if matches(file.path)), walk)
 
 
-def _listing(found: Iterable[tuple[FileInfo, bool]]) -> Listing:
+def _listing(found: Iterable[tuple[FileInfo, bool]], walk: "_Walk") -> Listing:
     files: list[FileInfo] = []
     hidden: list[FileInfo] = []
     for file, visible in found:
         (files if visible else hidden).append(file)
-    return Listing(files=tuple(files), hidden=tuple(hidden))
+    return Listing(files=tuple(files), hidden=tuple(hidden), folders=frozenset(walk.folders))
 
 
 class _Walk:
@@ -57,6 +58,8 @@ class _Walk:
         self._pieces = pieces
         self._seen: set[tuple[int, int]] = set()
         self._links: list[tuple[str, bool]] = []
+        self.folders: set[str] = set()
+        """The folders that were come across, entered or not."""
 
     def files(self, root: str) -> Iterator[tuple[FileInfo, bool]]:
         self._links = [(root, True)]
@@ -81,9 +84,13 @@ class _Walk:
                 status = os.stat(path)
                 if stat.S_ISREG(status.st_mode):
                     yield _stat_info(path, status), visible
-                elif not stat.S_ISDIR(status.st_mode) or not self._enters(name, level, visible):
                     continue
-                elif is_link and self._pieces is None:
+                if not stat.S_ISDIR(status.st_mode):
+                    continue
+                self.folders.add(path)
+                if not self._enters(name, level, visible):
+                    continue
+                if is_link and self._pieces is None:
                     self._links.append((path, visible))
                 else:
                     yield from self._below(path, visible, level + 1, above | {here})
@@ -129,6 +136,8 @@ def look_up(path: str) -> FileInfo:
 
 _NO_LINKS = frozenset([errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
 """link() fails with one of these on FAT, exFAT, many network, FUSE and container mounts."""
+_NO_FOLDER_SYNC = frozenset([errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+"""fsync() of a folder fails with one of these where a mount knows it for files alone: it makes names durable by itself."""
 _CLAIMED = f"{TEMPORARY}data"
 """The name of the claimed bytes in the folder of a claim."""
 
@@ -318,5 +327,8 @@ def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -21,6 +21,7 @@ from pipeline.errors import (
     StorageUnavailable,
     StorageUnreachable,
 )
+from pipeline.redaction import redacted
 from pipeline.storage.file import Options
 
 _FOREIGN = [
@@ -156,6 +157,10 @@ class NoRoot(FileNotFoundError):
     """The bucket, container or repository does not exist, or hides from these credentials."""
 
 
+class NoMatch(InputError):
+    """No file has the name that was given, or matches the pattern, where storage let us look."""
+
+
 @contextlib.contextmanager
 def reported(what: str, options: Options) -> Iterator[None]:
     """Foreign errors become InputError or StorageError."""
@@ -266,9 +271,8 @@ def said(error: BaseException, options: Options) -> str:
     for secret in _leaves(options):
         for form in (secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe="")):
             text = text.replace(form, "***")
-    text = re.sub(r"//[^/@\s]*@", "//***@", text)
     # Tokens and signatures travel in queries, with and without the host before them.
-    return re.sub(r"(/[^\s?\"']*)\?[^\s\"']*", r"\1", text)[:300]
+    return re.sub(r"(/[^\s?\"']*)\?[^\s\"']*", r"\1", redacted(text))[:300]
 
 
 def _leaves(options: Any) -> Iterator[str]:

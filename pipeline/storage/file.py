@@ -32,12 +32,14 @@ class Listing:
     hidden: tuple[FileInfo, ...] = ()
     """Files that it would stand for, if their names, or those of their folders, did not begin with "_" or ".". What lies in
     folders whose names begin with "." is not looked for."""
+    folders: frozenset[str] = frozenset()
+    """The folders that were come across, whether their names begin so or not."""
 
 
 def is_version(found: FileInfo, file: "Pinned") -> bool:
     """Whether the file that was found is the planned one. When it changed on a disk is not compared: nodes that each have
-    a copy of the source agree in all but that."""
-    same = file.version == found.version or (found.changed and file.version.rpartition("-")[0] == found.version)
+    a copy of the source agree in all but that. Where no version was planned only the size counts."""
+    same = file.version in ("", found.version) or (found.changed and file.version.rpartition("-")[0] == found.version)
     return bool(file.size == found.size and same)
 
 

@@ -5,8 +5,10 @@ are that library's own settings (HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE)
 """
 
 import contextlib
+import errno
 import glob
 import logging
+import os
 import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,12 +17,20 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import InputError
+from pipeline.machine.folders import cache_folder, why_unusable
+from pipeline.redaction import redacted
 
 Kind = Literal["model", "data set"]
+
+
+class NotOnHub(InputError):
+    """There is no repository of the name, or nobody may know of it."""
+
 
 NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 """`organisation/name`, or the bare name that some old repositories have."""
 
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _DESCRIPTIONS = ("modules.json", "config.json")
 
 
@@ -102,12 +112,28 @@ def _listing(name: str, folder: Path) -> list[str]:
         return list(HfApi().list_repo_files(name, revision=folder.name))
 
 
+def _give_a_home() -> None:
+    """Where the user has no home that can be written, let the library's cache be beside ours. Without a home it would
+    make a folder named ~ where it stands."""
+    if any(os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")):
+        return
+    with contextlib.suppress(RuntimeError):
+        usual = Path("~/.cache/huggingface")
+        try:
+            usable = usual.expanduser().exists() or not why_unusable(usual.expanduser())
+        except RuntimeError:  # The user has no home at all.
+            usable = False
+        if not usable:
+            os.environ["HF_HOME"] = str(cache_folder() / "huggingface")
+
+
 # --- errors
 
 
 @contextlib.contextmanager
 def _reported(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
     """The library's errors become ours, in words that say what to do."""
+    _give_a_home()
     try:
         from huggingface_hub import constants, errors
     except ImportError as error:
@@ -123,7 +149,7 @@ def _reported(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
             "(HF_TOKEN)"
         ) from None
     except errors.RepositoryNotFoundError:
-        raise InputError(
+        raise NotOnHub(
             f"{what} is not on the Hub, or is private: check the name; a private one needs a token (HF_TOKEN) on every node"
         ) from None
     except errors.RevisionNotFoundError:
@@ -139,13 +165,14 @@ def _reported(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
         else:
             reason = f"the Hub didn't give it ({_said(error.__cause__ or error)}): check the network and start again"
         missing = "is not, or not completely, in the Hub's cache" if kind == "model" else "must be looked up"
-        raise InputError(f"{what} {missing} on {node}, and {reason}") from None
+        absent = NotOnHub if constants.is_offline_mode() else InputError
+        raise absent(f"{what} {missing} on {node}, and {reason}") from None
     except InputError:
         raise
     except Exception as error:  # of the HTTP client, of Xet, of the disk: their types differ between releases
-        raise InputError(
-            f"{what} can't be fetched from the Hub to {node} ({_said(error)}): check network, token and free space"
-        ) from None
+        refused = isinstance(error, OSError) and error.errno in _NOT_WRITABLE
+        remedy = "set HF_HOME to a folder that can be written" if refused else "check network, token and free space"
+        raise InputError(f"{what} can't be fetched from the Hub to {node} ({_said(error)}): {remedy}") from None
 
 
 def _said(error: BaseException) -> str:
@@ -154,5 +181,5 @@ def _said(error: BaseException) -> str:
     if response is not None:
         return f"it answered {response.status_code}"
     text = (getattr(error, "strerror", None) or str(error)) if isinstance(error, OSError) else str(error)
-    text = re.sub(r"(https?://[^\s?\"']*)\?[^\s\"']*", r"\1", " ".join(text.split()))
+    text = re.sub(r"(https?://[^\s?\"']*)\?[^\s\"']*", r"\1", redacted(" ".join(text.split())))
     return f"{type(error).__name__}: {text}"[:300]

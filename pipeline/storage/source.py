@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, cast
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, looked_for
 from pipeline.storage import disk
-from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_pattern
-from pipeline.storage.error import before_work, changed, reported, source_reported
+from pipeline.storage.address import MAGIC, address_of, checks_itself, is_remote, local_path, local_pattern
+from pipeline.storage.error import NoMatch, NoRoot, before_work, changed, foreign, reported, source_reported
 from pipeline.storage.file import FileInfo, Listing, Options, Pinned, is_version
 from pipeline.storage.opened import READAHEAD_BYTES, Opened
 from pipeline.storage.pattern import all_visible, matcher, split_pattern, visible_below_folder, visible_to
@@ -38,12 +38,48 @@ def list_all(pattern: str, options: Options) -> Listing:
     if not found.files:
         hidden = len(found.hidden)
         skipped = f" ({hidden:,} files there are skipped because a name begins with _ or .)" if hidden else ""
-        raise InputError(
-            f"no file matches {pattern!r}{skipped}: give a file, a folder or a pattern such as data/*.parquet"
+        raise NoMatch(
+            f"no file matches {pattern!r}{skipped}{looked_for(pattern)}: give a file, a folder or a pattern such as "
+            "data/*.parquet"
         )
     for file in found.files:
         _check_name(file.path)
-    return Listing(files=_sorted(found.files), hidden=_sorted(found.hidden))
+    return Listing(files=_sorted(found.files), hidden=_sorted(found.hidden), folders=found.folders)
+
+
+def is_folder(path: str, options: Options) -> bool:
+    """Whether there is such a folder; False too where storage doesn't let us look."""
+    try:
+        if not is_remote(path):
+            return os.path.isdir(local_path(path))
+        address = address_of(path)
+        return connect(address, options, patient=False).has_folder(address.key)
+    except foreign():
+        return False
+
+
+def look_up(path: str, options: Options) -> FileInfo | None:
+    """The file of exactly this name; None if there is none. Raises InputError and StorageError."""
+    with reported(f"can't look up {path}", options):
+        try:
+            if not is_remote(path):
+                return disk.look_up(path)
+            address = address_of(path)
+            found = patiently(path, options, lambda: connect(address, options).look_up(address.key))
+        except NoRoot:
+            raise
+        except FileNotFoundError:
+            return None
+    return dataclasses.replace(found, path=path) if found else None
+
+
+def read_file(path: str, options: Options) -> bytes | None:
+    """The whole file; None if there is none. Raises SourceChanged, InputError and StorageError."""
+    found = look_up(path, options)
+    if found is None:
+        return None
+    with open_pinned(found, options) as opened:
+        return opened.read()
 
 
 def _sorted(files: Iterable[FileInfo]) -> tuple[FileInfo, ...]:
@@ -109,7 +145,7 @@ def _list_store(pattern: str, options: Options) -> Listing:
             file.path for file in found if all_visible(file.path[start:], visible)
         }
     else:
-        found = list(store.list(f"{key}/" if key else ""))
+        found = listed = list(store.list(f"{key}/" if key else ""))
         start = len(key) + 1 if key else 0
         shown = {file.path for file in found if all_visible(file.path[start:], visible_below_folder)}
         if key and not found and (file := store.look_up(key)):
@@ -118,7 +154,19 @@ def _list_store(pattern: str, options: Options) -> Listing:
     return Listing(
         files=tuple(url for path, url in urls.items() if path in shown),
         hidden=tuple(url for path, url in urls.items() if path not in shown),
+        folders=frozenset(map(address.url, _folders(file.path for file in listed))),
     )
+
+
+def _folders(keys: Iterable[str]) -> set[str]:
+    """The folders of these keys, and all above them."""
+    found = {key.rpartition("/")[0] for key in keys}
+    for folder in list(found):
+        while folder := folder.rpartition("/")[0]:
+            if folder in found:
+                break
+            found.add(folder)
+    return found - {""}
 
 
 def _check_name(path: str) -> None:

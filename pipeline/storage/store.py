@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, ClassVar, cast
 
 from pipeline.errors import InputError
+from pipeline.extras import PROJECT, install
 from pipeline.storage.address import Address
 from pipeline.storage.error import NoRoot, said
 from pipeline.storage.file import FileInfo, Options
@@ -64,6 +65,13 @@ class Store:
             self.check_root()
             return None
         return self.file(info) if info["type"] == "file" else None
+
+    def has_folder(self, key: str) -> bool:
+        """Whether some key lies below this one. The store is asked for no list."""
+        try:
+            return bool(self.filesystem.info(self.path(key))["type"] == "directory")
+        except FileNotFoundError:
+            return False
 
     def open(self, key: str, readahead_bytes: int) -> tuple[BinaryIO, FileInfo]:
         """The open file, and which version it is. 0 reads exactly the ranges that are asked for."""
@@ -148,10 +156,10 @@ class Store:
             return self.connect(address, options, patient)
         except ImportError as error:
             raise InputError(
-                f"{address.store}:// needs the packages of the extra `{self.extra}` ({error}): "
-                f"pip install 'embedding-pipeline[{self.extra}]' on every node"
+                f"{address.store}:// needs the packages of the extra `{self.extra}` ({error}): {install(self.extra)} on every "
+                "node"
                 if self.extra
-                else f"{address.store}:// needs a package that is not installed ({error}): pip install -U embedding-pipeline"
+                else f"{address.store}:// needs a package that is not installed ({error}): pip install -U {PROJECT}"
             ) from None
         except (AttributeError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"storage_options can't be used for {address.store}://: {said(error, options)}") from None

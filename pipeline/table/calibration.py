@@ -1,8 +1,8 @@
-"""The range of each dimension that an int8 or uint8 table is quantised with: measured once, created once, then only read.
+"""An int8 or uint8 table is quantised with a range for each dimension, which is measured and created once, then only read.
 
-Comes in: what the plan holds (spans), vectors of a sample. Goes out: `meta/calibration/<key>/ranges.json`. Who reads and
-encodes the sample, and what the key is made of, is not known here. The file depends on the sampled vectors alone: no clock,
-no path, no run.
+The spans of a plan come in, and vectors of a sample. `meta/calibration/<key>/ranges.json` goes out. Who reads and encodes
+the sample, and what the key is made of, is not known here. The file depends on the sampled vectors alone, and on no clock,
+path or run.
 """
 
 import json
@@ -22,47 +22,49 @@ from pipeline.work import Span, Unit
 TEXTS = 1024
 """A sample aims at so many texts."""
 STEADY = 256
-"""Different texts. Of n texts alike in kind the next one has 2 / (n + 1) of its numbers outside the ranges: with fewer than
-these that is noticeable, so the sample goes on while there are spans, and the summary says so."""
+"""A sample has at least so many different texts, while there are spans, and the summary says so where it has fewer. After n
+texts that are alike in kind, the next one has 2 / (n + 1) of its numbers outside the ranges, which is noticeable below
+this."""
 FEWEST = 2
-"""So many different texts are needed: one has no range."""
+"""So many different texts are needed, since one has no range."""
 SPANS = 256
 """A sample begins with so many spans, evenly spaced."""
 MAX_ROUND = 4096
 SPAN_ROWS = 65_536
 """The texts of a span are spread over so many of its rows at most."""
 ROWS = 2**20
-"""The spans of the first round together have their texts spread over so many rows: reading is cheap, a source can be large."""
+"""The spans of the first round together have their texts spread over so many rows, because reading is cheap and a source can
+be large."""
 CLIPPED = 0.02
-"""Share of a table's numbers outside its ranges that is too high to be chance. Where the sample is like the table it is
-below 0.2 % (of 1,024 texts); of ranges measured on other texts it was 5 to 67 %."""
+"""If this share of a table's numbers lies outside its ranges, that is no chance. It is below 0.2 % with 1,024 texts like
+those of the table, and was 5 to 67 % where the ranges were measured on other texts."""
 FEWEST_NUMBERS = 10_000
 """The share of clipped numbers says little where there are fewer numbers than these."""
 NO_WIDTH = 1e-6
-"""A range narrower than this share of its larger end has no width: so much do batches of other shapes change the numbers of
-one and the same text."""
+"""A range narrower than this share of its larger end has no width. Batches of other shapes change the numbers of one and the
+same text by so much."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     rows: int
-    """Vectors of different texts that were measured."""
+    """The vectors of so many different texts were measured."""
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
-    """float32 values, one per dimension; none where nothing was measured."""
+    """They are float32 values, one per dimension. There are none where nothing was measured."""
 
     @property
     def ranges(self) -> NDArray[np.float32]:
-        """float32[2, dim]."""
+        """Return float32[2, dim]."""
         return np.array([self.minimum, self.maximum], np.float32)
 
     @property
     def digest(self) -> str:
-        """A hash of the whole content; it is part of the fingerprint."""
+        """It is a hash of the whole content, and part of the fingerprint."""
         return identity.digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """What stands in the file."""
+        """Return what stands in the file."""
         # Nine digits give each float32 back exactly.
         low, high = ([float(f"{value:.9g}") for value in values] for values in (self.minimum, self.maximum))
         return {"format": layout.FORMAT, "dim": len(low), "rows": self.rows, "minimum": low, "maximum": high}
@@ -70,17 +72,17 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What some vectors of a sample say; adds up."""
+    """It is what some vectors of a sample say. Measurements add up."""
 
     texts: frozenset[bytes]
-    """A hash of what each vector was made of: equal texts add nothing to a range."""
+    """They are hashes of what each vector was made of. Equal texts add nothing to a range."""
     units: frozenset[str]
-    """Those that gave a vector."""
+    """They are the units that gave a vector."""
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
 
     def __add__(self, other: "Measurement") -> "Measurement":
-        """The measurement of both samples together."""
+        """Return the measurement of both samples together."""
         if not self.texts or not other.texts:
             return self if self.texts else other
         return Measurement(
@@ -99,8 +101,8 @@ NOTHING = Measurement(texts=frozenset(), units=frozenset(), minimum=(), maximum=
 
 
 def measure(vectors: NDArray[np.float32], texts: Sequence[bytes], unit: str) -> Measurement:
-    """Measure those rows of float32[n, dim] that can be vectors of a table: finite, and not all zeros. `texts` has a hash of
-    what each was made of."""
+    """Measure those rows of float32[n, dim] that can be vectors of a table, being finite and not all zeros. `texts` has a
+    hash of what each was made of."""
     good = np.flatnonzero(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
     if not len(good):
         return NOTHING
@@ -114,9 +116,9 @@ def measure(vectors: NDArray[np.float32], texts: Sequence[bytes], unit: str) -> 
 
 
 def load(table: Folder, path: str, dim: int) -> Calibration | None:
-    """The calibration at `path` of a table that has no version yet; None before it was made.
+    """Return the calibration at `path` of a table that has no version yet, or None before it was made.
 
-    Raises InputError if it is none, or none of `dim` dimensions.
+    Raises InputError if the file holds none, or one of other dimensions than `dim`.
     """
     content = table.read(path)
     found = None if content is None else _parsed(content)
@@ -129,7 +131,7 @@ def load(table: Folder, path: str, dim: int) -> Calibration | None:
 
 
 def create(table: Folder, path: str, made: Calibration) -> None:
-    """Let `made` be the table's calibration, unless another run's is: what counts is what `load` gives from now on.
+    """Let `made` be the table's calibration, unless another run's is. What counts is what `load` gives from now on.
 
     Raises RunError if too little was measured.
     """
@@ -150,9 +152,9 @@ def create(table: Folder, path: str, made: Calibration) -> None:
 
 
 def stored(table: Folder, embedding: Mapping[str, Any]) -> Calibration | None:
-    """The calibration that an entry of a snapshot's `embeddings` names; None for dtypes without one.
+    """Return the calibration that an entry of a snapshot's `embeddings` names, or None for dtypes without one.
 
-    Raises InputError if it is gone or not the one that the table was built with.
+    Raises InputError if it is gone, or not the one that the table was built with.
     """
     named = embedding["calibration"]
     if named is None:
@@ -168,7 +170,7 @@ def stored(table: Folder, embedding: Mapping[str, Any]) -> Calibration | None:
 
 
 def _parsed(content: bytes) -> Calibration | None:
-    """None for what is no calibration."""
+    """Return the calibration, or None for what is none."""
     try:
         raw = json.loads(content)
         found = Calibration(rows=raw["rows"], minimum=tuple(raw["minimum"]), maximum=tuple(raw["maximum"]))
@@ -181,12 +183,12 @@ def _parsed(content: bytes) -> Calibration | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Texts of some spans, chosen by their order alone: the first few of each of many spans; of fewer spans texts that are
-    evenly spread over the first `depth` rows of each."""
+    """It chooses texts of some spans, by their order alone. Many spans give the first few texts of each, and fewer spans
+    texts that are evenly spread over the first `depth` rows of each."""
 
     spans: tuple[Span, ...]
     first: int
-    """Spans of the first round."""
+    """The first round has so many spans."""
     texts: int
     """At most so many are taken from each span."""
 
@@ -195,7 +197,7 @@ class Sample:
         return 0 if self.first >= SPANS else min(SPAN_ROWS, ROWS // max(1, self.first))
 
     def rounds(self) -> Iterator[tuple[Unit, ...]]:
-        """A unit per span, evenly spaced; each round takes other spans, the last one leaves none."""
+        """Yield units of a span each, evenly spaced. Each round takes other spans, and the last one leaves none."""
         left, count = list(range(len(self.spans))), self.first
         while left:
             count = min(count, len(left))
@@ -205,7 +207,8 @@ class Sample:
             count = min(4 * count, MAX_ROUND)
 
     def again(self, found: Measurement) -> "tuple[Sample, tuple[Unit, ...]]":
-        """More texts of those spans that gave some, where few spans gave any; no units where there can't be more."""
+        """Return a sample of more texts, from those spans that gave some, and its units. There are none where there can't
+        be more texts."""
         numbers = [number for number in range(len(self.spans)) if _name(number) in found.units]
         more = replace(self, first=len(numbers), texts=-(-TEXTS // max(1, len(numbers))))
         return more, tuple(map(self._unit, numbers)) if more.texts > self.texts else ()
@@ -219,7 +222,7 @@ def _name(number: int) -> str:
 
 
 def sample(groups: Sequence[tuple[Span, ...]]) -> Sample:
-    """A sample of the spans of all units: `TEXTS` texts in the first round, as far as can be known before reading."""
+    """Sample the spans of all units. The first round has `TEXTS` texts, as far as can be known before reading."""
     spans = tuple(span for group in groups for span in group)
     first = min(SPANS, len(spans))
     while first < min(TEXTS, len(spans)) and _most(spans, first) < TEXTS:
@@ -228,7 +231,7 @@ def sample(groups: Sequence[tuple[Span, ...]]) -> Sample:
 
 
 def _most(spans: Sequence[Span], count: int) -> int:
-    """Texts that `count` of the spans may give."""
+    """Return how many texts `count` of the spans may give."""
     each = -(-TEXTS // count)
     chosen = (spans[place * len(spans) // count] for place in range(count))
     return sum(each if span.rows is None else min(each, span.rows) for span in chosen)

@@ -6,13 +6,13 @@ looked at by the state of its source: `KEPT` (not read again), `GONE` (read agai
 now: its rows stay); a number that no source has is `FREE`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-KEPT, GONE, STALE, FREE = 0, 1, 2, 3
+KEPT, GONE, STALE, FREE, UNCHANGED = 0, 1, 2, 3, 4
 LIVE, LIVE_FIRST, WANTED = 0, 1, 2
 """The side of a key; a first row is a document's only one or its first chunk."""
 
@@ -82,9 +82,9 @@ class RowDifference:
     deletes: Keys
     """PLACE[n]: live rows that nobody wants any more."""
     left: Keys
-    """LEFT[n]: how many live rows of each stale source nobody else wants."""
+    """LEFT[n]: how many live rows each unchanged source has, and how many of each stale one nobody else wants."""
     duplicates: Keys
-    """ROW[n]: wanted rows whose id another wanted row or a row of a kept source has."""
+    """ROW[n]: wanted rows whose id another wanted row has, or a row of a source that is not read again."""
 
 
 def joined(keys: Iterable[Keys]) -> Keys:
@@ -104,10 +104,11 @@ def compare(keys: Keys, states: SourceStates, *, renewed: bool = False) -> RowDi
     is_wanted = keys["side"] == WANTED
     state = np.full(len(keys), KEPT, np.int8)
     state[~is_wanted] = states[as_live["source"][~is_wanted]]
+    is_unread = (state == KEPT) | (state == UNCHANGED)
     wanted_in = np.bincount(group[is_wanted], minlength=groups)
-    kept_in = np.bincount(group[~is_wanted & (state == KEPT)], minlength=groups)
+    kept_in = np.bincount(group[~is_wanted & is_unread], minlength=groups)
     partner_of = np.full(groups, -1)
-    candidates = np.flatnonzero(~is_wanted & (state != KEPT))
+    candidates = np.flatnonzero(~is_wanted & ~is_unread)
     partner_of[group[candidates]] = candidates
 
     twice = is_wanted & ((wanted_in + kept_in)[group] > 1)
@@ -124,7 +125,7 @@ def compare(keys: Keys, states: SourceStates, *, renewed: bool = False) -> RowDi
         matches=_matches(wanted[stays], live[stays]),
         upserts=_upserts(wanted[~stays], live[~stays], known[~stays], same_text[~stays]),
         deletes=_columns(PLACE, part=deleted["part"], index=deleted["index"]),
-        left=_left(as_live[unwanted & (state == STALE)]),
+        left=_left(as_live[(unwanted & (state == STALE)) | (~is_wanted & (state == UNCHANGED))]),
         duplicates=_columns(ROW, unit=double["unit"], span=double["span"], position=double["position"]),
     )
 
@@ -156,9 +157,9 @@ def _upserts(wanted: Keys, live: Keys, known: Any, same_text: Any) -> Keys:
     )
 
 
-def _left(stale: Keys) -> Keys:
-    sources, where = np.unique(stale["source"], return_inverse=True)
-    firsts = np.bincount(where[stale["side"] == LIVE_FIRST], minlength=len(sources))
+def _left(live: Keys) -> Keys:
+    sources, where = np.unique(live["source"], return_inverse=True)
+    firsts = np.bincount(where[live["side"] == LIVE_FIRST], minlength=len(sources))
     return _columns(LEFT, source=sources, rows=np.bincount(where, minlength=len(sources)), documents=firsts)
 
 
@@ -199,14 +200,19 @@ def among(hashes: Any, sorted_words: np.ndarray[Any, np.dtype[np.uint64]]) -> np
 # --- the numbers of the spans
 
 
-def adopt(matches: Keys, spans: Sequence[int], states: SourceStates) -> np.ndarray[Any, np.dtype[np.int32]]:
+def adopt(
+    matches: Keys, spans: Sequence[int], states: SourceStates, unchanged: Mapping[tuple[int, int], int] | None = None
+) -> np.ndarray[Any, np.dtype[np.int32]]:
     """A number for each span of the units, which have so many `spans` each. A span gets the number of the source most of
     whose matched rows it took over, if that is free, so that these need no other; else one that no live source has.
+    `unchanged` maps the (unit, span) of those that keep their numbers to these.
 
     Decided on some of the matches it holds for all: rows that it is wrong for get another number each.
     """
     first = np.concatenate([[0], np.cumsum(spans)]).astype(np.int64)
     numbers = np.full(int(first[-1]), -1, np.int32)
+    for (unit, span), number in (unchanged or {}).items():
+        numbers[first[unit] + span] = number
     gone = matches[states[matches["source"]] == GONE]
     pairs = np.stack([first[gone["unit"]] + gone["span"], gone["source"]], axis=1)
     distinct, counts = np.unique(pairs, axis=0, return_counts=True)

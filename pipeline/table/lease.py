@@ -1,10 +1,11 @@
-"""Who works on a table, told to those who start meanwhile: numbered create-only files, of which the highest number counts.
+"""A lease tells those who start meanwhile who works on a table.
 
-Advice, to save work: two that work at once do no harm, since only one can commit. A lease names its owner and says for how
-many seconds from its writing it holds; it is renewed and given back by creating the next number, and taken over likewise
-when it has run out. When it was written, and whether it has run out, is told by the store's clock alone, so the clocks of
-the owners may be wrong. The owner must renew within that time, though: one that is stopped for longer is overtaken, and
-finds out when it goes on. The highest number is never deleted, so that one who looked long ago can't come first.
+Leases are numbered files that are created only, and the highest number counts. They are advice that saves work. Two that
+work at once do no harm, since only one can commit. A lease names its owner and says for how many seconds from its writing
+it holds. Creating the next number renews it or gives it back, and takes it over when it has run out. The store's clock
+alone tells when it was written and whether it has run out, so the clocks of the owners may be wrong. An owner that is
+stopped for longer than the lease holds is overtaken, and finds out when it goes on. The highest number is never deleted, so
+that one who looked long ago can't come first.
 """
 
 import contextlib
@@ -26,9 +27,9 @@ from pipeline.table import clock, layout
 from pipeline.table.process import Process, is_dead, this_process
 
 LEASE_S = 300.0
-"""How long a table stays taken by a run that died where nobody can see it."""
+"""A run that died where nobody can see it has the table for so many seconds more."""
 RENEWALS = 4
-"""In the time that a lease holds: storage may fail for most of it."""
+"""A lease is renewed so many times while it holds, because storage may fail for most of that time."""
 POLL_S = 5.0
 
 _log = logging.getLogger(__name__)
@@ -36,15 +37,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who has a table, or had it."""
+    """It is who has a table, or had it."""
 
     owner: Process
     work: str
-    """What it does, in a word."""
+    """It says in a word what the owner does."""
     since: str
-    """UTC, by the owner's clock: for people."""
+    """It is the UTC time by the owner's clock, for people."""
     until: float
-    """Unix seconds, by the store's clock."""
+    """The lease runs out at these Unix seconds of the store's clock."""
 
     def __str__(self) -> str:
         return f"{self.work}, {self.owner}, since {self.since}"
@@ -61,7 +62,7 @@ class Holder:
 
 @dataclass(kw_only=True)
 class Lease:
-    """Held by this process until it is released, or lost."""
+    """It is held by this process until it is released or lost."""
 
     table: Folder
     folder: str = layout.LEASES
@@ -78,13 +79,18 @@ class Lease:
     """It is renewed by a thread of its own, and by its holder."""
 
     def renew(self) -> bool:
-        """False if another has taken it over: it was not renewed in time."""
+        """Renew it. Return False if another has taken it over, since it was not renewed in time."""
         return self._go_on(released=False)
 
     def release(self) -> None:
-        """The table is free, unless another has it."""
+        """Give the table back, unless another has it."""
         if not self.lost:
             self._go_on(released=True)
+
+    def release_if_ours(self) -> None:
+        """The table is free, if this lease was created at all."""
+        if self.table.read(layout.lease(self.number, self.folder)) == self._content(released=False):
+            self.release()
 
     def _go_on(self, *, released: bool) -> bool:
         with self.going_on:
@@ -95,13 +101,13 @@ class Lease:
             return not self.lost
 
     def create(self, *, released: bool = False) -> bool:
-        """Write it under its number; False if another was first. Lower numbers are done with."""
+        """Write it under its number, and delete the lower ones. Return False if another was first."""
         path = layout.lease(self.number, self.folder)
         if self.table.create_once(path, self._content(released=released)) is not None:
             return False
-        # Of a number that was deleted as done with, or on a store that tells all who create that they were first.
+        # A number that was deleted as done with can be created again, and some stores tell everybody that they were first.
         numbers = _numbers(self.table, self.folder)
-        if max(numbers, default=0) != self.number or self.table.read(path) != self._content(released=released):
+        if max(numbers, default=0) > self.number or self.table.read(path) != self._content(released=released):
             return False
         self.table.delete(numbers[number].path for number in numbers if number < self.number)
         return True
@@ -112,13 +118,13 @@ class Lease:
 
 
 def holder(table: Folder, now: float) -> Holder | None:
-    """Who has the table at a moment of the store's clock."""
+    """Return who has the table at a moment of the store's clock."""
     _, found = _last(table)
     return found if found is not None and found.until > now and not is_dead(found.owner) else None
 
 
 def take(table: Folder, work: str, seconds: float = LEASE_S, folder: str = layout.LEASES) -> Lease:
-    """Have the table. Raises TableBusy, which says who has it until when."""
+    """Take the table. Raises TableBusy, which says who has it until when."""
     while True:
         number, found = _last(table, folder)
         if found is not None and not is_dead(found.owner) and found.until > clock.now(table):
@@ -128,12 +134,18 @@ def take(table: Folder, work: str, seconds: float = LEASE_S, folder: str = layou
             )
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         lease = Lease(table=table, folder=folder, number=number + 1, work=work, seconds=seconds, since=since)
-        if lease.create():
-            return lease
+        try:
+            if lease.create():
+                return lease
+        except KeyboardInterrupt:
+            # Nobody else knows yet that it may be taken.
+            with contextlib.suppress(StorageError):
+                lease.release_if_ours()
+            raise
 
 
 def take_patiently(table: Folder, work: str, seconds: float, wait_s: float, folder: str = layout.LEASES) -> Lease:
-    """Have the table, waiting for so long at most until it is free. Raises TableBusy."""
+    """Take the table, and wait for so long at most until it is free. Raises TableBusy."""
     give_up = time.monotonic() + wait_s
     told = False
     while True:
@@ -153,9 +165,9 @@ def take_patiently(table: Folder, work: str, seconds: float, wait_s: float, fold
 def held(
     table: Folder, work: str, seconds: float = LEASE_S, wait_s: float = 0.0, folder: str = layout.LEASES
 ) -> Iterator[Lease]:
-    """Have the table while the block runs, renewing it. Raises TableBusy before it runs.
+    """Hold the table while the block runs, and renew the lease. Raises TableBusy before the block runs.
 
-    A lease that is lost meanwhile ends nothing: which of two runs publishes is decided by the commit.
+    A lease that is lost meanwhile ends nothing, because the commit decides which of two runs publishes.
     """
     lease = take_patiently(table, work, seconds, wait_s, folder)
     ended = threading.Event()
@@ -183,7 +195,7 @@ def _renew(lease: Lease, ended: threading.Event) -> None:
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Storage that fails harms no work that is under way."""
+    """Warn where storage fails, because that harms no work that is under way."""
     try:
         yield
     except StorageError as error:
@@ -196,7 +208,7 @@ def _numbers(table: Folder, folder: str) -> dict[int, FileInfo]:
 
 
 def _last(table: Folder, folder: str = layout.LEASES) -> tuple[int, Holder | None]:
-    """The highest number, and whose it is; None if it was given back."""
+    """Return the highest number and whose it is, or None for the latter if it was given back."""
     while True:
         numbers = _numbers(table, folder)
         if not numbers:

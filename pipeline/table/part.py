@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.arrays import compact, holds_dictionary
-from pipeline.quantize import PACKED, SCALAR
 from pipeline.schema import CHUNK, ID, LINEAGE, TEXT, embedding_type
 from pipeline.table.calibration import Calibration
 from pipeline.table.layout import Partition
+from pipeline.table.quantize import PACKED, SCALAR
 
 ROW_GROUP_BYTES = 64 * 2**20
 """Bytes of vectors per row group."""

@@ -6,13 +6,15 @@ of a unit that cover its rows without a gap, the final one saying so, make the u
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.storage import Folder
 from pipeline.table import layout
 from pipeline.table.part import Part, partition_from_json, partition_to_json
+from pipeline.work import Unreadable
 
 READERS = 32
 """Records are small: reading many is a matter of waiting in parallel."""
@@ -70,6 +72,8 @@ class Record:
     effort: Effort
     attempt: str
     """Nonce of the attempt: makes the bytes of each attempt its own."""
+    unread: Mapping[int, Unreadable] = field(default_factory=dict)
+    """The sources that can't be read to their end, by their number in `sources`."""
     texts_of: str | None = None
     """The fingerprint of the vectors, where the unit is one of texts: they stand by the hash of the text in the only part."""
 
@@ -95,10 +99,13 @@ class Record:
             | {"partition": partition_to_json(part.partition), "sources": part.sources}
             for part in self.parts
         ]
+        if not self.unread:
+            del raw["unread"]
         return json.dumps(raw, separators=(",", ":")).encode()
 
     @staticmethod
     def from_json(data: bytes) -> "Record":
+        """Make the record of its file. Fields that a newer program writes are left out: its slice is done all the same."""
         raw = json.loads(data)
         raw["parts"] = tuple(
             Part(
@@ -114,8 +121,23 @@ class Record:
         )
         raw["sources"] = tuple(raw["sources"])
         raw["dead_letters"] = tuple(raw["dead_letters"]) if raw["dead_letters"] else None
-        raw["effort"] = Effort(**raw["effort"])
-        return Record(**raw)
+        raw["effort"] = Effort(**_known(Effort, raw["effort"]))
+        raw["unread"] = unread_from_json(raw.get("unread", {}))
+        return Record(**_known(Record, raw))
+
+
+def _known(kind: type[Record] | type[Effort], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the fields that this program knows."""
+    return {item.name: raw[item.name] for item in dataclasses.fields(kind) if item.name in raw}
+
+
+def unread_to_json(unread: Mapping[int, Unreadable]) -> dict[str, dict[str, Any]]:
+    """The keys of JSON are strings."""
+    return {str(source): dataclasses.asdict(item) for source, item in unread.items()}
+
+
+def unread_from_json(raw: Mapping[str, Mapping[str, Any]]) -> dict[int, Unreadable]:
+    return {int(source): Unreadable(**item) for source, item in raw.items()}
 
 
 def create(table: Folder, record: Record) -> bool:

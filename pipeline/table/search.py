@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.quantize import dequantize
-from pipeline.similarities import similarities
+from pipeline.encoder.similarities import similarities
 from pipeline.storage import Folder
 from pipeline.table import calibration
+from pipeline.table.quantize import dequantize
 from pipeline.table.snapshot import Snapshot
 
 SCORE = "score"
@@ -22,8 +22,8 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 def nearest(table: Folder, version: Snapshot, vector: Vector, num_rows: int, function: str = "cosine") -> pa.Table:
     """The `num_rows` rows most similar to `vector` (float32[dim]), best first; all columns but the embedding, and `score`.
 
-    `function` is one of pipeline.similarities. Codes count as the vectors that they stand for: signs, of binary ones. Memory
-    is bounded by a batch of rows.
+    `function` is one of pipeline.encoder.similarities. Codes count as the vectors that they stand for: signs, of binary
+    ones. Memory is bounded by a batch of rows.
 
     Raises InputError if the ranges of an int8 or uint8 table are gone.
     """

@@ -1,6 +1,6 @@
-"""One committed state of the table: a JSON file whose creation is the commit, with its lists of parts and sources.
+"""A snapshot is one committed state of the table: a JSON file whose creation is the commit, with lists of parts and sources.
 
-Reads and writes these three; how a new state comes about stands in publication.py.
+This file reads and writes these three. How a new state comes about stands in publication.py.
 """
 
 import dataclasses
@@ -36,29 +36,30 @@ SOURCES = pa.schema(
         pa.field("unit_skipped", pa.int64(), nullable=False),
     ]
 )
-"""One row per span of a source file; `source` is the number that the table's rows carry. The last four count the whole
-unit's rows in the table, and its source rows: in the table, among the dead letters, and left out."""
+"""The list of sources has one row per span of a source file, and `source` is the number that the table's rows carry. The last
+four columns count for the whole unit: its rows in the table, and its source rows in the table, among the dead letters, and
+left out."""
 
 FORMAT = 2
-"""The format of snapshots and their lists that is written, and the highest that is read. In format 1 there were no lists of
-row sources (part.py), and no versions that hold their table (`rows_of`); its first tables had fewer columns in their lists."""
+"""Snapshots and their lists are written in this format, which is the highest that is read. In format 1 there were no lists of
+row sources (part.py), and no versions that hold their table (`rows_of`). Its first tables had fewer columns in their lists."""
 
 CONSUMED = pa.schema([pa.field("path", pa.string(), nullable=False), pa.field("version", pa.string(), nullable=False)])
-"""Staged files, and which version of each: a later run may stage another under the same name."""
+"""The list names staged files, each with its version, because a later run may stage another under the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What becomes of source rows; adds up over units."""
+    """It counts what becomes of source rows. Tallies add up over units."""
 
     rows: int = 0
-    """In the table: one per document, or one per chunk."""
+    """The table has so many rows of them, one per document or one per chunk."""
     documents: int = 0
-    """Source rows that the table holds."""
+    """The table holds so many source rows."""
     failed: int = 0
-    """Source rows that are dead letters."""
+    """So many source rows are dead letters."""
     skipped: int = 0
-    """Source rows that the configuration leaves out."""
+    """The configuration leaves out so many source rows."""
 
     @property
     def source_rows(self) -> int:
@@ -77,56 +78,56 @@ class Tally:
 class Counts:
     rows: int = 0
     documents: int = 0
-    """Source rows that these rows stand for: as many, unless documents are chunked."""
+    """The rows stand for so many source rows, which are as many unless documents are chunked."""
     new: int = 0
     changed: int = 0
     deleted: int = 0
     unchanged: int = 0
     reused: int = 0
-    """Rows of units that were live before and stay as they are."""
+    """So many rows belong to units that were live before and stay as they are."""
     encoded: int = 0
-    """Distinct token rows that the encoder computed for this version."""
+    """The encoder computed so many distinct token rows for this version."""
     failed: int = 0
-    """Source rows of this version that have no vector: its dead letters."""
+    """So many source rows of this version have no vector. They are its dead letters."""
     failed_new: int = 0
     skipped: int = 0
-    """Source rows that `source.where` or `source.on_null` leave out of this version."""
+    """So many source rows are left out of this version by `source.where` or `source.on_null`."""
     tokens: int = 0
     truncated: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Version 0, the state before the first commit, has no file; `empty()` makes it."""
+    """It is one state of the table. Version 0, the state before the first commit, has no file, and `empty()` makes it."""
 
     version: int
     run: str
     time: str
-    """UTC, ISO 8601."""
+    """It is the UTC time of the commit in ISO 8601."""
     publication: str
-    """Staging folder that held the lists until they were materialised."""
+    """This staging folder held the lists until they were materialised."""
     fingerprint: str
     fingerprint_of: Mapping[str, Any]
-    """What the fingerprint was taken over, in words."""
+    """It says in words what the fingerprint was taken over."""
     output: str
     output_spec: Mapping[str, Any]
     embeddings: tuple[Mapping[str, Any], ...]
     schema: str
-    """The parts' Arrow schema, as a hex IPC message."""
+    """It is the parts' Arrow schema, as a hex IPC message."""
     schema_text: str
     source_schema: str
-    """The schema that source files are read as, as a hex IPC message: later runs keep to it."""
+    """Source files are read as this schema, which is a hex IPC message. Later runs keep to it."""
     probes: tuple[tuple[float, ...], ...]
-    """Vectors of the built-in probe texts."""
+    """They are vectors of the built-in probe texts."""
     counts: Counts
     gate: Mapping[str, Any]
     timings: Mapping[str, float]
     parent: int
     rows_of: int | None = None
-    """The version whose rows these are, where this one rolled the table back: it holds the table until it is released."""
+    """These are the rows of that version, where this one rolled the table back. It holds the table until it is released."""
     format: int = FORMAT
     min_reader: int = 1
-    """The format that a program must know so as not to go wrong; see `least_reader`."""
+    """A program must know this format so as not to go wrong. `least_reader` chooses it."""
     parts: tuple[Part, ...] = field(default=(), repr=False)
     sources: pa.Table = field(default_factory=SOURCES.empty_table, repr=False)
 
@@ -137,7 +138,8 @@ class Snapshot:
         return json.dumps(raw, indent=1).encode()
 
     def model_files(self) -> list[str]:
-        """The files that say how the vectors are computed and read: value ranges, and the int8 model with its description."""
+        """Return the files that say how the vectors are computed and read. They are value ranges, and the int8 model with its
+        description."""
         ranges = [named["path"] for entry in self.embeddings if (named := entry.get("calibration"))]
         models = [named for entry in self.embeddings if (named := entry.get("int8"))]
         graphs = [layout.int8_graph(named["path"], named["digest"]) for named in models]
@@ -147,14 +149,14 @@ class Snapshot:
         return frozenset(self.sources.column("unit_id").unique().to_pylist())
 
     def units(self) -> dict[str, tuple[int, ...]]:
-        """The source numbers of each live unit, in span order: by path, then by place in the file."""
+        """Map each live unit to its source numbers in span order, which is by path, then by place in the file."""
         numbers: dict[str, list[tuple[str, int, int]]] = {}
         for row in self.sources.select(["unit_id", "path", "start", "source"]).to_pylist():
             numbers.setdefault(row["unit_id"], []).append((row["path"], row["start"], row["source"]))
         return {unit: tuple(number for _, _, number in sorted(spans)) for unit, spans in numbers.items()}
 
     def tallies(self) -> dict[str, Tally]:
-        """What each live unit comes to."""
+        """Map each live unit to what it comes to."""
         return _tallies(self.sources)
 
 
@@ -166,28 +168,28 @@ def empty() -> Snapshot:
 
 
 def current(table: Folder) -> Snapshot:
-    """The snapshot with the highest version, its lists read; `empty()` where there is none."""
+    """Return the snapshot with the highest version and its lists, or `empty()` where there is none."""
     return read(table, max(versions(table), default=0))
 
 
 def versions(table: Folder) -> list[int]:
-    """All committed versions, oldest first."""
+    """Return all committed versions, oldest first."""
     found = (layout.version_of(info.path) for info in table.list(layout.VERSIONS))
     return sorted(version for version in found if version is not None)
 
 
 def utc_now() -> str:
-    """As `Snapshot.time` has it."""
+    """Return the time as `Snapshot.time` has it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def is_held(table: Folder, version: Snapshot) -> bool:
-    """The version rolled the table back, and nobody has released it since: runs must not publish."""
+    """Say whether the version rolled the table back, and nobody has released it since. Then runs must not publish."""
     return version.rows_of is not None and table.size(layout.released(version.version)) is None
 
 
 def read(table: Folder, version: int) -> Snapshot:
-    """Raises InputError for a version that isn't there or that a newer program wrote."""
+    """Return a version with its lists. Raises InputError for one that isn't there or that a newer program wrote."""
     if version == 0:
         return empty()
     alone = read_alone(table, version)
@@ -197,13 +199,13 @@ def read(table: Folder, version: int) -> Snapshot:
 
 
 def least_reader(parts: Iterable[Part], rows_of: int | None) -> int:
-    """The format that must be known of a version with these parts: a program of format 1 would take rows for those of other
-    sources, or publish on top of a version that holds its table."""
+    """Return the format that a program must know to use a version with these parts. A program of format 1 would take rows for
+    those of other sources, or publish on top of a version that holds its table."""
     return FORMAT if rows_of is not None or any(part.row_sources is not None for part in parts) else 1
 
 
 def read_alone(table: Folder, version: int) -> Snapshot:
-    """The snapshot without its lists: parts and sources are empty. Raises what `read` raises."""
+    """Return the snapshot without its lists, so that parts and sources are empty. Raises what `read` raises."""
     content = table.read(layout.snapshot(version))
     if content is None:
         raise InputError(f"table {table.url} has no version {version}; it has {versions(table)}")
@@ -219,7 +221,7 @@ def read_alone(table: Folder, version: int) -> Snapshot:
 
 
 def _parsed(content: bytes, place: str) -> dict[str, Any]:
-    """Raises InputError for what another program wrote, or a newer one."""
+    """Parse a snapshot. Raises InputError for what another program wrote, or a newer one."""
     try:
         raw: dict[str, Any] = json.loads(content)
         needed, written = int(raw["min_reader"]), int(raw["format"])
@@ -234,7 +236,7 @@ def _parsed(content: bytes, place: str) -> dict[str, Any]:
 
 
 def _completed(sources: pa.Table) -> pa.Table:
-    """The list with all columns: the first tables of format 1 had no chunks, and didn't count what is left out."""
+    """Return the list with all columns. The first tables of format 1 had no chunks, and didn't count what is left out."""
     if "unit_documents" not in sources.column_names:
         sources = sources.append_column("unit_documents", sources.column("unit_rows"))
         sources = sources.append_column("unit_skipped", pa.array([0] * sources.num_rows, pa.int64()))
@@ -252,14 +254,15 @@ def write_lists(
 
 
 def consumed(table: Folder, version: Snapshot) -> Collection[tuple[str, str]]:
-    """Path and version of each staged file that the snapshot's publisher used; none once they are removed."""
+    """Return path and version of each staged file that the snapshot's publisher used. There are none once they are
+    removed."""
     content = table.read(layout.consumed(version.publication))
     rows = read_parquet(content).to_pylist() if content is not None else []
     return {(row["path"], row["version"]) for row in rows}
 
 
 def span_rows(unit: Unit, tally: Tally) -> list[dict[str, Any]]:
-    """The rows that a unit adds to the list of sources."""
+    """Return the rows that a unit adds to the list of sources."""
     return [
         {
             "source": number,
@@ -276,12 +279,12 @@ def span_rows(unit: Unit, tally: Tally) -> list[dict[str, Any]]:
 
 
 def tally_columns(tally: Tally) -> dict[str, int]:
-    """As the list of sources has them."""
+    """Return the counts as the list of sources has them."""
     return {f"unit_{name}": count for name, count in dataclasses.asdict(tally).items()}
 
 
 def total(sources: pa.Table) -> Tally:
-    """What all units of a list of sources come to together."""
+    """Add up what all units of a list of sources come to."""
     return sum(_tallies(sources).values(), Tally())
 
 
@@ -294,7 +297,7 @@ def _tallies(sources: pa.Table) -> dict[str, Tally]:
 
 
 def with_tallies(sources: pa.Table, tallies: Mapping[str, Tally]) -> pa.Table:
-    """The list of sources, with the counts of these units."""
+    """Return the list of sources with the counts of these units."""
     rows = sources.to_pylist()
     for row in rows:
         if row["unit_id"] in tallies:
@@ -317,8 +320,8 @@ def to_parquet(table: pa.Table) -> pa.Buffer:
 
 
 def _read_list(table: Folder, path: str, staged: str) -> pa.Table:
-    """From beside the snapshot, or from staging while the version is not yet materialised: another process may bring it
-    from there to here between the two looks, hence a third."""
+    """Read a list from beside the snapshot, or from staging while the version is not yet materialised. Another process may
+    bring it from there to here between the two looks, hence a third."""
     content = table.read(path) or table.read(staged) or table.read(path)
     if content is None:
         raise StorageError(f"table {table.url}: neither {path} nor {staged} is there; the table was damaged by hand")
@@ -326,10 +329,10 @@ def _read_list(table: Folder, path: str, staged: str) -> pa.Table:
 
 
 def read_parquet(content: bytes | None) -> pa.Table:
-    """A list of the table, as it was read from storage.
+    """Return a list of the table, as it was read from storage.
 
-    In this thread: a thread of Arrow's pool that still holds Python's bytes when the interpreter ends aborts the process,
-    or hangs it (apache/arrow#33975, #50482).
+    It is read in this thread. A thread of Arrow's pool that still holds Python's bytes when the interpreter ends aborts the
+    process, or hangs it (apache/arrow#33975, #50482).
     """
     # `pq.read_table` would fetch ahead in such a thread even without threads.
     return pq.ParquetFile(pa.BufferReader(content or b"")).read(use_threads=False)

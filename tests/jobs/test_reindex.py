@@ -78,7 +78,7 @@ def write_config(folder: Path, corpus: Path, model: Path, table: Path, **resourc
         "model": {"path": str(model)},
         "table": {"path": str(table), "partition_by": ["label"]},
         "resources": {"encoders": ENCODERS, "writers": WRITERS} | resources,
-        "limits": {"unit_rows": UNIT_ROWS},
+        "limits": {"unit_rows": UNIT_ROWS, "max_failed_files": 2},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder / "config.yaml"

@@ -327,13 +327,24 @@ def test_a_table_among_its_sources_is_refused_before_its_lease_is_written(scene,
     assert sorted(path.name for path in scene.corpus.iterdir()) == [f"{number}.parquet" for number in range(FILES)]
 
 
-def test_credentials_that_are_gone_are_told_and_harm_nothing(rclone: S3Server, tiny_model, tmp_path, capsys):
+def in_environment(monkeypatch, options: dict, prefix: str) -> str:
+    """The options as a command line may give them: their values are in the environment."""
+    for name, value in options.items():
+        monkeypatch.setenv(f"{prefix}_{name}", str(value))
+    return json.dumps({name: f"${{{prefix}_{name}}}" for name in options})
+
+
+def test_credentials_that_are_gone_are_told_and_harm_nothing(
+    rclone: S3Server, tiny_model, tmp_path, capsys, monkeypatch
+):
     scene = Scene(tmp_path, tiny_model)
     bucket = rclone.make_bucket("credentials")
     filesystem = s3fs.S3FileSystem(**rclone.storage_options, use_listings_cache=False)
     filesystem.put(str(scene.corpus), f"{bucket.removeprefix('s3://')}/corpus", recursive=True)
     gone = rclone.storage_options | {"secret": "expired"}
-    good, bad = json.dumps(dict(rclone.storage_options)), json.dumps(gone)
+    good, bad = (
+        in_environment(monkeypatch, options, name) for options, name in ((rclone.storage_options, "A"), (gone, "B"))
+    )
     source = ("--set", f"source.path={bucket}/corpus/*.parquet")
     for flags in ((), ("--dry-run",)):
         code, _, said = scene.run(capsys, *source, "--set", f"source.storage_options={bad}", *flags)

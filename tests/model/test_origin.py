@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -409,6 +410,25 @@ def test_an_old_name_without_organisation_is_found(hub, folder, tmp_path):
     sha = hub.repository("org/tinybert").commit(folder)
     told = hub.run(describe("tinybert"), tmp_path / "home")
     assert (told["notes"], told["same_here"]) == ([f"model tinybert at commit {sha}"], True)
+
+
+def test_a_bare_name_is_that_of_sentence_transformers_unless_a_local_folder_has_it(hub, folder, tmp_path, monkeypatch):
+    hub.legacy_names["short"] = "org/short"
+    (tmp_path / "other").mkdir()
+    shutil.copytree(folder, tmp_path / "other", dirs_exist_ok=True)
+    (tmp_path / "other" / "vocab.txt").write_text("another")
+    hub.repository("org/short").commit(tmp_path / "other")
+    sha = hub.repository("sentence-transformers/short").commit(folder)
+    told = hub.run(describe("short"), tmp_path / "home")
+    assert told["notes"] == [f"model sentence-transformers/short at commit {sha}"]
+    assert hub.run(describe("short"), tmp_path / "home", HF_HUB_OFFLINE="1")["notes"] == told["notes"]
+    said = hub.run(describe("nowhere"), tmp_path / "home")
+    assert "model 'sentence-transformers/nowhere' is not on the Hub" in said
+    assert f"the folder was looked for in the working directory {str(Path.cwd())!r}" in said
+    (tmp_path / "here").mkdir()
+    shutil.copytree(folder, tmp_path / "here" / "short")
+    monkeypatch.chdir(tmp_path / "here")
+    assert hub.run(describe("short"), tmp_path / "home")["notes"] == []
 
 
 def test_a_node_gets_the_drivers_commit_after_the_branch_has_moved(hub, folder, tmp_path):

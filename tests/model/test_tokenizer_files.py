@@ -61,6 +61,12 @@ def test_what_planning_lets_through_can_be_loaded(tmp_path_factory, data):
     assert not refusal or (path.name in refusal and "\n" not in refusal)
 
 
+@pytest.mark.parametrize("content", [b"\x00" * 100, b"the\noil\n"])
+def test_a_vocabulary_without_a_word_for_unknown_ones_is_refused(folder, content):
+    with pytest.raises(InputError, match=r"vocab\.txt.*UNK"):
+        plan(with_alone(folder, "vocab.txt", content))
+
+
 @pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model"])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(folder, name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)

@@ -1,5 +1,7 @@
 """What workers are told of the size of slices, whatever the source holds."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,3 +20,19 @@ def test_a_slice_has_a_row_at_least_however_little_there_is_to_do(rows, encoders
     spec = spec_of(tmp_path / "a.parquet", tiny_model, tmp_path / "table")
     pools = inline.replace(inline.POOLS, encoders=encoders)
     assert prepare(spec, writes=False).worker_spec(pools).read.slice_rows >= 1
+
+
+def test_the_models_settings_are_read_once_for_all_that_workers_are_told(tiny_model, tmp_path, monkeypatch):
+    pq.write_table(pa.table({"id": ["a"], "text": ["a text"]}), tmp_path / "a.parquet")
+    prepared = prepare(spec_of(tmp_path / "a.parquet", tiny_model, tmp_path / "table"), writes=False)
+    read: list[str] = []
+    whole = Path.read_text
+
+    def counted(path, *arguments, **keys):
+        read.append(path.name)
+        return whole(path, *arguments, **keys)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    specs = [prepared.worker_spec(inline.replace(inline.POOLS, encoders=encoders)) for encoders in (1, 2, 3, 2)]
+    assert specs[1] == specs[3]
+    assert read.count("config.json") <= 1

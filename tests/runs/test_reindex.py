@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pipeline.config import LimitSpec, RunSpec
 from pipeline.encoder.encoder import Encoder
 from pipeline.errors import CommitConflict, GateFailed
-from pipeline.runs import forecast, prepare, reindex, row_changes
+from pipeline.runs import by_row, forecast, prepare, row_changes
 from pipeline.storage import Folder
 from pipeline.table import dead_letters, layout, materialise, record, row_sources, snapshot
 from pipeline.table.operations import compact, merge_rows, purge, restore, vacuum
@@ -346,7 +346,7 @@ def small(tmp_path, tiny_model) -> RunSpec:
         write_rows(
             tmp_path / "corpus" / f"{name}.jsonl", rows_of(*((f"{name}{n}", f"text {name} {n}") for n in range(3)))
         )
-    spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table")
+    spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", limits={"max_failed_files": 1})
     inline.embed(spec)
     return spec
 
@@ -569,10 +569,10 @@ def test_a_run_that_is_overtaken_says_so_and_keeps_what_it_encoded(when, small, 
             row_changes.find(prepared, executor, writes=True)
     else:
         found = row_changes.find(prepared, executor, writes=True)
-        reindex.encode_texts(prepared, executor, found)
+        by_row.encode_texts(prepared, executor, found)
         overtake()
         with pytest.raises(CommitConflict, match="start again"):
-            reindex.publish_rows(prepared, executor, found, "late", {})
+            by_row.publish_rows(prepared, executor, found, "late", {})
         assert record.read_text_records(Folder(small.table.path), prepared.vectors.fingerprint)
     inline.reindex(small)
     assert texts_of(tmp_path / "table")["a0"] == "another text"

@@ -13,13 +13,13 @@ import pytest
 from pipeline.config import RunSpec
 from pipeline.encoder.embedder import embedder
 from pipeline.errors import InputError, StorageError
-from pipeline.quantize import PACKED, SCALAR
 from pipeline.runs import vector_comparison
 from pipeline.runs import verify as verification
 from pipeline.runs.published import Published, is_published, published
 from pipeline.runs.vector_comparison import TOLERANCES
 from pipeline.runs.verify import sample_rows, verify
 from pipeline.table import part
+from pipeline.table.quantize import PACKED, SCALAR
 from tests import inline
 from tests.inline import spec_of
 from tests.tiny import build_tiny_model

@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from pipeline.config import LimitSpec, SourceSpec
 from pipeline.sources import isolated
-from pipeline.sources.formats import registry
+from pipeline.sources.formats import compression, registry, scan
 from pipeline.sources.listing import list_sources
 from pipeline.sources.reader import SliceSpec, read_slices
 from pipeline.sources.survey import survey
@@ -131,7 +132,7 @@ def test_a_child_that_is_silent_for_too_long_loses_its_file_alone(
 def test_a_child_that_is_killed_loses_its_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b", "c"):
         write_parquet(tmp_path / f"{name}.parquet", [f"{name}{row}" for row in range(500)])
-    real = isolated._Child.receive
+    real = isolated._Reader.receive
     killed = []
 
     def receive(child: Any, *within: float) -> Any:
@@ -141,7 +142,7 @@ def test_a_child_that_is_killed_loses_its_file_alone(tmp_path: Path, monkeypatch
             child._process.kill()
         return kind, answer
 
-    monkeypatch.setattr(isolated._Child, "receive", receive)
+    monkeypatch.setattr(isolated._Reader, "receive", receive)
     texts, errors = read(tmp_path)
     assert killed
     assert set(errors) == {"b.parquet"}
@@ -190,10 +191,10 @@ def test_damaged_dictionary_pages_are_dead_letters(tmp_path: Path, seed: int) ->
         assert set(errors) <= {"a.parquet"}
 
 
-def zstd_of_spaces(size: int) -> bytes:
+def zstd_of_spaces(size: int, byte: bytes = b" ") -> bytes:
     """A frame of blocks that repeat one byte: 4 bytes stand for 128 KiB."""
     count = size // 2**17
-    block = [((2**17 << 3) | (1 << 1) | last).to_bytes(3, "little") + b" " for last in (0, 1)]
+    block = [((2**17 << 3) | (1 << 1) | last).to_bytes(3, "little") + byte for last in (0, 1)]
     return (0xFD2FB528).to_bytes(4, "little") + b"\0" + bytes([7 << 3]) + block[0] * (count - 1) + block[1]
 
 
@@ -208,13 +209,45 @@ def test_planning_unpacks_no_more_than_its_sample(tmp_path: Path, name: str) -> 
     assert time.perf_counter() - begun < 5
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.csv.zst", "a.tsv.zst"])
+@pytest.mark.parametrize("byte", [b" ", b"\n", b'"', b","])
+def test_reading_ends_soon_where_a_file_unpacks_without_end(
+    tmp_path: Path, name: str, byte: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "_MOST_BLANKS", 2**16)
+    (tmp_path / name).write_bytes(zstd_of_spaces(64 * 2**30, byte))
+    (tmp_path / f"b{name[1:-4]}").write_text('{"text": "x"}\n' if "jsonl" in name else "text\nx\n")
+    begun = time.perf_counter()
+    texts, errors = read(tmp_path)
+    assert time.perf_counter() - begun < 30
+    assert texts == ["x"]
+    assert list(errors) == [name]
+    reason = "blank lines" if byte == b"\n" else "20,000 times its size"
+    assert reason in str(errors)
+
+
+def test_what_repeats_itself_is_unpacked_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal lines are the most that honest rows can be packed: zstd makes one byte of twelve thousand."""
+    monkeypatch.setattr(compression, "_TRUSTED_BYTES", 2**20)
+    line = b'{"text": "' + b"a" * 100 + b'"}\n'
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor(level=19).compress(line * 400_000))
+    texts, errors = read(tmp_path)
+    assert (len(texts), errors) == (400_000, {})
+
+
+def test_blank_lines_between_rows_cost_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_MOST_BLANKS", 1000)
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}' + "\n" * 1000 + '{"text": "y"}' + " \n" * 1000 + '{"text": "z"}')
+    assert read(tmp_path) == (["x", "y", "z"], {})
+
+
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [GOOD])
     code = (
         "import sys, os, signal; from pathlib import Path; from tests.sources import test_hostile as t\n"
         "from pipeline.sources import isolated\n"
         f"t.read(Path({str(tmp_path)!r}))\n"
-        "print(isolated._idle[0]._process.pid, flush=True)\n"
+        "print(isolated._idle[0].pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])

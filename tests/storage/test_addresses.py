@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError
 from pipeline.model.origin import locate
+from pipeline.redaction import redacted_url
 from pipeline.storage import Folder, contains, list_pattern, local_path, same_place
-from pipeline.storage.address import shown, store_of
+from pipeline.storage.address import store_of
 
 STORES = ["s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"]
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -112,5 +113,5 @@ def test_what_a_url_holds_is_refused_and_never_shown(path):
     ],
 )
 def test_addresses_without_a_secret_stay_as_they_are(path):
-    assert shown(path) == path
+    assert redacted_url(path) == path
     store_of(path)

@@ -7,13 +7,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.table import diff
-from pipeline.table.diff import FREE, GONE, KEPT, LIVE, LIVE_FIRST, LIVE_KEY, MATCH, STALE, WANTED, WANTED_KEY
+from pipeline.table.diff import (
+    FREE,
+    GONE,
+    KEPT,
+    LIVE,
+    LIVE_FIRST,
+    LIVE_KEY,
+    MATCH,
+    STALE,
+    UNCHANGED,
+    WANTED,
+    WANTED_KEY,
+)
 
 rows = st.fixed_dictionaries({"id": st.integers(0, 8), "content": st.integers(0, 2), "row": st.integers(0, 1)})
 live_rows = st.lists(
-    st.tuples(rows, st.integers(0, 3), st.booleans()), max_size=8, unique_by=lambda item: item[0]["id"]
+    st.tuples(rows, st.sampled_from([0, 1, 2, 3, 5]), st.booleans()), max_size=8, unique_by=lambda item: item[0]["id"]
 )
-STATES = np.array([KEPT, GONE, STALE, GONE, FREE], np.int8)
+STATES = np.array([KEPT, GONE, STALE, GONE, FREE, UNCHANGED], np.int8)
 
 
 def to_keys(live, wanted) -> np.ndarray:
@@ -44,8 +56,11 @@ def test_every_row_is_told_as_what_it_is(live, wanted, data):
     found = diff.merge(diff.compare(piece, STATES, renewed=renewed) for piece in pieces)
 
     times = Counter(row["id"] for row, _ in wanted)
-    kept = {row["id"] for row, source, _ in live if STATES[source] == KEPT}
-    others = {row["id"]: (index, row, source) for index, (row, source, _) in enumerate(live) if STATES[source] != KEPT}
+    unread = (KEPT, UNCHANGED)
+    kept = {row["id"] for row, source, _ in live if STATES[source] in unread}
+    others = {
+        row["id"]: (index, row, source) for index, (row, source, _) in enumerate(live) if STATES[source] not in unread
+    }
     twice, matches, upserts = set(), set(), set()
     for position, (row, span) in enumerate(wanted):
         if times[row["id"]] > 1 or row["id"] in kept:
@@ -61,8 +76,9 @@ def test_every_row_is_told_as_what_it_is(live, wanted, data):
     assert {(r["index"], r["source"], r["span"]) for r in found.matches} == matches
     assert {(r["position"], r["span"], r["index"], r["same_text"]) for r in found.upserts} == upserts
     assert {r["index"] for r in found.deletes} == {index for index, source, _ in unwanted if STATES[source] == GONE}
-    left = Counter(source for _, source, _ in unwanted if STATES[source] == STALE)
-    firsts = Counter(source for _, source, first in unwanted if STATES[source] == STALE and first)
+    stays = [(source, first) for _, source, first in unwanted if STATES[source] == STALE]
+    stays += [(source, first) for _, source, first in live if STATES[source] == UNCHANGED]
+    left, firsts = Counter(source for source, _ in stays), Counter(source for source, first in stays if first)
     assert {int(r["source"]): int(r["rows"]) for r in found.left} == dict(left)
     assert {int(r["source"]): int(r["documents"]) for r in found.left} == {source: firsts[source] for source in left}
 
@@ -91,6 +107,23 @@ def test_numbers_are_each_of_one_span_and_moved_rows_are_those_of_another(pairs)
         (span, source), most = counted.most_common(1)[0]
         if list(counted.values()).count(most) == 1:
             assert numbers[span] == source
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 3])), max_size=10),
+    unchanged=st.sets(st.integers(0, 2)),
+)
+def test_spans_that_did_not_change_keep_their_numbers_and_no_other_gets_them(pairs, unchanged):
+    matches = np.zeros(len(pairs), MATCH)
+    for index, (unit, source) in enumerate(pairs):
+        matches[index] = (0, index, source, unit, 0)
+    states = np.array([UNCHANGED, GONE, UNCHANGED, GONE, UNCHANGED, FREE], np.int8)
+    kept = {(unit, 1): 2 * unit for unit in sorted(unchanged)}
+    numbers = diff.adopt(matches, [2, 2, 2], states, kept)
+    assert len(set(numbers.tolist())) == 6
+    for unit in range(3):
+        assert unit not in unchanged or numbers[2 * unit + 1] == 2 * unit
+    assert not {0, 2, 4} & set(np.delete(numbers, [2 * unit + 1 for unit in sorted(unchanged)]).tolist())
 
 
 @given(st.lists(st.integers(0, 50)), st.lists(st.integers(0, 50)))

@@ -91,6 +91,24 @@ def test_the_owners_clock_does_not_matter(table, monkeypatch):
             assert not held.renew()
 
 
+def test_a_lease_that_no_listing_shows_yet_is_held_all_the_same(table, monkeypatch):
+    listed, asked = Folder.list, []
+
+    def late(folder: Folder, prefix: str = "", temporary: bool = False) -> list:
+        if prefix != layout.LEASES:
+            return listed(folder, prefix, temporary)
+        asked.append(prefix)
+        assert len(asked) < 10, "it never finds its own"
+        return []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "list", late)
+        held = lease.take(table, "reindex", HOUR_S)
+    with pytest.raises(TableBusy):
+        lease.take(table, "reindex", HOUR_S)
+    assert held.renew()
+
+
 def test_few_files_stay(table):
     held = lease.take(table, "reindex", HOUR_S)
     for _ in range(20):

@@ -1,5 +1,6 @@
 """Chains of records: which slices count, what is left to do, when a unit is done."""
 
+import json
 from dataclasses import replace
 
 from hypothesis import given
@@ -36,6 +37,19 @@ def test_a_record_reads_back_as_it_was_written(tmp_path):
     written = make(0, 1, last=True, parts=(staged_part(table, 0, "x"),))
     assert record.create(table, written)
     assert record.read_all(table, [UNIT]) == {UNIT: [written]}
+
+
+def test_a_record_of_a_newer_program_counts_and_stays(tmp_path):
+    """What it writes beside is not known here; its slice is done all the same."""
+    table = Folder(str(tmp_path), {})
+    written = make(0, 1, last=True, parts=(staged_part(table, 0, "x"),))
+    raw = json.loads(written.to_json()) | {"placed": "somewhere"}
+    raw["effort"]["watts"] = 3.5
+    raw["parts"][0]["sorted_by"] = ["id"]
+    path = layout.record(UNIT, 0)
+    table.write(path, json.dumps(raw).encode())
+    assert record.read_all(table, [UNIT]) == {UNIT: [written]}
+    assert json.loads(table.read(path)) == raw
 
 
 def test_the_first_record_of_a_slice_wins(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import CommitConflict, InputError
 from pipeline.storage import Folder
-from pipeline.table import clock, layout, lease, materialise, rows, snapshot
+from pipeline.table import clock, dead_letters, layout, lease, materialise, rows, snapshot
 from pipeline.table.operations import purge, restore, vacuum
 from tests.inline import embed, read_table, spec_of
 from tests.table.test_publish import (
@@ -249,3 +249,20 @@ def test_a_link_is_no_older_than_the_moment_it_was_made(tmp_path):
     table.copy("a", "b")
     (found,) = table.list("", temporary=False)[1:]
     assert found.modified > 1e9
+
+
+def test_a_rollback_does_not_count_the_dead_letters_that_were_purged_since(tiny_model, tmp_path):
+    source = tmp_path / "src" / "a.jsonl"
+    source.parent.mkdir()
+    rows_then = [{"id": "a", "text": "the market"}, {"id": "b", "text": None}, {"id": "c", "text": None}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows_then))
+    spec = spec_of(source, tiny_model, tmp_path / "table", limits={"max_failed_rows": 10})
+    assert embed(spec).counts.failed == 2
+    table = Folder(spec.table.path)
+    assert purge.purge(table, ["b"]).dead_letters == 1
+    current = restore.roll_back(table, 1)
+    letters = pa.concat_tables(dead_letters.read(table, current))
+    assert letters.column("id").to_pylist() == ["c"]
+    assert (current.counts.failed, current.counts.skipped) == (1, 1)
+    total = snapshot.total(current.sources)
+    assert (total.failed, total.skipped, total.documents) == (1, 1, 1)

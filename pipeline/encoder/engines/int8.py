@@ -7,7 +7,6 @@ is not known here.
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.engines.graph import read_graph, save_graph
 from pipeline.errors import InputError
+from pipeline.machine.folders import temporary_folder
 
 _NAMES = ("graph.xml", "graph.bin")
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
@@ -43,9 +43,9 @@ def quantised(graph: Path, rows: Sequence[NDArray[np.int32]]) -> bytes:
                 f"the model can't be quantised to int8: {type(error).__name__}: {' '.join(str(error).split())[:300]}; set "
                 "model.precision to float32"
             ) from None
-    with tempfile.TemporaryDirectory() as folder:
-        save_graph(int8, Path(folder) / _NAMES[0])
-        return _packed(Path(folder))
+    with temporary_folder() as folder:
+        save_graph(int8, folder / _NAMES[0])
+        return _packed(folder)
 
 
 def _packed(folder: Path) -> bytes:

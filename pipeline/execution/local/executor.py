@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import ResourceSpec
-from pipeline.encoder.child import Child, how_it_ended
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import PipelineError, RunError
 from pipeline.execution.costs import ENCODER_START_S
 from pipeline.execution.executor import Do, Flowing, Item, Job, Result, RowComparison
 from pipeline.execution.local.log import WorkerLog
 from pipeline.execution.local.pool import LocalFlow
-from pipeline.execution.pools import ALONE, Pools, choose_pools, cores
+from pipeline.execution.pools import ALONE, Pools, choose_pools
+from pipeline.machine.child import Child, how_it_ended
+from pipeline.machine.quotas import cores, memory_bytes
 from pipeline.stages import row_keys
 from pipeline.stages.flow import EMBED, Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask
@@ -29,6 +30,11 @@ from pipeline.table.diff import KEPT, WANTED_KEY, Keys, RowDifference
 from pipeline.table.part import Part
 from pipeline.table.workers import compare_here
 from pipeline.work import Task
+
+MEMORY_SHARE = 0.8
+"""Workers may have this share of the memory that the machine, or the container, has in all."""
+DRIVER_BYTES = 512 * 2**20
+"""The driver and the process that reads and writes hold about so many bytes."""
 
 
 class LocalExecutor:
@@ -45,8 +51,11 @@ class LocalExecutor:
         """Do nothing, since every call ended its own processes."""
 
     def pools(self, job: Job) -> Pools:
-        """Take one encoder per core, or a single one where a second would take longer to start than it saves."""
-        found = choose_pools(self._resources, [{"CPU": cores() + 1}])
+        """Take one encoder per core that the memory has room for, or a single one where a second would take longer to
+        start than it saves."""
+        memory = memory_bytes()
+        room = {"memory": MEMORY_SHARE * memory - DRIVER_BYTES} if memory is not None else {}
+        found = choose_pools(self._resources, [{"CPU": cores() + 1, **room}], job.encoder_bytes)
         if self._resources.encoders == "auto" and job.expected_s * cores() < ENCODER_START_S:
             return replace(found, encoders=1)
         return found
@@ -87,9 +96,15 @@ class LocalExecutor:
             for item in items:
                 yield from do(item, spec, tokenizer)
             return
-        with ThreadPoolExecutor(cores()) as threads:
+        threads, waits = ThreadPoolExecutor(cores()), True
+        try:
             for results in threads.map(lambda item: list(do(item, spec, tokenizer)), items):
                 yield from results
+        except KeyboardInterrupt:
+            waits = False  # What is under way is staged at most, and no version will name it.
+            raise
+        finally:
+            threads.shutdown(wait=waits, cancel_futures=True)
 
     def read_keys(self, job: Job, units: Sequence[KeyTask], *, num_keys: int) -> tuple[list[KeyResult], list[Keys]]:
         """The handle is the keys themselves."""

@@ -15,12 +15,12 @@ from multiprocessing.connection import wait
 
 import pyarrow as pa
 
-from pipeline.encoder.child import Child
 from pipeline.errors import PipelineError, RunError
 from pipeline.execution.local.log import WorkerLog
 from pipeline.execution.pools import TASKS_PER_ENCODER, Pools
 from pipeline.execution.strikes import Attempts, Work, Worker
 from pipeline.execution.worker import MOST_STRIKES
+from pipeline.machine.child import Child
 from pipeline.stages import slice_row
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.worker_spec import WorkerSpec
@@ -165,7 +165,7 @@ class LocalFlow:
         if strikes > MOST_STRIKES:
             raise RunError(
                 f"{strikes} workers of this machine died before they could answer: nothing was published, finished work is "
-                f"kept; {self._log.path} has what they said"
+                f"kept; {self._log.where}"
             )
         return strikes
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.encoder.child import connect, sendable
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.execution.worker import SliceEncoder, read_task, write_row
+from pipeline.machine.child import connect, sendable
 from pipeline.model.lean import FOR_MODELS, FOR_TOKENIZERS, hide
 from pipeline.stages.flow import Flow
 from pipeline.stages.worker_spec import WorkerSpec

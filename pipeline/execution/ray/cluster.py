@@ -3,6 +3,7 @@
 The cluster is a fresh local one, or the one at an address.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -12,7 +13,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -23,13 +23,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import errors
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError, InputError, PipelineError, RunError
-from pipeline.execution.pools import Pools, choose_pools, cores
+from pipeline.execution.pools import Pools, choose_pools
+from pipeline.execution.ray.session import QUIET, signals_left_alone, start_local
 from pipeline.storage import Folder
 from pipeline.table import layout
 
-OBJECT_STORE_BYTES = 2 * 2**30
-"""A local Ray has an object store of so many bytes. A slice is at most 64 MiB of text and 64 MiB of vectors, and few
-are in flight."""
 CONNECT_S = 5.0
 LOCAL = "local"
 """This address asks for a Ray of this machine, however little there is to do."""
@@ -61,7 +59,7 @@ class Cluster:
         if ray.is_initialized():
             raise InputError("this process already runs a Ray session: close it with ray.shutdown() first")
         try:
-            with _muted_stderr():
+            with _muted_stderr(), signals_left_alone():
                 _init_ray(self._spec.ray_address)
         except (ConnectionError, ValueError) as error:
             raise ConfigError(
@@ -80,9 +78,10 @@ class Cluster:
         self.started = True
         self.start_s = time.perf_counter() - started
 
-    def pools(self) -> Pools:
+    def pools(self, encoder_bytes: int = 0) -> Pools:
+        """Return the pools of a run whose encoders hold about so many bytes each."""
         self.start()
-        return choose_pools(self._spec, [node["Resources"] for node in alive_nodes()])
+        return choose_pools(self._spec, [node["Resources"] for node in alive_nodes()], encoder_bytes)
 
     def check_reachable(self, table: Folder) -> None:
         """Raise InputError that names a node where a table on a local path is not the same folder."""
@@ -104,21 +103,18 @@ class Cluster:
 
 
 def _init_ray(address: str | None) -> None:
-    """Join the cluster at the address. For None or `local`, start a fresh Ray, whatever RAY_ADDRESS or left-overs
-    say."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address not in (None, LOCAL):
-        _check_answers(address)
-        ray.init(address=address, **quiet)
+    """Join the cluster at the address. For None or `local`, start a fresh Ray."""
+    if address in (None, LOCAL):
+        start_local()
         return
-    ray.init(
-        address="local",
-        # There is one logical CPU more than cores, because reading and writing mostly wait while encoders take the cores.
-        num_cpus=cores() + 1,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        **quiet,
-    )
+    assert address is not None
+    _check_answers(address)
+    try:
+        ray.init(address=address, **QUIET)
+    except KeyboardInterrupt:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        raise
 
 
 def _check_answers(address: str) -> None:
@@ -132,7 +128,7 @@ def _check_answers(address: str) -> None:
         raise ConnectionError(str(error)) from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _muted_stderr() -> Iterator[None]:
     """Mute stderr, where Ray's C++ side says that it took its log level from the environment. What fails is raised
     all the same."""

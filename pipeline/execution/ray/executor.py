@@ -17,6 +17,7 @@ from pipeline.execution.ray import shuffle, workers
 from pipeline.execution.ray.cluster import LOCAL, Cluster, alive_nodes
 from pipeline.execution.ray.flow import monitored, run_flow
 from pipeline.execution.ray.shuffle import items_of, light
+from pipeline.redaction import redacted
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask
 from pipeline.table import compare
@@ -50,10 +51,10 @@ class RayExecutor:
         self._stack.close()
 
     def pools(self, job: Job) -> Pools:
-        return self._cluster.pools()
+        return self._cluster.pools(job.encoder_bytes)
 
     def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
-        pools = self._cluster.pools()
+        pools = self.pools(job)
         self._cluster.check_reachable(job.table)
         if flow.encode is not None and flow.write is not None:
             self.description = f"{pools.describe()} on {self._where()}"
@@ -62,7 +63,7 @@ class RayExecutor:
 
     def _where(self) -> str:
         address = self._resources.ray_address
-        return "a Ray of this machine" if address in (None, LOCAL) else f"the Ray cluster at {address}"
+        return "a Ray of this machine" if address in (None, LOCAL) else f"the Ray cluster at {redacted(str(address))}"
 
     def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
         """Do it on one worker, with all of a node's CPUs but one, and MOST_THREADS at most."""

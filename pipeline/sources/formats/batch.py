@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pyarrow as pa
 
-from pipeline.sources.columns import Block, conform, row_bytes
+from pipeline.sources.columns import Block, WrongType, conform, row_bytes
 
 BLOCK_ROWS = 64
 """Few, because nobody knows before it is decoded how large a row is: a dictionary holds a text once for all of its rows."""
@@ -30,11 +30,16 @@ def block(
         values, misfits = conform(batch.column(item.name), item.type)
         columns.append(values)
         for row, reason in misfits.items():
-            errors.setdefault(row, f"column {item.name!r} {reason}")
+            errors.setdefault(row, misfit(item.name, f"column {item.name!r} {reason}"))
     table = pa.table(columns, schema=schema)
     if table.nbytes > max_row_bytes:
         table = _without_large_rows(table, max_row_bytes, errors)
     return Block(rows=batch.num_rows, columns=table, positions=positions(position, batch.num_rows), errors=errors)
+
+
+def misfit(name: str, error: str) -> str:
+    """The error of a row whose value doesn't fit; text in another encoding is text all the same."""
+    return error if "UTF-8" in error else WrongType(error, name)
 
 
 def constant_blocks(schema: pa.Schema, constants: Mapping[str, pa.Scalar], position: int, rows: int) -> Iterator[Block]:

@@ -19,6 +19,9 @@ _ZSTD_CHECKSUM_BYTES = 4
 _MOST_WINDOW_BYTES = 2**31
 """zstd --long=31, the most that its own decoder takes."""
 _HELD_BYTES = 512 * 2**20
+_TRUSTED_BYTES, _MOST_RATIO = 2**30, 20_000
+"""What unpacks to more than this and to so many times its size is no text: equal lines reach 12,000 in zstd, gzip
+1,032, and four bytes of zstd can stand for 128 KiB."""
 _SHORTER_WINDOW = "compress the file again with a shorter one, as `zstd --long=27` does"
 
 Read = Callable[[int], bytes]
@@ -85,7 +88,27 @@ class _Truncated(Exception):
 
 def unzstd(read: Read) -> Iterator[bytes]:
     """The unpacked stream, one piece per zstd block, which unpacks to 128 KiB at most. Raises Broken after all that stands
-    before a broken place.
+    before a broken place, and where the stream turns out to be a bomb, whose four bytes stand for 128 KiB."""
+    taken = unpacked = 0
+
+    def counted(size: int) -> bytes:
+        nonlocal taken
+        data = read(size)
+        taken += len(data)
+        return data
+
+    for piece in _frames(counted):
+        unpacked += len(piece)
+        if unpacked > max(_TRUSTED_BYTES, _MOST_RATIO * taken):
+            raise Broken(
+                f"the zstd stream unpacks to more than {_MOST_RATIO:,} times its size from here on, which no text does: "
+                "leave the file out, or unpack it yourself"
+            )
+        yield piece
+
+
+def _frames(read: Read) -> Iterator[bytes]:
+    """The unpacked frames, one after the other.
 
     The frames are walked here and given to the decoder block by block, because a call that fails gives nothing of
     what stood before the failure, and the libraries' own readers take the end of a truncated file for its end.

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.extras import install
 from pipeline.sources.formats.content import HEAD_BYTES, UTF8, encoding_of
 from pipeline.sources.formats.document import blocks_of, look_of
 from pipeline.sources.formats.form import Form, Misfit
@@ -52,7 +53,9 @@ def _check() -> None:
     try:
         import selectolax.lexbor  # noqa: F401
     except ImportError as error:
-        raise InputError(f"source files in HTML need the packages of the extra `html`: {error}") from None
+        raise InputError(
+            f"source files in HTML need the packages of the extra `html` ({error}): {install('html')} on every node"
+        ) from None
 
 
 def _parse(content: bytes, encoding: str = "auto") -> Mapping[str, str]:

@@ -26,6 +26,7 @@ from pipeline.sources.columns import (
 from pipeline.sources.formats import batch as batches
 from pipeline.sources.formats.content import HEAD_BYTES, lfs_pointer
 from pipeline.sources.formats.form import Form, Look, Needed, unreadable
+from pipeline.sources.lakehouse.columns import names_in_file, with_table_names
 from pipeline.sources.spans import RowGroup
 from pipeline.work import SourceFile, Span
 
@@ -83,14 +84,15 @@ def blocks(
         parquet = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_BUFFER_BYTES, **_AS_WRITTEN)
         metadata = parquet.metadata
         counts = _counts(metadata)
-        present = [name for name in schema.names if name in parquet.schema_arrow.names]
+        names = names_in_file(parquet.schema_arrow, span.file, schema.names)
         constants = partition_values(span.file, schema)
     except _DATA_ERRORS as error:
         places = pa.nulls(1 if span.rows is None else span.rows, pa.int64())
         yield failed_block(schema, places, RestLost(_reason(opened, error)))
         return
     start, stop = (0, len(counts)) if span.kind == "file" else (span.start, span.stop)
-    possible = _possible(opened, parquet.schema_arrow, schema, constants, spec.where)
+    prunable = spec.where if _has_own_names(parquet.schema_arrow, names, schema) else None
+    possible = _possible(opened, parquet.schema_arrow, schema, constants, prunable)
     first, before = 0, sum(counts[:start])
     for index in range(start, stop):
         rows, position = counts[index], before + first
@@ -98,12 +100,14 @@ def blocks(
             yield skipped_block(rows)
         elif possible is not None and index not in possible:
             yield excluded_block(rows)
-        elif not present:
+        elif not names:
             yield from batches.constant_blocks(schema, constants, position, rows)
         else:
             batch_rows = batches.block_rows(metadata.row_group(index).total_byte_size, rows)
-            found = parquet.iter_batches(batch_rows, row_groups=[index], columns=present, use_threads=False)
-            yield from _row_group(found, rows, position, schema, constants, max_row_bytes)
+            columns = list(names.values())
+            found = parquet.iter_batches(batch_rows, row_groups=[index], columns=columns, use_threads=False)
+            as_planned = (with_table_names(batch, span.file, names) for batch in found)
+            yield from _row_group(as_planned, rows, position, schema, constants, max_row_bytes)
         first += rows
 
 
@@ -135,6 +139,11 @@ def _row_group(
 
 
 # --- filters
+
+
+def _has_own_names(found: pa.Schema, names: Mapping[str, str], schema: pa.Schema) -> bool:
+    """Whether a column's name means in the file what it means in the plan, so that statistics can be asked by name."""
+    return all(names.get(name) == (name if name in found.names else None) for name in schema.names)
 
 
 def _possible(

@@ -102,6 +102,10 @@ def look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: Sourc
 def extent(file: SourceFile, look: Look | None, spec: SourceSpec) -> Extent:
     """How the file can be cut; `look` is None for a file that was not looked into."""
     form = FORMS[file.format]
+    if file.logged is not None:
+        known = file.logged.rows if look is None or look.readable else None
+        groups = look.row_groups if look is not None else None
+        return Extent(file=file, alone=True, groups=file.logged.cut or (), row_groups=groups, rows=known)
     if look is not None and look.row_groups is not None:
         return Extent(file=file, row_groups=look.row_groups)
     if form.every and look is not None and not look.readable:

@@ -17,6 +17,8 @@ from pipeline.work import Span
 
 _BLOCK_ROWS = 1024
 _BLOCK_BYTES = 4 * 2**20
+_MOST_BLANKS = 2**22
+"""A file with more blank lines in a row is damaged, or made to keep a reader busy."""
 BOM = b"\xef\xbb\xbf"
 LINE_FEEDS = re.compile(b"\n")
 ANY_ENDS = re.compile(b"\r\n|\r|\n")
@@ -46,25 +48,30 @@ def lines(
 ) -> Iterator[Line]:
     """The lines that begin in [start, stop); `read` stands one byte before `start` if there is one.
 
-    Holds at most `max_bytes` of a line and one chunk. A longer line, and the place where `read` breaks, are lines with
-    an error.
+    Holds at most `max_bytes` of a line and one chunk. A longer line, and the place where `read` breaks or blank lines
+    don't end, are lines with an error.
     """
     position = max(start - 1, 0)
     inside = start == 0  # else the first piece belongs to a line that began before
     parts: list[bytes] = []
     held, too_long = 0, False
     error: str | None = None
+    blanks = 0
     for chunk in _chunks(read) if ends is LINE_FEEDS else _undivided(_chunks(read)):
         if isinstance(chunk, Broken):
             error = str(chunk)
             break
         begin = 0
+        if blanks > _MOST_BLANKS:
+            error = f"more than {_MOST_BLANKS:,} blank lines stand here in a row"
+            break
         for match in ends.finditer(chunk):
             end = match.start()
             if inside and (too_long or held + end - begin > max_bytes):
                 yield _too_long(position, max_bytes)
             elif inside:
                 raw = b"".join([*parts, chunk[begin:end]]) if parts else chunk[begin:end]
+                blanks = 0 if raw and not raw.isspace() else blanks + 1
                 yield Line(position=position, raw=raw, end=match[0])
             position += held + match.end() - begin
             if stop is not None and position >= stop:

@@ -41,6 +41,8 @@ class Revision:
     """Units that are new to the table, under the numbers of their spans."""
     kept: frozenset[str]
     """Live units that stay."""
+    unchanged: frozenset[int]
+    """Sources of the added units that were not read again: their rows and dead letters stay."""
     stale: Mapping[int, tuple[str, Tally]]
     """Sources that stay though they can't be read: the unit that they make up now."""
     moved: Keys
@@ -238,10 +240,11 @@ def _sources(parent: Snapshot, revision: Revision) -> pa.Table:
 def _letters(publication: Publication, revision: Revision) -> Iterator[pa.Table]:
     """The dead letters of sources that stay as they are, and those of the added units."""
     parent = publication.parent
+    others = revision.unchanged | revision.stale.keys()
     stay = [
         row["source"]
         for row in parent.sources.select(["source", "unit_id"]).to_pylist()
-        if row["unit_id"] in revision.kept or row["source"] in revision.stale
+        if row["unit_id"] in revision.kept or row["source"] in others
     ]
     numbers = pa.array(stay, pa.int32())
     kept = (

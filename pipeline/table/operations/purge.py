@@ -1,8 +1,9 @@
-"""Erase rows for good: a new version without them, then every older file that still holds them.
+"""Purging erases rows for good: it publishes a version without them, then erases every older file that still holds them.
 
-Ids come in; a table of chunks takes the ids of documents, too. What is left of them: the new version's list of changes
-names them as deleted, for those who follow it, until they are purged once more; and what a run under way has written, which
-is counted. Encodes nothing; knows no sources: a row that stays in its source comes back when its unit is planned anew.
+Ids come in, and a table of chunks takes the ids of documents, too. Two things are left of them. The new version's list of
+changes names them as deleted, for those who follow it, until they are purged once more. What a run under way has written
+is counted. This file encodes nothing and knows no sources. A row that stays in its source comes back when its file is read
+again.
 """
 
 from collections import Counter
@@ -29,26 +30,26 @@ from pipeline.table.workers import compare_here
 @dataclass(frozen=True, kw_only=True)
 class Purged:
     version: int
-    """The current one now."""
+    """It is the current version now."""
     rows: int
-    """So many left the table."""
+    """So many rows left the table."""
     dead_letters: int
-    """So many left the table."""
+    """So many dead letters left the table."""
     files: int
     """So many files of older versions and of staging were erased, or written anew without the rows."""
     left: int
-    """So many files may hold some of the rows yet: a run under way, or a version that came meanwhile, may need them. Unless it
-    is 0, the erasure is not complete."""
+    """So many files may hold some of the rows yet, because a run under way or a version that came meanwhile may need them.
+    The erasure is complete if it is 0."""
 
 
 def purge(table: Folder, ids: Sequence[str]) -> Purged:
-    """Erase these rows. Stopped anywhere, the same call again finishes it.
+    """Erase these rows. If it is stopped anywhere, the same call finishes it.
 
-    Reads the id column of every part, and holds one part at a time. Raises InputError if nothing of them is found anywhere,
-    CommitConflict if another run published first.
+    It reads the id column of every part, and holds one part at a time. Raises InputError if nothing of the rows is found
+    anywhere, and CommitConflict if another run published first.
     """
     parent = materialise.finish(table)
-    # Of a table without a version nobody knows.
+    # Nobody knows whether a table without a version is to have chunks.
     chunked = not parent.version or schema.DOC_ID in snapshot.hex_to_schema(parent.schema).names
     wanted = Wanted(ids=pa.array(sorted(set(ids)), pa.string()), chunked=chunked)
     publication = Publication(table, parent)
@@ -79,9 +80,11 @@ def purge(table: Folder, ids: Sequence[str]) -> Purged:
 
 
 def _forget_staged(table: Folder, wanted: Wanted) -> tuple[set[str], list[str]]:
-    """(all staged files, those with the ids). The latter go when another version is there: until then, a run that read their
-    records may publish them. Later runs don't, as the records go now; a record whose parts are gone would be invalid
-    anyway."""
+    """Return (all staged files, those with the ids), and delete the records of the latter.
+
+    Those files go when another version is there. Until then a run that read their records may publish them. Later runs
+    don't, because the records are gone, and a record whose parts are gone would be invalid anyway.
+    """
     listed = table.list(layout.STAGED_PARTS)
     found = erasure.holding(table, listed, wanted)
     units = {layout.staged_unit(path) for path in found}
@@ -90,8 +93,10 @@ def _forget_staged(table: Folder, wanted: Wanted) -> tuple[set[str], list[str]]:
 
 
 def _publish_without(publication: Publication, wanted: Wanted, *, anyway: bool) -> tuple[Snapshot, int, int]:
-    """(the version without the rows, how many left it, how many of its dead letters); the parent where it has none of them,
-    unless a version is wanted anyway."""
+    """Return (the version without the rows, how many left it, how many of its dead letters did).
+
+    The version is the parent where that has none of the rows, unless a version is wanted anyway.
+    """
     table, parent = publication.table, publication.parent
     held = [part for part in parent.parts if erasure.holds(table, part.path, wanted)]
     letters = [(rows, wanted.among(rows)) for rows in dead_letters.read(table, parent)]
@@ -131,7 +136,7 @@ def _publish_without(publication: Publication, wanted: Wanted, *, anyway: bool) 
 
 
 class _Gone:
-    """What leaves the table, by the number of its source."""
+    """It counts what leaves the table, by the number of its source."""
 
     def __init__(self) -> None:
         self.rows: Counter[int] = Counter()
@@ -158,7 +163,7 @@ class _Gone:
 
 
 def _without(publication: Publication, held: Sequence[Part], wanted: Wanted, gone: _Gone) -> Iterator[Part]:
-    """The parts without the rows, staged; a part that has no others is left out."""
+    """Stage and yield the parts without the rows. A part that has no others is left out."""
     table, embedding = publication.table, str(publication.parent.embeddings[0]["column"])
     for index, part in enumerate(held):
         with table.open(part.path) as file:
@@ -183,7 +188,8 @@ def _without(publication: Publication, held: Sequence[Part], wanted: Wanted, gon
 
 
 def _amended(parent: Snapshot, gone: _Gone) -> pa.Table:
-    """The list of sources with the counts of units as they are now: what was purged is left out, as if filtered."""
+    """Return the list of sources with the counts of units as they are now. What was purged counts as left out, as if it
+    had been filtered."""
     before = parent.tallies()
     left = {
         unit: Tally(

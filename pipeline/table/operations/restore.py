@@ -5,16 +5,20 @@ sources or who asks.
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pyarrow as pa
+
+from pipeline import schema
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Folder
 from pipeline.table import dead_letters, layout, materialise, rows, snapshot
 from pipeline.table.compare import NEW, OLD
 from pipeline.table.part import Part
 from pipeline.table.publication import Publication
-from pipeline.table.snapshot import Counts, Snapshot
+from pipeline.table.snapshot import Counts, Snapshot, Tally
 from pipeline.table.workers import compare_here
 
 
@@ -45,6 +49,7 @@ def _publish_rows_of(publication: Publication, number: int) -> Snapshot:
     publication.write_dead_letters(dead_letters.read(table, wanted))
     # Rows that were not compared are in both versions.
     untouched = sum(part.rows for part in parts if part.path in live)
+    sources, purged = _without_purged_letters(table, wanted)
     counts = Counts(
         rows=wanted.counts.rows,
         documents=wanted.counts.documents,
@@ -53,11 +58,13 @@ def _publish_rows_of(publication: Publication, number: int) -> Snapshot:
         deleted=len(difference.deletes),
         unchanged=difference.unchanged + untouched,
         reused=untouched,
-        failed=wanted.counts.failed,
-        skipped=wanted.counts.skipped,
+        failed=wanted.counts.failed - purged,
+        skipped=wanted.counts.skipped + purged,
     )
     run = f"roll back to version {number}"
-    version = publication.version_like(wanted, run=run, rows_of=number, counts=counts, parts=tuple(parts))
+    version = publication.version_like(
+        wanted, run=run, rows_of=number, counts=counts, parts=tuple(parts), sources=sources
+    )
     publication.commit(version)
     return version
 
@@ -98,6 +105,23 @@ def _restored(publication: Publication, wanted: Snapshot) -> list[Part]:
         _copy(table, wanted, places[part.path], staged)
         copies.append(replace(part, path=staged, staged=None))
     return staying + publication.named(copies)
+
+
+def _without_purged_letters(table: Folder, wanted: Snapshot) -> tuple[pa.Table, int]:
+    """(the wanted list of sources, how many of the dead letters that it counts were purged since); these are left out now, as
+    they are of the version that a purge publishes."""
+    left = Counter(
+        number for letters in dead_letters.read(table, wanted) for number in letters.column(schema.SOURCE).to_pylist()
+    )
+    numbers = wanted.units()
+    amended: dict[str, Tally] = {}
+    purged = 0
+    for unit, tally in wanted.tallies().items():
+        gone = tally.failed - sum(left[number] for number in numbers[unit])
+        if gone:
+            amended[unit] = replace(tally, failed=tally.failed - gone, skipped=tally.skipped + gone)
+            purged += gone
+    return snapshot.with_tallies(wanted.sources, amended) if amended else wanted.sources, purged
 
 
 def _copy(table: Folder, wanted: Snapshot, source: str, target: str) -> None:

@@ -133,10 +133,9 @@ def test_zstd_blocks_before_a_broken_one_are_kept_whole() -> None:
 @pytest.mark.parametrize("compression", ["gz", "zst"])
 def test_a_bomb_is_unpacked_in_small_pieces(compression: str) -> None:
     _, pack = PACKERS[compression]
-    inner, error = unpack(pack(pack(b"x" * 2**28)), compression)
-    assert error is None
-    file = SourceFile(path="f", size=len(inner), version="v", format="jsonl", compression=compression)  # type: ignore[arg-type]
-    read = reader(io.BytesIO(inner), file)
+    packed = pack(b"x" * 2**28)
+    file = SourceFile(path="f", size=len(packed), version="v", format="jsonl", compression=compression)  # type: ignore[arg-type]
+    read = reader(io.BytesIO(packed), file)
     sizes = [len(piece) for piece in iter(lambda: read(1), b"")]
     assert max(sizes) <= 2**20
     assert sum(sizes) == 2**28

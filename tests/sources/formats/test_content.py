@@ -299,7 +299,14 @@ def test_a_fraction_widens_its_column_wherever_it_comes(tmp_path: Path, late: fl
 
 
 @pytest.mark.parametrize(
-    "array", ['[\n{"text": "a"},\n{"text": "b"}\n]\n', '[{"text": "a"},\n{"text": "b"}]', "\n\n[\n]"]
+    "array",
+    [
+        '[\n{"text": "a"},\n{"text": "b"}\n]\n',
+        '[{"text": "a"},\n{"text": "b"}]',
+        "\n\n[\n]",
+        '[{"text": "a"}, {"text": "b"}]',
+        '\n[{"text": "a"}]\n\n',
+    ],
 )
 def test_a_json_array_is_named_as_such(tmp_path: Path, array: str) -> None:
     (tmp_path / "a.jsonl").write_text(array)

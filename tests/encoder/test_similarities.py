@@ -19,8 +19,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
 import pipeline
+from pipeline.encoder.similarities import pairwise_similarities, similarities, spearman
 from pipeline.errors import InputError
-from pipeline.similarities import pairwise_similarities, similarities, spearman
 from tests.tiny import build_tiny_model, load_oracle
 
 FUNCTIONS = ("cosine", "dot", "euclidean", "manhattan")
@@ -103,7 +103,7 @@ def test_many_vectors_are_compared_in_blocks(function, monkeypatch):
     a, b = rng.normal(size=(50, 7)).astype(np.float32), rng.normal(size=(40, 7)).astype(np.float32)
     whole, pairs = similarities(a, b, function), pairwise_similarities(a[:40], b, function)
     for numbers in (1, 50, 200):
-        monkeypatch.setattr("pipeline.similarities._BLOCK_NUMBERS", numbers)
+        monkeypatch.setattr("pipeline.encoder.similarities._BLOCK_NUMBERS", numbers)
         np.testing.assert_allclose(similarities(a, b, function), whole, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(pairwise_similarities(a[:40], b, function), pairs, rtol=1e-6, atol=1e-6)
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.quantize import PACKED, SCALAR, dequantize, quantize
 from pipeline.schema import embedding_type
+from pipeline.table.quantize import PACKED, SCALAR, dequantize, quantize
 
 NUMBERS = st.floats(-1e4, 1e4, width=32)
 SHAPES = st.tuples(st.integers(0, 6), st.integers(1, 19))

@@ -12,9 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO
+
+from pipeline.machine.quotas import free_memory_bytes
 
 GRACE_S = 30.0
 """A child that only closed its pipe is ended so many seconds later."""
@@ -25,15 +28,18 @@ MEMORY_SHARE = 0.8
 class Child:
     """A process that runs a module of this package, and the pipe to it."""
 
-    def __init__(self, module: str, stderr: IO[bytes] | None = None) -> None:
-        """`stderr` is where the child's stderr goes; None is where this process's goes."""
+    def __init__(
+        self, module: str, stderr: IO[bytes] | int | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`stderr` is where the child's stderr goes; None is where this process's goes. `environment` is set for the child
+        alone. Raises OSError where the machine starts no process."""
         self.connection, theirs = Pipe()
         # The parent may have found this package by other means than its environment.
         path = os.pathsep.join(dict.fromkeys([str(Path(__file__).parents[2]), *filter(None, sys.path)]))
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno())],
-                env=os.environ | {"PYTHONPATH": path},
+                env=os.environ | {"PYTHONPATH": path, **(environment or {})},
                 stdin=subprocess.PIPE,  # closed by the parent's end, whatever ends it
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -52,11 +58,12 @@ class Child:
         return self._process.wait()
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        """End the process. It ends by itself where this one may not end it: its stdin is closed."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self.connection.close()
+        for step in (self._process.stdin.close, self.connection.close, self._process.kill):
+            with contextlib.suppress(OSError):
+                step()
+        self._process.wait()
 
 
 def how_it_ended(status: int) -> str:
@@ -68,8 +75,13 @@ def how_it_ended(status: int) -> str:
 
 
 def connect(argument: str) -> Connection:
-    """The child's end of the pipe, from its command line; from now on the child ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its children
+    """The child's end of the pipe, from its command line; from now on the child ends with its parent.
+
+    Ctrl-C, and SIGTERM from those who end a whole group or container, reach children as well. The parent ends them: one
+    that ended by itself would be taken for one that its work ended, and that work would count as bad.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return Connection(int(argument))
 
@@ -82,27 +94,22 @@ def sendable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def limit_memory() -> None:
-    """A row that wants too much gets an error here; the system, or Ray, would end whole workers for it."""
+def limit_memory(most: int | None = None) -> None:
+    """A row that wants too much gets an error here; the system, or Ray, would end whole workers for it.
+
+    The process may have `most` bytes for its data, or a share of the memory that is free.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    free = _free_memory()
-    if free is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(free * MEMORY_SHARE),) * 2)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    free = free_memory_bytes() if most is None else None
+    limit = int(free * MEMORY_SHARE) if free is not None else most
+    if limit is not None:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
-
-
-def _free_memory() -> int | None:
-    """Bytes that this machine, or the container's limit, has left; None where the system doesn't say."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(found, default=None)

@@ -1,0 +1,60 @@
+"""A signal that asks a command to end lets it tidy up first: what it holds is given back, and its processes end.
+
+A command comes in as a block, and its block is left by KeyboardInterrupt when SIGINT or SIGTERM arrives. Only commands take
+signals: a library call in somebody else's process never does.
+"""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
+AT_ONCE_AFTER_S = 3.0
+"""A second signal that comes so many seconds after the first doesn't wait for tidying up any longer. Those that come sooner
+are the same request, as `timeout` and terminals send it to a process and to its group."""
+
+
+class Signals:
+    """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt, and `received` says which it was.
+
+    Then the process is about to end, and goes on to take signals: the same request once more must not end it by itself.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDING:
+                # A signal that is ignored, as Ctrl-C is by what a shell runs in the background, stays so.
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.received is None:
+            self.restore()
+
+    def restore(self) -> None:
+        """Let signals do what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received, self._since = signal.Signals(number), time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - self._since > AT_ONCE_AFTER_S:
+            os._exit(exit_code(number))
+
+
+def exit_code(number: int) -> int:
+    """Return what shells call the end by this signal: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + number
