@@ -25,8 +25,10 @@ def standing(table: Folder, paths: Collection[str]) -> Iterator[bool]:
     own = layout.cleaning(uuid.uuid4().hex[:12])
     if paths:
         table.write(own, json.dumps(sorted(paths)).encode())
-    yield bool(paths)
-    _withdraw(table, own)
+    try:
+        yield bool(paths)
+    finally:
+        _withdraw(table, own)
 
 
 def _withdraw(table: Folder, own: str) -> None:
