@@ -192,7 +192,7 @@ def _fetch_short(name: str, revision: str | None) -> tuple[str, tuple[Path, str,
     except hub.NotOnHub as error:
         try:
             return name, hub.fetch_model(name, revision, vector_file_names)
-        except hub.NotOnHub:
+        except InputError:
             raise error from None
 
 
