@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.runs.forecast import Forecast
+    from pipeline.runs.plan_summary import PlanSummary
     from pipeline.runs.reindex_summary import Reindexed
-    from pipeline.runs.summary import PlanSummary, Summary
+    from pipeline.runs.summary import Summary
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
@@ -95,8 +96,8 @@ def _quiet_ray() -> None:
 
 def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
     """Return what `embed` would do now. It writes nothing."""
+    from pipeline.runs.plan_summary import summarise_plan
     from pipeline.runs.prepare import check_shared, prepare
-    from pipeline.runs.summary import summarise_plan
 
     given = _spec(spec)
     check_shared(given)

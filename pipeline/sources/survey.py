@@ -6,7 +6,7 @@ there are stands in listing.py, how a span becomes documents in reader.py, what 
 
 import contextlib
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,18 +18,24 @@ from pipeline.errors import ConfigError, InputError, one_line
 from pipeline.sources import filter, type_names
 from pipeline.sources.column_types import (
     can_be_id,
-    carried_type,
-    named_type,
-    unite,
-    without_nulls,
 )
-from pipeline.sources.columns import column_names, partition_type, partition_value
+from pipeline.sources.columns import column_names, partition_value
 from pipeline.sources.formats import registry
-from pipeline.sources.formats.form import Join, Look, Misfit
+from pipeline.sources.formats.form import Look, Misfit
 from pipeline.sources.formats.values import can_be_text
 from pipeline.sources.lakehouse import look as lakehouse
 from pipeline.sources.spans import PACKED_RATIO, cut
-from pipeline.sources.type_changes import Found, Standing, TypeChange, type_change
+from pipeline.sources.type_changes import Standing, TypeChange
+from pipeline.sources.united_types import (
+    FIX_TYPES,
+    change_of,
+    column_type,
+    exists,
+    folder_values,
+    formats,
+    logged_values,
+    unknown_column,
+)
 from pipeline.storage import open_pinned
 from pipeline.work import FormatName, SourceFile, Span
 
@@ -102,14 +108,6 @@ def _files(count: int) -> str:
 # --- survey
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
-    """The type of a column so far, and a file that has it."""
-
-    type: pa.DataType
-    path: str
-
-
 def survey(
     files: Sequence[SourceFile],
     spec: SourceSpec,
@@ -130,19 +128,19 @@ def survey(
     looks = _look_into(files, columns, spec, stands)
     _check_readable(files, looks)
     plain = {*spec.id_columns, *spec.text_columns, *partition_by}
-    absent = {**(before or {}), **planned} if any(not registry.FORMS[form].every for form in _formats(files)) else {}
+    absent = {**(before or {}), **planned} if any(not registry.FORMS[form].every for form in formats(files)) else {}
     changes = {
-        name: _type_change(name, stands, files, looks, plain=name in plain)
+        name: change_of(name, stands, files, looks, plain=name in plain)
         for name in columns
         if name in stands.types and name not in planned
     }
     for name in changes:
-        if name not in absent and not _exists(name, files, looks):
-            raise InputError(_unknown_column(name, files, looks))
+        if name not in absent and not exists(name, files, looks):
+            raise InputError(unknown_column(name, files, looks))
     kinds: dict[str, pa.DataType] = {}
     for name in columns:
         if name not in changes:
-            kinds[name] = _column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
+            kinds[name] = column_type(name, files, looks, planned.get(name), absent.get(name), plain=name in plain)
         else:
             change = changes[name]
             kinds[name] = stands.types[name] if change is None else change.new
@@ -183,7 +181,7 @@ def _folders(
     columns: Sequence[str], files: Sequence[SourceFile], looks: Mapping[str, Look]
 ) -> Iterator["PartitionFolder"]:
     for name in columns:
-        distinct = {value: path for path, value in (*_folder_values(name, files, looks), *_logged_values(name, files))}
+        distinct = {value: path for path, value in (*folder_values(name, files, looks), *logged_values(name, files))}
         yield from (PartitionFolder(column=name, value=value, path=path) for value, path in distinct.items())
 
 
@@ -206,7 +204,7 @@ def _planned_types(spec: SourceSpec, columns: Sequence[str], files: Sequence[Sou
     if not spec.schema:
         return {}
     planned = {name: _given_type(name, kind) for name, kind in spec.schema.items()}
-    for form in _formats(files):
+    for form in formats(files):
         for name, kind in planned.items():
             if registry.FORMS[form].strings_only and not can_be_text(kind):
                 raise InputError(f"source.schema.{name} is {kind}, but {form} files hold strings: give a flat type")
@@ -219,7 +217,7 @@ def _look_into(
     """By path. All files of formats that say what they hold, and of a small source; of others some that are spread over the
     list, and as many of those that the table doesn't know."""
     chosen: list[SourceFile] = []
-    for form in _formats(files):
+    for form in formats(files):
         those = [file for file in files if file.format == form]
         if registry.FORMS[form].every:
             chosen += those
@@ -235,7 +233,7 @@ def _look_into(
             try:
                 return file.path, registry.look(opened, file, columns, spec)
             except Misfit as misfit:
-                raise InputError(f"{misfit} in {file.path!r}: {_FIX_TYPES}") from None
+                raise InputError(f"{misfit} in {file.path!r}: {FIX_TYPES}") from None
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(pool.map(look, chosen))
@@ -244,15 +242,6 @@ def _look_into(
 def _sampled(files: Sequence[SourceFile]) -> Sequence[SourceFile]:
     small = len(files) <= _MOST_SAMPLED_FILES and sum(file.size for file in files) <= _SAMPLED_BYTES
     return files if small else _spread(files, _SAMPLED_FILES)
-
-
-_FIX_TYPES = "a column needs one type; leave it out of source.keep, set its type in source.schema, or convert the files"
-
-
-def _formats(files: Iterable[SourceFile]) -> Iterator[FormatName]:
-    """In the order of the registry."""
-    present = {file.format for file in files}
-    return (form for form in registry.FORMS if form in present)
 
 
 def _spread(files: Sequence[SourceFile], count: int) -> list[SourceFile]:
@@ -269,133 +258,9 @@ def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> N
     shown = "; ".join(f"{path!r}: {one_line(reason, 300)}" for path, reason in known[:_SHOWN_REASONS])
     more = f"; and {len(known) - _SHOWN_REASONS} more" if len(known) > _SHOWN_REASONS else ""
     raise InputError(
-        f"none of the {len(files)} source files can be read as {', '.join(_formats(files))}: {shown}{more}; check source.path "
+        f"none of the {len(files)} source files can be read as {', '.join(formats(files))}: {shown}{more}; check source.path "
         "and source.format"
     )
-
-
-# --- types
-
-
-def _type_change(
-    name: str, standing: Standing, files: Sequence[SourceFile], looks: Mapping[str, Look], *, plain: bool
-) -> TypeChange | None:
-    """What the files that the table doesn't know make of the type that the column stands with. Strings of a format that
-    has nothing else are parsed as any type."""
-    found = []
-    for file in files:
-        look = looks.get(file.path)
-        if look is None or name not in look.types:
-            continue
-        if standing.knows(file) or registry.FORMS[file.format].strings_only:
-            continue
-        _check_once(name, file, look)
-        kind = look.types[name]
-        found.append(Found(file=file, type=named_type(kind) if plain else kind))
-    only_json = {file.format for file in files} == {"jsonl"}
-    return type_change(name, standing.types[name], found, only_json=only_json)
-
-
-def _exists(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> bool:
-    return any(name in look.types for look in looks.values()) or bool(_folder_values(name, files, looks))
-
-
-def _check_once(name: str, file: SourceFile, look: Look) -> None:
-    if name in look.duplicates:
-        raise InputError(f"{file.path!r} has more than one column {name!r}: rename one")
-
-
-def _column_type(
-    name: str,
-    files: Sequence[SourceFile],
-    looks: Mapping[str, Look],
-    planned: pa.DataType | None,
-    absent: pa.DataType | None,
-    *,
-    plain: bool,
-) -> pa.DataType:
-    """The one type of a column in all files that have it, and in the names of the folders of those that don't.
-
-    `planned` is what the user says, `absent` what the column is if no file that was looked into has it.
-    """
-    kinds = [kind for form in _formats(files) if (kind := _kind_in(name, files, looks, form, planned, plain=plain))]
-    values = _folder_values(name, files, looks)
-    if values and not (kinds and pa.types.is_string(kinds[0].type)):
-        kinds.append(_Kind(type=partition_type(value for _, value in values), path=values[0][0]))
-    if not kinds and absent is not None:
-        kinds = [_Kind(type=named_type(absent) if plain else absent, path="the table")]
-    if not kinds:
-        raise InputError(_unknown_column(name, files, looks))
-    if planned is not None:
-        kinds = [_Kind(type=named_type(planned) if plain else planned, path="source.schema")]
-    kind = kinds[0]
-    for other in kinds[1:]:
-        kind = _unite(name, kind, other)
-    carried = carried_type(kind.type)
-    if carried is None:
-        raise InputError(
-            f"column {name!r} is {kind.type} in {kind.path!r}, which a Parquet file can't hold: leave it out of "
-            "source.keep, or convert the files"
-        )
-    return without_nulls(carried)
-
-
-def _folder_values(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> list[tuple[str, str | None]]:
-    """(path, value) of the files that lack the column and whose folders name it."""
-    known = {form for form in _formats(files) if _has_format(name, files, looks, form)}
-    lacking = [file for file in files if not _has_column(name, file, looks, known)]
-    return [(file.path, value) for file in lacking for key, value in file.partition if key == name]
-
-
-def _logged_values(name: str, files: Sequence[SourceFile]) -> list[tuple[str, Any]]:
-    """(path, value) of the files of which a lakehouse table's log tells it."""
-    logged = [file for file in files if file.logged is not None]
-    return [(file.path, value) for file in logged for key, value in file.partition if key == name]
-
-
-def _has_format(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look], form: FormatName) -> bool:
-    found = (looks.get(file.path) for file in files if file.format == form)
-    return any(look is not None and name in look.types for look in found)
-
-
-def _has_column(name: str, file: SourceFile, looks: Mapping[str, Look], formats: Collection[FormatName]) -> bool:
-    """A file that was not sampled is taken for one like the others of its format; an unreadable one lacks nothing."""
-    look = looks.get(file.path)
-    if look is None:
-        return file.format in formats
-    return not look.readable or name in look.types
-
-
-def _kind_in(
-    name: str,
-    files: Sequence[SourceFile],
-    looks: Mapping[str, Look],
-    form: FormatName,
-    planned: pa.DataType | None,
-    *,
-    plain: bool,
-) -> _Kind | None:
-    """In all files of one format; in the first one that has it if the type is planned anyway."""
-    kind: _Kind | None = None
-    for file in files:
-        look = looks.get(file.path)
-        if file.format != form or look is None or name not in look.types:
-            continue
-        _check_once(name, file, look)
-        found = look.types[name]
-        here = _Kind(type=named_type(found) if plain else found, path=file.path)
-        if kind is None:
-            kind = here
-        elif planned is None:
-            kind = _unite(name, kind, here, registry.FORMS[form].join)
-    return kind
-
-
-def _unite(name: str, a: _Kind, b: _Kind, join: Join | None = None) -> _Kind:
-    kind = join(name, a.type, b.type) if join is not None else unite(a.type, b.type)
-    if kind is None:
-        raise InputError(f"column {name!r} is {a.type} in {a.path!r} but {b.type} in {b.path!r}: {_FIX_TYPES}")
-    return _Kind(type=kind, path=a.path if kind == a.type else b.path)
 
 
 def _check_roles(schema: pa.Schema, spec: SourceSpec) -> None:
@@ -410,14 +275,6 @@ def _check_roles(schema: pa.Schema, spec: SourceSpec) -> None:
                 f"source.id names column {name!r}, which is {kind}: expected strings, integers, binary, dates, decimals "
                 "or timestamps; null makes ids from file and position"
             )
-
-
-def _unknown_column(name: str, files: Sequence[SourceFile], looks: Mapping[str, Look]) -> str:
-    known = {key for file in files for key, _ in file.partition}
-    for look in looks.values():
-        known.update(look.names)
-    near = difflib.get_close_matches(name, known, 3, 0.6) or sorted(known)[:10]
-    return f"no source file has a column {name!r}; the nearest are {', '.join(map(repr, near)) or 'none'}"
 
 
 # --- rows

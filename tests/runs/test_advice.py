@@ -8,8 +8,8 @@ import pytest
 from pipeline.errors import RunError
 from pipeline.runs import embed as runs
 from pipeline.runs import reindex as reindexing
+from pipeline.runs.plan_summary import summarise_plan
 from pipeline.runs.prepare import prepare
-from pipeline.runs.summary import summarise_plan
 from tests import inline
 from tests.inline import InProcess, spec_of
 

@@ -20,7 +20,7 @@ from pipeline.execution.local.executor import LocalExecutor
 from pipeline.runs import embed as embedding
 from pipeline.runs import prepare
 from pipeline.runs import reindex as reindexing
-from pipeline.runs.summary import summarise_plan
+from pipeline.runs.plan_summary import summarise_plan
 from pipeline.sources.formats import jsonl
 from pipeline.storage import Folder
 from pipeline.table import snapshot

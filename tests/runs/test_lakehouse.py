@@ -13,7 +13,7 @@ from deltalake import DeltaTable, WriterProperties, write_deltalake
 from pipeline.config import RunSpec
 from pipeline.errors import InputError
 from pipeline.runs import prepare, reindex
-from pipeline.runs.summary import summarise_plan
+from pipeline.runs.plan_summary import summarise_plan
 from pipeline.sources import spans
 from pipeline.storage import disk
 from tests.inline import InProcess, embed, read_table, spec_of

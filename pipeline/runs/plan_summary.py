@@ -1,0 +1,113 @@
+"""A summary of a plan gives the figures of what a run would do.
+
+It is made for a person (`str`), for machines (`to_dict`) and for notebooks.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.progress import ShownInNotebooks, duration, size
+from pipeline.runs import advice
+from pipeline.runs.prepared import Prepared
+from pipeline.runs.summary import widened
+from pipeline.table import calibration
+from pipeline.work import lasting_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary(ShownInNotebooks):
+    """It says what the source holds and what a run would do, for a person (`str`) and for machines (`to_dict`)."""
+
+    table: str
+    version: int
+    """It is the current version."""
+    files: int
+    bytes: int
+    rows: int | None
+    """They are None where only reading can tell."""
+    rows_estimate: int
+    units: int
+    units_to_encode: int
+    units_recorded: int
+    """An earlier run encoded so many units and did not publish them."""
+    units_reused: int
+    units_dropped: int
+    rows_to_retry: int
+    """So many dead letters are tried again."""
+    dim: int
+    fingerprint: str | None
+    """It is None before the table's value ranges are measured."""
+    plan_s: float
+    changes_pending: bool
+    left_out: tuple[str, ...] = ()
+    """It says which source files were left out."""
+    snapshot: str | None = None
+    """It names the state of a lakehouse table that would be read."""
+    widened: tuple[str, ...] = ()
+    """It says which columns take another type, and what that costs."""
+    notes: tuple[str, ...] = ()
+    """They say what the settings of the run cost."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = f"{self.rows:,}" if self.rows is not None else f"about {self.rows_estimate:,}"
+        return "\n".join(
+            [
+                f"plan for {self.table} (now at version {self.version})",
+                f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
+                *([f"  snapshot   {self.snapshot}"] if self.snapshot else []),
+                *(f"  left out   {reason}" for reason in self.left_out),
+                *(f"  types      {reason}" for reason in self.widened),
+                f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
+                f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
+                *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
+                *self._calibration(),
+                *(f"  note       {note}" for note in self.notes),
+                f"  planned in {duration(self.plan_s)}",
+                "  changes pending" if self.changes_pending else "  nothing to do",
+            ]
+        )
+
+    def _calibration(self) -> list[str]:
+        if self.fingerprint is not None:
+            return []
+        return [f"  first      measure what int8 needs on about {calibration.TEXTS:,} texts, once for the table"]
+
+
+def _known_files(prepared: Prepared) -> frozenset[tuple[str, str]]:
+    """Return name and version of the files that the table was built from."""
+    rows = prepared.parent.sources.select(["path", "version"]).to_pylist()
+    return frozenset((lasting_name(row["path"]), row["version"]) for row in rows)
+
+
+def summarise_plan(prepared: Prepared) -> PlanSummary:
+    plan = prepared.plan
+    added = {unit.unit_id for unit in plan.added}
+    tasks = [task for task in plan.tasks if task.unit.unit_id in added]
+    # Under another type all units are other ones, but the texts of files that the table knows have vectors.
+    files = _known_files(prepared) if prepared.target.retyped else frozenset()
+    known = [unit for unit in plan.added if all((span.file.name, span.file.version) in files for span in unit.spans)]
+    return PlanSummary(
+        table=prepared.table.url,
+        version=prepared.parent.version,
+        files=len(prepared.corpus.files),
+        bytes=sum(file.size for file in prepared.corpus.files),
+        rows=prepared.survey.rows_known,
+        rows_estimate=prepared.survey.rows_estimate,
+        units=len(plan.added) + len(plan.kept),
+        units_to_encode=len(tasks) - len(known),
+        units_recorded=len(plan.added) - len(tasks),
+        units_reused=len(plan.kept) + len(known),
+        units_dropped=max(0, len(plan.dropped) - len(known)),
+        rows_to_retry=plan.rows_to_retry,
+        dim=prepared.encoder.dim,
+        fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
+        plan_s=round(prepared.plan_s, 3),
+        changes_pending=not plan.changes_nothing,
+        left_out=prepared.survey.left_out,
+        snapshot=prepared.survey.snapshot,
+        widened=tuple(widened(prepared)),
+        notes=(*advice.about_ids(prepared), *advice.about_sampled_length(prepared)),
+    )
