@@ -17,6 +17,7 @@ import yaml
 
 from jobs.command import main_of
 from jobs.signals import ENDING, Signals
+from pipeline.machine import quotas
 from pipeline.machine.child import Child
 from pipeline.sources import isolated
 from pipeline.storage import Folder
@@ -78,6 +79,7 @@ def ends_tidily(
     run: "subprocess.Popen[bytes]", number: int, folder: Path, *, group: bool, within_s: float = 3.0
 ) -> None:
     """It ends soon, by its own code, with one line, and no process of it is left."""
+    within_s *= max(1.0, os.getloadavg()[0] / quotas.cores())  # What others do on this machine takes its share.
     below = processes.descendants(run.pid)
     sent = time.monotonic()
     (os.killpg if group else os.kill)(run.pid, number)
