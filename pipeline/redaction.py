@@ -46,4 +46,6 @@ def redacted(text: str) -> str:
 
 def redacted_url(url: str) -> str:
     """Return one URL without its secrets. It may hold spaces, where the URLs of a text end."""
-    return redacted(re.sub(r"\s", _NO_SPACE, url)).replace(_NO_SPACE, " ")
+    joined = re.sub(r"\s", _NO_SPACE, url)
+    shown = redacted(joined)
+    return url if shown == joined else shown.replace(_NO_SPACE, " ")

@@ -24,6 +24,7 @@ from pipeline.stages import row_writer
 from pipeline.table import materialise
 from pipeline.table.operations import merge_rows
 from pipeline.table.operations.merge_rows import Upkeep
+from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot, Tally
 
 
@@ -50,6 +51,7 @@ def publish_changes(prepared: Prepared, executor: Executor, started: float, *, a
     found_s = time.perf_counter() - planned
     check_unread(prepared, changes.stale_files)
     if changes.changes_nothing:
+        _check_missing(prepared, changes)
         return Outcome(
             changes=changes,
             version=prepared.parent,
@@ -66,6 +68,16 @@ def publish_changes(prepared: Prepared, executor: Executor, started: float, *, a
     return Outcome(
         changes=changes, version=version, upkeep=upkeep, encoded=encoded, seconds=seconds | published | total
     )
+
+
+def _check_missing(prepared: Prepared, changes: Changes) -> None:
+    """Raise RunError where nothing would be published, and files that can't be read hold too many rows."""
+    missing = sum(item.rows for item in changes.stale_files)
+    if not missing:
+        return
+    tally = sum(prepared.parent.tallies().values(), Tally())
+    failed, unread = tally.failed + missing, changes.stale_files
+    check_version(prepared, failed=failed, total=tally.documents + failed, effort=Effort(), unread=unread)
 
 
 def encode_texts(prepared: Prepared, executor: Executor, changes: Changes) -> Encoded:

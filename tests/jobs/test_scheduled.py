@@ -302,7 +302,7 @@ def test_files_that_are_cut_off_keep_their_rows_and_are_told(scene, capsys):
     for number in (0, 1):
         path = scene.corpus / f"{number}.parquet"
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    code, told, _ = scene.run(capsys)
+    code, told, _ = scene.run(capsys, "--set", "limits.max_failed_files=2")
     assert code == 3
     assert told.count("its rows stay") == 2
     same_rows(read_table(scene.table), scene.before)

@@ -247,7 +247,7 @@ def test_a_file_that_breaks_does_not_take_its_rows_along_unnoticed(tiny_model, t
 
     whole = gzip.compress("".join(json.dumps({"id": f"d{n}", "text": f"oil {n}"}) + "\n" for n in range(3000)).encode())
     (tmp_path / "docs.jsonl.gz").write_bytes(whole)
-    spec = spec_of(tmp_path / "docs.jsonl.gz", tiny_model, tmp_path / "table")
+    spec = spec_of(tmp_path / "docs.jsonl.gz", tiny_model, tmp_path / "table", limits={"max_failed_files": 1})
     inline.embed(spec)
     (tmp_path / "docs.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RunError, match=r"rows of .* failed"):

@@ -116,7 +116,8 @@ def test_the_command_ends_with_2_for_what_it_can_not_do(published, tmp_path):
     assert (code, "can't be read" in told) == (2, True)
 
 
-def test_a_model_is_evaluated_without_a_table(config, prompted, tmp_path, capsys):
+def test_a_model_is_evaluated_without_a_table(config, prompted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ENDPOINT", "http://127.0.0.1:9")
     pairs, judged = pairs_file(tmp_path), retrieval_folder(tmp_path)
     code, found = answer(capsys, config, "--sts", pairs, "--retrieval", judged)
     assert (code, found["table"]) == (0, None)
@@ -134,7 +135,7 @@ def test_a_model_is_evaluated_without_a_table(config, prompted, tmp_path, capsys
         "--set",
         "table.path=s3://table",
         "--set",
-        "table.storage_options={endpoint_url: 'http://127.0.0.1:9'}",
+        "table.storage_options={endpoint_url: '${ENDPOINT}'}",
     ]
     code, found = answer(capsys, config, "--sts", pairs, *unreachable)
     assert (code, found["table"], len(found["scores"])) == (0, None, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import RunSpec
@@ -96,6 +96,7 @@ def version_of(spec: RunSpec) -> int:
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@example(good=1, broken=["broken_pages"], most_files=0.5, most_rows=0.2, later=True)
 @given(
     good=st.integers(1, 4),
     broken=st.lists(st.sampled_from(sorted(BROKEN)), min_size=1, max_size=3),

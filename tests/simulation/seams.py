@@ -22,7 +22,7 @@ from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model import digest
 from pipeline.model.folder import EncoderSpec
 from pipeline.progress import Progress
-from pipeline.runs import embed
+from pipeline.runs import encode_units
 from pipeline.storage import disk, retry, stores
 from pipeline.table import lease, materialise, publication, readiness, record, status
 from pipeline.table.lease import Lease
@@ -61,7 +61,7 @@ def simulated(scheduler: Scheduler, objects: ObjectStore, files: FileSystem, cha
         put(random, "uniform", lambda low, high: high)
         put(digest, "_load_cache", dict)
         put(digest, "_save_cache", lambda entries: None)
-        put(embed, "Progress", functools.partial(Progress, stream=io.StringIO()))
+        put(encode_units, "Progress", functools.partial(Progress, stream=io.StringIO()))
         put(inline, "built", _built)
         yield
 

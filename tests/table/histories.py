@@ -59,9 +59,22 @@ def export_anew(table: Folder) -> Snapshot:
         moved.append(rows)
     nothing = np.zeros(0, diff.PLACE)
     revision = Revision(
-        added=added, kept=frozenset(), stale={}, moved=np.concatenate(moved), removed=nothing, deleted=nothing, fresh=[],
-        dead_letters=[], new=0, changed=0, failed_new=0, effort=Effort(), bad_vectors=0, done=frozenset(),
-    )  # fmt: skip
+        added=added,
+        kept=frozenset(),
+        stale={},
+        unchanged=frozenset(),
+        moved=np.concatenate(moved),
+        removed=nothing,
+        deleted=nothing,
+        fresh=[],
+        dead_letters=[],
+        new=0,
+        changed=0,
+        failed_new=0,
+        effort=Effort(),
+        bad_vectors=0,
+        done=frozenset(),
+    )
     described = dataclasses.replace(describe(), fingerprint=parent.fingerprint)
     version, _ = merge_rows.publish(publication, revision, described, WorkersHere(table, "embedding"))
     materialise.materialise(table, version)
