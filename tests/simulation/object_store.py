@@ -112,6 +112,12 @@ class View:
         found = self._act("look up", key, self._store.objects.get)
         return _info(key, found) if found else None
 
+    def has_folder(self, key: str) -> bool:
+        def has_folder(name: str) -> bool:
+            return any(other.startswith(f"{name}/") for other in self._store.objects)
+
+        return self._act("look for a folder", key, has_folder)
+
     def open(self, key: str, readahead_bytes: int) -> tuple[BinaryIO, FileInfo]:
         found = self._act("open", key, self._store.objects.get)
         if found is None:
