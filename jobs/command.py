@@ -97,6 +97,9 @@ def _log_warnings() -> None:
 
 def _interrupted(number: signal.Signals) -> int:
     """Say that the command was ended, and return its exit code. It ends here where a thread would hold it up."""
+    # CPython notes an interrupt that passes through exec(), as one amid the making of a dataclass does, and ends by SIGINT
+    # whatever the exit code is. The next exec() makes it forget.
+    exec("")
     what = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
     print(f"{what}: finished work is kept, the same command goes on from here", file=sys.stderr)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]

@@ -220,6 +220,7 @@ def test_a_command_in_another_thread_takes_no_signals(capsys):
     assert found == [{number: signal.getsignal(number) for number in ENDING}, 0]
 
 
+@pytest.mark.usefixtures("_plain_signals")
 def test_an_error_that_a_signal_brought_about_is_told_as_the_signal(capsys):
     def main() -> int:
         with contextlib.suppress(KeyboardInterrupt):
@@ -238,6 +239,7 @@ def test_an_error_that_a_signal_brought_about_is_told_as_the_signal(capsys):
 PROGRAM = """
 import json, signal, sys, threading, pipeline
 own = lambda number, frame: None
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 signal.signal(signal.SIGTERM, own)
 found = []
 def work():
