@@ -50,6 +50,7 @@ def simulated(scheduler: Scheduler, objects: ObjectStore, files: FileSystem, cha
         stack.enter_context(mock.patch.object(disk, "open", files.open_file, create=True))
         put(readiness, "os", files)
         put(lease, "threading", threads)
+        put(lease, "time", mock.Mock(monotonic=lambda: clock.now, sleep=clock.advance))
         put(publication, "SETTLE_S", 0.0)
         # One thread each: the order of operations is the scheduler's alone.
         for module, name in ((materialise, "COPIERS"), (record, "READERS"), (status, "READERS"), (compact, "READERS")):
@@ -96,7 +97,8 @@ class _LeaseThread:
         """Whether there is nothing more to do."""
         if self._ended.is_set():
             return True
-        if self._scheduler.clock.now >= self._due:
+        # A thread would wait while the holder renews by itself; this one is the holder's own.
+        if self._scheduler.clock.now >= self._due and not self._lease.going_on.locked():
             self._due = self._scheduler.clock.now + self._lease.seconds / lease.RENEWALS
             with lease._told("can't renew"):
                 return not self._lease.renew()
