@@ -86,6 +86,8 @@ class Corpus:
         if what == "update":
             rows[place] = rows[place] | {"text": self._text(rows[place]["id"])}
         elif what == "delete":
+            if len(self.ids()) == 1:  # a source without rows is refused, and the table stays as it is
+                return "nothing"
             rows.pop(place)
         elif what == "move":
             self.files[chance.choice(sorted(self.files))].append(rows.pop(place))
