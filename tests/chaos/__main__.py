@@ -129,7 +129,7 @@ def in_folder(job: Job, name: str) -> Job:
 
 def undisturbed(job: Job) -> Calm:
     started = time.monotonic()
-    status = finished(job.start())
+    status = processes.finished(job.start(), TIMEOUT_S)
     seconds = time.monotonic() - started
     if status:
         raise SystemExit(f"the undisturbed run failed:\n{job.log.read_text()}")
@@ -160,9 +160,9 @@ def strike(point: KillPoint, job: Job, calm: Calm) -> Outcome:
         run = job.start()
         phase = hit(point, job, run, calm, ray)
         below = processes.descendants(run.pid)
-        starts, status = 1, finished(run)
+        starts, status = 1, processes.finished(run, TIMEOUT_S)
         while status and starts < MOST_STARTS:
-            starts, status = starts + 1, finished(job.start())
+            starts, status = starts + 1, processes.finished(job.start(), TIMEOUT_S)
         # Of a driver that was killed; they end by themselves, but nobody waits for it.
         processes.kill(below)
     twice = job.encoded() - calm.rows.num_rows
@@ -190,15 +190,6 @@ def standing(point: KillPoint, job: Job) -> Iterator[tuple[Job, Cluster | None]]
         return
     with cluster(job.environment()) as ray:
         yield replace(job, ray_address=ray.address), ray
-
-
-def finished(run: "subprocess.Popen[bytes]") -> int:
-    """The exit status; a run that hangs is ended with all below it, and has that of a killed one."""
-    try:
-        return run.wait(TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        processes.kill([*processes.descendants(run.pid), processes.process(run.pid)])
-        return run.wait()
 
 
 def hit(point: KillPoint, job: Job, run: "subprocess.Popen[bytes]", calm: Calm, ray: Cluster | None) -> str:

@@ -239,7 +239,7 @@ def undisturbed(wanted: list[Night], standing: Standing) -> dict[str, float]:
         run = Run(night=replace(night, kind=kind), folder=folder, standing=standing)
         run.set_up()
         began = time.monotonic()
-        status = finished(run.start())
+        status = processes.finished(run.start(), TIMEOUT_S)
         seconds[name] = time.monotonic() - began
         found = [*faults(run, standing.expected(run.night))] if not status else [f"exit status {status}"]
         if found:
@@ -253,13 +253,13 @@ def strike(run: Run, calm_s: float) -> Outcome:
     others = _disturb(run, command, began, calm_s)
     hit = _kill(run, command, began, calm_s)
     below = processes.descendants(command.pid)
-    starts, status = 1, finished(command)
+    starts, status = 1, processes.finished(command, TIMEOUT_S)
     while status and starts < MOST_STARTS:
-        starts, status = starts + 1, finished(run.start())
+        starts, status = starts + 1, processes.finished(run.start(), TIMEOUT_S)
     processes.kill(below)
-    bad = [code for other in others if (code := finished(other)) not in (0, NOT_COMPLETE)]
+    bad = [code for other in others if (code := processes.finished(other, TIMEOUT_S)) not in (0, NOT_COMPLETE)]
     if not status and night.kind == EDITED:  # what changed behind the reader is the next run's
-        starts, status = starts + 1, finished(run.start())
+        starts, status = starts + 1, processes.finished(run.start(), TIMEOUT_S)
     found = [f"a command beside ended with exit status {code}" for code in bad]
     if status:
         found.append(f"exit status {status} after {starts} starts")
@@ -303,15 +303,6 @@ def _kill(run: Run, command: "subprocess.Popen[bytes]", began: float, calm_s: fl
 def _wait_until(moment: float, command: "subprocess.Popen[bytes]") -> None:
     while time.monotonic() < moment and command.poll() is None:
         time.sleep(0.005)
-
-
-def finished(run: "subprocess.Popen[bytes]") -> int:
-    """The exit status; a run that hangs is ended with all below it, and has that of a killed one."""
-    try:
-        return run.wait(TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        processes.kill([*processes.descendants(run.pid), processes.process(run.pid)])
-        return run.wait()
 
 
 # --- what must hold

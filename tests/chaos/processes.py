@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ def kill(victims: Iterable[Process]) -> None:
         with contextlib.suppress(OSError):
             if process(victim.pid) == victim:
                 os.kill(victim.pid, signal.SIGKILL)
+
+
+def finished(run: "subprocess.Popen[bytes]", within_s: float) -> int:
+    """The exit status; a run that hangs is ended with all below it, and has that of a killed one."""
+    try:
+        return run.wait(within_s)
+    except subprocess.TimeoutExpired:
+        kill([*descendants(run.pid), process(run.pid)])
+        return run.wait()
 
 
 def wait_for(condition: Callable[[], bool], ended: Callable[[], bool], every_s: float = 0.003) -> bool:
