@@ -218,7 +218,7 @@ def test_the_newest_metadata_are_taken(tmp_path: Path) -> None:
     assert sorted(texts_of(spec_of(f"iceberg:{root}"))) == ["1"]
     hint.unlink()
     newest = Path(table.metadata_location.removeprefix("file://"))
-    shutil.copy(newest, newest.with_name(newest.name[:6] + "0" + newest.name[7:]))
+    shutil.copy(newest, newest.with_name("00002-" + "0" * 8 + newest.name[14:]))
     with pytest.raises(InputError, match=r"several newest metadata files.*iceberg:<metadata file>"):
         surveyed(spec_of(f"iceberg:{root}"))
     # A catalog of folders numbers them by itself, and its hint may be late.
