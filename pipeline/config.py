@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 from pipeline import typed_yaml
 from pipeline.errors import ConfigError
+from pipeline.feed_spec import FeedSpec
 from pipeline.schema import is_reserved
 from pipeline.typed_yaml import choices, dotted, told
 from pipeline.work import FormatName
 
 Auto = Literal["auto"]
-SECRET_SECTIONS = frozenset(["storage_options"])
+SECRET_SECTIONS = frozenset(["storage_options", "options"])
 """What stands in sections of these names may be secret: a command line may give it as `${VAR}` alone."""
 Format = Literal["auto", FormatName]
 
@@ -358,6 +359,8 @@ class RunSpec:
     """It says what the run may use."""
     limits: LimitSpec = field(default_factory=LimitSpec)
     """It bounds what the run may lose, take or wait for."""
+    feeds: Mapping[str, FeedSpec] = field(default_factory=dict)
+    """These vector databases hold the table's rows, each under a name of its own."""
 
     @property
     def carried(self) -> tuple[str, ...]:
