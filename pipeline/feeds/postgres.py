@@ -71,7 +71,14 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 class PostgresStore:
     """It implements store.Store, loaders included: a loader has a connection of its own."""
 
-    guarantees = Guarantees(atomic_marker=True, fences=True, atomic_switch=True, keeps_bits=True, tested_on_server=True)
+    guarantees = Guarantees(
+        atomic_marker=True,
+        fences=True,
+        atomic_switch=True,
+        keeps_bits=True,
+        dtypes=frozenset({"float32", "float16", "binary"}),
+        tested_on_server=True,
+    )
 
     def __init__(self, spec: FeedSpec) -> None:
         self._spec = spec
@@ -108,8 +115,8 @@ class PostgresStore:
         helps = " feeds.dtype: float16 takes 4,000," if shape.dtype == "float32" and shape.dim <= 4_000 else ""
         raise InputError(
             f"the vectors have {shape.dim:,} dimensions, and an HNSW index of {VECTORS[shape.dtype]} takes "
-            f"{MOST_INDEXED[shape.dtype]:,} at most:{helps} model.truncate_dim makes them shorter, feeds.index: {{kind: none}} "
-            "does without an index"
+            f"{MOST_INDEXED[shape.dtype]:,} at most:{helps} model.truncate_dim makes them shorter, and "
+            "feeds.index: {kind: none} does without an index"
         )
 
     def _check_server(self, connection: Connection) -> None:

@@ -150,6 +150,8 @@ class Guarantees:
     """Readers of the name see one generation or the other, at every moment."""
     keeps_bits: bool
     """Vectors are read back bit by bit as they were sent."""
+    dtypes: frozenset[Dtype] = frozenset({"float32"})
+    """Vectors of these are held as they are."""
     tested_on_server: bool
     """This program was tested with the store's real server, or with the library itself where there is no server."""
 
