@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.store import Store
 
-KINDS = ["postgres"]
+KINDS = ["postgres", "milvus", pytest.param("milvus_import", marks=pytest.mark.slow)]
 """Stores that the contract is tested on."""
 
 
