@@ -8,9 +8,7 @@ How rows look on the wire stands in milvus_rows.py.
 """
 
 import contextlib
-import hashlib
 import json
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +18,15 @@ import grpc
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pymilvus import DataType, MilvusClient, MilvusException
+from pymilvus import DataType, MilvusException
 from pymilvus.grpc_gen import milvus_pb2
 
-from pipeline.errors import InputError, StorageError, StorageUnavailable, StorageUnreachable
+from pipeline.errors import InputError, StorageError
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import milvus_rows, values
-from pipeline.feeds.milvus_rows import DYNAMIC, VECTORS, dim_of, import_file
+from pipeline.feeds.milvus_import import FOLDER, FOLDER_OPTIONS, FOLDER_SEEN, ImportFolder, ImportLoader, settle
+from pipeline.feeds.milvus_rows import DYNAMIC, VECTORS, dim_of
+from pipeline.feeds.milvus_server import INVALID, POLL_S, Server
 from pipeline.feeds.store import (
     Delta,
     Generation,
@@ -38,23 +38,13 @@ from pipeline.feeds.store import (
     Rejected,
     Rejection,
     Shape,
-    matrix,
     taken,
 )
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
-from pipeline.storage import Folder, before_work
-from pipeline.storage.address import address_of, is_remote
-from pipeline.storage.retry import persistently
-
-logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)
-"""It logs every error with a traceback, also those that are expected here."""
+from pipeline.storage import before_work
 
 MARKER, LOAD, IMPORTS = "embedding_feed.marker", "embedding_feed.load", "embedding_feed.imports"
 """Properties of a collection: its marker as JSON; `import` or `upsert`; and `begun` where imports may have run."""
-FOLDER, FOLDER_OPTIONS, FOLDER_SEEN = "import_folder", "import_storage_options", "import_path"
-"""These options are the feed's own; the others go to pymilvus."""
-
 METRICS = {"cosine": "COSINE", "dot": "IP", "euclidean": "L2", "hamming": "HAMMING"}
 INDEXES = ("auto", "hnsw", "none")
 FLOAT16_SINCE = (2, 4)
@@ -64,18 +54,10 @@ BYTES_A_CALL = 8 * 2**20
 ROWS_A_PAGE = 4_096
 ROWS_A_GET = 500
 IDS_A_DELETE = 1_000
-JOBS_AT_ONCE = 64
 ROWS_TO_FLUSH = 10_000
 """Fewer rows are searched exactly and at once where they stand, without an index."""
 EF = 64
-POLL_S = 0.1
 _TRIES = 3
-
-_PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
-_DENIED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
-_INVALID = 1100
-_RATE_LIMIT = 8
-_NO_COLLECTION = 100
 
 
 class MilvusStore:
@@ -84,12 +66,10 @@ class MilvusStore:
     def __init__(self, spec: FeedSpec) -> None:
         self._spec = spec
         self._timeout = spec.limits.timeout_s
-        options = dict(spec.options)
-        self._folder = options.pop(FOLDER, None)
-        self._folder_options = options.pop(FOLDER_OPTIONS, {})
-        self._folder_seen = options.pop(FOLDER_SEEN, None)
-        self._options = options
-        self._opened: Any = None
+        own = (FOLDER, FOLDER_OPTIONS, FOLDER_SEEN)
+        options = {name: value for name, value in spec.options.items() if name not in own}
+        self._folder = ImportFolder(spec.options)
+        self._server = Server(spec.url, options, self._timeout)
 
     @property
     def guarantees(self) -> Guarantees:
@@ -101,66 +81,6 @@ class MilvusStore:
             dtypes=frozenset({"float32", "binary"}),
             tested_on_server=True,
         )
-
-    # --- the connection
-
-    @property
-    def _client(self) -> Any:
-        if self._opened is None:
-            try:
-                self._opened = MilvusClient(self._spec.url, timeout=self._timeout, **self._options)
-            except MilvusException as error:
-                raise self._translated(error, StorageUnreachable) from None
-            except Exception as error:  # it checks addresses and options by many kinds of errors
-                raise InputError(
-                    f"feeds.url or feeds.options can't work for Milvus: {self._said(error)}; expected an address such as "
-                    "http://host:19530, and options of pymilvus.MilvusClient"
-                ) from None
-        return self._opened
-
-    @property
-    def _handler(self) -> Any:
-        return self._client._get_connection()
-
-    @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except (MilvusException, grpc.RpcError) as error:
-            raise self._translated(error, StorageUnavailable) from None
-
-    def _translated(self, error: Exception, passing: type[StorageUnavailable]) -> Exception:
-        said = self._said(error)
-        code = error.code() if isinstance(error, grpc.RpcError) else getattr(error, "code", None)
-        lower = said.lower()
-        if code in _DENIED or "auth check failure" in lower or "permission deny" in lower or "unauthenticated" in lower:
-            return InputError(
-                f"Milvus at {self._spec.url} doesn't let this user in: {said}; check user, password or token in "
-                "feeds.options, and the privileges"
-            )
-        if "fail connecting" in lower or "illegal connection params" in lower:
-            return StorageUnreachable(f"no Milvus answers at {self._spec.url}: check feeds.url")
-        if code in _PASSING or code == _RATE_LIMIT or "timeout" in lower or "retry run out" in lower:
-            return passing(f"Milvus at {self._spec.url} gave no answer in {self._timeout:g} s: {said}; start again")
-        return StorageError(f"Milvus at {self._spec.url} refused: {said}")
-
-    def _said(self, error: Exception) -> str:
-        said = (error.details() or str(error.code())) if isinstance(error, grpc.RpcError) else ""
-        said = said or str(getattr(error, "message", "") or error)
-        for name in ("password", "token"):
-            secret = self._options.get(name)
-            if isinstance(secret, str) and secret:
-                said = said.replace(secret, "***")
-        return said
-
-    def _patiently(self, attempt: Callable[[], Any]) -> Any:
-        """Return what `attempt` returns, tried again while errors pass; pymilvus does so by itself in its own calls."""
-
-        def patience(error: BaseException) -> float:
-            code = error.code() if isinstance(error, grpc.RpcError) else getattr(error, "code", None)
-            return self._timeout if code in _PASSING or code == _RATE_LIMIT else 0.0
-
-        return persistently(attempt, patience)
 
     # --- before anything is written
 
@@ -184,9 +104,9 @@ class MilvusStore:
         if kind not in INDEXES or (kind == "hnsw" and shape.dtype == "binary"):
             known = "none or auto for bits" if shape.dtype == "binary" else "hnsw, none or auto"
             raise InputError(f"feeds.index.kind is {kind!r}; a Milvus feed has {known}")
-        self._check_folder()
-        with before_work(), self._reported():
-            version = self._client.get_server_version(timeout=self._timeout)
+        self._folder.check()
+        with before_work(), self._server.reported():
+            version = self._server.client.get_server_version(timeout=self._timeout)
         if shape.dtype == "float16" and _version(version) < FLOAT16_SINCE:
             raise InputError(
                 f"feeds.dtype is float16, and this Milvus is {version}: float16 came with 2.4; take float32, or a newer "
@@ -194,22 +114,18 @@ class MilvusStore:
             )
         self.generations()
 
-    def _check_folder(self) -> None:
-        if self._folder is None and (self._folder_options or self._folder_seen):
-            raise InputError(f"feeds.options has {FOLDER_OPTIONS} or {FOLDER_SEEN}, and no {FOLDER}: give it, too")
-        if self._folder is not None and not isinstance(self._folder, str):
-            raise InputError(f"feeds.options.{FOLDER} is {self._folder!r}; give a folder or an address such as s3://bucket/x")
-
     def unfit(self, rows: pa.Table) -> Mapping[int, str]:
         return milvus_rows.unfit(rows)
 
     # --- markers
 
     def generations(self) -> Sequence[Generation]:
-        with before_work(), self._reported():
+        with before_work(), self._server.reported():
             shown = self._shown()
-            names = [name for name in self._client.list_collections(timeout=self._timeout) if self._is_ours(name)]
-            found = [(name, self._properties(name)) for name in sorted(names, key=_number)]
+            names = [
+                name for name in self._server.client.list_collections(timeout=self._timeout) if self._is_ours(name)
+            ]
+            found = [(name, self._server.properties(name)) for name in sorted(names, key=_number)]
         return [
             Generation(name=name, marker=_marker(properties), live=name == shown)
             for name, properties in found
@@ -221,7 +137,7 @@ class MilvusStore:
 
     def _shown(self) -> str | None:
         """Return the collection that readers of the feed's name see. Raises InputError if it isn't ours."""
-        found = self._described(self._spec.name)
+        found = self._server.described(self._spec.name)
         if found is None:
             return None
         name = str(found["collection_name"])
@@ -232,25 +148,9 @@ class MilvusStore:
             )
         return name
 
-    def _described(self, name: str) -> Any:
-        """Return what Milvus says of a collection, None if there is none."""
-        try:
-            return self._client.describe_collection(name, timeout=self._timeout)
-        except MilvusException as error:
-            if error.code == _NO_COLLECTION or "can't find collection" in str(error.message):
-                return None
-            raise
-
-    def _properties(self, generation: str) -> Mapping[str, str] | None:
-        found = self._described(generation)
-        return None if found is None else dict(found.get("properties", {}))
-
-    def _set(self, generation: str, properties: Mapping[str, str]) -> None:
-        self._client.alter_collection_properties(generation, dict(properties), timeout=self._timeout)
-
     def _expected(self, generation: str, expected: Marker | None) -> Mapping[str, str]:
         """Return the properties of a generation. Raises NotOurs where another marker stands there."""
-        properties = self._properties(generation)
+        properties = self._server.properties(generation)
         found = _marker(properties)
         if properties is None or found != expected:
             raise NotOurs(
@@ -260,96 +160,81 @@ class MilvusStore:
         return properties
 
     def create(self, shape: Shape, marker: Marker) -> None:
-        with self._reported():
-            if self._properties(marker.generation) is None:
+        with self._server.reported():
+            if self._server.properties(marker.generation) is None:
                 self._create(shape, marker, "import" if self._folder else "upsert")
             self._create_index(marker.generation, shape)
 
     def _create(self, shape: Shape, marker: Marker, load: str, **more: str) -> None:
-        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=True)
+        schema = self._server.client.create_schema(auto_id=False, enable_dynamic_field=True)
         schema.add_field(ID, DataType.VARCHAR, is_primary=True, max_length=milvus_rows.MOST_ID_BYTES)
         schema.add_field(CONTENT_HASH, DataType.VARCHAR, max_length=32)
         schema.add_field(ROW_HASH, DataType.INT64)
         schema.add_field(shape.embedding, VECTORS[shape.dtype], dim=dim_of(shape))
         properties = {MARKER: marker.to_json(), LOAD: load, **more}
-        self._client.create_collection(
+        self._server.client.create_collection(
             marker.generation, schema=schema, properties=properties, timeout=self._timeout
         )
 
     def mark(self, marker: Marker, expected: Marker | None) -> None:
-        with self._reported():
-            if _marker(self._properties(marker.generation)) != marker:
+        with self._server.reported():
+            if _marker(self._server.properties(marker.generation)) != marker:
                 self._expected(marker.generation, expected)
-                self._set(marker.generation, {MARKER: marker.to_json()})
+                self._server.set(marker.generation, {MARKER: marker.to_json()})
 
     # --- rows
 
     def loader(self, generation: str, shape: Shape) -> Loader:
-        with self._reported():
-            properties = self._properties(generation)
+        with self._server.reported():
+            properties = self._server.properties(generation)
         if properties is None:
             raise NotOurs(f"generation {generation!r} is not in Milvus any more: another feed was at work; start again")
         if properties.get(LOAD) != "import":
             return _Upserts(self, generation, shape)
-        return _Imports(self._import_files(generation), generation, shape)
-
-    def _import_files(self, generation: str) -> Folder:
-        if self._folder is None:
-            raise InputError(
-                f"generation {generation!r} is loaded by imports, and feeds.options has no {FOLDER} any more: give it "
-                "again, or drop the generation"
-            )
-        return Folder(self._folder, self._folder_options)
+        return ImportLoader(self._folder.files(generation), generation, shape)
 
     def upsert(self, generation: str, shape: Shape, rows: pa.Table) -> list[Rejection]:
         """Put rows there in calls of some megabytes; return those that are refused."""
-        rejected, rows = _fit(rows, shape)
+        rejected, rows = milvus_rows.fit(rows, shape)
 
         def apply(some: pa.Table) -> None:
             request = milvus_pb2.UpsertRequest(
-                db_name=self._options.get("db_name", ""),
+                db_name=self._server.database,
                 collection_name=generation,
                 fields_data=milvus_rows.fields(some, shape),
                 num_rows=some.num_rows,
             )
             try:
-                self._patiently(lambda: self._called("Upsert", request))
+                self._server.patiently(lambda: self._server.called("Upsert", request))
             except MilvusException as error:
-                if error.code == _INVALID:
-                    raise Rejected(f"Milvus refuses it: {self._said(error)}") from None
+                if error.code == INVALID:
+                    raise Rejected(f"Milvus refuses it: {self._server.said(error)}") from None
                 raise
 
-        with self._reported():
+        with self._server.reported():
             for some in _pieces(rows, BYTES_A_CALL):
                 rejected += taken(apply, some)
         return rejected
 
-    def _called(self, method: str, request: Any) -> Any:
-        response = getattr(self._handler._stub, method)(request, timeout=self._timeout)
-        status = response.status
-        if status.code or status.error_code:
-            raise MilvusException(status.code or status.error_code, status.reason, status.error_code)
-        return response
-
     def delete(self, generation: str, ids: Sequence[str]) -> None:
-        with self._reported():
+        with self._server.reported():
             for start in range(0, len(ids), IDS_A_DELETE):
                 some = f"{ID} in [{', '.join(_quoted(name) for name in ids[start : start + IDS_A_DELETE])}]"
-                self._client.delete(generation, filter=some, timeout=self._timeout)
+                self._server.client.delete(generation, filter=some, timeout=self._timeout)
 
     def finish_load(self, shape: Shape, before: Marker, after: Marker, receipts: Sequence[str]) -> None:
         generation = before.generation
-        with self._reported():
-            properties = self._properties(generation)
+        with self._server.reported():
+            properties = self._server.properties(generation)
             if _marker(properties) != after:
                 properties = self._expected(generation, before)
                 files = {one["file"]: one["rows"] for one in map(json.loads, receipts)}
                 if properties.get(LOAD) == "import":
                     self._import(shape, before, files, bool(properties.get(IMPORTS)))
                 self._expected(generation, before)
-                self._set(generation, {MARKER: after.to_json(), IMPORTS: ""})
+                self._server.set(generation, {MARKER: after.to_json(), IMPORTS: ""})
         if properties and properties.get(LOAD) == "import":
-            self._forget_files(generation)
+            self._folder.forget(generation)
 
     def _import(self, shape: Shape, marker: Marker, files: Mapping[str, int], is_begun: bool) -> None:
         """Import each file once. A collection whose rows may have arrived twice is made anew."""
@@ -357,18 +242,19 @@ class MilvusStore:
         found = None
         for _ in range(_TRIES):
             if is_begun:
-                self._client.drop_collection(generation, timeout=self._timeout)
+                settle(self._server, generation)
+                self._server.client.drop_collection(generation, timeout=self._timeout)
                 self._create(shape, marker, "import", **{IMPORTS: "begun"})
                 self._create_index(generation, shape)
             else:
-                self._set(generation, {IMPORTS: "begun"})
+                self._server.set(generation, {IMPORTS: "begun"})
             is_begun = True
             try:
-                self._run_jobs(generation, list(files))
+                self._folder.run(self._server, generation, list(files))
             except grpc.RpcError:
                 continue  # A job may have begun or not: nobody can say.
             # A collection that was in memory before its imports shows them late.
-            self._client.release_collection(generation, timeout=self._timeout)
+            self._server.client.release_collection(generation, timeout=self._timeout)
             found = self._count(generation)
             if found == wanted:
                 return
@@ -377,55 +263,21 @@ class MilvusStore:
             f"{_TRIES} times: look into its log, and start again"
         )
 
-    def _run_jobs(self, generation: str, files: Sequence[str]) -> None:
-        """Start a job for each file, since one of many files stays on one node, and wait until all are done."""
-        waiting, running = list(reversed(files)), {}
-        while waiting or running:
-            while waiting and len(running) < JOBS_AT_ONCE:
-                file = waiting.pop()
-                request = milvus_pb2.ImportRequest(
-                    db_name=self._options.get("db_name", ""), collection_name=generation, files=[self._seen(file)]
-                )
-                running[self._called("Import", request).tasks[0]] = file
-            time.sleep(POLL_S)
-            for job, file in list(running.items()):
-                state = self._handler.get_bulk_insert_state(job, timeout=self._timeout)
-                if "Failed" in state.state_name:
-                    raise StorageError(
-                        f"Milvus can't import {file}: {state.failed_reason}; the server must be able to read "
-                        f"{self._seen(file)!r}: check feeds.options.{FOLDER} and {FOLDER_SEEN}, or leave them out"
-                    )
-                if state.state_name == "Completed":
-                    del running[job]
-
-    def _seen(self, file: str) -> str:
-        """Return a file's path as the server knows it: its key in the bucket, or its path on the disk."""
-        root = self._folder_seen
-        if root is None:
-            url = self._import_files("").url
-            root = address_of(url).key.partition("/")[2] if is_remote(url) else url
-        return f"{root.rstrip('/')}/{file}" if root else file
-
-    def _forget_files(self, generation: str) -> None:
-        if self._folder is not None:
-            folder = Folder(self._folder, self._folder_options)
-            folder.delete([file.path for file in folder.list(generation)])
-
     @contextlib.contextmanager
     def delta(self, shape: Shape, before: Marker, after: Marker) -> Iterator[Delta]:
-        with self._reported():
+        with self._server.reported():
             self._expected(before.generation, before)
         yield _Delta(self, shape, before, after)
 
     # --- the index
 
     def build_index(self, generation: str, shape: Shape, on_progress: Callable[[float], None]) -> None:
-        with self._reported():
+        with self._server.reported():
             self._create_index(generation, shape)
             if self._count(generation) >= ROWS_TO_FLUSH:
-                self._client.flush(generation, timeout=None)
+                self._server.client.flush(generation, timeout=None)
                 while True:
-                    found = self._client.describe_index(generation, shape.embedding, timeout=self._timeout)
+                    found = self._server.client.describe_index(generation, shape.embedding, timeout=self._timeout)
                     total, pending = found["total_rows"], found["pending_index_rows"]
                     on_progress(1 - pending / total if total else 1.0)
                     if not pending and found["state"] == "Finished":
@@ -434,31 +286,32 @@ class MilvusStore:
         on_progress(1.0)
 
     def _create_index(self, generation: str, shape: Shape) -> None:
-        if self._client.list_indexes(generation, timeout=self._timeout):
+        if self._server.client.list_indexes(generation, timeout=self._timeout):
             return
+        params: dict[str, int] = {}
         if shape.dtype == "binary":
-            kind, params = "BIN_FLAT", {}
+            kind = "BIN_FLAT"
         elif shape.index.kind == "none":
-            kind, params = "FLAT", {}
+            kind = "FLAT"
         else:
             kind = "HNSW"
             params = {"M": shape.index.m or 16, "efConstruction": shape.index.ef_construction or 200}
-        wanted = self._client.prepare_index_params()
+        wanted = self._server.client.prepare_index_params()
         wanted.add_index(shape.embedding, index_type=kind, metric_type=METRICS[shape.metric], params=params)
-        self._client.create_index(generation, wanted, timeout=self._timeout, sync=False)
+        self._server.client.create_index(generation, wanted, timeout=self._timeout, sync=False)
 
     def _load(self, generation: str) -> None:
         """Bring the collection into the servers' memory, where alone it can be read, unless it is there."""
-        if self._client.get_load_state(generation, timeout=self._timeout)["state"].name == "Loaded":
+        if self._server.client.get_load_state(generation, timeout=self._timeout)["state"].name == "Loaded":
             return
-        self._handler.load_collection(generation, _async=True, timeout=self._timeout)
-        while self._client.get_load_state(generation, timeout=self._timeout)["state"].name != "Loaded":
+        self._server.handler.load_collection(generation, _async=True, timeout=self._timeout)
+        while self._server.client.get_load_state(generation, timeout=self._timeout)["state"].name != "Loaded":
             time.sleep(POLL_S / 2)
 
     # --- reading back
 
     def count(self, generation: str) -> int:
-        with self._reported():
+        with self._server.reported():
             return self._count(generation)
 
     def _count(self, generation: str) -> int:
@@ -467,7 +320,7 @@ class MilvusStore:
 
     def _query(self, generation: str, expression: str, fields: list[str], **more: Any) -> list[dict[str, Any]]:
         self._load(generation)
-        found = self._client.query(
+        found = self._server.client.query(
             generation,
             filter=expression,
             output_fields=fields,
@@ -486,7 +339,7 @@ class MilvusStore:
         last = None
         while True:
             after = f"{ID} > {_quoted(last)}" if last is not None else f'{ID} >= ""'
-            with self._reported():
+            with self._server.reported():
                 found = self._query(generation, after, [ID, CONTENT_HASH, ROW_HASH], limit=ROWS_A_PAGE)
             if not found:
                 return
@@ -497,7 +350,7 @@ class MilvusStore:
         pieces = [shape.schema.empty_table()]
         for start in range(0, len(ids), ROWS_A_GET):
             wanted = f"{ID} in [{', '.join(_quoted(name) for name in ids[start : start + ROWS_A_GET])}]"
-            with self._reported():
+            with self._server.reported():
                 found = self._query(generation, wanted, [ID, CONTENT_HASH, ROW_HASH, shape.embedding, DYNAMIC])
             pieces.append(milvus_rows.restored(found, shape))
         return pa.concat_tables(pieces)
@@ -517,10 +370,10 @@ class MilvusStore:
         elif shape.dtype == "float16":
             queries = list(vectors.astype(np.float16))
         found: list[list[str]] = []
-        with self._reported():
+        with self._server.reported():
             self._load(generation)
             for start in range(0, len(queries), 100):
-                hits = self._client.search(
+                hits = self._server.client.search(
                     generation,
                     data=queries[start : start + 100],
                     anns_field=shape.embedding,
@@ -537,25 +390,23 @@ class MilvusStore:
     # --- readers
 
     def switch(self, generation: str) -> None:
-        with self._reported():
+        with self._server.reported():
             self._load(generation)
             shown = self._shown()
             if shown is None:
-                self._client.create_alias(generation, self._spec.name, timeout=self._timeout)
+                self._server.client.create_alias(generation, self._spec.name, timeout=self._timeout)
             elif shown != generation:
-                self._client.alter_alias(generation, self._spec.name, timeout=self._timeout)
+                self._server.client.alter_alias(generation, self._spec.name, timeout=self._timeout)
 
     def drop(self, generation: str) -> None:
-        with self._reported():
+        with self._server.reported():
             if self._shown() == generation:
                 raise StorageError(f"generation {generation!r} is shown to readers: switch to another one before")
-            self._client.drop_collection(generation, timeout=self._timeout)
-        self._forget_files(generation)
+            self._server.client.drop_collection(generation, timeout=self._timeout)
+        self._folder.forget(generation)
 
     def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        self._server.close()
 
 
 class _Upserts:
@@ -567,24 +418,6 @@ class _Upserts:
     def load(self, unit: str, rows: pa.Table) -> Loaded:
         rejected = self._store.upsert(self._generation, self._shape, rows)
         return Loaded(rows=rows.num_rows - len(rejected), rejected=tuple(rejected))
-
-    def close(self) -> None: ...
-
-
-class _Imports:
-    """It implements store.Loader: a unit is a file, whose name is its receipt."""
-
-    def __init__(self, folder: Folder, generation: str, shape: Shape) -> None:
-        self._folder, self._generation, self._shape = folder, generation, shape
-
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
-        rejected, rows = _fit(rows, self._shape)
-        receipt = None
-        if rows.num_rows:
-            name = f"{self._generation}/{hashlib.sha256(unit.encode()).hexdigest()[:24]}.parquet"
-            self._folder.write(name, import_file(rows, self._shape))
-            receipt = json.dumps({"file": name, "rows": rows.num_rows})
-        return Loaded(rows=rows.num_rows, rejected=tuple(rejected), receipt=receipt)
 
     def close(self) -> None: ...
 
@@ -603,16 +436,6 @@ class _Delta:
 
     def commit(self) -> None:
         self._store.mark(self._after, self._before)
-
-
-def _fit(rows: pa.Table, shape: Shape) -> tuple[list[Rejection], pa.Table]:
-    """Tell apart the rows that Milvus would refuse: one of them would refuse its whole file or call."""
-    found = {**values.unfit_vectors(matrix(rows, shape), shape.metric), **milvus_rows.unfit(rows)}
-    if not found:
-        return [], rows
-    ids = rows.column(ID)
-    rejected = [Rejection(id=ids[row].as_py(), reason=reason) for row, reason in sorted(found.items())]
-    return rejected, rows.take(pa.array([row for row in range(rows.num_rows) if row not in found], pa.int64()))
 
 
 def _pieces(rows: pa.Table, most_bytes: int) -> Iterator[pa.Table]:

@@ -18,7 +18,7 @@ from pymilvus import DataType
 from pymilvus.grpc_gen import schema_pb2
 
 from pipeline.feeds import values
-from pipeline.feeds.store import KEYS, Shape, matrix
+from pipeline.feeds.store import KEYS, Rejection, Shape, matrix
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
 
 MOST_ID_BYTES = 65_535
@@ -50,6 +50,16 @@ def unfit(rows: pa.Table) -> Mapping[int, str]:
     return found
 
 
+def fit(rows: pa.Table, shape: Shape) -> tuple[list[Rejection], pa.Table]:
+    """Tell apart the rows that Milvus would refuse: one of them would refuse its whole file or call."""
+    found = {**values.unfit_vectors(matrix(rows, shape), shape.metric), **unfit(rows)}
+    if not found:
+        return [], rows
+    ids = rows.column(ID)
+    rejected = [Rejection(id=ids[row].as_py(), reason=reason) for row, reason in sorted(found.items())]
+    return rejected, rows.take(pa.array([row for row in range(rows.num_rows) if row not in found], pa.int64()))
+
+
 def _is_dynamic(field: pa.Field) -> bool:
     return field.name not in KEYS.names and not pa.types.is_fixed_size_list(field.type)
 
@@ -60,7 +70,9 @@ def dynamic(rows: pa.Table, columns: pa.Schema) -> list[bytes]:
         return [b"{}"] * rows.num_rows
     plain = [values.plain(rows.column(name)) for name in columns.names]
     return [
-        values.to_json({name: value for name, value in zip(columns.names, row, strict=True) if value is not None}).encode()
+        values.to_json(
+            {name: value for name, value in zip(columns.names, row, strict=True) if value is not None}
+        ).encode()
         for row in zip(*plain, strict=True)
     ]
 

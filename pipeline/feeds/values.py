@@ -85,10 +85,8 @@ def unfit_vectors(vectors: np.ndarray[Any, Any], metric: str) -> Mapping[int, st
     """Return why some of the vectors, float[n, dim], can't be compared, by their number."""
     if vectors.dtype == np.uint8:
         return {}
-    found = {
-        row: "its vector holds a number that is not finite"
-        for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
-    }
+    odd = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+    found = dict.fromkeys(odd, "its vector holds a number that is not finite")
     if metric == "cosine":
         for row in np.flatnonzero(~vectors.any(axis=1)).tolist():
             found.setdefault(row, "its vector is zero, which has no direction to compare by cosine")
