@@ -195,7 +195,7 @@ class MilvusStore:
 
     def upsert(self, generation: str, shape: Shape, rows: pa.Table) -> list[Rejection]:
         """Put rows there in calls of some megabytes; return those that are refused."""
-        rejected, rows = milvus_rows.fit(rows, shape)
+        rejected, rows = values.fit(rows, shape, milvus_rows.unfit(rows))
 
         def apply(some: pa.Table) -> None:
             request = milvus_pb2.UpsertRequest(

@@ -13,7 +13,8 @@ import pyarrow as pa
 from pymilvus.grpc_gen import milvus_pb2
 
 from pipeline.errors import InputError, StorageError
-from pipeline.feeds.milvus_rows import fit, import_file
+from pipeline.feeds import milvus_rows, values
+from pipeline.feeds.milvus_rows import import_file
 from pipeline.feeds.milvus_server import POLL_S, Server
 from pipeline.feeds.store import Loaded, Shape
 from pipeline.storage import Folder
@@ -109,7 +110,7 @@ class ImportLoader:
         self._folder, self._generation, self._shape = folder, generation, shape
 
     def load(self, unit: str, rows: pa.Table) -> Loaded:
-        rejected, rows = fit(rows, self._shape)
+        rejected, rows = values.fit(rows, self._shape, milvus_rows.unfit(rows))
         receipt = None
         if rows.num_rows:
             name = f"{self._generation}/{hashlib.sha256(unit.encode()).hexdigest()[:24]}.parquet"

@@ -18,7 +18,7 @@ from pymilvus import DataType
 from pymilvus.grpc_gen import schema_pb2
 
 from pipeline.feeds import values
-from pipeline.feeds.store import KEYS, Rejection, Shape, matrix
+from pipeline.feeds.store import KEYS, Shape, matrix
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
 
 MOST_ID_BYTES = 65_535
@@ -48,16 +48,6 @@ def unfit(rows: pa.Table) -> Mapping[int, str]:
         if len(text) > MOST_JSON_BYTES:
             found[row] = f"its columns have {len(text)} bytes as JSON; Milvus takes {MOST_JSON_BYTES}: leave some out"
     return found
-
-
-def fit(rows: pa.Table, shape: Shape) -> tuple[list[Rejection], pa.Table]:
-    """Tell apart the rows that Milvus would refuse: one of them would refuse its whole file or call."""
-    found = {**values.unfit_vectors(matrix(rows, shape), shape.metric), **unfit(rows)}
-    if not found:
-        return [], rows
-    ids = rows.column(ID)
-    rejected = [Rejection(id=ids[row].as_py(), reason=reason) for row, reason in sorted(found.items())]
-    return rejected, rows.take(pa.array([row for row in range(rows.num_rows) if row not in found], pa.int64()))
 
 
 def _is_dynamic(field: pa.Field) -> bool:

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
+from pipeline.feeds.store import Rejection, Shape, matrix
+from pipeline.schema import ID
 
 
 def check(columns: pa.Schema, store: str) -> None:
@@ -91,6 +93,16 @@ def unfit_vectors(vectors: np.ndarray[Any, Any], metric: str) -> Mapping[int, st
         for row in np.flatnonzero(~vectors.any(axis=1)).tolist():
             found.setdefault(row, "its vector is zero, which has no direction to compare by cosine")
     return found
+
+
+def fit(rows: pa.Table, shape: Shape, unfit_rows: Mapping[int, str]) -> tuple[list[Rejection], pa.Table]:
+    """Tell apart the rows that a store would refuse, for their vectors or for what `unfit_rows` says."""
+    found = {**unfit_vectors(matrix(rows, shape), shape.metric), **unfit_rows}
+    if not found:
+        return [], rows
+    ids = rows.column(ID)
+    rejected = [Rejection(id=ids[row].as_py(), reason=reason) for row, reason in sorted(found.items())]
+    return rejected, rows.take(pa.array([row for row in range(rows.num_rows) if row not in found], pa.int64()))
 
 
 def _is_finite(value: Any) -> bool:
