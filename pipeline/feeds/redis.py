@@ -6,26 +6,24 @@ one that was expected: so a feeder that was frozen can't write any more. How row
 """
 
 import contextlib
-import random
+import functools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import redis
 from numpy.typing import NDArray
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from pipeline.errors import InputError, StorageError, StorageUnavailable, StorageUnreachable
+from pipeline.errors import InputError, StorageError
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import redis_rows, values
+from pipeline.feeds.redis_server import POLL_S, Server, text
 from pipeline.feeds.store import KEYS, Delta, Generation, Guarantees, Loaded, Loader, Marker, NotOurs, Rejection, Shape
 from pipeline.schema import CONTENT_HASH, ROW_HASH, TEXT
 from pipeline.storage import before_work
-from pipeline.storage.retry import persistently
 
 METRICS = {"cosine": "COSINE", "dot": "IP", "euclidean": "L2"}
 MOST_DIM = 32_768
@@ -35,13 +33,8 @@ EF_RUNTIME = 64
 """A search looks at so many candidates. The module's default of 10 finds fewer of the nearest rows."""
 ROWS_A_CALL = 1_000
 BYTES_A_CALL = 4 * 2**20
-FIRST_CONNECT_S = 5.0
-"""An address where nobody answers for so long before any work is taken for a wrong one."""
-POLL_S = 0.05
 FILTERS = "filters"
 """This option of the feed names the columns that searches can filter by."""
-
-Result = TypeVar("Result")
 
 
 class RedisStore:
@@ -58,76 +51,9 @@ class RedisStore:
 
     def __init__(self, spec: FeedSpec) -> None:
         self._spec = spec
-        self._timeout = spec.limits.timeout_s
-        self._options = {name: value for name, value in spec.options.items() if name != FILTERS}
         self._filters = spec.options.get(FILTERS)
-        self._opened: Any = None
-        self._answered = False
-
-    # --- the connection
-
-    @property
-    def _client(self) -> Any:
-        if self._opened is None:
-            try:
-                self._opened = redis.Redis.from_url(
-                    self._spec.url,
-                    **{
-                        "socket_timeout": self._timeout,
-                        "socket_connect_timeout": min(self._timeout, FIRST_CONNECT_S),
-                        "retry": Retry(NoBackoff(), 0),
-                        **self._options,
-                        "protocol": 2,  # whose answers are the same in every version of the module
-                        "decode_responses": False,
-                    },
-                )
-            except Exception as error:  # it checks addresses and options by many kinds of errors
-                raise InputError(
-                    f"feeds.url or feeds.options can't work for Redis: {self._said(error)}; expected an address such as "
-                    "redis://host:6379/0, and options of redis.Redis"
-                ) from None
-        return self._opened
-
-    def _patiently(self, attempt: Callable[[Any], Result]) -> Result:
-        """Return what `attempt` returns, tried again while errors pass; raise ours instead of Redis's."""
-
-        def patience(error: BaseException) -> float:
-            if not isinstance(error, _PASSING):
-                return 0.0
-            return self._timeout if self._answered else min(self._timeout, FIRST_CONNECT_S)
-
-        try:
-            found = persistently(lambda: attempt(self._client), patience)
-        except (redis.RedisError, TypeError) as error:
-            raise self._translated(error) from None
-        self._answered = True
-        return found
-
-    def _translated(self, error: Exception) -> Exception:
-        said = self._said(error)
-        if isinstance(error, redis.AuthenticationError | redis.exceptions.NoPermissionError):
-            return InputError(
-                f"Redis at {self._spec.url} doesn't let this user in: {said}; check user and password in feeds.url, and "
-                "the user's ACL"
-            )
-        if isinstance(error, TypeError):
-            return InputError(f"feeds.options can't work for Redis: {said}; expected options of redis.Redis")
-        if isinstance(error, _PASSING):
-            if not self._answered:
-                return StorageUnreachable(f"no Redis answers at {self._spec.url}: {said}; check feeds.url")
-            return StorageUnavailable(
-                f"Redis at {self._spec.url} gave no answer in {self._timeout:g} s: {said}; start again"
-            )
-        if "unknown command" in said.lower() and "ft." in said.lower():
-            return InputError(f"Redis at {self._spec.url} has no search module: take Redis 8 or Redis Stack")
-        return StorageError(f"Redis at {self._spec.url} refused: {said}")
-
-    def _said(self, error: Exception) -> str:
-        said = str(error)
-        for name in ("password", "username"):
-            secret = self._options.get(name)
-            said = said.replace(secret, "***") if isinstance(secret, str) and secret else said
-        return said
+        options = {name: value for name, value in spec.options.items() if name != FILTERS}
+        self.server = Server(spec.url, options, spec.limits.timeout_s)
 
     # --- before anything is written
 
@@ -164,7 +90,7 @@ class RedisStore:
                 )
 
     def _check_server(self, shape: Shape) -> None:
-        info = self._patiently(lambda client: client.info())
+        info = self.server.patiently(lambda client: client.info())
         if info.get("cluster_enabled"):
             raise InputError(
                 "this Redis is a cluster, over whose nodes no transaction of a feed could reach: take a server or a "
@@ -176,7 +102,7 @@ class RedisStore:
                 f"this Redis has maxmemory-policy {policy}, and would drop rows when its memory is full: take noeviction or "
                 "a policy that begins with volatile"
             )
-        modules = {_text(one[b"name"] if b"name" in one else one["name"]): one for one in self._modules()}
+        modules = {text(one[b"name"] if b"name" in one else one["name"]): one for one in self._modules()}
         if "search" not in modules:
             raise InputError("this Redis has no search module: take Redis 8 or Redis Stack")
         version = int(modules["search"].get(b"ver", modules["search"].get("ver", 0)))
@@ -187,7 +113,7 @@ class RedisStore:
             )
 
     def _modules(self) -> Sequence[Mapping[Any, Any]]:
-        return list(self._patiently(lambda client: client.module_list()))
+        return list(self.server.patiently(lambda client: client.module_list()))
 
     def unfit(self, rows: pa.Table) -> Mapping[int, str]:
         return values.unfit(rows, redis_rows.columns_of(rows))
@@ -206,7 +132,7 @@ class RedisStore:
     def generations(self) -> Sequence[Generation]:
         def generations(client: Any) -> Sequence[Generation]:
             shown = self._shown(client)
-            names = sorted((_text(name) for name in client.smembers(self._names)), key=_number)
+            names = sorted((text(name) for name in client.smembers(self._names)), key=_number)
             texts = client.mget([self._key(name) for name in names]) if names else []
             return [
                 Generation(name=name, marker=_marker(text), live=name == shown)
@@ -214,32 +140,20 @@ class RedisStore:
             ]
 
         with before_work():
-            return self._patiently(generations)
+            return self.server.patiently(generations)
 
     def _shown(self, client: Any) -> str | None:
         """Return the index that readers of the feed's name see. Raises InputError if it isn't ours."""
-        info = self._index_info(client, self._spec.name)
+        info = self.server.index_info(client, self._spec.name)
         if info is None:
             return None
-        name = _text(info["index_name"])
+        name = text(info["index_name"])
         if not name.startswith(f"{self._spec.name}__g"):
             raise InputError(
                 f"Redis has the index {self._spec.name!r} already, which is no alias of this feed: choose another "
                 "feeds.name, or drop it"
             )
         return name
-
-    def _index_info(self, client: Any, name: str) -> dict[str, Any] | None:
-        try:
-            found = client.execute_command("FT.INFO", name)
-        except redis.ResponseError as error:
-            if "unknown" in str(error).lower() and "command" not in str(error).lower():
-                return None
-            if "no such index" in str(error).lower():
-                return None
-            raise
-        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-        return {_text(key): value for key, value in pairs}
 
     def create(self, shape: Shape, marker: Marker) -> None:
         def create(pipe: Any) -> None:
@@ -249,49 +163,21 @@ class RedisStore:
             pipe.sadd(self._names, marker.generation)
             pipe.set(self._key(marker.generation), marker.to_json())
 
-        self._transaction(create, self._names)
+        self.server.transaction(create, self._names)
 
     def mark(self, marker: Marker, expected: Marker | None) -> None:
         key = self._key(marker.generation)
 
         def mark(pipe: Any) -> None:
             found = _marker(pipe.get(key))
-            if found == marker:
-                return
-            if found != expected or not pipe.sismember(self._names, marker.generation):
+            if found != marker and (found != expected or not pipe.sismember(self._names, marker.generation)):
                 raise _not_ours(marker.generation, expected, found)
             pipe.multi()
+            # Also where it stands there already, or `made_durable` would not know for which write to wait.
             pipe.set(key, marker.to_json())
 
-        self._transaction(mark, key)
-        self._patiently(self._made_durable)
-
-    def _transaction(self, change: Callable[[Any], None], key: str) -> None:
-        """Let `change` read, and then queue what happens only if `key` has not changed meanwhile."""
-
-        def attempt(client: Any) -> None:
-            while True:
-                with client.pipeline() as pipe:
-                    pipe.watch(key)
-                    change(pipe)
-                    try:
-                        pipe.execute()
-                        return
-                    except redis.WatchError:
-                        time.sleep(random.uniform(0, POLL_S))
-
-        self._patiently(attempt)
-
-    def _made_durable(self, client: Any) -> None:
-        """Wait until all that this connection wrote is in the log on the disk, where the server keeps one."""
-        info = client.info("persistence")
-        if not info.get("aof_enabled"):
-            return
-        try:
-            client.execute_command("WAITAOF", 1, 0, int(self._timeout * 1000))
-        except redis.ResponseError as error:
-            if "unknown command" not in str(error).lower():  # before Redis 7.2
-                raise
+        self.server.transaction(mark, key)
+        self.server.made_durable()
 
     # --- rows
 
@@ -305,38 +191,22 @@ class RedisStore:
         rejected, rows = values.fit(rows, shape, self.unfit(rows))
         for some in _pieces(rows):
             commands = redis_rows.commands(generation, some, shape)
-            self._change(generation, commands, is_expected)
+            self.server.exchange(self._key(generation), _checked(generation, is_expected), commands)
         return rejected
 
     def delete(self, generation: str, ids: Sequence[str], is_expected: Callable[[Marker | None], bool]) -> None:
         for start in range(0, len(ids), ROWS_A_CALL):
             keys = [redis_rows.key(generation, name) for name in ids[start : start + ROWS_A_CALL]]
-            self._change(generation, [("UNLINK", *keys)], is_expected)
-
-    def _change(
-        self, generation: str, commands: Sequence[Sequence[Any]], is_expected: Callable[[Marker | None], bool]
-    ) -> None:
-        key = self._key(generation)
-
-        def change(pipe: Any) -> None:
-            found = _marker(pipe.get(key))
-            if not is_expected(found):
-                raise _not_ours(generation, None, found)
-            pipe.multi()
-            for command in commands:
-                pipe.execute_command(*command)
-
-        self._transaction(change, key)
-
-    def made_durable(self) -> None:
-        self._patiently(self._made_durable)
+            self.server.exchange(
+                self._key(generation), _checked(generation, is_expected), [redis_rows.message(b"UNLINK", *keys)]
+            )
 
     def finish_load(self, shape: Shape, before: Marker, after: Marker, receipts: Sequence[str]) -> None:
         self.mark(after, before)
 
     @contextlib.contextmanager
     def delta(self, shape: Shape, before: Marker, after: Marker) -> Iterator[Delta]:
-        found = _marker(self._patiently(lambda client: client.get(self._key(before.generation))))
+        found = _marker(self.server.patiently(lambda client: client.get(self._key(before.generation))))
         if found != before:
             raise _not_ours(before.generation, before, found)
         yield _Delta(self, shape, before, after)
@@ -344,9 +214,9 @@ class RedisStore:
     # --- the index
 
     def build_index(self, generation: str, shape: Shape, on_progress: Callable[[float], None]) -> None:
-        self._patiently(lambda client: self._create_index(client, generation, shape))
+        self.server.patiently(lambda client: self._create_index(client, generation, shape))
         while True:
-            info = self._patiently(lambda client: self._index_info(client, generation)) or {}
+            info = self.server.patiently(lambda client: self.server.index_info(client, generation)) or {}
             share = float(info.get("percent_indexed", 1))
             on_progress(min(share, 1.0))
             if not int(info.get("indexing", 0)) and share >= 1:
@@ -359,7 +229,7 @@ class RedisStore:
             )
 
     def _create_index(self, client: Any, generation: str, shape: Shape) -> None:
-        if self._index_info(client, generation) is not None:
+        if self.server.index_info(client, generation) is not None:
             return
         arguments: list[Any] = ["TYPE", shape.dtype.upper(), "DIM", shape.dim, "DISTANCE_METRIC", METRICS[shape.metric]]
         kind = "FLAT" if shape.index.kind == "none" else "HNSW"
@@ -389,9 +259,7 @@ class RedisStore:
         seen: set[int] = set()
         cursor = 0
         while True:
-            cursor, keys = self._patiently(
-                lambda client, at=cursor: client.scan(at, match=f"{generation}:*", count=ROWS_A_CALL)
-            )
+            cursor, keys = self.server.patiently(functools.partial(_scanned, generation, cursor))
             new = []
             for key in keys:
                 known = hash(key)  # 64 bits
@@ -422,7 +290,7 @@ class RedisStore:
                     raise one
             return found
 
-        return self._patiently(fetch)
+        return self.server.patiently(fetch)
 
     def get(self, generation: str, shape: Shape, ids: Sequence[str]) -> pa.Table:
         fields = [name for name in shape.schema.names if name != "id"]
@@ -450,7 +318,7 @@ class RedisStore:
             arguments: list[Any] = [*parameters, "feed_vector", vector]
             command = ["FT.SEARCH", generation, text, "PARAMS", len(arguments), *arguments]
             command += ["SORTBY", "feed_distance", "NOCONTENT", "LIMIT", 0, k, "DIALECT", 2]
-            _, *keys = self._patiently(lambda client, words=command: client.execute_command(*words))
+            _, *keys = self.server.patiently(functools.partial(_executed, command))
             found.append([redis_rows.id_of(generation, key) for key in keys])
         return found
 
@@ -461,7 +329,7 @@ class RedisStore:
             if self._shown(client) != generation:
                 client.execute_command("FT.ALIASUPDATE", self._spec.name, generation)
 
-        self._patiently(switch)
+        self.server.patiently(switch)
 
     def drop(self, generation: str) -> None:
         """Remove index, rows and marker. The marker goes last, so that a drop that was stopped can be made again."""
@@ -469,27 +337,22 @@ class RedisStore:
         def drop_index(client: Any) -> None:
             if self._shown(client) == generation:
                 raise StorageError(f"generation {generation!r} is shown to readers: switch to another one before")
-            if self._index_info(client, generation) is not None:
+            if self.server.index_info(client, generation) is not None:
                 client.execute_command("FT.DROPINDEX", generation)
 
-        self._patiently(drop_index)
+        self.server.patiently(drop_index)
         for keys in self._scan(generation):
-            self._patiently(lambda client, some=keys: client.unlink(*some))
+            self.server.patiently(functools.partial(_executed, ["UNLINK", *keys]))
 
         def forget(pipe: Any) -> None:
             pipe.multi()
             pipe.delete(self._key(generation))
             pipe.srem(self._names, generation)
 
-        self._transaction(forget, self._key(generation))
+        self.server.transaction(forget, self._key(generation))
 
     def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
-
-
-_PASSING = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
+        self.server.close()
 
 
 class _Loader:
@@ -500,7 +363,7 @@ class _Loader:
 
     def load(self, unit: str, rows: pa.Table) -> Loaded:
         rejected = self._store.write(self._generation, self._shape, rows, _is_loading)
-        self._store.made_durable()
+        self._store.server.made_durable()
         return Loaded(rows=rows.num_rows - len(rejected), rejected=tuple(rejected))
 
     def close(self) -> None: ...
@@ -525,6 +388,24 @@ class _Delta:
         return found == self._before
 
 
+def _executed(command: Sequence[Any], client: Any) -> Any:
+    return client.execute_command(*command)
+
+
+def _scanned(generation: str, cursor: int, client: Any) -> tuple[int, list[bytes]]:
+    found: tuple[int, list[bytes]] = client.scan(cursor, match=f"{generation}:*", count=ROWS_A_CALL)
+    return found
+
+
+def _checked(generation: str, is_expected: Callable[[Marker | None], bool]) -> Callable[[bytes | None], None]:
+    def check(text: bytes | None) -> None:
+        found = _marker(text)
+        if not is_expected(found):
+            raise _not_ours(generation, None, found)
+
+    return check
+
+
 def _is_loading(found: Marker | None) -> bool:
     return found is not None and not found.applied and found.target is not None
 
@@ -546,10 +427,6 @@ def _not_ours(generation: str, expected: Marker | None, found: Marker | None) ->
 
 def _marker(text: bytes | None) -> Marker | None:
     return Marker.from_json(text.decode()) if text else None
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _number(generation: str) -> tuple[int, str]:
