@@ -18,6 +18,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "postgres": ("psycopg",),
     "milvus": ("pymilvus",),
     "redis": ("redis",),
+    "chroma": ("chromadb",),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""

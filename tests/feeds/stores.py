@@ -14,7 +14,7 @@ from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.store import Store
 
-KINDS = ["postgres", "milvus", "redis", pytest.param("milvus_import", marks=pytest.mark.slow)]
+KINDS = ["postgres", "milvus", "redis", "chroma", pytest.param("milvus_import", marks=pytest.mark.slow)]
 """Stores that the contract is tested on."""
 
 
