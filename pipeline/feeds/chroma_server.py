@@ -77,6 +77,8 @@ class Server:
             if "Could not connect" in str(error):
                 raise httpx.ConnectError("nobody answers") from None
             raise Denied(str(error)) from None
+        except NotFoundError as error:
+            raise Denied(str(error)) from None
         for session in _sessions(client):  # They would wait for ever, and hide the status of an answer.
             session.timeout = httpx.Timeout(self._timeout)
             session.event_hooks = {"response": [_looked_at]}
