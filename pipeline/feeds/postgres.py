@@ -287,11 +287,11 @@ class PostgresStore:
         query = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(relation)
 
         def copy(some: pa.Table) -> None:
-            body = copy_rows(some, shape)
             try:
                 with connection.transaction(), connection.cursor().copy(query) as copy:
                     copy.write(COPY_START)
-                    copy.write(body)
+                    for batch in some.to_batches():
+                        copy.write(copy_rows(pa.Table.from_batches([batch]), shape))
                     copy.write(COPY_END)
             except (
                 psycopg.errors.DataError,
