@@ -541,8 +541,14 @@ class PostgresStore:
             self._spec.options
         )
         connection = psycopg.connect(self._spec.url, autocommit=True, **options)
-        # Notices of objects that are there already would be log lines.
-        connection.execute("SET client_min_messages = warning")
+        # Notices of objects that are there already would be log lines. A feeder that is frozen within a transaction would hold
+        # its locks for ever, and one that waits for them would wait as long.
+        for name, value in (
+            ("client_min_messages", "warning"),
+            ("idle_in_transaction_session_timeout", f"{self._spec.limits.lease_s:.0f}s"),
+            ("lock_timeout", f"{2 * self._spec.limits.lease_s:.0f}s"),
+        ):
+            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
         return connection
 
     def _connect(self) -> Connection:
