@@ -122,11 +122,12 @@ class Work:
             self.summary.verification = proven(found, marker)
         self.summary.generation = marker.generation
         if not self.summary.verification.passed:
+            found.store.mark(replace(marker, refused=True), marker)
             raise GateFailed(
                 f"feed {found.name}: {marker.generation} {self.summary.verification}; it is not shown: feed again with "
                 "--rebuild, or change feeds.index or feeds.limits.min_recall where the index is at fault"
             )
-        after = replace(marker, indexed=True)
+        after = replace(marker, indexed=True, refused=False)
         found.store.mark(after, marker)
         return after
 

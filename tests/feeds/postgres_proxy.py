@@ -1,8 +1,8 @@
 """A proxy between a feed and a PostgreSQL server, on Unix sockets, that can do harm at the n-th message.
 
 Messages of both directions are counted over all connections. At the chosen one a function is called, and then the
-connection is cut, unless it is to stay: before a request reaches the server, or after the server has done what was asked and before anybody
-hears of it.
+connection is cut, unless it is to stay: before a request reaches the server, or after the server has done what was asked
+and before anybody hears of it.
 """
 
 import contextlib
