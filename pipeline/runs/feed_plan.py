@@ -136,8 +136,8 @@ def _sync(feed: Feed, marker: Marker) -> Plan:
         return Sync(marker=marker, compare=True)
     if max(marker.applied, marker.target or 0) > feed.version.version:
         raise InputError(
-            f"the store holds version {max(marker.applied, marker.target or 0)}, and --to asks for {feed.version.version}: a feed "
-            "goes forward only; roll the table back instead, which makes a newer version"
+            f"the store holds version {max(marker.applied, marker.target or 0)}, and --to asks for {feed.version.version}: a "
+            "feed goes forward only; roll the table back instead, which makes a newer version"
         )
     try:
         changes = count_changes(feed.table, marker.applied, feed.version.version)
