@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError, RunError
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import lance_index
-from pipeline.feeds.lance_versions import GENERATION, MARKER, Versions, is_detached, marker_of, shown
+from pipeline.feeds.lance_versions import GENERATION, MARKER, Preempted, Versions, is_detached, marker_of, shown
 from pipeline.feeds.store import (
     KEYS,
     Generation,
@@ -38,6 +38,7 @@ PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 """Lance's own mark on a column: merges by other programs then don't add an id twice."""
 KEYS_BATCH_ROWS = 65_536
 IDS_AT_ONCE = 1_000
+KEEP_UP_ATTEMPTS = 3
 RESERVED = frozenset(["_distance", "_score", "_rowid", "_rowaddr", "_rowoffset", "_relevance_score"])
 
 
@@ -47,6 +48,8 @@ class LanceStore:
     guarantees = Guarantees(atomic_marker=True, fences=True, atomic_switch=True, keeps_bits=True, tested_on_server=True)
 
     def __init__(self, spec: FeedSpec) -> None:
+        if spec.url.startswith("db://"):
+            raise InputError("feeds.url is an address of LanceDB Cloud, which has no versions: give a folder or s3://")
         self._spec = spec
         self._versions = Versions(spec.url, spec.name, spec.options, spec.limits.timeout_s)
 
@@ -91,8 +94,9 @@ class LanceStore:
     @contextmanager
     def delta(self, shape: Shape, before: Marker, after: Marker) -> Iterator["LanceDelta"]:
         head = self._versions.expect(before.generation, before)
-        yield LanceDelta(self._versions, head, after, self._spec.limits.bytes_in_flight)
-        if not is_detached(head):
+        delta = LanceDelta(self._versions, head, after, self._spec.limits.bytes_in_flight)
+        yield delta
+        if delta.committed and not is_detached(head):
             self._keep_up(after.generation, shape)
 
     def build_index(self, generation: str, shape: Shape, on_progress: Callable[[float], None]) -> None:
@@ -141,6 +145,7 @@ class LanceStore:
         head = self._versions.head(generation)
         wanted = " AND ".join(f"`{name}` {_equals(value)}" for name, value in (where or {}).items()) or None
         query = {"column": shape.embedding, "k": k, "metric": lance_index.METRICS[shape.metric]}
+        query.update(lance_index.refinement(shape))
         found = []
         with self._versions.errors():
             if not head.count_rows():
@@ -168,13 +173,16 @@ class LanceStore:
 
     def _keep_up(self, generation: str, shape: Shape) -> None:
         cleanup = not self._versions.has_detached()
-        with self._versions.errors():
-            lance_index.keep_up(self._versions.head(generation), shape, cleanup)
+        for attempt in range(1, KEEP_UP_ATTEMPTS + 1):
+            try:
+                with self._versions.errors():
+                    return lance_index.keep_up(self._versions.head(generation), shape, cleanup)
+            except Preempted:  # The user's own upkeep is at work.
+                if attempt == KEEP_UP_ATTEMPTS:
+                    raise
 
     def _check_place(self) -> None:
         url = self._spec.url
-        if url.startswith("db://"):
-            raise InputError("feeds.url is an address of LanceDB Cloud, which has no versions: give a folder or s3://")
         if store_of(url) not in ("file", "s3", "gs", "az"):
             raise InputError(f"feeds.url is {url!r}; give a folder, or an address of s3://, gs:// or az://")
         if not is_remote(url):
@@ -217,6 +225,7 @@ class LanceDelta:
         self._versions, self._head, self._prepared, self._after = versions, head, head, after
         self._most_bytes = most_bytes
         self._waiting: list[pa.Table] = []
+        self.committed = False
 
     def upsert(self, rows: pa.Table) -> Sequence[Rejection]:
         self._waiting.append(rows)
@@ -231,6 +240,7 @@ class LanceDelta:
     def commit(self) -> None:
         self._flush()
         self._versions.advance(self._head, self._versions.marked(self._prepared, self._after), self._after)
+        self.committed = True
 
     def _flush(self) -> None:
         rows = pa.concat_tables(self._waiting) if self._waiting else None

@@ -6,7 +6,9 @@ still found, by comparing them one by one. This file knows nothing of markers.
 """
 
 import dataclasses
+import os
 from datetime import timedelta
+from typing import Any
 
 from lance import LanceDataset, LanceOperation
 from lance.dataset import Index as Segment
@@ -14,14 +16,17 @@ from lance.dataset import Index as Segment
 from pipeline.feeds.store import Index, Shape
 from pipeline.schema import ID
 
+os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
+"""Lance asks for this word, and warns until it gets it."""
+
 BY_ID, BY_VECTOR = "feed_id", "feed_vector"
 EXACT_ROWS = 5_000
 """Fewer rows are compared one by one, which takes a few milliseconds and finds all."""
-MANY_SEGMENTS = 4
-"""So many pieces of one index are put together into one."""
+MANY_SEGMENTS = 8
+"""Each sync adds a piece to the index of vectors. So many pieces of it beside the first are put together into one."""
 MANY_FRAGMENTS = 16
-"""So many small fragments of rows are put together."""
-SMALL_ROWS = 100_000
+"""So many fragments below SMALL_ROWS are put together. A fragment that is left with fewer rows is one, too."""
+SMALL_ROWS = 8_192
 MOST_BYTES = 4 << 30
 """One sync rewrites no more than that when it puts fragments together."""
 KEPT = timedelta(days=7)
@@ -41,41 +46,58 @@ def kind_of(shape: Shape) -> str | None:
     return KINDS["hnsw" if shape.index.kind == "auto" else shape.index.kind]
 
 
+def refinement(shape: Shape) -> dict[str, int]:
+    """Return what a search needs beside Lance's defaults: coarse codes find candidates, whole vectors order them."""
+    return {"refine_factor": 4} if kind_of(shape) in ("IVF_PQ", "IVF_RQ") else {}
+
+
 def build(version: LanceDataset, shape: Shape, based_on: int) -> LanceOperation.CreateIndex | None:
-    """Write the indexes that a version lacks or that don't hold all its fragments; return the operation that adds them.
-    None is returned where nothing is missing. `based_on` is a number that versions which readers see count from."""
+    """Write the indexes that a version lacks, and those that don't hold all its rows; return the operation that adds
+    them, or None where nothing is missing. `based_on` is a number that versions which readers see count from."""
     fragments = [fragment.fragment_id for fragment in version.get_fragments()]
     new, old = [], []
     for name in _wanted(version, shape):
-        segments = _segments(version, name)
-        if _covered(segments) >= set(fragments):
+        if _is_whole(version, name) and not _must_be_built(version, name):
             continue
         made = _build_one(version, shape, name, fragments)
         # Readers compare numbers of versions, and a detached version's number is above all others.
         new.append(dataclasses.replace(made, dataset_version=based_on))
-        old += segments
+        old += _segments(version, name)
     return LanceOperation.CreateIndex(new, old) if new else None
 
 
 def keep_up(version: LanceDataset, shape: Shape, cleanup: bool) -> None:
-    """Do Lance's upkeep on what readers see, in up to three versions; most often it is one."""
-    small = sum(fragment.count_rows() < SMALL_ROWS for fragment in version.get_fragments())
-    if small >= MANY_FRAGMENTS:
-        version.optimize.compact_files(max_source_bytes=MOST_BYTES)
-    fragments = {fragment.fragment_id for fragment in version.get_fragments()}
+    """Do Lance's upkeep on what readers see: most often that is one version more, and now and then it is three."""
+    fragments = version.get_fragments()
+    if sum(fragment.count_rows() < SMALL_ROWS for fragment in fragments) >= MANY_FRAGMENTS:
+        version.optimize.compact_files(target_rows_per_fragment=SMALL_ROWS, max_source_bytes=MOST_BYTES)
     wanted = _wanted(version, shape)
-    if any(not _segments(version, name) for name in wanted):
+    if any(_must_be_built(version, name) for name in wanted):
         operation = build(version, shape, version.version)
         if operation is not None:
-            LanceDataset.commit(
-                version, operation, read_version=version.version, storage_options=version.latest_storage_options()
-            )
-    elif any(not _covered(_segments(version, name)) >= fragments for name in wanted):
-        segments = len(_segments(version, BY_VECTOR))
-        merged = {"num_indices_to_merge": segments} if segments >= MANY_SEGMENTS else {}
-        version.optimize.optimize_indices(**merged)
+            options = version.latest_storage_options()
+            LanceDataset.commit(version, operation, read_version=version.version, storage_options=options)
+    elif any(not _is_whole(version, name) for name in wanted):
+        pieces = max(len(_segments(version, name)) for name in wanted) - 1
+        version.optimize.optimize_indices(num_indices_to_merge=pieces if pieces >= MANY_SEGMENTS else 0)
     if cleanup:
         version.cleanup_old_versions(older_than=KEPT, error_if_tagged_old_versions=False)
+
+
+def _must_be_built(version: LanceDataset, name: str) -> bool:
+    """Tell whether an index is missing, or was built when there were half as many rows as today."""
+    segments = _segments(version, name)
+    if not segments:
+        return True
+    first = set(segments[0].fragment_ids)
+    rows = sum(fragment.count_rows() for fragment in version.get_fragments() if fragment.fragment_id in first)
+    return 2 * rows < version.count_rows()
+
+
+def _is_whole(version: LanceDataset, name: str) -> bool:
+    """Tell whether an index holds all fragments."""
+    found = {number for segment in _segments(version, name) for number in segment.fragment_ids}
+    return found >= {fragment.fragment_id for fragment in version.get_fragments()}
 
 
 def _wanted(version: LanceDataset, shape: Shape) -> list[str]:
@@ -88,7 +110,7 @@ def _wanted(version: LanceDataset, shape: Shape) -> list[str]:
 
 def _build_one(version: LanceDataset, shape: Shape, name: str, fragments: list[int]) -> Segment:
     if name == BY_ID:
-        return version.create_index_uncommitted(ID, "BTREE", name=name, fragment_ids=fragments)
+        return version.create_index_uncommitted(ID, "BTREE", name=name, fragment_ids=fragments, replace=True)
     kind = kind_of(shape) or ""
     return version.create_index_uncommitted(
         shape.embedding,
@@ -98,6 +120,7 @@ def _build_one(version: LanceDataset, shape: Shape, name: str, fragments: list[i
         num_partitions=_partitions(version.count_rows(), kind),
         num_sub_vectors=_sub_vectors(shape.dim) if "PQ" in kind else None,
         fragment_ids=fragments,
+        replace=True,
         **(_graph(shape.index) if "HNSW" in kind else {}),
     )
 
@@ -111,7 +134,7 @@ def _sub_vectors(dim: int) -> int:
     return next(count for count in (dim // 4, dim // 8, dim // 2, dim // 3, dim) if count and dim % count == 0)
 
 
-def _graph(index: Index) -> dict[str, int]:
+def _graph(index: Index) -> dict[str, Any]:
     wanted = {"m": index.m, "ef_construction": index.ef_construction}
     return {key: value for key, value in wanted.items() if value is not None}
 
@@ -131,7 +154,3 @@ def _segments(version: LanceDataset, name: str) -> list[Segment]:
         if index.name == name
         for segment in index.segments
     ]
-
-
-def _covered(segments: list[Segment]) -> set[int]:
-    return {number for segment in segments for number in segment.fragment_ids}

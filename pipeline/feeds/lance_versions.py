@@ -17,6 +17,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 from lance import LanceDataset, LanceOperation
+from lance.commit import CommitConflictError
 from lance.dataset import Transaction
 
 from pipeline.errors import InputError, RunError, StorageError, StorageUnavailable
@@ -37,6 +38,10 @@ _PASSES = re.compile(
     r"non-2xx status code: (429|50[0234])|status: (429|50[0234])",
     re.IGNORECASE,
 )
+
+
+class Preempted(RunError):
+    """Another program changed what readers see at the same time."""
 
 
 class Versions:
@@ -111,7 +116,7 @@ class Versions:
 
     def marked(self, base: LanceDataset, marker: Marker) -> LanceDataset:
         """Make a detached version with another marker."""
-        updates = {GENERATION: marker.generation, MARKER: marker.to_json()}
+        updates: dict[str, str | None] = {GENERATION: marker.generation, MARKER: marker.to_json()}
         return self.aside(base, LanceOperation.UpdateConfig(schema_metadata_updates=LanceOperation.UpdateMap(updates)))
 
     def expect(self, generation: str, expected: Marker | None) -> LanceDataset:
@@ -185,6 +190,8 @@ class Versions:
             text = _SOURCE_LINE.sub("", str(error)).splitlines()[0]
             code = re.search(r"<Code>(\w+)</Code>", str(error))
             words = f"{self.place}: {text}{f' ({code[1]})' if code else ''}"
+            if isinstance(error, CommitConflictError):
+                raise Preempted(f"{words}; start again") from error
             if _REFUSED.search(str(error)):
                 raise InputError(
                     f"{words}; check feeds.url, its rights, and the credentials in feeds.options"
@@ -212,7 +219,7 @@ class Versions:
             newest = self._must_exist()
             if marker_of(newest) == marker_of(prepared):
                 self._restore(newest, newest.version - 1)
-        raise RunError(f"{self.place} was changed by another program at the same time; start again")
+        raise Preempted(f"{self.place} was changed by another program at the same time; start again")
 
     def _restore(self, newest: LanceDataset, number: int) -> None:
         with self.errors():
