@@ -10,6 +10,7 @@ file knows nothing of indexes and of deltas.
 """
 
 import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +26,9 @@ from pipeline.feeds.store import Generation, Marker, NotOurs
 from pipeline.redaction import redacted_url
 from pipeline.storage.address import is_remote, local_path
 
-GENERATION, MARKER = "feed.generation", "feed.marker"
-"""These keys of a schema's metadata are a feed's. The first is empty in the table that nothing was shown in yet."""
+GENERATION, MARKER, CHANGE = "feed.generation", "feed.marker", "feed.change"
+"""These keys of a schema's metadata are a feed's. The first is empty in the table that nothing was shown in yet. The last
+names the change that made the version: versions by other programs inherit it."""
 
 _SOURCE_LINE = re.compile(r", /\S+\.rs:\d+(:\d+)?")
 _REFUSED = re.compile(
@@ -116,7 +118,11 @@ class Versions:
 
     def marked(self, base: LanceDataset, marker: Marker) -> LanceDataset:
         """Make a detached version with another marker."""
-        updates: dict[str, str | None] = {GENERATION: marker.generation, MARKER: marker.to_json()}
+        updates: dict[str, str | None] = {
+            GENERATION: marker.generation,
+            MARKER: marker.to_json(),
+            CHANGE: uuid.uuid4().hex,
+        }
         return self.aside(base, LanceOperation.UpdateConfig(schema_metadata_updates=LanceOperation.UpdateMap(updates)))
 
     def expect(self, generation: str, expected: Marker | None) -> LanceDataset:
@@ -138,11 +144,11 @@ class Versions:
             else:
                 self._replace(head, prepared)
         except RunError:
-            found = marker_of(self.head(marker.generation))
-            if found == marker:  # The answer was lost, or another feed did just the same.
+            newest = self.head(marker.generation)
+            if _change(newest) == _change(prepared):  # The answer was lost.
                 return
-            if found != marker_of(head):
-                raise NotOurs(_not_ours(self.place, marker_of(head), found)) from None
+            if marker_of(newest) != marker_of(head):
+                raise NotOurs(_not_ours(self.place, marker_of(head), marker_of(newest))) from None
             raise
 
     def show(self, generation: str) -> None:
@@ -156,9 +162,9 @@ class Versions:
         if before:
             self.point(before, newest)
         try:
-            self._restore(newest, head.version)
+            self._commit(newest, LanceOperation.Restore(head.version))
         except RunError:
-            if shown(self._must_exist()) != generation:
+            if shown(self._must_exist()) != generation:  # Else the answer was lost.
                 raise
         self.forget(generation)
 
@@ -203,29 +209,31 @@ class Versions:
     def _merge(self, head: LanceDataset, prepared: LanceDataset) -> None:
         """Show a prepared version. Lance refuses it where another one was shown after `head`."""
         rows = [piece.metadata for piece in prepared.get_fragments()]
-        operation = LanceOperation.Merge(rows, prepared.lance_schema)
-        with self.errors():
-            LanceDataset.commit(head, Transaction(head.version, operation), storage_options=self.options, max_retries=0)
+        self._commit(head, LanceOperation.Merge(rows, prepared.lance_schema), max_retries=0)
 
     def _replace(self, head: LanceDataset, prepared: LanceDataset) -> None:
         """Show a prepared version that lacks a whole fragment of `head`, which is no merge to Lance. Lance accepts it
         whatever was shown after `head`, so this looks right before, and right afterwards."""
-        if self._must_exist().version == head.version:
-            self._restore(head, prepared.version)
-            with self.errors():
-                ours = head.read_transaction(head.version + 1)
-            if ours is not None and ours.operation == LanceOperation.Restore(prepared.version):
-                return
+        newest = self._must_exist()
+        if newest.version == head.version:
+            self._commit(head, LanceOperation.Restore(prepared.version))
             newest = self._must_exist()
-            if marker_of(newest) == marker_of(prepared):
-                self._restore(newest, newest.version - 1)
+            later = range(head.version + 1, newest.version + 1)
+            ours = next(number for number in later if _change(self._numbered(newest, number)) == _change(prepared))
+            if ours == head.version + 1:
+                return
+            self._commit(newest, LanceOperation.Restore(ours - 1))
         raise Preempted(f"{self.place} was changed by another program at the same time; start again")
 
-    def _restore(self, newest: LanceDataset, number: int) -> None:
+    def _commit(self, newest: LanceDataset, operation: Any, **options: Any) -> None:
+        """Make a version that readers see."""
         with self.errors():
-            LanceDataset.commit(
-                newest, Transaction(newest.version, LanceOperation.Restore(number)), storage_options=self.options
-            )
+            change = Transaction(newest.version, operation)
+            LanceDataset.commit(newest, change, storage_options=self.options, **options)
+
+    def _numbered(self, newest: LanceDataset, number: int) -> LanceDataset:
+        with self.errors():
+            return newest.checkout_version(number)
 
     def _must_exist(self) -> LanceDataset:
         found = self.newest()
@@ -258,6 +266,10 @@ def shown(newest: LanceDataset) -> str:
 def marker_of(version: LanceDataset) -> Marker | None:
     text = _metadata(version).get(MARKER)
     return None if text is None else Marker.from_json(text)
+
+
+def _change(version: LanceDataset) -> str:
+    return _metadata(version).get(CHANGE, "")
 
 
 def is_detached(version: LanceDataset) -> bool:

@@ -32,12 +32,14 @@ def place_at(url: str, options: dict[str, Any]) -> Place:
         from lance import LanceDataset, LanceOperation
         from lance.dataset import Transaction
 
-        version = lance.dataset(f"{url}/docs.lance", version=generation, storage_options=options)
+        newest = lance.dataset(f"{url}/docs.lance", storage_options=options)
+        is_tagged = generation in newest.tags.list()
+        version = newest.checkout_version(generation) if is_tagged else newest
         update = LanceOperation.UpdateConfig(schema_metadata_updates=LanceOperation.UpdateMap({MARKER: None}))
-        without = LanceDataset.commit(
-            version, Transaction(version.version, update), storage_options=options, detached=True
-        )
-        without.tags.update(generation, without.version)
+        change = Transaction(version.version, update)
+        without = LanceDataset.commit(version, change, storage_options=options, detached=is_tagged)
+        if is_tagged:
+            without.tags.update(generation, without.version)
 
     return Place(
         kind="lance",

@@ -32,7 +32,7 @@ ODD_IDS = [
 ]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, pytest.param("lance_s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """A place of its own in a store of each kind."""
     maker = request.getfixturevalue(f"{request.param}_places")

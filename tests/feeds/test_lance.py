@@ -146,24 +146,25 @@ def test_a_frozen_feeder_changes_nothing_any_more(store: LanceStore, place: Plac
     assert_same(store, shape, held(store, shape), expected)
 
 
-def test_a_feeder_that_freezes_as_it_replaces_puts_the_newer_version_back(
-    store: LanceStore, place: Place, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("changed", [range(40, 60), range(50)], ids=["some", "whole fragments"])
+def test_a_feeder_that_freezes_in_its_commit_leaves_the_newer_version(
+    store: LanceStore, place: Place, changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = shape_of()
     marker = load(store, shape, {"u": rows_of(shape, range(50))})
     store.switch(G1)
     newer: list[Marker] = []
-    restore = Versions._restore
+    commit = Versions._commit
 
-    def freeze(self: Versions, version: LanceDataset, number: int) -> None:
+    def freeze(self: Versions, *arguments: Any, **options: Any) -> str:
         if not newer:
             newer.append(marker)
             newer[0] = sync(store_at(place), shape, marker, 3, rows_of(shape, ["60"]), ["0"])
-        restore(self, version, number)
+        return commit(self, *arguments, **options)
 
     with store.delta(shape, marker, marker_of(shape, G1, 2, indexed=True)) as frozen:
-        frozen.upsert(rows_of(shape, range(50), seed=1))
-        monkeypatch.setattr(Versions, "_restore", freeze)
+        frozen.upsert(rows_of(shape, changed, seed=1))
+        monkeypatch.setattr(Versions, "_commit", freeze)
         with pytest.raises(NotOurs):
             frozen.commit()
     assert only(store) == newer[0]
@@ -196,7 +197,9 @@ def test_an_answer_that_is_lost_is_no_failure(store: LanceStore, monkeypatch: py
         after = marker_of(shape, G1, 2, indexed=True)
         head = store._versions.head(G1)
         store._versions.advance(head, store._versions.marked(head, after), after)
-    assert lost == ["Restore", "Merge"]
+        head = store._versions.head(G1)  # a repair: the marker stays as it is
+        store._versions.advance(head, store._versions.marked(head, after), after)
+    assert lost == ["Restore", "Merge", "Merge"]
     assert only(store) == after != marker
     assert store.count(G1) == 50
 
@@ -256,6 +259,22 @@ def test_a_feeder_killed_at_any_call_is_made_good(place: Place, step: int) -> No
     expected = [rows_of(shape, [0, *range(3, 40)]), rows_of(shape, range(40, 60), seed=1)]
     assert_same(store, shape, held(store, shape), pa.concat_tables(expected))
     assert [found.live for found in store.generations()] == [True]
+
+
+def test_a_repair_that_was_preempted_is_no_success(store: LanceStore, place: Place) -> None:
+    """The marker is the same before and after, so it says nothing about what landed."""
+    shape = shape_of()
+    marker = load(store, shape, {"u": rows_of(shape, range(20)), "v": rows_of(shape, range(20, 40))})
+    store.switch(G1)
+    with store.delta(shape, marker, marker) as delta:
+        delta.upsert(rows_of(shape, range(5), seed=1))
+        place.client().open_table("docs").delete("id = '30'")
+        with pytest.raises(RunError, match="start again"):
+            delta.commit()
+    with store.delta(shape, marker, marker) as delta:
+        delta.upsert(rows_of(shape, [30], seed=1))
+        delta.commit()
+    assert store.count(G1) == 40
 
 
 def test_upkeep_by_the_user_at_the_same_time_ends_a_sync_and_the_next_one_goes_on(
@@ -450,6 +469,21 @@ def test_a_table_of_another_program_is_left_alone(place: Place, store: LanceStor
 
 def marker() -> Marker:
     return marker_of(shape_of(), G1, target=1)
+
+
+def test_a_feed_lives_in_an_object_store(moto: S3Server) -> None:
+    place = place_at(f"{moto.make_bucket('lance-test')}/db", s3_options(moto))
+    shape, store = shape_of(), store_at(place)
+    marker = load(store, shape, {"u": rows_of(shape, range(30))})
+    store.switch(G1)
+    with store.delta(shape, marker, marker_of(shape, G1, 2, indexed=True)) as frozen:
+        frozen.delete(pa.array(["3"]))
+        sync(store_at(place), shape, marker, 3, rows_of(shape, range(20, 40), seed=1), ["0"])
+        with pytest.raises(NotOurs):
+            frozen.commit()
+    expected = pa.concat_tables([rows_of(shape, range(1, 20)), rows_of(shape, range(20, 40), seed=1)])
+    assert_same(store, shape, held(store, shape), expected)
+    assert place.client().open_table("docs").count_rows() == 39
 
 
 def test_a_bucket_that_is_missing_is_named_before_any_work(moto: S3Server) -> None:
