@@ -1,8 +1,8 @@
 """A feed's store of plain files on a disk: `url` is a folder, `name` a link in it, `options.format` what the files are.
 
 A generation's rows stand in Parquet files, in the way that the format wants them. A sync writes those anew that hold a
-changed row, takes over the others, and makes the file that is searched anew. What formats there are stands in
-files_formats.py, and how a change becomes visible in files_revisions.py. No other program is needed to read any of it.
+changed row, takes over the others, and makes the file that is searched anew. Formats stand in files_formats.py, indexes in
+files_indexes.py, and how a change becomes visible in files_revisions.py. No server is needed to read any of it.
 """
 
 import json
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, RunError
 from pipeline.feed_spec import FeedSpec
-from pipeline.feeds import files_formats
+from pipeline.feeds import files_formats, files_indexes
 from pipeline.feeds.files_formats import FORMATS, Format
 from pipeline.feeds.files_revisions import MARKER_FILE, Revisions, linked, sync_folder
 from pipeline.feeds.store import Generation, Guarantees, Loaded, Marker, Rejection, Shape, matrix
@@ -33,7 +33,7 @@ from pipeline.storage.address import is_remote, local_path
 FORMAT_FILE, UNITS, VDF_FILE = "format", "units", "VDF_META.json"
 SMALL_ROWS, MANY_FILES = 8_192, 16
 """So many files with fewer rows are put together."""
-BESIDE = ("index.faiss", "index.usearch", files_formats.DUCKDB_FILE, files_formats.IDS_FILE, VDF_FILE)
+BESIDE = ("index.faiss", "index.usearch", files_indexes.DUCKDB_FILE, files_indexes.IDS_FILE, VDF_FILE)
 """These files are made of all rows."""
 RUN_HERE = frozenset(["faiss", "usearch", "duckdb"])
 
@@ -72,7 +72,7 @@ class FilesStore:
                 f"feeds.url is {self._spec.url!r}, and {str(folder)!r} is no folder that can be written to"
             )
         if self._format.package is not None:
-            files_formats.package(self._format.package)
+            files_indexes.package(self._format.package)
         self.generations()
 
     def unfit(self, rows: pa.Table) -> Mapping[int, str]:
@@ -187,7 +187,7 @@ class FilesStore:
             column = rows.column(name)
             rows = rows.filter(pc.is_null(column) if value is None else pc.equal(column, pa.scalar(value, column.type)))
         ids = rows.column(ID).to_pylist()
-        return [[ids[number] for number in row] for row in files_formats.exact(shape, matrix(rows, shape), vectors, k)]
+        return [[ids[number] for number in row] for row in files_indexes.exact(shape, matrix(rows, shape), vectors, k)]
 
     def switch(self, generation: str) -> None:
         self._revisions.live()

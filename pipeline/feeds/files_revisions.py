@@ -97,6 +97,8 @@ class Revisions:
             finally:
                 shutil.rmtree(prepared, ignore_errors=True)
             sync_folder(generation)
+        if self._numbers(marker.generation)[-1] > number + 1:  # Its number was free because it is an old one.
+            raise NotOurs(f"{str(target)!r} comes too late: another feed was at work; start again")
         if self.live() == marker.generation:
             self.show(marker.generation)
         self._clean(marker.generation)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError, RunError
-from pipeline.feeds import files_formats
+from pipeline.feeds import files_indexes
 from pipeline.feeds.files import MANY_FILES, FilesStore
 from pipeline.feeds.files_revisions import Revisions
 from pipeline.feeds.store import Index, Marker, NotOurs, Shape
@@ -144,7 +144,7 @@ def test_vdf_describes_its_files(tmp_path: Path) -> None:
     ],
 )
 def test_many_rows_have_a_graph(tmp_path: Path, form: str, dtype: Any, metric: Any, monkeypatch) -> None:
-    monkeypatch.setattr(files_formats, "EXACT_ROWS", 1000)
+    monkeypatch.setattr(files_indexes, "EXACT_ROWS", 1000)
     shape = shape_of(pa.schema([]), dim=64, dtype=dtype, metric=metric, index=Index(m=32, ef_construction=200))
     rows = many_rows(shape, 2000)
     store = store_of(place_in(tmp_path, form))
@@ -189,6 +189,23 @@ def test_a_frozen_feeder_changes_nothing_any_more(store: FilesStore, place: Plac
             frozen.commit()
     assert only(store) == newer
     assert_same(store, shape, held(store, shape), rows_of(shape, [*range(1, 30), "x"]))
+
+
+def test_a_feeder_that_froze_for_long_finds_its_number_free_and_is_refused(
+    store: FilesStore, place: Place, monkeypatch
+) -> None:
+    monkeypatch.setattr("pipeline.feeds.files_revisions.KEPT_S", 0)
+    shape = shape_of()
+    marker = load(store, shape, {"u": rows_of(shape, range(30))})
+    store.switch(G1)
+    with store.delta(shape, marker, marker_of(shape, G1, 2, indexed=True)) as frozen:
+        frozen.upsert(rows_of(shape, range(10), seed=1))
+        newer = marker
+        for version in range(3, 8):
+            newer = sync(store_of(place), shape, newer, version, rows_of(shape, ["x"], seed=version), [])
+        with pytest.raises(NotOurs):
+            frozen.commit()
+    assert only(store) == newer
 
 
 def test_a_feeder_that_froze_before_the_link_shows_the_newest_revision(
