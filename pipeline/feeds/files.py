@@ -127,9 +127,13 @@ class FilesStore:
         def commit(upserts: pa.Table, deletes: pa.Array) -> None:
             def fill(folder: Path) -> None:
                 self._begin(folder)
-                self._rewrite(newest, folder, shape, upserts, deletes)
+                gone = pa.concat_arrays([upserts.column(ID).combine_chunks(), deletes])
+                self._rewrite(newest, folder, shape, upserts, gone)
                 self._describe(folder, shape)
-                if self._has_index(newest):
+                beside = self._format.beside
+                if beside is None or not self._has_index(newest):
+                    return
+                if not beside.change(newest, folder, shape, gone, upserts):
                     self._build(folder, shape)
 
             self._revisions.add(newest, after, fill)
@@ -239,9 +243,8 @@ class FilesStore:
             tables += files_formats.read(path, self._format, shape, columns)
         return pa.concat_tables(tables)
 
-    def _rewrite(self, source: Path, folder: Path, shape: Shape, upserts: pa.Table, deletes: pa.Array) -> None:
+    def _rewrite(self, source: Path, folder: Path, shape: Shape, upserts: pa.Table, gone: pa.Array) -> None:
         """Write anew what holds a changed row, put small files together, and take over the rest."""
-        gone = pa.concat_arrays([upserts.column(ID).combine_chunks(), deletes])
         files = self._files(source)
         rows = {path: pq.ParquetFile(path).metadata.num_rows for path in files}
         small = [path for path in files if rows[path] < SMALL_ROWS]

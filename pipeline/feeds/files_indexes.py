@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import extras
 from pipeline.errors import InputError
-from pipeline.feeds.store import Shape
+from pipeline.feeds.store import Shape, matrix
 from pipeline.schema import ID
 
 EXACT_ROWS = 5_000
@@ -24,12 +25,20 @@ HNSW_M, HNSW_EF_CONSTRUCTION, HNSW_EF_SEARCH = 32, 200, 128
 IDS_FILE = "ids.parquet"
 DUCKDB_FILE, DUCKDB_TABLE = "rows.duckdb", "rows"
 ROWS_FOLDER = "rows"
+KEY = "key"
+KEPT_SHARE = 0.7
+"""An index with fewer rows of those that were ever added is built anew."""
 
 
 class BesideRows(Protocol):
     """A file that is made of all rows, and is searched."""
 
     def build(self, folder: Path, shape: Shape, ids: pa.Array, vectors: NDArray[Any]) -> None: ...
+
+    def change(self, before: Path, folder: Path, shape: Shape, gone: pa.Array, added: pa.Table) -> bool:
+        """Make the file in `folder` of the one in `before`, without the ids `gone`, and with the rows that were added.
+        Return False, and make nothing, where it is better built anew."""
+        ...
 
     def search(self, folder: Path, shape: Shape, vectors: NDArray[np.float32], k: int) -> list[list[str]]: ...
 
@@ -97,6 +106,10 @@ class Faiss:
         (faiss.write_index_binary if shape.dtype == "binary" else faiss.write_index)(index, str(folder / self.file))
         _write_ids(folder, ids)
 
+    def change(self, before: Path, folder: Path, shape: Shape, gone: pa.Array, added: pa.Table) -> bool:
+        """A graph of FAISS can't lose rows."""
+        return False
+
     def search(self, folder: Path, shape: Shape, vectors: NDArray[np.float32], k: int) -> list[list[str]]:
         faiss = package("faiss")
         names = _read_ids(folder)
@@ -111,7 +124,7 @@ class Faiss:
 
 
 class Usearch:
-    """`index.usearch` beside `ids.parquet`, which has the id of each key of the index."""
+    """`index.usearch` beside `ids.parquet`, which has the id of each key of the index; rows come and go in place."""
 
     file = "index.usearch"
 
@@ -130,10 +143,30 @@ class Usearch:
         if len(ids):
             index.add(np.arange(len(ids), dtype=np.uint64), vectors)
         index.save(str(folder / self.file))
-        _write_ids(folder, ids)
+        pq.write_table(pa.table({KEY: pa.array(range(len(ids)), pa.uint64()), ID: ids}), folder / IDS_FILE)
+
+    def change(self, before: Path, folder: Path, shape: Shape, gone: pa.Array, added: pa.Table) -> bool:
+        """Keys are never used again, so that those which were given tell how many rows were removed."""
+        held = pq.read_table(before / IDS_FILE)
+        index = self._index(shape)
+        index.load(str(before / self.file))
+        is_gone = pc.is_in(held.column(ID), gone)
+        first = pc.add(pc.max(held.column(KEY)), 1).as_py() or 0
+        if len(held) + len(added) < KEPT_SHARE * (first + len(added)) or not index.size:
+            return False
+        for key in held.filter(is_gone).column(KEY).to_pylist():
+            index.remove(key)
+        keys = np.arange(first, first + len(added), dtype=np.uint64)
+        if len(added):
+            index.add(keys, matrix(added, shape))
+        index.save(str(folder / self.file))
+        new = pa.table({KEY: pa.array(keys), ID: added.column(ID)}, schema=held.schema)
+        pq.write_table(pa.concat_tables([held.filter(pc.invert(is_gone)), new]), folder / IDS_FILE)
+        return True
 
     def search(self, folder: Path, shape: Shape, vectors: NDArray[np.float32], k: int) -> list[list[str]]:
-        names = _read_ids(folder)
+        held = pq.read_table(folder / IDS_FILE)
+        names = dict(zip(held.column(KEY).to_pylist(), held.column(ID).to_pylist(), strict=True))
         index = self._index(shape)
         index.load(str(folder / self.file))
         index.expansion_search = HNSW_EF_SEARCH
@@ -162,6 +195,10 @@ class DuckDb:
                 source = f"SELECT * REPLACE ({cast}) FROM nothing"
             database.execute(f"CREATE TABLE {DUCKDB_TABLE} AS {source}")
             database.execute(f'CREATE UNIQUE INDEX by_id ON {DUCKDB_TABLE} ("{ID}")')
+
+    def change(self, before: Path, folder: Path, shape: Shape, gone: pa.Array, added: pa.Table) -> bool:
+        """Making the table anew takes seconds."""
+        return False
 
     def search(self, folder: Path, shape: Shape, vectors: NDArray[np.float32], k: int) -> list[list[str]]:
         functions = {"cosine": "array_cosine_distance", "euclidean": "array_distance", "dot": "-array_inner_product"}

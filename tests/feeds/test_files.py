@@ -78,9 +78,35 @@ def test_usearch_reads_its_index(tmp_path: Path) -> None:
     loaded(place, shape, rows)
     index = UsearchIndex.restore(str(shown(place) / "index.usearch"))
     assert index is not None
-    names = pq.read_table(shown(place) / "ids.parquet").column("id").to_pylist()
+    held_ids = pq.read_table(shown(place) / "ids.parquet")
+    names, keys = held_ids.column("id").to_pylist(), held_ids.column("key").to_numpy()
+    assert index.size == len(names) == 40
     expected = vectors_in(shape, pa.concat_tables([rows, rows_of(shape, ["new"])]), names)
-    assert np.array_equal(index.get(np.arange(40, dtype=np.uint64), dtype="f16"), expected.astype(np.float16))
+    assert np.array_equal(index.get(keys, dtype="f16"), expected.astype(np.float16))
+
+
+def test_usearch_changes_its_index_in_place_until_much_is_gone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(files_indexes, "EXACT_ROWS", 100)
+    place, shape = place_in(tmp_path, "usearch"), shape_of(pa.schema([]), dim=32)
+    rows = many_rows(shape, 600)
+    store = store_of(place)
+    marker = load(store, shape, {"u": rows.slice(0, 500)})
+    store.switch(G1)
+    built: list[int] = []
+    build = files_indexes.Usearch.build
+
+    def count(self, folder, shape, ids, vectors) -> None:
+        built.append(len(ids))
+        build(self, folder, shape, ids, vectors)
+
+    monkeypatch.setattr(files_indexes.Usearch, "build", count)
+    marker = sync(store, shape, marker, 2, rows.slice(450, 150), [str(number) for number in range(30)])
+    assert not built
+    assert recall(store, shape, rows.slice(30)) >= 0.95
+    marker = sync(store, shape, marker, 3, None, [str(number) for number in range(30, 330)])
+    marker = sync(store, shape, marker, 4, rows.slice(0, 10), [])
+    assert built == [280]
+    assert recall(store, shape, pa.concat_tables([rows.slice(330), rows.slice(0, 10)])) >= 0.95
 
 
 def test_duckdb_reads_its_table(tmp_path: Path) -> None:
