@@ -22,6 +22,7 @@ from pipeline.runs.feed_summary import FeedSummary, lacking
 from pipeline.storage import Folder
 from pipeline.table import materialise, snapshot
 from pipeline.table.row_reader import RowReader
+from pipeline.typed_yaml import check_filled
 
 
 @contextlib.contextmanager
@@ -29,6 +30,7 @@ def opened(spec: RunSpec, name: str, wishes: Wishes | None) -> Iterator[Feed]:
     if name not in spec.feeds:
         raise InputError(f"the configuration has no feed {name!r}; it has {', '.join(spec.feeds) or 'none'}")
     own = spec.feeds[name]
+    check_filled(f"feeds.{name}", own.url, own.options)
     table = Folder(spec.table.path, spec.table.storage_options)
     current = materialise.finish(table) if snapshot.versions(table) else snapshot.empty()
     if not current.version:
