@@ -16,6 +16,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "html": ("selectolax",),
     "sentencepiece": ("sentencepiece",),
     "postgres": ("psycopg",),
+    "lance": ("pylance",),
+    "files": ("duckdb", "faiss-cpu", "usearch"),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""
