@@ -1,0 +1,162 @@
+"""The shape of a generation becomes a collection of Qdrant: its vectors, its indexes, and the filters over its columns.
+
+This file says as well what no collection can take. It makes and reads messages, and calls nobody.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from google.protobuf import json_format
+from qdrant_client import grpc as api
+
+from pipeline.errors import ConfigError, InputError
+from pipeline.feeds import qdrant_points as points
+from pipeline.feeds.store import KEYS, Shape, matrix
+from pipeline.schema import ID, TEXT
+
+MAX_DIM = 65_536
+
+_DISTANCES = {"cosine": api.Distance.Dot, "dot": api.Distance.Dot, "euclidean": api.Distance.Euclid}
+
+
+def check(shape: Shape) -> None:
+    """Raise InputError for a shape that no collection can have."""
+    if shape.dtype == "binary":
+        raise InputError(
+            "Qdrant has no vectors of bits: feed a table of floats, and let Qdrant make bits of them with "
+            "options: {collection: {quantization_config: {binary: {always_ram: true}}}}"
+        )
+    if shape.metric not in _DISTANCES:
+        raise InputError(f"Qdrant doesn't compare by {shape.metric!r}; feeds.metric can be {sorted(_DISTANCES)}")
+    if not 1 <= shape.dim <= MAX_DIM:
+        raise InputError(f"vectors have {shape.dim} dimensions; Qdrant takes 1 to {MAX_DIM}")
+    if shape.index.kind not in ("auto", "hnsw", "none"):
+        raise InputError(f"feeds.index.kind is {shape.index.kind!r}; Qdrant has hnsw and none")
+    for field in shape.columns:
+        if reason := points.reason_against(field.type):
+            raise InputError(f"Qdrant can't hold column {field.name!r} of type {field.type}: {reason}")
+        if field.name == points.EPOCH or '"' in field.name:
+            raise InputError(f"Qdrant can't hold a column with the name {field.name!r}: rename it or leave it out")
+
+
+def created(name: str, shape: Shape, options: Mapping[str, Any]) -> Any:
+    """Return the CreateCollection message of a generation. Raises ConfigError for wrong `options.collection`."""
+    request = api.CreateCollection(collection_name=name)
+    try:
+        json_format.ParseDict(dict(options.get("collection") or {}), request)
+    except (json_format.ParseError, TypeError, ValueError) as error:
+        raise ConfigError(f"feeds.options.collection is not what Qdrant's CreateCollection takes: {error}") from None
+    request.collection_name = name
+    vector = request.vectors_config.params
+    vector.size, vector.distance = shape.dim, _DISTANCES[shape.metric]
+    vector.datatype = api.Datatype.Float16 if shape.dtype == "float16" else api.Datatype.Float32
+    if shape.index.kind == "none":
+        request.hnsw_config.m = 0
+    elif shape.index.m is not None:
+        request.hnsw_config.m = shape.index.m
+    if shape.index.ef_construction is not None:
+        request.hnsw_config.ef_construct = shape.index.ef_construction
+    return request
+
+
+def indexes(shape: Shape, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the paths of the columns that filters can use with the kinds of their indexes. Without
+    `options.payload_indexes` these are all columns of fit types but the text."""
+    fit = {field.name: kind for field in shape.columns if (kind := _index_kind(field.type)) is not None}
+    wanted = options.get("payload_indexes")
+    names = [name for name in fit if name != TEXT] if wanted is None else list(wanted)
+    for name in names:
+        if name not in fit:
+            raise ConfigError(f"feeds.options.payload_indexes names {name!r}; columns that can have one: {sorted(fit)}")
+    return {points.EPOCH: api.FieldType.FieldTypeInteger, **{_path(name): fit[name] for name in names}}
+
+
+def _index_kind(kind: pa.DataType) -> Any:
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return api.FieldType.FieldTypeKeyword
+    if pa.types.is_boolean(kind):
+        return api.FieldType.FieldTypeBool
+    if pa.types.is_integer(kind):
+        return api.FieldType.FieldTypeInteger
+    if pa.types.is_floating(kind):
+        return api.FieldType.FieldTypeFloat
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return api.FieldType.FieldTypeDatetime
+    return None
+
+
+def _path(name: str) -> str:
+    """Return a column's name as filters have it, where a dot would mean a part of a value."""
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else f'"{name}"'
+
+
+def equals(name: str, value: Any) -> Any:
+    """Return the condition that a column has a value."""
+    path = _path(name)
+    if value is None:
+        return api.Condition(is_empty=api.IsEmptyCondition(key=path))
+    field = api.FieldCondition(key=path)
+    if isinstance(value, bool):
+        field.match.boolean = value
+    elif isinstance(value, int):
+        field.match.integer = value
+    elif isinstance(value, float):
+        field.range.gte = field.range.lte = value
+    elif hasattr(value, "isoformat"):
+        (field.match.keyword,) = points.values_of(pa.chunked_array([pa.array([value])]))
+    else:
+        field.match.keyword = str(value)
+    return api.Condition(field=field)
+
+
+def unfit(rows: pa.Table, foreign: str) -> dict[int, str]:
+    """Return why Qdrant can't take some rows, by their number: the vector stands last if it is there. No id begins with
+    `foreign`, under which points of others are known."""
+    if not rows.num_rows:
+        return {}
+    ids = rows.column(ID)
+    reasons = dict.fromkeys(_true(pc.equal(ids, "")), "the id is empty")
+    reasons |= dict.fromkeys(_true(pc.starts_with(ids, foreign)), f"the id begins with {foreign!r}")
+    last = rows.schema[-1]
+    columns = list(rows.schema)
+    if last.name not in KEYS.names and pa.types.is_fixed_size_list(last.type):
+        columns.pop()
+        numbers = rows.column(last.name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        finite = np.isfinite(numbers).reshape(rows.num_rows, -1).all(axis=1)
+        reasons |= dict.fromkeys(np.flatnonzero(~finite).tolist(), "the vector has a number that is not finite")
+    for field in columns:
+        reason = f"column {field.name!r} has a number that is not finite, which JSON doesn't have"
+        reasons |= dict.fromkeys(_not_finite(rows.column(field.name)), reason)
+    return reasons
+
+
+def _not_finite(column: pa.ChunkedArray) -> list[int]:
+    if pa.types.is_floating(column.type):
+        return _true(pc.fill_null(pc.invert(pc.is_finite(column.cast(pa.float64()))), False))
+    if not pa.types.is_nested(column.type):
+        return []
+    return [row for row, value in enumerate(column.to_pylist()) if not _finite(value)]
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return bool(np.isfinite(value))
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    return all(map(_finite, value)) if isinstance(value, list) else True
+
+
+def without_direction(rows: pa.Table, shape: Shape) -> dict[int, str]:
+    """Return the rows whose vector is zero, by their number, where directions are compared."""
+    if shape.metric != "cosine" or not rows.num_rows:
+        return {}
+    zeros = np.flatnonzero(~matrix(rows, shape).any(axis=1)).tolist()
+    return dict.fromkeys(zeros, "the vector is zero, which has no cosine")
+
+
+def _true(mask: pa.ChunkedArray) -> list[int]:
+    return list(np.flatnonzero(mask.to_numpy()).tolist())
