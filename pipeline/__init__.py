@@ -8,7 +8,7 @@ queries = pipeline.encode("sentence-transformers/all-MiniLM-L6-v2", ["a question
 scores = pipeline.similarity(queries, pipeline.vectors(rows))
 """
 
-from pipeline.api import embed, encode, plan, plan_reindex, read, reindex, similarity, vectors
+from pipeline.api import changes, embed, encode, plan, plan_reindex, read, reindex, similarity, vectors
 from pipeline.config import ModelSpec, RunSpec
 from pipeline.errors import PipelineError
 
@@ -16,6 +16,7 @@ __all__ = [
     "ModelSpec",
     "PipelineError",
     "RunSpec",
+    "changes",
     "embed",
     "encode",
     "plan",

@@ -1,6 +1,7 @@
 """These functions are all that a Python caller needs.
 
-`embed(spec)`, `plan(spec)` and `read(table, version)` work on tables, and `vectors(rows)` on their rows.
+`embed(spec)`, `plan(spec)`, `read(table, version)` and `changes(table, since)` work on tables, and `vectors(rows)` on
+their rows.
 `encode(model, texts)` and `similarity(a, b)` work on texts in this process.
 
 A spec is a `RunSpec`, the path of a YAML file, or a mapping with the same sections; a model is a `ModelSpec`, what stands
@@ -12,7 +13,7 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,36 @@ def read(
     if not found.version:
         raise InputError(f"{str(table)!r} holds no published version: check the path, or embed something first")
     return rows.dataset(folder, found)
+
+
+def changes(
+    table: str | Path,
+    since: int,
+    until: int | None = None,
+    *,
+    rows: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> "Iterator[pa.Table]":
+    """Yield what changed from version `since` to `until`, by default the current one: who holds the rows of the one and
+    applies this holds those of the other.
+
+    Each id comes once: with `op` upsert, and both hashes as they are now, or with delete. From version 0 all rows are
+    upserts. With `rows` an upsert has all columns of the table, and its vector as float32; they are null for a delete.
+    A change may say again what is the case already. Memory is bounded. Raises InputError, also where a purge has taken
+    rows out of the changes in between: compare the rows themselves then.
+    """
+    from pipeline.errors import InputError
+    from pipeline.storage import Folder
+    from pipeline.table import changed_rows, snapshot
+
+    for name, value in (("since", since), ("until", until)):
+        if not isinstance(value, int) and (name == "since" or value is not None):
+            raise InputError(f"{name} is {value!r}; give the number of a version")
+    folder = Folder(str(table), storage_options or {})
+    version = snapshot.current(folder) if until is None else snapshot.read(folder, until)
+    if not version.version:
+        raise InputError(f"{str(table)!r} holds no published version: check the path, or embed something first")
+    return changed_rows.changes(folder, since, version, with_rows=rows)
 
 
 def vectors(rows: "pa.Table | pa.RecordBatch", column: str | None = None) -> "NDArray[np.float32]":

@@ -15,6 +15,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "iceberg": ("pyiceberg",),
     "html": ("selectolax",),
     "sentencepiece": ("sentencepiece",),
+    "postgres": ("psycopg",),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""

@@ -66,7 +66,12 @@ class QdrantStore:
     """It is a feed's collections in one Qdrant. The address may have Qdrant's HTTP port in place of the one for gRPC."""
 
     guarantees = Guarantees(
-        atomic_marker=False, fences=False, atomic_switch=True, keeps_bits=False, tested_on_server=False
+        atomic_marker=False,
+        fences=False,
+        atomic_switch=True,
+        keeps_bits=False,
+        dtypes=frozenset({"float32", "float16"}),
+        tested_on_server=False,
     )
 
     def __init__(self, spec: FeedSpec) -> None:

@@ -50,8 +50,8 @@ class Shape:
     """It says what the rows of a generation look like, and how they are searched."""
 
     columns: pa.Schema
-    """They are the chosen columns of the table in order, without id, hashes and vector. The text is among them if it is
-    wanted."""
+    """They are the chosen columns of the table in order, without id, hashes and vector, and none is a dictionary. The text is
+    among them if it is wanted."""
     embedding: str
     """The column of vectors has this name."""
     dim: int
@@ -150,6 +150,8 @@ class Guarantees:
     """Readers of the name see one generation or the other, at every moment."""
     keeps_bits: bool
     """Vectors are read back bit by bit as they were sent."""
+    dtypes: frozenset[Dtype] = frozenset({"float32"})
+    """Vectors of these are held as they are."""
     tested_on_server: bool
     """This program was tested with the store's real server, or with the library itself where there is no server."""
 
@@ -317,4 +319,5 @@ def matrix(rows: pa.Table, shape: Shape) -> NDArray[Any]:
     if isinstance(column, pa.ChunkedArray):  # of no chunks
         column = pa.array([], shape.vector)
     width = shape.vector.list_size
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
+    found: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
+    return found

@@ -23,7 +23,7 @@ def dataset(table: Folder, version: Snapshot) -> pads.Dataset:
     """
     filesystem, root = table.arrow_filesystem()
     where = places(table)
-    form, schema = pads.ParquetFileFormat(), _schema(version)
+    form, schema = pads.ParquetFileFormat(), schema_of(version)
     fragments = [
         form.make_fragment(f"{root}/{_place(part, where, table, version)}", filesystem, _partition(part, schema))
         for part in version.parts
@@ -55,7 +55,7 @@ def _partition(part: Part, schema: pa.Schema) -> pads.Expression | None:
     return functools.reduce(operator.and_, values) if values else None
 
 
-def _schema(version: Snapshot) -> pa.Schema:
+def schema_of(version: Snapshot) -> pa.Schema:
     """The parts' columns, then the partition columns."""
     columns = snapshot.hex_to_schema(version.schema)
     source = snapshot.hex_to_schema(version.source_schema)

@@ -1,5 +1,6 @@
-"""Fixtures of the stores: `<kind>_places` makes places in a store of a kind."""
+"""Stores for the tests of this folder."""
 
+from tests.feeds.postgres_place import postgres, postgres_places
 from tests.feeds.qdrant_place import qdrant, qdrant_places
 
-__all__ = ["qdrant", "qdrant_places"]
+__all__ = ["postgres", "postgres_places", "qdrant", "qdrant_places"]

@@ -13,7 +13,7 @@ from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.store import Store
 
-KINDS = ["qdrant"]
+KINDS = ["postgres", "qdrant"]
 """Stores that the contract is tested on."""
 
 
