@@ -16,6 +16,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "html": ("selectolax",),
     "sentencepiece": ("sentencepiece",),
     "postgres": ("psycopg",),
+    "qdrant": ("qdrant-client",),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""

@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import qdrant_collection as collection
 from pipeline.feeds import qdrant_points as points
-from pipeline.feeds.qdrant_calls import Calls, TooLarge
+from pipeline.feeds.qdrant_calls import Calls
 from pipeline.feeds.store import (
     Delta,
     Generation,
@@ -55,7 +55,7 @@ NEVER = 2_000_000_000
 """KB of vectors in a segment before it is indexed: more than there will be."""
 USUAL_THRESHOLD = 20_000
 """KB; a server that doesn't tell its own has this one."""
-POLL_S = 0.2
+FIRST_POLL_S, LONGEST_POLL_S = 0.05, 5.0
 OLDEST = (1, 16)
 """Collections have metadata since this version of Qdrant."""
 
@@ -236,7 +236,7 @@ class QdrantStore:
         if config.optimizer_config.indexing_threshold == NEVER:
             own = config.metadata[DEFAULT_THRESHOLD].string_value
             self._update(generation, {}, threshold=int(own or USUAL_THRESHOLD))
-        green = 0
+        green, pause_s = 0, FIRST_POLL_S
         while green < 2:
             info = self._info(generation)
             if info.status == api.CollectionStatus.Red:
@@ -246,7 +246,8 @@ class QdrantStore:
             green = green + 1 if info.status == api.CollectionStatus.Green else 0
             on_progress(1.0 if green else min(0.99, info.indexed_vectors_count / max(1, info.points_count)))
             if green < 2:
-                time.sleep(POLL_S)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_POLL_S)
 
     def count(self, generation: str) -> int:
         request = api.CountPoints(collection_name=generation, exact=True, read_consistency=_MAJORITY)
@@ -337,14 +338,7 @@ class _Writer:
         vectors = points.unit_vectors(rows, self._shape)
         body = points.upsert_body(rows, self._shape, vectors, self._epoch)
         self._guard(self._generation)
-        try:
-            self._calls("Points/Upsert", self._head + body)
-        except TooLarge:
-            if rows.num_rows == 1:
-                raise
-            half = rows.num_rows // 2
-            self._send(rows.slice(0, half))
-            self._send(rows.slice(half))
+        self._calls("Points/Upsert", self._head + body)
 
     def delete(self, ids: Sequence[str]) -> None:
         for start in range(0, len(ids), PAGE):
@@ -368,6 +362,7 @@ class _Writer:
             own = name.removeprefix(FOREIGN)
             request.ids.append(api.PointId(num=int(own)) if own.isdecimal() else api.PointId(uuid=own))
         request.with_payload.include.fields.extend([ID, CONTENT_HASH, ROW_HASH])
+        request.with_vectors.enable = False
         found = self._calls("Points/Get", request).result
         keys = points.keys_of(found, FOREIGN).column(ID).to_pylist()
         return [point.id for point, name in zip(found, keys, strict=True) if name in names]

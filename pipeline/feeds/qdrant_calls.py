@@ -46,11 +46,8 @@ _PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc
 _BROKEN = re.compile(r"RST_STREAM|stream removed|GOAWAY|connection reset|socket closed", re.IGNORECASE)
 """A connection that breaks in the middle of an answer has these in its message, under several codes."""
 _NOBODY = re.compile(r"failed to connect|connection refused|DNS resolution|name resolution", re.IGNORECASE)
-_TOO_LARGE = re.compile(r"larger than max|message length too large|payload too large|exceed\w* .*(limit|size)", re.I)
-
-
-class TooLarge(Rejected):
-    """The request is larger than the server takes."""
+_TOO_LARGE = re.compile(r"larger than max|message length too large|payload too large", re.IGNORECASE)
+"""Several codes have it, among them the one of a server that is busy."""
 
 
 class Calls:
@@ -113,15 +110,13 @@ class Calls:
     def _translated(self, method: str, error: Any) -> Exception:
         code, details = error.code(), error.details() or ""
         said = f"Qdrant at {self._shown} answered {method} with {code.name}: {self._safe(details)}"
-        if _TOO_LARGE.search(details):
-            return TooLarge(said)
+        if code == grpc.StatusCode.INVALID_ARGUMENT or _TOO_LARGE.search(details):
+            return Rejected(said)
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             return Passing(said, after_s=_retry_after(error))
         if code in _PASSING or _BROKEN.search(details):
             hint = f" (is {self._target} its gRPC port? {PORT} is the usual one)" if _NOBODY.search(details) else ""
             return Passing(said + hint, unreachable=bool(_NOBODY.search(details)))
-        if code == grpc.StatusCode.INVALID_ARGUMENT:
-            return Rejected(said)
         if code == grpc.StatusCode.NOT_FOUND:
             return NotOurs(f"{said}. Somebody removed what the feed works on: start the feed again")
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):

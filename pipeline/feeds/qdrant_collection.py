@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from google.protobuf import json_format
 from qdrant_client import grpc as api
+from qdrant_client import models
+from qdrant_client.conversions.conversion import RestToGrpc
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.feeds import qdrant_points as points
@@ -20,7 +21,19 @@ from pipeline.schema import ID, TEXT
 
 MAX_DIM = 65_536
 
-_DISTANCES = {"cosine": api.Distance.Dot, "dot": api.Distance.Dot, "euclidean": api.Distance.Euclid}
+_DISTANCES = {"cosine": "Dot", "dot": "Dot", "euclidean": "Euclid"}
+_SETTINGS: Mapping[str, Any] = {
+    "shard_number": None,
+    "replication_factor": None,
+    "write_consistency_factor": None,
+    "on_disk_payload": None,
+    "hnsw_config": RestToGrpc.convert_hnsw_config_diff,
+    "wal_config": RestToGrpc.convert_wal_config_diff,
+    "optimizers_config": RestToGrpc.convert_optimizers_config_diff,
+    "quantization_config": RestToGrpc.convert_quantization_config,
+    "strict_mode_config": RestToGrpc.convert_strict_mode_config,
+}
+"""It maps the keys of `options.collection`, besides `vectors`, to what turns a model of the client into a message."""
 
 
 def check(shape: Shape) -> None:
@@ -44,22 +57,34 @@ def check(shape: Shape) -> None:
 
 
 def created(name: str, shape: Shape, options: Mapping[str, Any]) -> Any:
-    """Return the CreateCollection message of a generation. Raises ConfigError for wrong `options.collection`."""
-    request = api.CreateCollection(collection_name=name)
+    """Return the CreateCollection message of a generation. `options.collection` is what Qdrant's REST API takes to create
+    a collection; our own settings win. Raises ConfigError where it is wrong."""
+    given = dict(options.get("collection") or {})
+    if unknown := sorted(set(given) - {*_SETTINGS, "vectors"}):
+        raise ConfigError(f"feeds.options.collection has {unknown[0]!r}; it can have {sorted([*_SETTINGS, 'vectors'])}")
+    vectors = {
+        **(given.get("vectors") or {}),
+        "size": shape.dim,
+        "distance": _DISTANCES[shape.metric],
+        "datatype": shape.dtype,
+    }
+    graph = {"m": 0 if shape.index.kind == "none" else shape.index.m, "ef_construct": shape.index.ef_construction}
+    graph = {key: value for key, value in graph.items() if value is not None}
+    if graph:
+        given["hnsw_config"] = {**(given.get("hnsw_config") or {}), **graph}
     try:
-        json_format.ParseDict(dict(options.get("collection") or {}), request)
-    except (json_format.ParseError, TypeError, ValueError) as error:
-        raise ConfigError(f"feeds.options.collection is not what Qdrant's CreateCollection takes: {error}") from None
-    request.collection_name = name
-    vector = request.vectors_config.params
-    vector.size, vector.distance = shape.dim, _DISTANCES[shape.metric]
-    vector.datatype = api.Datatype.Float16 if shape.dtype == "float16" else api.Datatype.Float32
-    if shape.index.kind == "none":
-        request.hnsw_config.m = 0
-    elif shape.index.m is not None:
-        request.hnsw_config.m = shape.index.m
-    if shape.index.ef_construction is not None:
-        request.hnsw_config.ef_construct = shape.index.ef_construction
+        found = models.CreateCollection.model_validate({**given, "vectors": vectors})
+    except ValueError as error:
+        raise ConfigError(f"feeds.options.collection is not what Qdrant takes for a collection: {error}") from None
+    request = api.CreateCollection(
+        collection_name=name,
+        vectors_config=RestToGrpc.convert_vectors_config(found.vectors),
+        **{
+            key: value if convert is None else convert(value)
+            for key, convert in _SETTINGS.items()
+            if (value := getattr(found, key)) is not None
+        },
+    )
     return request
 
 

@@ -46,33 +46,47 @@ def points_of(ids: Iterable[str]) -> list[str]:
 def upsert_body(rows: pa.Table, shape: Shape, vectors: NDArray[np.float32], epoch: int) -> bytes:
     """Return the points of the rows as field 3 of UpsertPoints has them; other fields of the message can stand before or
     after it. `vectors` is float32[n, dim], and replaces those of the rows."""
-    fixed, width = _fixed(rows, vectors, epoch)
-    payloads = [_entries(ID, pa.string(), rows.column(ID).to_pylist())]
-    payloads += [_entries(field.name, field.type, values_of(rows.column(field.name))) for field in shape.columns]
+    numbers = [field for field in shape.columns if _is_fixed(rows.column(field.name))]
+    fixed, width = _fixed(rows, numbers, vectors, epoch)
+    payloads = [_texts(ID, rows.column(ID).to_pylist())]
+    for field in shape.columns:
+        if field not in numbers:
+            values = values_of(rows.column(field.name))
+            text = _is_text(field.type) or _as_text(field.type)
+            payloads.append(_texts(field.name, values) if text else _entries(field.name, field.type, values))
     pieces: list[bytes | memoryview] = []
-    for row, payload in enumerate(map(b"".join, zip(*payloads, strict=True))):
+    for row, payload in enumerate(map(b"".join, zip(*payloads, strict=True)) if payloads[1:] else payloads[0]):
         pieces += (b"\x1a" + _varint(width + len(payload)), fixed[row * width : (row + 1) * width], payload)
     return b"".join(pieces)
 
 
-def _fixed(rows: pa.Table, vectors: NDArray[np.float32], epoch: int) -> tuple[memoryview, int]:
-    """Lay out the id of the point, both hashes, the epoch and the vector of each row; return them and their size."""
+def _is_fixed(column: pa.ChunkedArray) -> bool:
+    """Whether the entries of a column have one size in all rows."""
+    kind = column.type
+    return column.null_count == 0 and bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _fixed(
+    rows: pa.Table, numbers: Sequence[pa.Field], vectors: NDArray[np.float32], epoch: int
+) -> tuple[memoryview, int]:
+    """Lay out the id of the point, columns of numbers, both hashes, the epoch and the vector of each row; return them
+    and their size."""
     count, dim = vectors.shape
+    parts = [_constant(b"\x0a\x26\x12\x24", count), _uuids(rows.column(ID).to_pylist())]
     contents = np.frombuffer(b"".join(rows.column(CONTENT_HASH).to_pylist()), np.uint8).reshape(count, 16)
-    data = np.ascontiguousarray(vectors, "<f4").view(np.uint8).reshape(count, 4 * dim)
-    content_key = _entry_head(CONTENT_HASH, 34) + b"\x22\x20"
-    parts: list[NDArray[np.uint8]] = [
-        _constant(b"\x0a\x26\x12\x24", count),
-        _uuids(rows.column(ID).to_pylist()),
-        _constant(content_key, count),
-        _HEX[contents].reshape(count, 32),
-        _constant(_entry_head(ROW_HASH, 11) + b"\x18", count),
-        _varints(rows.column(ROW_HASH).to_numpy().astype(np.uint64)),
-        _constant(_entry(EPOCH, b"\x18" + _varint(epoch)) + _vector_head(dim), count),
-        data,
-    ]
+    parts += [_constant(_entry_head(CONTENT_HASH, 34) + b"\x22\x20", count), _HEX[contents].reshape(count, 32)]
+    for field in [*numbers, rows.schema.field(ROW_HASH)]:
+        values = rows.column(field.name)
+        if pa.types.is_floating(field.type):
+            found = values.cast(pa.float64()).to_numpy().astype("<f8").view(np.uint8).reshape(count, 8)
+            parts += [_constant(_entry_head(field.name, 9) + b"\x11", count), found]
+        else:
+            found = _varints(values.cast(pa.int64()).to_numpy().astype(np.uint64))
+            parts += [_constant(_entry_head(field.name, 11) + b"\x18", count), found]
+    parts.append(_constant(_entry(EPOCH, b"\x18" + _varint(epoch)) + _vector_head(dim), count))
+    parts.append(np.ascontiguousarray(vectors, "<f4").view(np.uint8).reshape(count, 4 * dim))
     whole = np.concatenate(parts, axis=1)
-    return memoryview(whole).cast("B"), whole.shape[1]
+    return whole.data.cast("B"), whole.shape[1]
 
 
 def _constant(value: bytes, count: int) -> NDArray[np.uint8]:
@@ -135,6 +149,23 @@ def _entries(name: str, kind: pa.DataType, values: Sequence[Any]) -> list[bytes]
     """Return an entry of the payload for each value; a null has none."""
     encode = _encoder(kind)
     return [b"" if value is None else _entry(name, encode(value)) for value in values]
+
+
+def _texts(name: str, values: Sequence[str | None]) -> list[bytes]:
+    """Do as `_entries` for texts, whose heads differ by their length alone."""
+    heads: dict[int, bytes] = {}
+    out = []
+    for value in values:
+        if value is None:
+            out.append(b"")
+            continue
+        text = value.encode()
+        head = heads.get(len(text))
+        if head is None:
+            inner = b"\x22" + _varint(len(text))
+            head = heads[len(text)] = _entry_head(name, len(inner) + len(text)) + inner
+        out.append(head + text)
+    return out
 
 
 def _encoder(kind: pa.DataType) -> Callable[[Any], bytes]:
@@ -293,8 +324,10 @@ def unit_vectors(rows: pa.Table, shape: Shape) -> NDArray[np.float32]:
     vectors: NDArray[np.float32] = matrix(rows, shape).astype(np.float32)
     if shape.metric != "cosine" or not len(vectors):
         return vectors
-    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-    other = np.abs(squares - 1) > (2e-3 if shape.dtype == "float16" else 1e-5)
-    if other.any():
-        vectors = np.where(other[:, None], vectors / np.sqrt(squares)[:, None], vectors).astype(np.float32)
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    other = np.flatnonzero(np.abs(squares - 1) > (2e-3 if shape.dtype == "float16" else 1e-5))
+    if len(other):
+        wide = vectors[other].astype(np.float64)
+        vectors = vectors.copy()
+        vectors[other] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
     return vectors

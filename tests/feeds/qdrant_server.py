@@ -26,13 +26,12 @@ from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
 FAULTS = ("unavailable", "exhausted", "slow", "lost", "reset", "acknowledged")
 """UNAVAILABLE before anything is done; RESOURCE_EXHAUSTED with retry-after; a short wait; UNAVAILABLE, or a broken stream,
-after the call was done; a write that is only acknowledged."""
-FAILS = {"fail": False, "fail after": True}
+after the call was done; a write of points that is only acknowledged, and is never applied."""
+FAIL, FAIL_AFTER = "fail", "fail after"
 """INTERNAL before, or after, the call was done: whoever called gives up."""
 HANG, KILL, KILL_AFTER = "hang", "kill", "kill after"
 """No answer; SIGKILL to the `victim` before, or after, the call was done."""
 RETRY_AFTER_S, SLOW_S, HANG_S = 0.3, 0.2, 20.0
-WRITES = {"Upsert", "Delete", "Create", "Update", "UpdateAliases", "CreateFieldIndex"}
 
 
 @dataclass
@@ -103,6 +102,8 @@ class QdrantServer:
         self.indexes: dict[str, dict[str, Any]] = {}
         self.thresholds: list[int] = []
         """All values of indexing_threshold that came."""
+        self.refused: set[str] = set()
+        """Rows with these ids are refused, and with them all of their request."""
         self.states: list[Any] = []
         """Collections have these states in the next answers, and then are green."""
         self.api_key = ""
@@ -129,15 +130,16 @@ class _Methods(grpc.GenericRpcHandler):
 
     def answer(self, method: str, do: Callable[[Any], Any], request: Any, context: Any) -> Any:
         server, faults = self.server, self.server.faults
-        if server.api_key and ("api-key", server.api_key) not in context.invocation_metadata():
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "Must provide an API key or an Authorization bearer token")
+        given = dict(context.invocation_metadata()).get("api-key", "")
+        if given != server.api_key:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{given!r} is no API key of this server")
         fault = faults.next(method)
         if fault == "unavailable":
             context.abort(grpc.StatusCode.UNAVAILABLE, "the node is restarting")
         if fault == "exhausted":
             context.set_trailing_metadata((("retry-after", str(RETRY_AFTER_S)),))
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Rate limiting exceeded")
-        if fault == "fail":
+        if fault == FAIL:
             context.abort(grpc.StatusCode.INTERNAL, "Service internal error: injected")
         if fault == HANG:
             time.sleep(HANG_S)
@@ -145,17 +147,17 @@ class _Methods(grpc.GenericRpcHandler):
             os.kill(faults.victim, signal.SIGKILL)
         if fault == "slow":
             time.sleep(SLOW_S)
+        if fault == "acknowledged" and method in ("Points/Upsert", "Points/Delete"):
+            return api.PointsOperationResponse(result=api.UpdateResult(status=api.UpdateStatus.Acknowledged))
         answer = self._done(do, request, context)
         if fault == KILL_AFTER:
             os.kill(faults.victim, signal.SIGKILL)
-        if fault == "fail after":
+        if fault == FAIL_AFTER:
             context.abort(grpc.StatusCode.INTERNAL, "Service internal error: injected")
         if fault == "lost":
             context.abort(grpc.StatusCode.UNAVAILABLE, "recvmsg:Connection reset by peer")
         if fault == "reset":
             context.abort(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2")
-        if fault == "acknowledged" and isinstance(answer, api.PointsOperationResponse):
-            answer.result.status = api.UpdateStatus.Acknowledged
         return answer
 
     def _done(self, do: Callable[[Any], Any], request: Any, context: Any) -> Any:
@@ -176,6 +178,9 @@ class _Methods(grpc.GenericRpcHandler):
         self._indexed(request.collection_name, request.update_filter)
         if not request.wait:
             raise ValueError("this server wants `wait`")
+        for point in request.points:
+            if point.payload["id"].string_value in self.server.refused:
+                raise ValueError(f"point {point.id.uuid} is not to this server's taste")
         if not self.server.sink:
             self.server.local.upsert(
                 request.collection_name,
