@@ -17,6 +17,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "sentencepiece": ("sentencepiece",),
     "postgres": ("psycopg",),
     "qdrant": ("qdrant-client",),
+    "opensearch": ("orjson", "urllib3"),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""

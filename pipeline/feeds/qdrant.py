@@ -24,6 +24,7 @@ from qdrant_client import grpc as api
 
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.feed_spec import FeedSpec
+from pipeline.feeds import epoch, json_values
 from pipeline.feeds import qdrant_collection as collection
 from pipeline.feeds import qdrant_points as points
 from pipeline.feeds.qdrant_calls import Calls
@@ -204,7 +205,7 @@ class QdrantStore:
     # Rows
 
     def loader(self, generation: str, shape: Shape) -> Loader:
-        return _Loader(_Writer(self, generation, shape, epoch=0, guard=self._unloaded))
+        return _Loader(_Writer(self, generation, shape, number=0, guard=self._unloaded))
 
     def _unloaded(self, generation: str) -> None:
         found = self._marker(generation)
@@ -219,14 +220,15 @@ class QdrantStore:
         info = self._info(before.generation)
         if (found := _marker_of(info)) != before:
             raise _not_ours(before.generation, found, before)
-        epoch = 1 + (info.config.metadata[points.EPOCH].integer_value if points.EPOCH in info.config.metadata else 0)
-        self._update(before.generation, {points.EPOCH: epoch})
+        metadata = info.config.metadata
+        number = epoch.after(metadata[points.EPOCH].integer_value if points.EPOCH in metadata else 0)
+        self._update(before.generation, {points.EPOCH: number})
 
         def guard(generation: str) -> None:
             if (found := self._marker(generation)) != before:
                 raise _not_ours(generation, found, before)
 
-        with contextlib.closing(_Writer(self, before.generation, shape, epoch, guard)) as writer:
+        with contextlib.closing(_Writer(self, before.generation, shape, number, guard)) as writer:
             yield _Delta(writer, lambda: self.mark(after, before))
 
     def build_index(self, generation: str, shape: Shape, on_progress: Callable[[float], None]) -> None:
@@ -310,21 +312,21 @@ class _Writer:
     """It sends rows of one generation in requests of some MB, several at a time, and leaves newer epochs alone."""
 
     def __init__(
-        self, store: QdrantStore, generation: str, shape: Shape, epoch: int, guard: Callable[[str], None]
+        self, store: QdrantStore, generation: str, shape: Shape, number: int, guard: Callable[[str], None]
     ) -> None:
-        self._calls, self._generation, self._shape, self._epoch = store._calls, generation, shape, epoch
+        self._calls, self._generation, self._shape, self._epoch = store._calls, generation, shape, number
         self._guard = guard
         self._threads = ThreadPoolExecutor(int(store._spec.options.get("streams", 2)))
         newer = api.Filter()
         condition = newer.must_not.add().field
-        condition.key, condition.range.gt = points.EPOCH, epoch
+        condition.key, condition.range.gt = points.EPOCH, number
         self._newer = newer
         head = api.UpsertPoints(collection_name=generation, wait=True, update_filter=newer)
         self._head = head.SerializeToString()
 
     def upsert(self, rows: pa.Table) -> list[Rejection]:
         """Put the rows there, those that Qdrant takes; return the others."""
-        reasons = {**collection.without_direction(rows, self._shape), **collection.unfit(rows, FOREIGN)}
+        reasons = {**json_values.without_direction(rows, self._shape), **collection.unfit(rows, FOREIGN)}
         rejected = [Rejection(id=rows.column(ID)[row].as_py(), reason=why) for row, why in sorted(reasons.items())]
         if reasons:
             rows = rows.filter(pa.array([row not in reasons for row in range(rows.num_rows)]))

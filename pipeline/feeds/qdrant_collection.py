@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from qdrant_client import grpc as api
@@ -15,8 +14,9 @@ from qdrant_client import models
 from qdrant_client.conversions.conversion import RestToGrpc
 
 from pipeline.errors import ConfigError, InputError
+from pipeline.feeds import json_values
 from pipeline.feeds import qdrant_points as points
-from pipeline.feeds.store import KEYS, Shape, matrix
+from pipeline.feeds.store import Shape
 from pipeline.schema import ID, TEXT
 
 MAX_DIM = 65_536
@@ -50,7 +50,7 @@ def check(shape: Shape) -> None:
     if shape.index.kind not in ("auto", "hnsw", "none"):
         raise InputError(f"feeds.index.kind is {shape.index.kind!r}; Qdrant has hnsw and none")
     for field in shape.columns:
-        if reason := points.reason_against(field.type):
+        if reason := json_values.reason_against(field.type):
             raise InputError(f"Qdrant can't hold column {field.name!r} of type {field.type}: {reason}")
         if field.name == points.EPOCH or '"' in field.name:
             raise InputError(f"Qdrant can't hold a column with the name {field.name!r}: rename it or leave it out")
@@ -132,7 +132,7 @@ def equals(name: str, value: Any) -> Any:
     elif isinstance(value, float):
         field.range.gte = field.range.lte = value
     elif hasattr(value, "isoformat"):
-        (field.match.keyword,) = points.values_of(pa.chunked_array([pa.array([value])]))
+        (field.match.keyword,) = json_values.values_of(pa.chunked_array([pa.array([value])]))
     else:
         field.match.keyword = str(value)
     return api.Condition(field=field)
@@ -144,44 +144,6 @@ def unfit(rows: pa.Table, foreign: str) -> dict[int, str]:
     if not rows.num_rows:
         return {}
     ids = rows.column(ID)
-    reasons = dict.fromkeys(_true(pc.equal(ids, "")), "the id is empty")
-    reasons |= dict.fromkeys(_true(pc.starts_with(ids, foreign)), f"the id begins with {foreign!r}")
-    last = rows.schema[-1]
-    columns = list(rows.schema)
-    if last.name not in KEYS.names and pa.types.is_fixed_size_list(last.type):
-        columns.pop()
-        numbers = rows.column(last.name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        finite = np.isfinite(numbers).reshape(rows.num_rows, -1).all(axis=1)
-        reasons |= dict.fromkeys(np.flatnonzero(~finite).tolist(), "the vector has a number that is not finite")
-    for field in columns:
-        reason = f"column {field.name!r} has a number that is not finite, which JSON doesn't have"
-        reasons |= dict.fromkeys(_not_finite(rows.column(field.name)), reason)
-    return reasons
-
-
-def _not_finite(column: pa.ChunkedArray) -> list[int]:
-    if pa.types.is_floating(column.type):
-        return _true(pc.fill_null(pc.invert(pc.is_finite(column.cast(pa.float64()))), False))
-    if not pa.types.is_nested(column.type):
-        return []
-    return [row for row, value in enumerate(column.to_pylist()) if not _finite(value)]
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return bool(np.isfinite(value))
-    if isinstance(value, dict):
-        return all(map(_finite, value.values()))
-    return all(map(_finite, value)) if isinstance(value, list) else True
-
-
-def without_direction(rows: pa.Table, shape: Shape) -> dict[int, str]:
-    """Return the rows whose vector is zero, by their number, where directions are compared."""
-    if shape.metric != "cosine" or not rows.num_rows:
-        return {}
-    zeros = np.flatnonzero(~matrix(rows, shape).any(axis=1)).tolist()
-    return dict.fromkeys(zeros, "the vector is zero, which has no cosine")
-
-
-def _true(mask: pa.ChunkedArray) -> list[int]:
-    return list(np.flatnonzero(mask.to_numpy()).tolist())
+    reasons = dict.fromkeys(json_values.true_places(pc.equal(ids, "")), "the id is empty")
+    reasons |= dict.fromkeys(json_values.true_places(pc.starts_with(ids, foreign)), f"the id begins with {foreign!r}")
+    return reasons | json_values.without_numbers(rows)

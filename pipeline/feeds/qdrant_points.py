@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.feeds.json_values import as_text, column_of, is_list, is_text, values_of
 from pipeline.feeds.store import KEYS, Shape, matrix
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
 
@@ -52,7 +52,7 @@ def upsert_body(rows: pa.Table, shape: Shape, vectors: NDArray[np.float32], epoc
     for field in shape.columns:
         if field not in numbers:
             values = values_of(rows.column(field.name))
-            text = _is_text(field.type) or _as_text(field.type)
+            text = is_text(field.type) or as_text(field.type)
             payloads.append(_texts(field.name, values) if text else _entries(field.name, field.type, values))
     pieces: list[bytes | memoryview] = []
     for row, payload in enumerate(map(b"".join, zip(*payloads, strict=True)) if payloads[1:] else payloads[0]):
@@ -176,7 +176,7 @@ def _encoder(kind: pa.DataType) -> Callable[[Any], bytes]:
         return lambda value: b"\x18" + _varint(value & 0xFFFFFFFFFFFFFFFF)
     if pa.types.is_floating(kind):
         return lambda value: b"\x11" + struct.pack("<d", value)
-    if _is_list(kind):
+    if is_list(kind):
         encode = _encoder(kind.value_type)
         return lambda value: _sized(b"\x3a", b"".join(_sized(b"\x0a", _value(encode, one)) for one in value))
     if pa.types.is_struct(kind):
@@ -195,69 +195,6 @@ def _value(encode: Callable[[Any], bytes], value: Any) -> bytes:
 
 def _field(name: str, value: bytes) -> bytes:
     return _sized(b"\x0a", _sized(b"\x0a", name.encode()) + _sized(b"\x12", value))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _as_text(kind: pa.DataType) -> bool:
-    """Whether values of the type stand in a payload as Arrow writes them."""
-    return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_decimal(kind))
-
-
-def reason_against(kind: pa.DataType, inside: bool = False) -> str | None:
-    """Return why a payload can't hold a type so that it comes back as it was, or None."""
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return "a payload is JSON, which has no bytes: keep it as text, such as hex"
-    if _is_list(kind):
-        return reason_against(kind.value_type, inside=True)
-    if pa.types.is_struct(kind):
-        return next((reason for field in kind if (reason := reason_against(field.type, inside=True))), None)
-    if pa.types.is_uint64(kind):
-        return "a payload holds integers up to 2^63 - 1: cast it to int64 or to a string"
-    if _as_text(kind):
-        return "a payload has no such type inside a list or a struct: cast it to a string" if inside else None
-    plain = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or _is_text(kind)
-    return None if plain else "a payload has no such type: cast it to a string"
-
-
-def values_of(column: pa.ChunkedArray) -> list[Any]:
-    """Return the values as a payload has them: dates, times and decimals are texts. Times have a T and, with a zone,
-    a Z, so that Qdrant can compare them."""
-    kind = column.type
-    if not _as_text(kind):
-        found: list[Any] = column.to_pylist()
-        return found
-    if not pa.types.is_timestamp(kind):
-        return list(column.cast(pa.string()).to_pylist())
-    plain = column.cast(pa.timestamp(kind.unit)).cast(pa.string()).to_pylist()
-    end = "Z" if kind.tz else ""
-    return [None if text is None else text.replace(" ", "T") + end for text in plain]
-
-
-def _column_of(kind: pa.DataType, values: list[Any]) -> pa.Array:
-    """Return the values of payloads as an Arrow array again. One that somebody changed to another type becomes null."""
-    try:
-        return _parsed(kind, values)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        if len(values) == 1:
-            return pa.nulls(1, kind)
-        return pa.concat_arrays([_column_of(kind, [value]) for value in values])
-
-
-def _parsed(kind: pa.DataType, values: list[Any]) -> pa.Array:
-    if not _as_text(kind):
-        return pa.array(values, kind)
-    if pa.types.is_timestamp(kind):
-        texts = pa.array([None if text is None else text.rstrip("Z") for text in values], pa.string())
-        plain = pc.cast(texts, pa.timestamp(kind.unit))
-        return plain.cast(pa.int64()).cast(kind)
-    return pc.cast(pa.array(values, pa.string()), kind)
 
 
 def plain_value(value: Any) -> Any:
@@ -299,7 +236,7 @@ def rows_of(points: Sequence[Any], shape: Shape) -> pa.Table:
     columns: dict[str, Any] = {}
     for field in [KEYS.field(ID), *shape.columns]:
         values = [plain_value(one[field.name]) if field.name in one else None for one in payloads]
-        columns[field.name] = _column_of(field.type, values)
+        columns[field.name] = column_of(field.type, values)
     columns[CONTENT_HASH] = [_bytes_of(one[CONTENT_HASH].string_value) for one in payloads]
     columns[ROW_HASH] = [one[ROW_HASH].integer_value for one in payloads]
     floats = np.frombuffer(b"".join(_floats(point.vectors.vector, shape.dim) for point in points), "<f4")

@@ -9,20 +9,19 @@ servers and networks do at bad times. It is no proof of how a Qdrant server beha
 
 import contextlib
 import os
-import random
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from qdrant_client import QdrantClient
 from qdrant_client import grpc as api
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+
+from tests.feeds.faults import Faults
 
 FAULTS = ("unavailable", "exhausted", "slow", "lost", "reset", "acknowledged")
 """UNAVAILABLE before anything is done; RESOURCE_EXHAUSTED with retry-after; a short wait; UNAVAILABLE, or a broken stream,
@@ -32,48 +31,6 @@ FAIL, FAIL_AFTER = "fail", "fail after"
 HANG, KILL, KILL_AFTER = "hang", "kill", "kill after"
 """No answer; SIGKILL to the `victim` before, or after, the call was done."""
 RETRY_AFTER_S, SLOW_S, HANG_S = 0.3, 0.2, 20.0
-
-
-@dataclass
-class Faults:
-    """It says which calls get a fault."""
-
-    rate: float = 0.0
-    """Share of calls that get one of FAULTS."""
-    chance: random.Random = field(default_factory=lambda: random.Random(0))
-    victim: int = 0
-    """KILL kills this process."""
-    calls: list[str] = field(default_factory=list)
-    """All calls that came, such as Points/Upsert."""
-    met: Counter[str] = field(default_factory=Counter)
-    planned: list[tuple[Callable[[int, str], bool], str, int]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def at(self, method: str, fault: str, times: int = 1) -> None:
-        """Give the next calls of a method a fault."""
-        self.planned.append((lambda _, name: name == method, fault, times))
-
-    def at_call(self, number: int, fault: str) -> None:
-        """Give a fault to the call of this number, of all that come from now on, counted from 0."""
-        first = len(self.calls)
-        self.planned.append((lambda count, _: count == first + number, fault, 1))
-
-    def next(self, method: str) -> str:
-        with self.lock:
-            self.calls.append(method)
-            fault = self._planned(method)
-            if not fault and self.chance.random() < self.rate:
-                fault = self.chance.choice(FAULTS)
-            if fault:
-                self.met[fault] += 1
-            return fault
-
-    def _planned(self, method: str) -> str:
-        for place, (fits, fault, times) in enumerate(self.planned):
-            if fits(len(self.calls) - 1, method):
-                self.planned[place : place + 1] = [(fits, fault, times - 1)] if times > 1 else []
-                return fault
-        return ""
 
 
 class QdrantServer:
@@ -95,7 +52,7 @@ class QdrantServer:
         """Begin as an empty server."""
         self.local = QdrantClient(":memory:")
         self.lock = threading.RLock()
-        self.faults = Faults()
+        self.faults = Faults(FAULTS)
         self.version = "1.19.0"
         self.settings: dict[str, Any] = {}
         """What collections were created with, by their names, with later changes of the optimiser."""

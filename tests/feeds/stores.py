@@ -13,7 +13,7 @@ from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.store import Store
 
-KINDS = ["postgres", "qdrant"]
+KINDS = ["postgres", "qdrant", "opensearch"]
 """Stores that the contract is tested on."""
 
 

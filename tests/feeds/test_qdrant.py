@@ -4,11 +4,8 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +14,16 @@ from qdrant_client import grpc as api
 from qdrant_client import models
 
 from pipeline.errors import ConfigError, InputError, PipelineError, StorageError, StorageUnavailable
-from pipeline.feed_spec import FeedLimitSpec, FeedSpec
 from pipeline.feeds import qdrant_points as points
 from pipeline.feeds.qdrant import FOREIGN, NEVER, QdrantStore
 from pipeline.feeds.store import Index, NotOurs, Shape
+from tests.feeds import steps
 from tests.feeds.qdrant_place import qdrant_spec
 from tests.feeds.qdrant_server import FAIL, FAIL_AFTER, HANG, KILL, KILL_AFTER, QdrantServer, qdrant_server
 from tests.feeds.rows import floats_of, marker_of, ordered, rows_of, shape_of
+from tests.feeds.steps import NAME, SHAPE, UNITS, feed, feed_until_killed, first_and_last
 from tests.feeds.stores import Place
 from tests.feeds.test_contract import assert_same, held, load, sync
-
-NAME = "docs__g1_a"
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -217,56 +212,16 @@ def test_messages_that_are_too_large_are_halved():
 
 # Bad times
 
-SHAPE = shape_of()
-UNITS = {"u1": rows_of(SHAPE, range(40)), "u2": rows_of(SHAPE, range(40, 60))}
-UPSERTS, DELETES = rows_of(SHAPE, [*range(10, 20), *range(60, 65)], seed=1), ["0", "1", "never there"]
-EXPECTED = pa.concat_tables(
-    [rows_of(SHAPE, [*range(2, 10), *range(20, 60)]), rows_of(SHAPE, [*range(10, 20), *range(60, 65)], seed=1)]
-)
-
-
-def feed(spec: FeedSpec) -> None:
-    """Bring a store to version 2 by way of version 1, from whatever an earlier call left."""
-    with contextlib.closing(QdrantStore(spec)) as store:
-        store.check(SHAPE)
-        marker = next((found.marker for found in store.generations()), None)
-        if marker is None or not marker.applied:
-            begun, done = marker_of(SHAPE, NAME, target=1), marker_of(SHAPE, NAME, applied=1)
-            store.create(SHAPE, begun)
-            with contextlib.closing(store.loader(NAME, SHAPE)) as loader:
-                for unit, rows in UNITS.items():
-                    assert loader.load(unit, rows).rejected == ()
-            store.finish_load(SHAPE, begun, done, [])
-            marker = done
-        if not marker.indexed:
-            store.build_index(NAME, SHAPE, lambda share: None)
-            ready = dataclasses.replace(marker, indexed=True)
-            store.mark(ready, marker)
-            marker = ready
-        store.switch(NAME)
-        if marker.applied == 1:
-            before = marker_of(SHAPE, NAME, 1, target=2, indexed=True)
-            store.mark(before, marker)
-            with store.delta(SHAPE, before, marker_of(SHAPE, NAME, 2, indexed=True)) as delta:
-                delta.delete(pa.array(DELETES))
-                assert not delta.upsert(UPSERTS)
-                delta.commit()
-
 
 def assert_fed(place: Place) -> None:
-    with contextlib.closing(place.open()) as store:
-        (found,) = store.generations()
-        assert (found.marker, found.live) == (marker_of(SHAPE, NAME, 2, indexed=True), True)
-        assert_same(store, SHAPE, held(store, SHAPE), EXPECTED)
-        # A call whose answer was lost comes twice.
-        assert [first for first, _ in itertools.groupby(place.client.thresholds)] == [NEVER, 20_000]
+    steps.assert_fed(place)
+    # A call whose answer was lost comes twice.
+    assert [first for first, _ in itertools.groupby(place.client.thresholds)] == [NEVER, 20_000]
 
 
 def calls_of_a_feed(place: Place) -> list[int]:
-    """The numbers of the first and the last call of each method."""
     feed(place.spec)
-    calls = place.client.faults.calls
-    return sorted({calls.index(name) for name in calls} | {len(calls) - 1 - calls[::-1].index(name) for name in calls})
+    return first_and_last(place.client.faults.calls)
 
 
 @pytest.mark.parametrize(("fault", "step"), [("lost", 1), ("reset", 4), ("unavailable", 4), ("acknowledged", 2)])
@@ -303,19 +258,9 @@ def test_all_that_can_happen_at_once(place):
     [("Points/Upsert", KILL_AFTER), ("Points/Delete", KILL), ("Collections/UpdateAliases", KILL_AFTER)],
 )
 def test_a_feeder_that_is_killed_goes_on(place, method, fault):
-    program = "import sys; sys.stdin.readline(); from tests.feeds.test_qdrant import killed; killed(sys.argv[1])"
-    child = subprocess.Popen([sys.executable, "-c", program, place.spec.url], cwd=ROOT, stdin=subprocess.PIPE)
-    place.client.faults.victim = child.pid
-    place.client.faults.at(method, fault)
-    assert child.stdin is not None
-    child.communicate(b"go\n", timeout=60)
-    assert child.returncode == -9
+    feed_until_killed(place.spec, place.client.faults, method, fault)
     feed(place.spec)
     assert_fed(place)
-
-
-def killed(url: str) -> None:
-    feed(FeedSpec(store="qdrant", url=url, name="docs", limits=FeedLimitSpec(timeout_s=20)))
 
 
 def test_a_busy_server_is_left_alone_as_long_as_it_asks(store, server):

@@ -10,6 +10,7 @@ from qdrant_client import grpc as api
 from qdrant_client.conversions.conversion import payload_to_grpc
 
 from pipeline.feeds import qdrant_points as points
+from pipeline.feeds.json_values import values_of
 from pipeline.feeds.store import Shape
 from tests.feeds.qdrant_place import TYPES
 from tests.feeds.rows import PLAIN, ordered, rows_of, shape_of
@@ -26,7 +27,7 @@ def message_of(rows: pa.Table, shape: Shape, epoch: int = 7) -> api.UpsertPoints
 def reference_of(rows: pa.Table, shape: Shape, epoch: int = 7) -> api.UpsertPoints:
     """The same by the client's own means, value by value."""
     request = api.UpsertPoints(collection_name="docs", wait=True)
-    texts = {field.name: points.values_of(rows.column(field.name)) for field in shape.columns}
+    texts = {field.name: values_of(rows.column(field.name)) for field in shape.columns}
     for number, row in enumerate(rows.to_pylist()):
         payload = {"id": row["id"], "content_hash": row["content_hash"].hex(), "row_hash": row["row_hash"]}
         payload |= {name: values[number] for name, values in texts.items() if values[number] is not None}
