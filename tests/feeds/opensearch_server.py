@@ -31,6 +31,8 @@ from tests.feeds.faults import Faults
 FAULTS = ("busy", "unavailable", "reset", "lost", "cut", "slow", "partial")
 """429 with Retry-After; 503; the connection reset before, or after, the server did as it was told; half an answer; a
 short wait; half of the items or shards without an answer."""
+SHORT = "short"
+"""A bulk request's answer that lacks an item."""
 FAIL, FAIL_AFTER = "fail", "fail after"
 """500 before, or after, the server did as it was told: whoever asked gives up."""
 HANG, KILL, KILL_AFTER = "hang", "kill", "kill after"
@@ -132,6 +134,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._reset()
         if fault == FAIL_AFTER:
             return self._answer(500, {"error": {"type": "internal", "reason": "injected"}})
+        if fault == SHORT:
+            answer["items"].pop()
         self._answer(status, answer, cut=fault == "cut")
         return None
 

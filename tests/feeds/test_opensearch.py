@@ -24,6 +24,7 @@ from tests.feeds.opensearch_server import (
     HANG,
     KILL,
     KILL_AFTER,
+    SHORT,
     Held,
     OpenSearchServer,
 )
@@ -132,7 +133,7 @@ def test_index_settings_that_are_wrong(server):
 
 def test_nobody_at_the_address(server):
     spec = dataclasses.replace(opensearch_spec(server, timeout_s=0.5), url="http://me:secret@127.0.0.1:9")
-    with pytest.raises(InputError, match="no answer to GET / from http.*127.0.0.1:9.*refused") as error:
+    with pytest.raises(InputError, match=r"no answer to GET / from http.*127.0.0.1:9.*refused") as error:
         OpenSearchStore(spec).check(SHAPE)
     assert "secret" not in str(error.value)
 
@@ -163,7 +164,7 @@ def test_a_name_that_is_taken(store, server):
     assert [found.name for found in store.generations()] == ["docs__g1_a"]
     for shown in ({"theirs"}, {"docs__g1_a", "theirs"}):
         server.aliases = {"docs": shown}
-        with pytest.raises(InputError, match="alias 'docs' shows .*theirs, which is not one index of this feed"):
+        with pytest.raises(InputError, match=r"alias 'docs' shows .*theirs, which is not one index of this feed"):
             store.generations()
 
 
@@ -272,6 +273,14 @@ def test_half_an_answer_is_not_taken_for_all(store, server, name):
     assert server.faults.met["partial"] == 2
 
 
+def test_an_answer_without_all_items_is_not_taken_for_success(store, server):
+    server.faults.at("_bulk", SHORT)
+    rows = rows_of(SHAPE, range(30))
+    load(store, SHAPE, {"u": rows})
+    assert_same(store, SHAPE, held(store, SHAPE), rows)
+    assert server.faults.met[SHORT] == 1
+
+
 def test_a_busy_server_is_left_alone_as_long_as_it_asks(store, server):
     load(store, SHAPE, {"u": UNITS["u1"]})
     server.faults.at("_count", "busy", times=2)
@@ -294,7 +303,7 @@ def test_a_server_that_never_answers_ends_the_command(server):
 def test_an_index_that_is_gone(store, server):
     load(store, SHAPE, {"u": UNITS["u1"]})
     del server.indexes[NAME]
-    with pytest.raises(NotOurs, match="no such index.*start the feed again"):
+    with pytest.raises(NotOurs, match=r"no such index.*start the feed again"):
         store.count(NAME)
 
 
