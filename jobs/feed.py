@@ -17,17 +17,23 @@ input, found before any write; 3 done, but the store refused rows; 10 (--dry-run
 """
 
 import argparse
+import contextlib
+import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from jobs.command import main_of, parser
 from pipeline.config import RunSpec, load
 from pipeline.errors import InputError, PipelineError, TableBusy, one_line
-from pipeline.execution.by_size import ExecutorBySize
 from pipeline.runs import feed as runs
 from pipeline.runs.feed_checks import DEEP_ROWS
 from pipeline.runs.feed_plan import Wishes
 from pipeline.runs.feed_summary import FeedSummary
+
+if TYPE_CHECKING:
+    from pipeline.execution.by_size import ExecutorBySize
+    from pipeline.execution.executor import Executor
 
 VERBS = ("verify", "repair", "new_generation", "rebuild", "switch", "switch_back", "drop_old", "adopt", "status")
 
@@ -39,7 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not names:
         raise InputError("the configuration has no section feeds: name a store there, such as postgres")
     do = _chosen(arguments)
-    with ExecutorBySize(spec.resources) as executor:
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def executor() -> "ExecutorBySize":
+            # Only a load needs it, and a night without changes is over before it would be imported.
+            from pipeline.execution.by_size import ExecutorBySize
+
+            return stack.enter_context(ExecutorBySize(spec.resources))
+
         if len(names) == 1:
             return _one(arguments, do(spec, names[0], executor))
         return _several(arguments, names, lambda name: do(spec, name, executor))
@@ -68,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     return command
 
 
-def _chosen(arguments: argparse.Namespace) -> Callable[[RunSpec, str, ExecutorBySize], FeedSummary]:
+def _chosen(arguments: argparse.Namespace) -> "Callable[[RunSpec, str, Callable[[], Executor]], FeedSummary]":
     wishes = Wishes(
         new_generation=arguments.new_generation,
         no_switch=arguments.no_switch,

@@ -26,8 +26,9 @@ from pipeline.table.part import Part
 from pipeline.table.row_reader import RowReader
 from pipeline.table.snapshot import Snapshot
 
-FEW_GROUPS = 16
-"""A version with fewer row groups is cut within them, so that all loaders have something to do."""
+FEW_GROUPS = 4
+"""A version with fewer row groups is cut within them, so that all loaders have something to do. A group is read from its
+beginning for each piece."""
 UNIT_BYTES = 16 * 2**20
 """A unit within a row group has so many bytes of vectors."""
 
@@ -100,8 +101,7 @@ def without_unfit(store: Store, rows: pa.Table, shape: Shape) -> tuple[pa.Table,
     reasons = dict(store.unfit(rows))
     if shape.dtype != "binary" and rows.num_rows:
         # Half precision has no numbers beyond 65,504.
-        finite = np.isfinite(matrix(rows, shape)).all(axis=1)
-        for row in np.flatnonzero(~finite).tolist():
+        for row in _not_finite(rows, shape):
             reasons.setdefault(row, f"its vector has a number that {shape.dtype} can't hold")
     if not reasons:
         return rows, []
@@ -120,6 +120,18 @@ def _rows(reader: RowReader, part: Part, unit: LoadUnit, shape: Shape) -> pa.Tab
         if start >= unit.start + unit.rows:
             break
     return pa.concat_tables(pieces)
+
+
+def _not_finite(rows: pa.Table, shape: Shape) -> list[int]:
+    """Return the rows whose vectors hold NaN or infinite numbers."""
+    found, start = list[int](), 0
+    for batch in rows.to_batches():
+        vectors = matrix(pa.Table.from_batches([batch]), shape)
+        # A sum is finite only if all numbers are. It is quick, and may overflow.
+        suspect = np.flatnonzero(~np.isfinite(vectors.sum(axis=1, dtype=np.float32)))
+        found += [start + int(row) for row in suspect if not np.isfinite(vectors[row]).all()]
+        start += batch.num_rows
+    return found
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ rows are really nearer. Of a large table a part of the rows is looked through, a
 more.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,16 +34,21 @@ class Recall:
     queries: int
 
 
-def measure(store: Store, generation: str, shape: Shape, reader: RowReader, queries: pa.Table) -> Recall | None:
-    """Ask for the neighbours of the queries, which are rows as the shape has them. Return None where there are none."""
+def measure(
+    store: Store, generation: str, shape: Shape, reader: RowReader, queries: pa.Table, excluded: Collection[str] = ()
+) -> Recall | None:
+    """Ask for the neighbours of the queries, which are rows as the shape has them. Return None where there are none.
+
+    Rows with `excluded` ids are not in the store.
+    """
     if not queries.num_rows:
         return None
     vectors = floats(queries, shape)
     answers = store.search(generation, shape, vectors, NEAREST)
     scores = _scores(store, generation, shape, vectors, answers)
     nearer = np.zeros(scores.shape)
-    compared, total = 0, sum(part.rows for part in reader.version.parts)
-    for some in _rows(reader, shape):
+    compared, total = 0, sum(part.rows for part in reader.version.parts) - len(excluded)
+    for some in _rows(reader, shape, frozenset(excluded)):
         found = similarities(vectors, some, _function(shape))
         nearer += (found[:, None, :] > scores[:, :, None] + TIE).sum(axis=2)
         compared += len(some)
@@ -72,7 +77,7 @@ def _scores(
     return scores
 
 
-def _rows(reader: RowReader, shape: Shape) -> Iterator[NDArray[np.float32]]:
+def _rows(reader: RowReader, shape: Shape, excluded: frozenset[str]) -> Iterator[NDArray[np.float32]]:
     """Yield the vectors of the table, or of parts of it from all over it."""
     parts = list(reader.version.parts)
     np.random.default_rng(0).shuffle(parts)
@@ -82,6 +87,9 @@ def _rows(reader: RowReader, shape: Shape) -> Iterator[NDArray[np.float32]]:
             if compared >= ROWS_COMPARED:
                 return
             compared += rows.num_rows
+            if excluded:
+                ids = rows.column(schema.ID).to_pylist()
+                rows = rows.filter(pa.array([name not in excluded for name in ids]))
             yield floats(shaped(rows, shape), shape)
 
 

@@ -91,11 +91,14 @@ def shaped(rows: pa.Table, shape: Shape) -> pa.Table:
         if field.name == shape.embedding:
             arrays.append(_vectors(rows, shape))
         else:
-            arrays.append(plain(rows.column(field.name)).cast(field.type))
+            column = rows.column(field.name)
+            arrays.append(column if column.type == field.type else plain(column).cast(field.type))
     return pa.table(arrays, schema=pa.schema([field for field in shape.schema if field.name in rows.column_names]))
 
 
-def _vectors(rows: pa.Table, shape: Shape) -> pa.Array:
+def _vectors(rows: pa.Table, shape: Shape) -> pa.Array | pa.ChunkedArray:
+    if rows.schema.field(shape.embedding).type == shape.vector:
+        return rows.column(shape.embedding)
     if rows.schema.field(shape.embedding).type.value_type == shape.vector.value_type and shape.dtype != "binary":
         return rows.column(shape.embedding).combine_chunks().cast(shape.vector)
     floats = vectors(rows, shape.embedding)

@@ -6,11 +6,12 @@ from it (feed_plan.py); a load fills a new generation beside the live one, or a 
 goes on from what stands in the store. This file knows no database.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pipeline.config import RunSpec
 from pipeline.errors import InputError
-from pipeline.execution.executor import Executor
 from pipeline.feeds.shape import shape_of
 from pipeline.runs.feed_changes import Changes
 from pipeline.runs.feed_checks import DEEP_ROWS, look_deep
@@ -30,9 +31,13 @@ from pipeline.runs.feed_summary import FeedSummary
 from pipeline.runs.feed_work import Work, repair_rows
 from pipeline.table import lease, snapshot
 
+if TYPE_CHECKING:
+    from pipeline.execution.executor import Executor
 
-def feed(spec: RunSpec, name: str, executor: Executor, wishes: Wishes | None = None) -> FeedSummary:
-    """Bring the store of the feed to the table's version, and return what was done. Raises PipelineError."""
+
+def feed(spec: RunSpec, name: str, executor: "Callable[[], Executor]", wishes: Wishes | None = None) -> FeedSummary:
+    """Bring the store of the feed to the table's version, and return what was done. The executor is made if there is a
+    load. Raises PipelineError."""
     with opened(spec, name, wishes) as found:
         summary = begun(found)
         decided = plan(found, wishes or Wishes())

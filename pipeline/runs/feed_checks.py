@@ -26,7 +26,7 @@ def proven(found: Feed, marker: Marker) -> Verification:
     differences, rows, expected = verify.compare_keys(found.store, marker.generation, reader, refused)
     sample = list(verify.sampled(reader, found.shape, SAMPLE_ROWS, 0, refused))
     compared = verify.compare_rows(found.store, marker.generation, found.shape, sample, differences)
-    measured = _recall(found, marker, reader, sample)
+    measured = _recall(found, marker, reader, sample, refused)
     return Verification(
         generation=marker.generation,
         version=marker.applied,
@@ -40,13 +40,15 @@ def proven(found: Feed, marker: Marker) -> Verification:
     )
 
 
-def _recall(found: Feed, marker: Marker, reader: RowReader, sample: Sequence[pa.Table]) -> recall.Recall | None:
+def _recall(
+    found: Feed, marker: Marker, reader: RowReader, sample: Sequence[pa.Table], refused: Sequence[str]
+) -> recall.Recall | None:
     if not sample:
         return None
     queries = pa.concat_tables(sample).combine_chunks()
     step = max(1, queries.num_rows // QUERIES)
     chosen = queries.take(pa.array(range(0, queries.num_rows, step)[:QUERIES]))
-    return recall.measure(found.store, marker.generation, found.shape, reader, chosen)
+    return recall.measure(found.store, marker.generation, found.shape, reader, chosen, refused)
 
 
 def _faults(found: Feed, measured: recall.Recall | None) -> tuple[str, ...]:
@@ -95,7 +97,7 @@ def look_deep(found: Feed, marker: Marker, summary: FeedSummary, num_rows: int, 
                 yield some
 
         compared = verify.compare_rows(found.store, marker.generation, found.shape, passed_on(), differences)
-        measured = _recall(found, marker, reader, queries)
+        measured = _recall(found, marker, reader, queries, refused)
         summary.rejected = letters
         summary.read_bytes = reader.read_bytes
         summary.verification = Verification(

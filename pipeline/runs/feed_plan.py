@@ -159,7 +159,7 @@ def _another_shape(feed: Feed, live: Marker, wishes: Wishes) -> Plan:
     wanted = feed.shape.in_words()
     told = "; ".join(differences(live.shape, wanted))
     for other in reversed(feed.generations):
-        if other.live or other.marker is None or other.marker.shape != wanted:
+        if other.live or other.marker is None or other.marker.refused or other.marker.shape != wanted:
             continue
         if other.marker.applied and not (wishes.switch or wishes.new_generation):
             raise InputError(
@@ -181,10 +181,12 @@ def _load(feed: Feed, reason: str) -> Load | Ready:
     """Go on with a load that was begun for this shape and a version that can be read, else begin one."""
     newer = number_of(feed.live.name) if feed.live else 0
     for one in reversed(feed.generations):
-        if one.marker and one.marker.applied and number_of(one.name) > newer and _usable(feed, one.marker):
-            return Ready(marker=one.marker)
-    begun = [one for one in feed.generations if one.marker is not None and not one.live and not one.marker.applied]
-    usable = [one.marker for one in begun if one.marker is not None and _usable(feed, one.marker)]
+        marker = one.marker
+        if marker and marker.applied and not marker.refused and number_of(one.name) > newer and _usable(feed, marker):
+            return Ready(marker=marker)
+    others = [one for one in feed.generations if one.marker is not None and not one.live]
+    begun = [one for one in others if one.marker and (one.marker.refused or not one.marker.applied)]
+    usable = [one.marker for one in begun if one.marker and not one.marker.refused and _usable(feed, one.marker)]
     abandoned = tuple(one.name for one in begun if not usable or one.name != usable[-1].generation)
     if usable:
         return Load(reason=reason, marker=usable[-1], begun=True, abandoned=abandoned)

@@ -3,13 +3,13 @@
 Every step may be repeated: what a step did before it was stopped is found in the store.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.errors import GateFailed, InputError
-from pipeline.execution.executor import Executor
 from pipeline.feeds import load, verify
 from pipeline.feeds.load import LoadUnit, LoadWork
 from pipeline.feeds.store import Loaded, Marker, Rejection
@@ -31,11 +31,14 @@ from pipeline.runs.feed_plan import Adopt, Feed, Load, Plan, Ready, Sync, Wishes
 from pipeline.runs.feed_summary import FeedSummary
 from pipeline.table import snapshot
 
+if TYPE_CHECKING:
+    from pipeline.execution.executor import Executor
+
 
 @dataclass(eq=False)
 class Work:
     feed: Feed
-    executor: Executor
+    executor: "Callable[[], Executor]"
     summary: FeedSummary
     wishes: Wishes
 
@@ -103,7 +106,7 @@ class Work:
         done: dict[str, Loaded] = {}
         with Progress(units=len(todo), rows=rows) as progress:
             progress.encoded(0, 0)
-            for unit, loaded in self.executor.spread(load.load_unit, work, todo, rows=rows, writers=writers):
+            for unit, loaded in self.executor().spread(load.load_unit, work, todo, rows=rows, writers=writers):
                 done[unit.name] = loaded
                 progress.encoded(unit.rows, 0)
                 progress.recorded(unit.rows, len(loaded.rejected), True)
@@ -122,11 +125,12 @@ class Work:
             self.summary.verification = proven(found, marker)
         self.summary.generation = marker.generation
         if not self.summary.verification.passed:
+            found.store.mark(replace(marker, refused=True), marker)
             raise GateFailed(
                 f"feed {found.name}: {marker.generation} {self.summary.verification}; it is not shown: feed again with "
                 "--rebuild, or change feeds.index or feeds.limits.min_recall where the index is at fault"
             )
-        after = replace(marker, indexed=True)
+        after = replace(marker, indexed=True, refused=False)
         found.store.mark(after, marker)
         return after
 

@@ -72,7 +72,7 @@ class Nights:
         return Folder(self.spec.table.path)
 
     def feed(self, **wishes: Any) -> FeedSummary:
-        return runs.feed(self.spec, "docs", InProcess(), Wishes(**wishes))
+        return runs.feed(self.spec, "docs", InProcess, Wishes(**wishes))
 
     def verify(self, **options: Any) -> FeedSummary:
         return runs.verified(self.spec, "docs", **options)
