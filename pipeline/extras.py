@@ -19,6 +19,10 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "milvus": ("pymilvus",),
     "redis": ("redis",),
     "chroma": ("chromadb",),
+    "lance": ("pylance",),
+    "files": ("duckdb", "faiss-cpu", "usearch"),
+    "qdrant": ("qdrant-client",),
+    "opensearch": ("orjson", "urllib3"),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.config import ResourceSpec
-from pipeline.execution.costs import CLUSTER_START_S, KEYS_HERE, LOCAL_ENCODING_S
-from pipeline.execution.executor import Do, Executor, Flowing, Item, Job, Result, RowComparison
+from pipeline.execution.costs import CLUSTER_START_S, KEYS_HERE, LOCAL_ENCODING_S, SEND_ROWS_HERE
+from pipeline.execution.executor import Do, Executor, Flowing, Given, Item, Job, Result, RowComparison
 from pipeline.execution.local.executor import LocalExecutor
 from pipeline.execution.pools import Pools
 from pipeline.progress import duration
@@ -63,6 +63,18 @@ class ExecutorBySize:
     ) -> Iterator[Result]:
         here = seconds <= CLUSTER_START_S or len(items) < 2
         return self._either(here).for_each(job, do, items, seconds=seconds, heavy=heavy)
+
+    def spread(
+        self,
+        do: Callable[[Item, Given], Iterator[Result]],
+        given: Given,
+        items: Sequence[Item],
+        *,
+        rows: int,
+        writers: int | None = None,
+    ) -> Iterator[Result]:
+        here = self._resources.ray_address is None or rows <= SEND_ROWS_HERE or len(items) < 2
+        return self._either(here).spread(do, given, items, rows=rows, writers=writers)
 
     def read_keys(self, job: Job, units: Sequence[KeyTask], *, num_keys: int) -> tuple[list[KeyResult], Any]:
         """The handle says which executor has the keys."""

@@ -22,6 +22,9 @@ REWRITE_BYTES_PER_S = 128 * 2**20
 KEYS_HERE = 2_000_000
 """The driver holds the keys of so many rows at most, at 57 bytes each. More keys meet in the cluster's shuffle."""
 
+SEND_ROWS_HERE = 200_000
+"""The driver's threads send so many rows to a store before a cluster, where there is one, is worth its start."""
+
 TOKENS_GUESSED = 64
 """A document counts as so many tokens, a short paragraph, when nothing is known of it."""
 FLOPS_PER_CORE = 70e9

@@ -26,6 +26,7 @@ from pipeline.work import Task, Unfit, Unreadable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Given = TypeVar("Given")
 Do = Callable[[Item, WorkerSpec, GetTokenizer], Iterator[Result]]
 """It does a piece of work on one item. The tokenizer is made when it is asked for. Other processes find it by its
 name."""
@@ -101,6 +102,21 @@ class Executor(Protocol):
 
         One process would take about so many `seconds` for all of them. A `heavy` item keeps a core busy and holds
         whole parts in memory, while others mostly wait for storage.
+        """
+        ...
+
+    def spread(
+        self,
+        do: Callable[[Item, Given], Iterator[Result]],
+        given: Given,
+        items: Sequence[Item],
+        *,
+        rows: int,
+        writers: int | None = None,
+    ) -> Iterator[Result]:
+        """Yield what `do(item, given)` gives for each of the items, in no particular order. It needs no model.
+
+        `given` may hold secrets. The items come to so many `rows`. With `writers` so many work side by side at most.
         """
         ...
 

@@ -282,17 +282,26 @@ class PostgresStore:
         return self._retried(load)
 
     def _copied(
-        self, connection: Connection, relation: sql.Composable, shape: Shape, rows: pa.Table
+        self,
+        connection: Connection,
+        relation: sql.Composable,
+        shape: Shape,
+        rows: pa.Table,
+        then: sql.Composed | None = None,
     ) -> list[Rejection]:
+        """Copy the rows, and `then` do something with them. Return those that the server refuses."""
         query = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(relation)
 
         def copy(some: pa.Table) -> None:
-            body = copy_rows(some, shape)
             try:
-                with connection.transaction(), connection.cursor().copy(query) as copy:
-                    copy.write(COPY_START)
-                    copy.write(body)
-                    copy.write(COPY_END)
+                with connection.transaction():
+                    with connection.cursor().copy(query) as copy:
+                        copy.write(COPY_START)
+                        for batch in some.to_batches():
+                            copy.write(copy_rows(pa.Table.from_batches([batch]), shape))
+                        copy.write(COPY_END)
+                    if then is not None:
+                        connection.execute(then)
             except (
                 psycopg.errors.DataError,
                 psycopg.errors.IntegrityError,
@@ -541,8 +550,14 @@ class PostgresStore:
             self._spec.options
         )
         connection = psycopg.connect(self._spec.url, autocommit=True, **options)
-        # Notices of objects that are there already would be log lines.
-        connection.execute("SET client_min_messages = warning")
+        # Notices of objects that are there already would be log lines. A feeder that is frozen within a transaction would hold
+        # its locks for ever, and one that waits for them would wait as long.
+        for name, value in (
+            ("client_min_messages", "warning"),
+            ("idle_in_transaction_session_timeout", f"{self._spec.limits.lease_s:.0f}s"),
+            ("lock_timeout", f"{2 * self._spec.limits.lease_s:.0f}s"),
+        ):
+            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
         return connection
 
     def _connect(self) -> Connection:
@@ -583,11 +598,12 @@ class PostgresStore:
 
     def _failure(self, error: psycopg.Error) -> "InputError | StorageError":
         """Say what an error of the server or of the connection means. Messages of libpq hold no password."""
-        told = f"Postgres feed {self._spec.name!r}: {' '.join(str(error).split())}"
+        # The detail of a server's message can hold a row.
+        told = f"Postgres feed {self._spec.name!r}: {' '.join((error.diag.message_primary or str(error)).split())}"
         state = error.sqlstate or ""
         if isinstance(error, psycopg.ProgrammingError) and state == "":
             return InputError(f"{told}: check feeds.url and feeds.options")
-        if state[:2] in ("28", "3D", "42", "0A"):
+        if state[:2] in ("28", "3D", "3F", "42", "0A"):
             return InputError(told)
         passes = isinstance(error, psycopg.OperationalError) and state != "53100"
         if "shared memory" in told:
@@ -646,16 +662,13 @@ class _Delta:
         )
 
     def upsert(self, rows: pa.Table) -> Sequence[Rejection]:
-        rejected = self._store._copied(self._connection, sql.Identifier("feed_delta"), self._shape, rows)
         names = [sql.Identifier(name) for name in self._shape.schema.names]
         new = [sql.SQL("{0} = excluded.{0}").format(name) for name in names[1:]]
-        self._connection.execute(
-            sql.SQL("INSERT INTO {} SELECT * FROM feed_delta ON CONFLICT (id) DO UPDATE SET {}").format(
-                self._relation, sql.SQL(", ").join(new)
-            )
+        put = sql.SQL("INSERT INTO {} SELECT * FROM feed_delta ON CONFLICT (id) DO UPDATE SET {}").format(
+            self._relation, sql.SQL(", ").join(new)
         )
-        self._connection.execute("TRUNCATE feed_delta")
-        return rejected
+        put = sql.SQL("; ").join([put, sql.SQL("TRUNCATE feed_delta")])
+        return self._store._copied(self._connection, sql.Identifier("feed_delta"), self._shape, rows, put)
 
     def delete(self, ids: pa.Array) -> None:
         self._connection.execute(sql.SQL("DELETE FROM {} WHERE id = ANY(%b)").format(self._relation), [ids.to_pylist()])

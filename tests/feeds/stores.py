@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pytest
 
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.store import Store
 
-KINDS = ["postgres", "milvus", "redis", "chroma", pytest.param("milvus_import", marks=pytest.mark.slow)]
-"""Stores that the contract is tested on."""
+KINDS = ["postgres", "lance", "qdrant", "opensearch", "files", "milvus", "redis", "chroma"]
+"""Stores that the contract and whole feeds are tested on."""
+
+FORMATS_OF_FILES = ["usearch", "duckdb", "pinecone_layout", "milvus_layout", "vdf"]
+"""The contract is tested on these, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

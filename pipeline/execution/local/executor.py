@@ -5,7 +5,7 @@ This process loads no torch. Whatever needs it runs in a worker process.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from pipeline.config import ResourceSpec
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import PipelineError, RunError
 from pipeline.execution.costs import ENCODER_START_S
-from pipeline.execution.executor import Do, Flowing, Item, Job, Result, RowComparison
+from pipeline.execution.executor import Do, Flowing, Given, Item, Job, Result, RowComparison
 from pipeline.execution.local.log import WorkerLog
 from pipeline.execution.local.pool import LocalFlow
 from pipeline.execution.pools import ALONE, Pools, choose_pools
@@ -102,6 +102,29 @@ class LocalExecutor:
                 yield from results
         except KeyboardInterrupt:
             waits = False  # What is under way is staged at most, and no version will name it.
+            raise
+        finally:
+            threads.shutdown(wait=waits, cancel_futures=True)
+
+    def spread(
+        self,
+        do: Callable[[Item, Given], Iterator[Result]],
+        given: Given,
+        items: Sequence[Item],
+        *,
+        rows: int,
+        writers: int | None = None,
+    ) -> Iterator[Result]:
+        """Do the work in threads, one per core without `writers`: libraries compute and wait outside of Python."""
+        if not items:
+            return
+        threads, waits = ThreadPoolExecutor(min(len(items), writers or cores())), True
+        try:
+            working = [threads.submit(lambda item: list(do(item, given)), item) for item in items]
+            for done in as_completed(working):
+                yield from done.result()
+        except KeyboardInterrupt:
+            waits = False  # Pieces that are under way are repeated by the next run.
             raise
         finally:
             threads.shutdown(wait=waits, cancel_futures=True)

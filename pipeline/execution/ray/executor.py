@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data import TaskPoolStrategy
 
 from pipeline.config import ResourceSpec
-from pipeline.execution.executor import Do, Flowing, Item, Job, Result, RowComparison
+from pipeline.execution.executor import Do, Flowing, Given, Item, Job, Result, RowComparison
 from pipeline.execution.pools import Pools
 from pipeline.execution.ray import shuffle, workers
 from pipeline.execution.ray.cluster import LOCAL, Cluster, alive_nodes
@@ -81,6 +82,23 @@ class RayExecutor:
         cpus = {"num_cpus": 1} if heavy else {}
         for row in self._rows(job, lambda run: items_of(pairs).map_batches(workers.do_each, **light(run) | cpus)):
             yield pickle.loads(row["result"])
+
+    def spread(
+        self,
+        do: Callable[[Item, Given], Iterator[Result]],
+        given: Given,
+        items: Sequence[Item],
+        *,
+        rows: int,
+        writers: int | None = None,
+    ) -> Iterator[Result]:
+        self._cluster.start()
+        size = {"compute": TaskPoolStrategy(size=writers)} if writers else {}
+        with monitored("feed", given) as (run, _):
+            pairs = items_of([(do, item) for item in items])
+            options: dict[str, Any] = light(run) | {"num_cpus": 1} | size
+            for row in pairs.map_batches(workers.do_given, **options).iter_rows():
+                yield pickle.loads(row["result"])
 
     def read_keys(
         self, job: Job, units: Sequence[KeyTask], *, num_keys: int

@@ -49,9 +49,10 @@ def run_flow(
 
 @contextmanager
 def monitored(
-    kind: str, spec: WorkerSpec, flow: Flow = EMBED, unrecorded: int = 0, encoders: int = 0
+    kind: str, spec: Any, flow: Flow = EMBED, unrecorded: int = 0, encoders: int = 0
 ) -> Iterator[tuple[str, Any]]:
-    """Yield (name, monitor) of some work on the cluster. Its errors become ours, and the monitor ends with it."""
+    """Yield (name, monitor) of some work on the cluster. Its errors become ours, and the monitor ends with it. Workers get
+    the spec from it, which is a WorkerSpec wherever a model is needed."""
     run = f"embedding-{kind}-{uuid.uuid4().hex[:12]}"
     monitor = _start_monitor(run, spec, flow, unrecorded, encoders)
     try:
@@ -64,7 +65,7 @@ def monitored(
         ray.kill(monitor)
 
 
-def _start_monitor(run: str, spec: WorkerSpec, flow: Flow, unrecorded: int, encoders: int) -> Any:
+def _start_monitor(run: str, spec: Any, flow: Flow, unrecorded: int, encoders: int) -> Any:
     """Start the monitor without waiting for its process, since the encoders' processes take longer to start."""
 
     def alive() -> frozenset[str]:  # Ray sends it by value here, without all that this file imports.

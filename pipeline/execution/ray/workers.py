@@ -85,14 +85,30 @@ def do_alone(do: Any, item: pa.Table, run: str, threads: int) -> None:
     do(item, given(run)[0], threads)
 
 
+def do_given(batch: pa.Table, run: str) -> Iterator[pa.Table]:
+    """Do each of the pickled pairs (function, item) with what the run gives. They give rows with a pickled `result`."""
+    work, _ = sent(run)
+    for item in batch.column("item").to_pylist():
+        do, what = pickle.loads(item)
+        for result in do(what, work):
+            yield pa.table({"result": pa.array([pickle.dumps(result)], pa.large_binary())})
+
+
+@functools.lru_cache(maxsize=2)
+def sent(run: str) -> tuple[Any, Flow]:
+    """Return what the run's monitor has for its workers."""
+    monitor = ray.get_actor(run)
+    while (settings := ray.get(monitor.get_settings.remote())) is None:  # The driver's call may still be on its way.
+        time.sleep(CLAIM_EVERY_S)
+    work: tuple[Any, Flow] = cloudpickle.loads(settings)
+    return work
+
+
 @functools.lru_cache(maxsize=2)
 def given(run: str) -> tuple[WorkerSpec, Flow]:
     """Return what the run gives its workers, with all files of the model on this node."""
-    monitor = ray.get_actor(run)
-    while (sent := ray.get(monitor.get_settings.remote())) is None:  # The driver's call may still be on its way.
-        time.sleep(CLAIM_EVERY_S)
     spec: WorkerSpec
-    spec, flow = cloudpickle.loads(sent)
+    spec, flow = sent(run)
     pa.set_cpu_count(spec.read.threads)  # Arrow would take all cores in each worker.
     return replace(spec, encode=replace(spec.encode, encoder=spec.encode.encoder.here())), flow
 

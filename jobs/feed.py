@@ -1,0 +1,155 @@
+"""Bring vector databases to the table's current version: load, keep in step, verify, show, repair.
+
+    python -m jobs.feed CONFIG.yaml [FEED ..] [--set key=value ...] [--json]     load, go on, or sync; all feeds without a name
+                        [--dry-run] [--to VERSION] [--allow-deletes] [--no-switch]
+    python -m jobs.feed CONFIG.yaml [FEED ..] --verify [--rows N] [--seed S]     read back and compare, and change nothing
+    python -m jobs.feed CONFIG.yaml [FEED ..] --repair                           verify, and send exactly what differs
+    python -m jobs.feed CONFIG.yaml [FEED ..] --new-generation | --rebuild       load all rows anew, then show them
+    python -m jobs.feed CONFIG.yaml [FEED ..] --switch | --switch-back | --drop-old | --adopt | --status
+
+A marker in the store says which version of the table it holds, so that a feed that was killed at any moment goes on with the
+same command. Only what changed is sent, and it is read back afterwards. Another model, dtype, metric or set of columns needs
+--new-generation: it is loaded beside the live generation, verified, and shown in one step, and the old one stays until
+--drop-old.
+
+Exit codes: 0 done, nothing to do, or another one is at it; 1 failed, or --verify found differences; 2 bad configuration or
+input, found before any write; 3 done, but the store refused rows; 10 (--dry-run) changes pending.
+"""
+
+import argparse
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jobs.command import main_of, parser
+from pipeline.config import RunSpec, load
+from pipeline.errors import InputError, PipelineError, TableBusy, one_line
+from pipeline.runs import feed as runs
+from pipeline.runs.feed_checks import DEEP_ROWS
+from pipeline.runs.feed_plan import Wishes
+from pipeline.runs.feed_summary import FeedSummary
+
+if TYPE_CHECKING:
+    from pipeline.execution.executor import Executor
+
+VERBS = ("verify", "repair", "new_generation", "rebuild", "switch", "switch_back", "drop_old", "adopt", "status")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    spec = load(arguments.config, arguments.set)
+    names = arguments.feeds or list(spec.feeds)
+    if not names:
+        raise InputError("the configuration has no section feeds: name a store there, such as postgres")
+    do = _chosen(arguments)
+    with contextlib.ExitStack() as stack:
+        executor = _executor(spec, stack)
+        if len(names) == 1:
+            try:
+                return _one(arguments, do(spec, names[0], executor))
+            except TableBusy as busy:
+                arguments.show({"feeds": [{"feed": names[0], "busy": str(busy), "exit_code": 0}]}, str(busy))
+                return busy.exit_code
+        told, text, code = _each(names, lambda name: do(spec, name, executor))
+        arguments.show({"feeds": told}, text)
+        return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    command = parser(__doc__, dry_run=True)
+    command.add_argument("feeds", metavar="FEED", nargs="*", help="names of the section feeds (all of them)")
+    verbs = command.add_mutually_exclusive_group()
+    verbs.add_argument("--verify", action="store_true", help="compare the store with the table, and change nothing")
+    verbs.add_argument("--repair", action="store_true", help="verify, and send exactly the rows that differ")
+    verbs.add_argument("--new-generation", action="store_true", help="load all rows beside the live ones, then switch")
+    verbs.add_argument("--rebuild", action="store_true", help="the same, whatever stands in the store")
+    verbs.add_argument("--switch", action="store_true", help="show the generation that is ready")
+    verbs.add_argument("--switch-back", action="store_true", help="show the generation before the live one")
+    verbs.add_argument("--drop-old", action="store_true", help="drop all generations that are not shown")
+    verbs.add_argument("--adopt", action="store_true", help="take over a generation that lost its marker")
+    verbs.add_argument("--status", action="store_true", help="tell what stands in the store")
+    command.add_argument("--no-switch", action="store_true", help="load, but don't show it")
+    command.add_argument("--allow-deletes", action="store_true", help="delete more than feeds.limits.max_deleted_rows")
+    command.add_argument(
+        "--to", metavar="VERSION", type=int, help="the version of the table that is wanted (the current one)"
+    )
+    command.add_argument("--rows", metavar="N", type=int, default=DEEP_ROWS, help="rows that --verify reads back")
+    command.add_argument("--seed", metavar="S", type=int, default=0, help="which rows: another seed takes others")
+    return command
+
+
+def _chosen(arguments: argparse.Namespace) -> "Callable[[RunSpec, str, Callable[[], Executor]], FeedSummary]":
+    wishes = Wishes(
+        new_generation=arguments.new_generation,
+        no_switch=arguments.no_switch,
+        switch=arguments.switch,
+        rebuild=arguments.rebuild,
+        adopt=arguments.adopt,
+        allow_deletes=arguments.allow_deletes,
+        to=arguments.to,
+    )
+    if arguments.dry_run:
+        if any(getattr(arguments, verb) for verb in ("verify", "repair", "switch_back", "drop_old")):
+            raise InputError("--dry-run goes with loads and syncs alone")
+        return lambda spec, name, _: runs.forecast(spec, name, wishes)
+    if arguments.verify or arguments.repair:
+        options = {"rows": arguments.rows, "seed": arguments.seed, "repair": arguments.repair}
+        if arguments.rows < 1 or arguments.seed < 0:
+            raise InputError(
+                f"--rows is {arguments.rows} and --seed {arguments.seed}; give at least 1 row, and a seed of 0 or more"
+            )
+        return lambda spec, name, _: runs.verified(spec, name, **options)
+    if arguments.switch_back:
+        return lambda spec, name, _: runs.switch_back(spec, name)
+    if arguments.drop_old:
+        return lambda spec, name, _: runs.drop_old(spec, name)
+    if arguments.status:
+        return lambda spec, name, _: runs.status(spec, name)
+    return lambda spec, name, executor: runs.feed(spec, name, executor, wishes)
+
+
+def feed_all(spec: RunSpec) -> tuple[list[dict[str, Any]], str, int]:
+    """Bring all feeds of a run to the table's version. Return what machines and people are told, and the exit code."""
+    with contextlib.ExitStack() as stack:
+        return _each(list(spec.feeds), lambda name: runs.feed(spec, name, _executor(spec, stack)))
+
+
+def _executor(spec: RunSpec, stack: contextlib.ExitStack) -> "Callable[[], Executor]":
+    """Return what makes the executor when a load needs it. A night without changes is over before it would be imported."""
+
+    @functools.cache
+    def executor() -> "Executor":
+        from pipeline.execution.by_size import ExecutorBySize
+
+        return stack.enter_context(ExecutorBySize(spec.resources))
+
+    return executor
+
+
+def _one(arguments: argparse.Namespace, summary: FeedSummary) -> int:
+    arguments.show({"feeds": [summary.to_dict()]}, str(summary))
+    return summary.exit_code
+
+
+def _each(names: Sequence[str], do: Callable[[str], FeedSummary]) -> tuple[list[dict[str, Any]], str, int]:
+    """Work on all feeds. One that fails doesn't keep the others from their night."""
+    told, lines, codes = list[dict[str, Any]](), list[str](), list[int]()
+    for name in names:
+        try:
+            summary = do(name)
+        except PipelineError as error:
+            told.append({"feed": name, "error": str(error), "exit_code": error.exit_code})
+            lines.append(f"feed {name}: {'' if isinstance(error, TableBusy) else 'error: '}{one_line(str(error))}")
+            codes.append(error.exit_code)
+        else:
+            told.append(summary.to_dict())
+            lines.append(str(summary))
+            codes.append(summary.exit_code)
+    # A failure before a refusal, that before dead letters, those before changes that are pending.
+    return told, "\n".join(lines), next((code for code in (1, 2, 3, 10) if code in codes), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(main))
