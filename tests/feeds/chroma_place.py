@@ -84,7 +84,9 @@ def chroma_places(chroma_server: ChromaServer) -> Callable[[], contextlib.Abstra
 
 
 def _forget(client: Any, generation: str) -> None:
-    collection = client.get_collection(generation)
+    (collection,) = [
+        one for one in client.list_collections() if one.metadata["embedding_feed_generation"] == generation
+    ]
     collection.modify(metadata={"embedding_feed": "docs", "embedding_feed_generation": generation})
 
 
