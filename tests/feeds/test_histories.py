@@ -103,7 +103,9 @@ def take(nights: Nights, step: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("kind", ["postgres", "lance"])
 @given(steps=st.lists(STEPS, min_size=2, max_size=7))
-@settings(max_examples=int(os.environ.get("FEED_HISTORIES", "6")), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("FEED_HISTORIES", "6")), deadline=None, suppress_health_check=list(HealthCheck)
+)
 def test_the_store_follows_the_table_through_any_history(
     kind: str, steps: list[tuple[Any, ...]], request: pytest.FixtureRequest, tmp_path_factory: Any, tiny_model: Path
 ) -> None:
