@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from pipeline.errors import InputError, StorageError, StorageUnavailable
 from pipeline.feed_spec import FeedLimitSpec
 from pipeline.feeds.chroma import ChromaStore
 from pipeline.feeds.chroma_server import _sessions
-from pipeline.feeds.store import Index
+from pipeline.feeds.store import Index, Shape
 from tests.feeds.rows import marker_of, rows_of, shape_of
 from tests.feeds.stores import Place
 from tests.feeds.test_contract import assert_same, held, load, only, sync
@@ -36,6 +37,11 @@ def opened(place: Place, **changes: Any) -> ChromaStore:
     return ChromaStore(dataclasses.replace(place.spec, **changes))
 
 
+def check(place: Place, shape: Shape, **changes: Any) -> None:
+    with contextlib.closing(opened(place, **changes)) as store:
+        store.check(shape)
+
+
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
@@ -49,24 +55,29 @@ def opened(place: Place, **changes: Any) -> ChromaStore:
 )
 def test_check_refuses_by_name(place: Place, shape, says) -> None:
     with pytest.raises(InputError, match=says):
-        opened(place).check(shape)
+        check(place, shape)
 
 
 def test_check_refuses_what_is_asked_of_the_server(place: Place) -> None:
     shape, quick = shape_of(), FeedLimitSpec(timeout_s=0.3)
     with pytest.raises(InputError, match="'_docs'; Chroma takes 3 to 200"):
-        opened(place, name="_docs").check(shape)
+        check(place, shape, name="_docs")
     with pytest.raises(InputError, match="no Chroma answers at"):
-        opened(place, url="http://127.0.0.1:1", limits=quick).check(shape)
+        check(place, shape, url="http://127.0.0.1:1", limits=quick)
     with pytest.raises(InputError, match="address such as http"):
-        opened(place, url="127.0.0.1:8000").check(shape)
+        check(place, shape, url="127.0.0.1:8000")
     with pytest.raises(InputError, match="names \\['tenants'\\]"):
-        opened(place, options={"tenants": "x"}).check(shape)
-    with pytest.raises(InputError, match="check headers, tenant and database"):
-        opened(place, options={"tenant": "nobody"}).check(shape)
+        check(place, shape, options={"tenants": "x"})
     place.client.create_collection("docs", embedding_function=None)
     with pytest.raises(InputError, match="'docs' already"):
-        opened(place).check(shape)
+        check(place, shape)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_tenant_that_is_not_there_is_told(place: Place) -> None:
+    with pytest.raises(InputError, match="check headers, tenant and database"):
+        check(place, shape_of(), options={"tenant": "nobody"})
+    gc.collect()  # Chroma's client leaves its connection open where it finds no tenant.
 
 
 class Faulty(httpx.BaseTransport):
