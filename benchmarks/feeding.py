@@ -90,7 +90,7 @@ class Postgres:
         with self.relation() as (store, marker), tempfile.TemporaryDirectory() as notes:
             reader = RowReader(self.table, self.version)
             started = time.perf_counter()
-            units = units_of(reader, self.shape)
+            units = units_of(reader, self.shape, 2**26)
             work = LoadWork(
                 table=self.table,
                 version=self.version.version,

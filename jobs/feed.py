@@ -47,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         executor = _executor(spec, stack)
         if len(names) == 1:
-            return _one(arguments, do(spec, names[0], executor))
+            try:
+                return _one(arguments, do(spec, names[0], executor))
+            except TableBusy as busy:
+                arguments.show({"feeds": [{"feed": names[0], "busy": str(busy), "exit_code": 0}]}, str(busy))
+                return busy.exit_code
         told, text, code = _each(names, lambda name: do(spec, name, executor))
         arguments.show({"feeds": told}, text)
         return code

@@ -18,6 +18,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "postgres": ("psycopg",),
     "lance": ("pylance",),
     "files": ("duckdb", "faiss-cpu", "usearch"),
+    "qdrant": ("qdrant-client",),
+    "opensearch": ("orjson", "urllib3"),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""

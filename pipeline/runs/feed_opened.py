@@ -20,7 +20,7 @@ from pipeline.feeds.store import Generation, Marker, Rejection
 from pipeline.runs.feed_plan import Feed, Wishes, version_of
 from pipeline.runs.feed_summary import FeedSummary, lacking
 from pipeline.storage import Folder
-from pipeline.table import materialise, snapshot
+from pipeline.table import snapshot
 from pipeline.table.row_reader import RowReader
 from pipeline.typed_yaml import check_filled
 
@@ -32,7 +32,7 @@ def opened(spec: RunSpec, name: str, wishes: Wishes | None) -> Iterator[Feed]:
     own = spec.feeds[name]
     check_filled(f"feeds.{name}", own.url, own.options)
     table = Folder(spec.table.path, spec.table.storage_options)
-    current = materialise.finish(table) if snapshot.versions(table) else snapshot.empty()
+    current = snapshot.current(table)
     if not current.version:
         raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
     wanted = wishes.to if wishes is not None and wishes.to is not None else current.version
