@@ -1,5 +1,6 @@
 """Stores for the tests of this folder."""
 
+from tests.feeds.chroma_place import chroma_places, chroma_server
 from tests.feeds.files_place import (
     duckdb_places,
     files_places,
@@ -9,16 +10,23 @@ from tests.feeds.files_place import (
     vdf_places,
 )
 from tests.feeds.lance_place import lance_places, lance_s3_places
+from tests.feeds.milvus_place import milvus, milvus_import_places, milvus_places
 from tests.feeds.opensearch_place import opensearch, opensearch_places
 from tests.feeds.postgres_place import postgres, postgres_places
 from tests.feeds.qdrant_place import qdrant, qdrant_places
+from tests.feeds.redis_place import redis_places, redis_server
 
 __all__ = [
+    "chroma_places",
+    "chroma_server",
     "duckdb_places",
     "files_places",
     "lance_places",
     "lance_s3_places",
+    "milvus",
+    "milvus_import_places",
     "milvus_layout_places",
+    "milvus_places",
     "opensearch",
     "opensearch_places",
     "pinecone_layout_places",
@@ -26,6 +34,8 @@ __all__ = [
     "postgres_places",
     "qdrant",
     "qdrant_places",
+    "redis_places",
+    "redis_server",
     "usearch_places",
     "vdf_places",
 ]

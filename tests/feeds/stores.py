@@ -13,7 +13,7 @@ from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.store import Store
 
-KINDS = ["postgres", "lance", "qdrant", "opensearch", "files"]
+KINDS = ["postgres", "lance", "qdrant", "opensearch", "files", "milvus", "redis", "chroma"]
 """Stores that the contract and whole feeds are tested on."""
 
 FORMATS_OF_FILES = ["usearch", "duckdb", "pinecone_layout", "milvus_layout", "vdf"]

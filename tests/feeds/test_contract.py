@@ -32,7 +32,10 @@ ODD_IDS = [
 ]
 
 
-@pytest.fixture(params=[*KINDS, *FORMATS_OF_FILES, pytest.param("lance_s3", marks=pytest.mark.slow)])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("lance_s3", "milvus_import")]
+
+
+@pytest.fixture(params=[*KINDS, *FORMATS_OF_FILES, *SLOW])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """A place of its own in a store of each kind."""
     maker = request.getfixturevalue(f"{request.param}_places")
