@@ -90,7 +90,7 @@ class Postgres:
         with self.relation() as (store, marker), tempfile.TemporaryDirectory() as notes:
             reader = RowReader(self.table, self.version)
             started = time.perf_counter()
-            units = units_of(reader, self.shape)
+            units = units_of(reader, self.shape, 2**26)
             work = LoadWork(
                 table=self.table,
                 version=self.version.version,
@@ -213,7 +213,8 @@ def main() -> None:
         medians = {name: statistics.median(found) for name, found in seconds.items()}
         for name, median in medians.items():
             print(
-                f"{name:12} {place.version.counts.rows / median:>10,.0f} rows/s, feed is {median / medians['feed']:.2f} times as fast"
+                f"{name:12} {place.version.counts.rows / median:>10,.0f} rows/s, "
+                f"feed is {median / medians['feed']:.2f} times as fast"
             )
     finally:
         server.stop()

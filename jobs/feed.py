@@ -21,7 +21,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.command import main_of, parser
 from pipeline.config import RunSpec, load
@@ -32,7 +32,6 @@ from pipeline.runs.feed_plan import Wishes
 from pipeline.runs.feed_summary import FeedSummary
 
 if TYPE_CHECKING:
-    from pipeline.execution.by_size import ExecutorBySize
     from pipeline.execution.executor import Executor
 
 VERBS = ("verify", "repair", "new_generation", "rebuild", "switch", "switch_back", "drop_old", "adopt", "status")
@@ -46,17 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("the configuration has no section feeds: name a store there, such as postgres")
     do = _chosen(arguments)
     with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def executor() -> "ExecutorBySize":
-            # Only a load needs it, and a night without changes is over before it would be imported.
-            from pipeline.execution.by_size import ExecutorBySize
-
-            return stack.enter_context(ExecutorBySize(spec.resources))
-
+        executor = _executor(spec, stack)
         if len(names) == 1:
-            return _one(arguments, do(spec, names[0], executor))
-        return _several(arguments, names, lambda name: do(spec, name, executor))
+            try:
+                return _one(arguments, do(spec, names[0], executor))
+            except TableBusy as busy:
+                arguments.show({"feeds": [{"feed": names[0], "busy": str(busy), "exit_code": 0}]}, str(busy))
+                return busy.exit_code
+        told, text, code = _each(names, lambda name: do(spec, name, executor))
+        arguments.show({"feeds": told}, text)
+        return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,14 +110,32 @@ def _chosen(arguments: argparse.Namespace) -> "Callable[[RunSpec, str, Callable[
     return lambda spec, name, executor: runs.feed(spec, name, executor, wishes)
 
 
+def feed_all(spec: RunSpec) -> tuple[list[dict[str, Any]], str, int]:
+    """Bring all feeds of a run to the table's version. Return what machines and people are told, and the exit code."""
+    with contextlib.ExitStack() as stack:
+        return _each(list(spec.feeds), lambda name: runs.feed(spec, name, _executor(spec, stack)))
+
+
+def _executor(spec: RunSpec, stack: contextlib.ExitStack) -> "Callable[[], Executor]":
+    """Return what makes the executor when a load needs it. A night without changes is over before it would be imported."""
+
+    @functools.cache
+    def executor() -> "Executor":
+        from pipeline.execution.by_size import ExecutorBySize
+
+        return stack.enter_context(ExecutorBySize(spec.resources))
+
+    return executor
+
+
 def _one(arguments: argparse.Namespace, summary: FeedSummary) -> int:
     arguments.show({"feeds": [summary.to_dict()]}, str(summary))
     return summary.exit_code
 
 
-def _several(arguments: argparse.Namespace, names: Sequence[str], do: Callable[[str], FeedSummary]) -> int:
+def _each(names: Sequence[str], do: Callable[[str], FeedSummary]) -> tuple[list[dict[str, Any]], str, int]:
     """Work on all feeds. One that fails doesn't keep the others from their night."""
-    told, lines, codes = [], list[str](), list[int]()
+    told, lines, codes = list[dict[str, Any]](), list[str](), list[int]()
     for name in names:
         try:
             summary = do(name)
@@ -131,9 +147,8 @@ def _several(arguments: argparse.Namespace, names: Sequence[str], do: Callable[[
             told.append(summary.to_dict())
             lines.append(str(summary))
             codes.append(summary.exit_code)
-    arguments.show({"feeds": told}, "\n".join(lines))
     # A failure before a refusal, that before dead letters, those before changes that are pending.
-    return next((code for code in (1, 2, 3, 10) if code in codes), 0)
+    return told, "\n".join(lines), next((code for code in (1, 2, 3, 10) if code in codes), 0)
 
 
 if __name__ == "__main__":

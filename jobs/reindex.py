@@ -1,7 +1,7 @@
 """Bring a published table up to date with its sources by row: embed what is new or changed, drop what is gone.
 
     python -m jobs.reindex CONFIG.yaml [--set key=value ...] [--new-model] [--allow-deletes] [--wait SECONDS]
-                           [--dry-run] [--price-per-hour P] [--json]
+                           [--feed] [--dry-run] [--price-per-hour P] [--json]
 
 Files that did not change are not read; a text that the table has, under whatever id, is not encoded. --new-model lets another
 model take the place of the table's: all is built beside the live version and published at once. --dry-run counts what a run
@@ -9,6 +9,9 @@ would do, exactly; with --price-per-hour it says what encoding would cost.
 
 Where more rows would be deleted than limits.max_deleted_rows, nothing is published unless --allow-deletes is given. A start
 that meets another reindex at work on the table waits for so long as --wait or limits.wait_s say, then ends and says so.
+
+--feed then brings all feeds of the configuration to the table's version, as `python -m jobs.feed` does: one command for a
+night. A feed that fails leaves the table as it was published, and the exit code tells.
 
 Exit codes: 0 done, nothing to do, or another one is at it; 1 failed, nothing published, work kept; 2 bad configuration or
 input, found before any work; 3 done, with dead letters in the files that were read, or files that can't be read, whose rows
@@ -19,9 +22,10 @@ import sys
 from collections.abc import Sequence
 
 from jobs.command import main_of, parser
+from jobs.feed import feed_all
 from pipeline import plan_reindex, reindex
 from pipeline.config import load
-from pipeline.errors import TableBusy
+from pipeline.errors import InputError, TableBusy
 
 CHANGES_PENDING = 10
 
@@ -31,10 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--new-model", action="store_true", help="let another model take the place of the table's")
     command.add_argument("--allow-deletes", action="store_true", help="delete more than limits.max_deleted_rows")
     command.add_argument("--wait", metavar="SECONDS", help="for a table that another one works on (limits.wait_s)")
+    command.add_argument("--feed", action="store_true", help="then bring all feeds to the table's version")
     command.add_argument("--price-per-hour", metavar="P", type=float, help="of the machines, for --dry-run")
     arguments = command.parse_args(argv)
     wait = [f"limits.wait_s={arguments.wait}"] if arguments.wait is not None else []
     spec = load(arguments.config, [*arguments.set, *wait])
+    if arguments.feed and not spec.feeds:
+        raise InputError("--feed needs a section feeds in the configuration: name a store there, or leave it out")
     if arguments.dry_run:
         planned = plan_reindex(
             spec,
@@ -49,8 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TableBusy as busy:
         arguments.show({"table": spec.table.path, "published": False, "busy": str(busy)}, str(busy))
         return busy.exit_code
-    arguments.show(summary.to_dict(), str(summary))
-    return summary.exit_code
+    if not arguments.feed:
+        arguments.show(summary.to_dict(), str(summary))
+        return summary.exit_code
+    told, text, code = feed_all(spec)
+    arguments.show(summary.to_dict() | {"feeds": told}, f"{summary}\n{text}")
+    return code if code in (1, 2) else summary.exit_code or code
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "html": ("selectolax",),
     "sentencepiece": ("sentencepiece",),
     "postgres": ("psycopg",),
+    "lance": ("pylance",),
+    "files": ("duckdb", "faiss-cpu", "usearch"),
     "qdrant": ("qdrant-client",),
     "opensearch": ("orjson", "urllib3"),
     "openvino": ("openvino", "nncf"),

@@ -89,7 +89,9 @@ class Progress:
         else:
             elapsed = max(time.monotonic() - self._first_encoded, 1.0)
             rate = self._encoded_rows / elapsed
-            pieces += [f"{per_second(rate)} docs/s", f"{self._encoded_tokens / elapsed:,.0f} tokens/s"]
+            pieces.append(f"{per_second(rate)} docs/s")
+            if self._encoded_tokens:
+                pieces.append(f"{self._encoded_tokens / elapsed:,.0f} tokens/s")
             if self._rows is not None and rate:
                 pieces.append(f"{duration(max(self._rows - seen, 0) / rate)} left")
         return "  ".join(pieces + ([f"{self.failed:,} failed"] if self.failed else []))

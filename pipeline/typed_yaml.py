@@ -96,6 +96,22 @@ def _unquoted(text: str, mark: Any) -> str:
     return f'; write {found[0]} in quotes, as in {{key: "{found[0]}"}}' if found else ""
 
 
+LATER = frozenset(["feeds"])
+"""Variables of these sections may be missing in the environment: they stay as they are for whoever needs them."""
+
+
+def check_filled(where: str, *values: Any) -> None:
+    """Raise ConfigError for a value that still holds a variable which the environment lacked."""
+    for value in values:
+        if isinstance(value, Mapping):
+            check_filled(where, *value.values())
+        elif isinstance(value, str) and (found := _VARIABLES.search(value)):
+            raise ConfigError(
+                f"{where} uses {found[0]}, and the environment has no such variable: set it, as with `export "
+                f"{found[0][2:-1]}=..` in the shell that starts the command"
+            )
+
+
 class _Loader(yaml.SafeLoader):
     """It refuses a key that comes twice, of which YAML would quietly take the last, and aliases that make a few lines
     stand for billions of values."""
@@ -189,6 +205,8 @@ def _fill_environment(value: Any, where: str) -> Any:
         return value
 
     def variable(match: re.Match[str]) -> str:
+        if match[1] not in os.environ and where.partition(".")[0] in LATER:
+            return match[0]
         if match[1] not in os.environ:
             raise ConfigError(
                 f"{where} uses ${{{match[1]}}}, but the environment has no variable {match[1]}: set it, as with `export "

@@ -25,7 +25,7 @@ CONF = sorted((ROOT / "conf").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
 def test_a_configuration_is_valid(path, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PG_URL"):
         monkeypatch.setenv(name, "x")
     assert config.load(path).table.path
 

@@ -101,7 +101,7 @@ def test_the_configurations_of_the_pages_are_valid():
 
 def keys_of(section: str, table: str) -> list[tuple[str, str]]:
     """Each key of a section's table with its default, as they are written."""
-    rows = re.findall(r"(?m)^\| `([\w.]+)` \| .*? \| (required|`.*?`) \| .*\|$", table)
+    rows = re.findall(r"(?m)^\| `(?:<name>\.)?([\w.]+)` \| .*? \| (required|`.*?`) \| .*\|$", table)
     assert len(rows) == table.count("\n| `"), section
     return [(name, default.strip("`")) for name, default in rows]
 
@@ -112,6 +112,7 @@ def test_every_key_is_in_the_reference_and_its_default_is_true():
     assert list(found) == [item.name for item in dataclasses.fields(config.RunSpec)]
     for section, table in found.items():
         start = minimal | ({"chunk": {"max_tokens": 9}} if section == "chunk" else {})
+        one = {"store": "files", "url": "u", "name": "n"}
         names = set()
         for name, default in keys_of(section, table):
             names.add(name.split(".")[0])
@@ -120,8 +121,11 @@ def test_every_key_is_in_the_reference_and_its_default_is_true():
                 for part in reversed(name.split(".")):
                     value = {part: value}
                 given = start | {section: start.get(section, {}) | value}
+                if section == "feeds":
+                    start, given = minimal | {"feeds": {"x": one}}, minimal | {"feeds": {"x": one | value}}
                 assert config.from_mapping(given) == config.from_mapping(start), f"{section}.{name}"
-        built = getattr(config.from_mapping(minimal | {"chunk": {"max_tokens": 9}}), section)
+        built = getattr(config.from_mapping(minimal | {"chunk": {"max_tokens": 9}, "feeds": {"x": one}}), section)
+        built = built["x"] if section == "feeds" else built
         assert names == {item.name for item in dataclasses.fields(built)}
 
 

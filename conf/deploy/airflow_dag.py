@@ -22,7 +22,7 @@ with DAG(
         task_id="reindex",
         bash_command=(
             "ray job submit -- "
-            "python -m jobs.reindex /app/conf/reindex-nightly.yaml --set resources.ray_address=auto --json"
+            "python -m jobs.reindex /app/conf/reindex-nightly.yaml --set resources.ray_address=auto --feed --json"
         ),
         env={"RAY_API_SERVER_ADDRESS": "{{ conn.ray.host }}", "RAY_AUTH_TOKEN": "{{ conn.ray.password }}"},
         append_env=True,

@@ -8,6 +8,7 @@ units by itself is asked of nobody here.
 import functools
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -58,8 +59,8 @@ class LoadWork:
     """Finished units are noted in this folder below the table."""
 
 
-def units_of(reader: RowReader, shape: Shape) -> list[LoadUnit]:
-    """Cut the version into units."""
+def units_of(reader: RowReader, shape: Shape, unit_bytes: int) -> list[LoadUnit]:
+    """Cut the version into units of at most so many bytes of vectors."""
     groups = [
         (number, group, rows)
         for number, part in enumerate(reader.version.parts)
@@ -67,11 +68,8 @@ def units_of(reader: RowReader, shape: Shape) -> list[LoadUnit]:
         if rows
     ]
     bytes_per_row = max(1, shape.vector.list_size * shape.vector.value_type.bit_width // 8)
-    most = (
-        max(1, UNIT_BYTES // bytes_per_row)
-        if len(groups) < FEW_GROUPS
-        else max((rows for *_, rows in groups), default=1)
-    )
+    few = UNIT_BYTES if len(groups) < FEW_GROUPS else unit_bytes
+    most = max(1, min(few, unit_bytes) // bytes_per_row)
     return [
         LoadUnit(
             name=f"{reader.version.version}/{number}/{group}/{start}",
@@ -90,6 +88,7 @@ def load_unit(unit: LoadUnit, work: LoadWork) -> Iterator[tuple[LoadUnit, Loaded
     place = _place(work)
     part = place.reader.version.parts[unit.part]
     rows, unfit = without_unfit(place.store, _rows(place.reader, part, unit, work.shape), work.shape)
+    _paced(work).wait(rows.num_rows)
     loaded = place.loader.load(unit.name, rows)
     loaded = replace(loaded, rejected=(*unfit, *loaded.rejected))
     note(work.table, work.notes, unit, loaded)
@@ -134,6 +133,32 @@ def _not_finite(rows: pa.Table, shape: Shape) -> list[int]:
     return found
 
 
+_PACES: dict[str, "Pace"] = {}
+"""All threads of this process that load for one feed keep one pace."""
+
+
+def _paced(work: LoadWork) -> "Pace":
+    return _PACES.setdefault(work.notes, Pace(work.spec.limits.rate))
+
+
+class Pace:
+    """It makes those who send wait, so that all of them together send so many rows a second at most."""
+
+    def __init__(self, rows_per_s: float | str) -> None:
+        self._rate = None if isinstance(rows_per_s, str) else rows_per_s
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+        """At this time of the monotonic clock the next rows may go."""
+
+    def wait(self, rows: int) -> None:
+        if self._rate is None:
+            return
+        with self._lock:
+            start = max(time.monotonic(), self._free_at)
+            self._free_at = start + rows / self._rate
+        time.sleep(max(0.0, start - time.monotonic()))
+
+
 @dataclass(eq=False)
 class _Place:
     work: LoadWork
@@ -168,6 +193,7 @@ def close_places() -> None:
     """Close what the threads of this process keep, when none of them loads any more."""
     for thread in list(_PLACES):
         _PLACES.pop(thread).close()
+    _PACES.clear()
 
 
 @functools.lru_cache(maxsize=2)

@@ -116,6 +116,8 @@ class Marker:
     target_of: str = ""
     indexed: bool = False
     """The index was built, and the generation was found to hold what it should. Only then it is shown to readers."""
+    unit_bytes: int = 0
+    """A unit of the load has so many bytes of vectors at most. It stays as it was when the load began."""
     refused: bool = False
     """The generation was looked at, and is not as it should be. A load that is asked for begins anew."""
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.feeds import verify
-from pipeline.feeds.load import without_unfit
+from pipeline.feeds.load import Pace, without_unfit
 from pipeline.feeds.shape import columns_of, shaped
 from pipeline.feeds.store import Delta, Rejection, matrix
 from pipeline.feeds.verify import Differences
@@ -43,6 +43,7 @@ class Changes:
         self._found, self._reader, self._decided = found, reader, decided
         self._excluded = frozenset(excluded)
         self._compared: Differences | None = None
+        self._pace = Pace(found.spec.limits.rate)
 
     def ids(self) -> Iterator[tuple[pa.Array, pa.Array]]:
         """Yield (ids to send, ids to delete), some at a time; each id comes once."""
@@ -92,6 +93,7 @@ class Changes:
 
     def upsert(self, delta: Delta, rows: pa.Table, written: Written) -> list[Rejection]:
         fit, refused = without_unfit(self._found.store, rows, self._found.shape)
+        self._pace.wait(fit.num_rows)
         if fit.num_rows:
             refused += delta.upsert(fit)
         if refused:  # What the store held under their ids is not the table's any more.

@@ -20,8 +20,9 @@ from pipeline.feeds.store import Generation, Marker, Rejection
 from pipeline.runs.feed_plan import Feed, Wishes, version_of
 from pipeline.runs.feed_summary import FeedSummary, lacking
 from pipeline.storage import Folder
-from pipeline.table import materialise, snapshot
+from pipeline.table import snapshot
 from pipeline.table.row_reader import RowReader
+from pipeline.typed_yaml import check_filled
 
 
 @contextlib.contextmanager
@@ -29,8 +30,9 @@ def opened(spec: RunSpec, name: str, wishes: Wishes | None) -> Iterator[Feed]:
     if name not in spec.feeds:
         raise InputError(f"the configuration has no feed {name!r}; it has {', '.join(spec.feeds) or 'none'}")
     own = spec.feeds[name]
+    check_filled(f"feeds.{name}", own.url, own.options)
     table = Folder(spec.table.path, spec.table.storage_options)
-    current = materialise.finish(table) if snapshot.versions(table) else snapshot.empty()
+    current = snapshot.current(table)
     if not current.version:
         raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
     wanted = wishes.to if wishes is not None and wishes.to is not None else current.version

@@ -131,10 +131,13 @@ def plan(feed: Feed, wishes: Wishes) -> Plan:
 def _sync(feed: Feed, marker: Marker) -> Plan:
     if marker.applied == feed.version.version and marker.target is None:
         return Nothing(marker=marker)
-    if marker.applied > feed.version.version:
+    if marker.target is not None and version_of(feed.table, marker.target) != marker.target_of:
+        # A sync had begun towards a version that the table lost since: rows may be of it.
+        return Sync(marker=marker, compare=True)
+    if max(marker.applied, marker.target or 0) > feed.version.version:
         raise InputError(
-            f"the store holds version {marker.applied}, and --to asks for {feed.version.version}: a feed goes forward only; "
-            "roll the table back instead, which makes a newer version"
+            f"the store holds version {max(marker.applied, marker.target or 0)}, and --to asks for {feed.version.version}: a "
+            "feed goes forward only; roll the table back instead, which makes a newer version"
         )
     try:
         changes = count_changes(feed.table, marker.applied, feed.version.version)
@@ -199,6 +202,7 @@ def _load(feed: Feed, reason: str) -> Load | Ready:
         applied_of="",
         target=feed.version.version,
         target_of=feed.version_of,
+        unit_bytes=feed.spec.limits.bytes_in_flight,
     )
     return Load(reason=reason, marker=marker, abandoned=abandoned)
 

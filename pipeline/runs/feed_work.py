@@ -70,7 +70,9 @@ class Work:
                 check_fit(found, reader, ())
             load.forget(found.table, notes)
         found.store.create(found.shape, marker)
-        units = load.units_of(reader, found.shape)
+        units = load.units_of(reader, found.shape, marker.unit_bytes)
+        if found.spec.index.defer is False:
+            found.store.build_index(marker.generation, found.shape, lambda share: None)
         done = load.noted(found.table, notes)
         summary.action = f"loaded version {marker.target} into a new generation: {decided.reason}"
         summary.generation = marker.generation
@@ -104,9 +106,11 @@ class Work:
         asked = found.spec.limits.writers
         writers = None if isinstance(asked, str) else asked
         done: dict[str, Loaded] = {}
+        # A store that wants few rows a second is sent them from one place, where one clock counts them.
+        where = rows if found.spec.limits.rate == "auto" else 0
         with Progress(units=len(todo), rows=rows) as progress:
             progress.encoded(0, 0)
-            for unit, loaded in self.executor().spread(load.load_unit, work, todo, rows=rows, writers=writers):
+            for unit, loaded in self.executor().spread(load.load_unit, work, todo, rows=where, writers=writers):
                 done[unit.name] = loaded
                 progress.encoded(unit.rows, 0)
                 progress.recorded(unit.rows, len(loaded.rejected), True)

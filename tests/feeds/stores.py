@@ -13,8 +13,11 @@ from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.store import Store
 
-KINDS = ["postgres", "qdrant", "opensearch"]
-"""Stores that the contract is tested on."""
+KINDS = ["postgres", "lance", "qdrant", "opensearch", "files"]
+"""Stores that the contract and whole feeds are tested on."""
+
+FORMATS_OF_FILES = ["usearch", "duckdb", "pinecone_layout", "milvus_layout", "vdf"]
+"""The contract is tested on these, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from jobs import feed, search
-from pipeline.errors import InputError
+from pipeline.config import load
+from pipeline.errors import ConfigError, InputError
 from tests.feeds.nights import Nights, nights_of
 from tests.feeds.stores import Place
 
@@ -130,6 +131,16 @@ def test_flags_that_do_not_go_together(nights: Nights, config: str) -> None:
             feed.main([config, *([] if "nobody" in arguments else ["one"]), *arguments])
     with pytest.raises(SystemExit):
         feed.main([config, "--verify", "--rebuild"])
+
+
+def test_an_address_that_the_environment_lacks_keeps_nothing_else_from_working(
+    nights: Nights, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PG_URL")
+    nights.night(range(3))
+    assert load(config).feeds["one"].name.endswith(".docs")
+    with pytest.raises(ConfigError, match=r"feeds\.one uses \$\{PG_URL\}.*`export PG_URL=\.\.`"):
+        feed.main([config, "one"])
 
 
 def test_a_configuration_without_feeds(nights: Nights, tmp_path: Path) -> None:

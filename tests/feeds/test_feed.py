@@ -1,6 +1,7 @@
 """Whole feeds on every store: loads, nights, another model, what was changed behind their back, and every flag."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from pipeline.errors import GateFailed, InputError
 from pipeline.runs import feed as runs
 from pipeline.runs import reindex as reindexing
-from pipeline.runs.feed_plan import Wishes
+from pipeline.runs.feed_plan import Wishes, version_of
 from pipeline.table.operations import purge, restore
 from tests.feeds.nights import Nights, assert_same_rows, nights_of
 from tests.feeds.stores import KINDS, Place
@@ -229,3 +230,50 @@ def test_columns_that_are_not_there(nights: Nights) -> None:
             nights.with_feed(**changes).feed()
     with nights.store() as store:
         assert not store.generations()
+
+
+def test_a_sync_that_died_is_not_taken_back(nights: Nights) -> None:
+    """It had begun towards version 2: what it sent is not version 1's any more, whatever is asked for next."""
+    nights.night(range(20))
+    nights.night(range(20, 25), changed={1: "x"}, gone=[2])
+    generation = nights.feed(to=1).generation
+    with nights.store() as store:
+        (live,) = store.generations()
+        assert live.marker is not None
+        store.mark(dataclasses.replace(live.marker, target=2, target_of=version_of(nights.table, 2)), live.marker)
+    with pytest.raises(InputError, match="holds version 2, and --to asks for 1"):
+        nights.feed(to=1)
+    assert nights.feed().generation == generation
+    assert_same_rows(nights)
+
+
+def test_a_sync_towards_a_version_that_the_table_lost(nights: Nights) -> None:
+    nights.night(range(20))
+    nights.feed()
+    with nights.store() as store:
+        (live,) = store.generations()
+        assert live.marker is not None
+        store.mark(dataclasses.replace(live.marker, target=2, target_of="lost"), live.marker)
+    nights.night(range(20, 23))
+    found = nights.feed()
+    assert any("keys were compared" in note for note in found.notes)
+    assert found.sent == 3
+    assert_same_rows(nights)
+
+
+def test_units_are_as_small_as_a_writer_can_hold(nights: Nights) -> None:
+    small = nights.with_feed(
+        limits=dataclasses.replace(nights.spec.feeds["docs"].limits, bytes_in_flight=1000, rate=4000.0)
+    )
+    small.night(range(60))
+    started = time.monotonic()
+    assert small.feed().sent == 60
+    assert time.monotonic() - started > 52 / 4000
+    assert_same_rows(small)
+
+
+def test_an_index_that_is_not_deferred(nights: Nights) -> None:
+    early = nights.with_feed(index=dataclasses.replace(nights.spec.feeds["docs"].index, defer=False))
+    early.night(range(40))
+    assert early.feed().verification.passed
+    assert_same_rows(early)
