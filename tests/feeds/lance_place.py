@@ -54,7 +54,7 @@ def place_at(url: str, options: dict[str, Any]) -> Place:
 def lance_places(tmp_path: Path) -> Callable[[], contextlib.AbstractContextManager[Place]]:
     @contextlib.contextmanager
     def make() -> Iterator[Place]:
-        yield place_at(str(tmp_path / "db"), {})
+        yield place_at(str(tmp_path / f"db-{uuid.uuid4().hex[:8]}"), {})
 
     return make
 

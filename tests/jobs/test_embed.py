@@ -203,7 +203,7 @@ def test_how_the_work_is_cut_and_ordered_changes_nothing(corpus, tiny_model, ray
         same_rows(read_table(tmp_path / name), base)
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 5, 20])
+@pytest.mark.parametrize("stop_after", [1, 20, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 5))])
 def test_a_run_that_died_is_finished_with_another_slice_size(corpus, tiny_model, tmp_path, stop_after):
     inline.embed(spec_of(corpus, tiny_model, tmp_path / "whole"))
     with pytest.raises(inline.Died):

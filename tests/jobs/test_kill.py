@@ -22,6 +22,8 @@ MOMENTS = {
     "after the commit, before materialising": "pipeline.table.materialise:materialise:1",
     "amid materialising": "pipeline.table.materialise:_copy_lists:1",
 }
+QUICK = {"encoding", "after the commit, before materialising"}
+"""The others take a quarter of a minute each; tests/simulation and `make chaos` stop there, too."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,10 @@ def undisturbed(corpus, tiny_model, tmp_path_factory) -> pa.Table:
     [
         # Half a minute each on Ray; `make chaos` kills there at all of them.
         *(pytest.param(moment, "local", marks=pytest.mark.slow, id=f"{moment}-ray") for moment in MOMENTS),
-        *(pytest.param(moment, None, id=f"{moment}-here") for moment in MOMENTS),
+        *(
+            pytest.param(moment, None, marks=() if moment in QUICK else pytest.mark.slow, id=f"{moment}-here")
+            for moment in MOMENTS
+        ),
     ],
 )
 def test_a_killed_run_started_again_gives_the_table_of_an_undisturbed_one(

@@ -109,8 +109,8 @@ def ends_tidily(
 @pytest.mark.parametrize(
     ("job", "number", "group"),
     [
-        ("embed", signal.SIGTERM, True),
         ("reindex", signal.SIGTERM, False),
+        pytest.param("embed", signal.SIGTERM, True, marks=pytest.mark.slow),
         pytest.param("embed", signal.SIGTERM, False, marks=pytest.mark.slow),
         pytest.param("embed", signal.SIGINT, True, marks=pytest.mark.slow),
         pytest.param("reindex", signal.SIGINT, True, marks=pytest.mark.slow),

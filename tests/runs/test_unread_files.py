@@ -95,7 +95,7 @@ def version_of(spec: RunSpec) -> int:
     return snapshot.current(Folder(spec.table.path)).version
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @example(good=1, broken=["broken_pages"], most_files=0.5, most_rows=0.2, later=True)
 @given(
     good=st.integers(1, 4),

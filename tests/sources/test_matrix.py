@@ -46,6 +46,7 @@ def test_disk(folder, tiny_model):
     check("disk", str(folder / "corpora"), {}, tiny_model, folder)
 
 
+@pytest.mark.slow
 def test_memory(folder, tiny_model):
     url = f"memory://{uuid.uuid4().hex}"
     matrix.upload(folder / "corpora", url, {})
@@ -58,6 +59,7 @@ def test_s3(folder, tiny_model, moto):
     check("s3", url, moto.storage_options, tiny_model, folder)
 
 
+@pytest.mark.slow
 def test_gs(folder, tiny_model):
     with gs_server() as server:
         url = server.make_bucket("matrix")

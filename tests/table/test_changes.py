@@ -39,7 +39,7 @@ def take(table: Folder, step) -> None:
 
 
 @given(st.lists(STEPS, max_size=7))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_who_replays_the_changes_holds_the_current_version(tmp_path_factory, steps):
     table = Folder(str(tmp_path_factory.mktemp("table")))
     build(table, {"a": UNITS["a"]}, "A")

@@ -39,7 +39,7 @@ def applied(before: Keys, batches) -> Keys:
 
 
 @given(st.lists(STEPS, max_size=6), st.sampled_from([1, 3, 2_000_000]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_who_holds_a_version_gets_to_the_current_one(tmp_path_factory, steps, most):
     table = Folder(str(tmp_path_factory.mktemp("table")))
     build(table, {"a": UNITS["a"]}, "A")
