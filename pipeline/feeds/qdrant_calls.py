@@ -109,7 +109,7 @@ class Calls:
 
     def _translated(self, method: str, error: Any) -> Exception:
         code, details = error.code(), error.details() or ""
-        said = f"Qdrant at {self._shown} answered {method} with {code.name}: {self._safe(details)}"
+        said = f"Qdrant at {self._shown}: {method} ended with {code.name}: {self._safe(details)}"
         if code == grpc.StatusCode.INVALID_ARGUMENT or _TOO_LARGE.search(details):
             return Rejected(said)
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:

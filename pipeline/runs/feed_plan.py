@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.store import Generation, Marker, Shape, Store
 from pipeline.storage import Folder
-from pipeline.table import layout, snapshot
+from pipeline.table import layout, rows, snapshot
 from pipeline.table.net_changes import ListsMissing, count_changes
 from pipeline.table.snapshot import Snapshot
 
@@ -154,7 +154,8 @@ def _first(feed: Feed) -> Plan:
     ready = [one.marker for one in feed.generations if one.marker and one.marker.shape == feed.shape.in_words()]
     if ready and ready[-1].applied:
         _check_table(feed, ready[-1])
-        return Ready(marker=ready[-1])
+        if _usable(feed, ready[-1]):
+            return Ready(marker=ready[-1])
     return _load(feed, "the store holds nothing yet")
 
 
@@ -169,7 +170,7 @@ def _another_shape(feed: Feed, live: Marker, wishes: Wishes) -> Plan:
                 f"the live generation {live.generation} differs from what is asked for ({told}), and {other.name} is as asked "
                 "for but not shown: --switch shows it"
             )
-        if other.marker.applied:
+        if other.marker.applied and _usable(feed, other.marker):
             return Ready(marker=other.marker)
         return _load(feed, "a load was begun")
     if not (wishes.new_generation or wishes.switch):
@@ -188,8 +189,9 @@ def _load(feed: Feed, reason: str) -> Load | Ready:
         if marker and marker.applied and not marker.refused and number_of(one.name) > newer and _usable(feed, marker):
             return Ready(marker=marker)
     others = [one for one in feed.generations if one.marker is not None and not one.live]
-    begun = [one for one in others if one.marker and (one.marker.refused or not one.marker.applied)]
-    usable = [one.marker for one in begun if one.marker and not one.marker.refused and _usable(feed, one.marker)]
+    begun = [one for one in others if one.marker and (one.marker.refused or not one.marker.indexed)]
+    loading = [one.marker for one in begun if one.marker and not one.marker.refused and not one.marker.applied]
+    usable = [marker for marker in loading if _usable(feed, marker)]
     abandoned = tuple(one.name for one in begun if not usable or one.name != usable[-1].generation)
     if usable:
         return Load(reason=reason, marker=usable[-1], begun=True, abandoned=abandoned)
@@ -208,12 +210,14 @@ def _load(feed: Feed, reason: str) -> Load | Ready:
 
 
 def _usable(feed: Feed, marker: Marker) -> bool:
-    """Say whether a generation leads to what is asked for. A load ends at its own version, and changes follow."""
+    """Say whether a generation leads to what is asked for. A load ends at its own version, and changes follow; so that
+    version must be readable until the generation was proven."""
     number, known = (marker.applied, marker.applied_of) if marker.applied else (marker.target or 0, marker.target_of)
     return (
         marker.shape == feed.shape.in_words()
         and 0 < number <= feed.version.version
         and version_of(feed.table, number) == known
+        and (marker.indexed or rows.is_readable(feed.table, snapshot.read(feed.table, number)))
     )
 
 

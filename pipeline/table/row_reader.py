@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.arrays import cast_exactly
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import StorageError
 from pipeline.storage import Folder
 from pipeline.table import layout, rows
 from pipeline.table.part import Part
@@ -109,7 +109,7 @@ class RowReader:
             places = rows.places(self.table)
             found = next((places[path] for path in (part.path, part.staged) if path in places), None)
             if found is None:
-                raise InputError(
+                raise StorageError(
                     f"version {self.version.version} of {self.table.url} can't be read any more: {part.path} was cleaned "
                     "away; the same command goes on with a newer version"
                 ) from None

@@ -44,6 +44,12 @@ def places(table: Folder) -> dict[str, str]:
     return {layout.trashed(info.path): info.path for info in table.list(layout.TRASH)} | here
 
 
+def is_readable(table: Folder, version: Snapshot) -> bool:
+    """Say whether all parts of a version are there, wherever they are."""
+    where = places(table)
+    return all(part.path in where or part.staged in where for part in version.parts)
+
+
 def _place(part: Part, places: dict[str, str], table: Folder, version: Snapshot) -> str:
     for path in (part.path, part.staged):
         if path in places:

@@ -1,6 +1,7 @@
 """Places in folders for tests, one for each format of files."""
 
 import contextlib
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def place_in(folder: Path, form: str = "faiss", name: str = "docs") -> Place:
 def _places(folder: Path, form: str) -> Places:
     @contextlib.contextmanager
     def make() -> Iterator[Place]:
-        yield place_in(folder / "files", form)
+        yield place_in(folder / uuid.uuid4().hex, form)
 
     return make
 

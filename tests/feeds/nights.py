@@ -8,14 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 import pipeline
 from pipeline import config
 from pipeline.config import RunSpec
+from pipeline.feeds import load
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.shape import shape_of, shaped
 from pipeline.feeds.store import Store
 from pipeline.runs import feed as runs
+from pipeline.runs import feed_opened
 from pipeline.runs.feed_plan import Wishes
 from pipeline.runs.feed_summary import FeedSummary
 from pipeline.storage import Folder
@@ -132,3 +135,51 @@ def nights_of(root: Path, model: Path, place: Place, **feed: Any) -> Nights:
     )
     own = dataclasses.replace(place.spec, columns=("title", "lang", "number"), **feed)
     return Nights(root, dataclasses.replace(spec, feeds={"docs": own}))
+
+
+# --- crashes
+
+
+class Crash(BaseException):
+    """The process ended, as far as the store can tell."""
+
+
+class Crashing:
+    """A store that ends its process at the n-th call, before it or after it."""
+
+    def __init__(self, of: Any, calls: list[int], after: bool) -> None:
+        self._of, self._calls, self._after = of, calls, after
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._of, name)
+        if not callable(found) or name in ("unfit", "close"):
+            return found
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self._calls[0] -= 1
+            if self._calls[0] == 0 and not self._after:
+                raise Crash
+            given = found(*arguments, **options)
+            if self._calls[0] == 0:
+                raise Crash
+            if name == "loader":
+                return Crashing(given, self._calls, self._after)
+            return self._block(given) if name == "delta" else given
+
+        return call
+
+    @contextlib.contextmanager
+    def _block(self, block: Any) -> Iterator[Any]:
+        with block as delta:
+            yield Crashing(delta, self._calls, self._after)
+
+
+@contextlib.contextmanager
+def crashing(number: int, after: bool) -> Iterator[None]:
+    calls = [number]
+    opened = feed_opened.open_store
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (feed_opened, load):
+            patch.setattr(module, "open_store", lambda spec: Crashing(opened(spec), calls, after))
+        with contextlib.suppress(Crash):
+            yield

@@ -12,7 +12,7 @@ from pipeline.runs import feed as runs
 from pipeline.runs import reindex as reindexing
 from pipeline.runs.feed_plan import Wishes, version_of
 from pipeline.table.operations import purge, restore
-from tests.feeds.nights import Nights, assert_same_rows, nights_of
+from tests.feeds.nights import Nights, assert_same_rows, crashing, nights_of
 from tests.feeds.stores import KINDS, Place
 from tests.inline import InProcess
 from tests.tiny import build_tiny_model
@@ -277,3 +277,16 @@ def test_an_index_that_is_not_deferred(nights: Nights) -> None:
     early.night(range(40))
     assert early.feed().verification.passed
     assert_same_rows(early)
+
+
+@pytest.mark.parametrize("calls", [5, 9])
+def test_a_load_whose_version_was_erased_begins_anew(nights: Nights, calls: int) -> None:
+    """It had begun, or was not proven yet, when a purge took rows out of its version for good."""
+    nights.night(range(30))
+    with crashing(calls, after=False):
+        nights.feed()
+    purge.purge(nights.table, ["3"])
+    assert nights.feed().switched
+    assert_same_rows(nights)
+    with nights.store() as store:
+        assert len(store.generations()) == 1

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.feeds import load
-from pipeline.runs import feed_opened
 from pipeline.table.operations import purge, restore, vacuum
-from tests.feeds.nights import Nights, assert_same_rows, nights_of
+from tests.feeds.nights import Nights, assert_same_rows, crashing, nights_of
 from tests.feeds.stores import Place
 
 NAMES = st.sets(st.integers(0, 25), max_size=6)
@@ -28,51 +26,6 @@ STEPS = st.one_of(
     st.tuples(st.just("roll back"), st.integers(1, 5)),
     st.tuples(st.just("clean")),
 )
-
-
-class Crash(BaseException):
-    """The process ended, as far as the store can tell."""
-
-
-class Crashing:
-    """A store that ends its process at the n-th call, before it or after it."""
-
-    def __init__(self, of: Any, calls: list[int], after: bool) -> None:
-        self._of, self._calls, self._after = of, calls, after
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._of, name)
-        if not callable(found) or name in ("unfit", "close"):
-            return found
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            self._calls[0] -= 1
-            if self._calls[0] == 0 and not self._after:
-                raise Crash
-            given = found(*arguments, **options)
-            if self._calls[0] == 0:
-                raise Crash
-            if name == "loader":
-                return Crashing(given, self._calls, self._after)
-            return self._block(given) if name == "delta" else given
-
-        return call
-
-    @contextlib.contextmanager
-    def _block(self, block: Any) -> Iterator[Any]:
-        with block as delta:
-            yield Crashing(delta, self._calls, self._after)
-
-
-@contextlib.contextmanager
-def crashing(number: int, after: bool) -> Iterator[None]:
-    calls = [number]
-    opened = feed_opened.open_store
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (feed_opened, load):
-            patch.setattr(module, "open_store", lambda spec: Crashing(opened(spec), calls, after))
-        with contextlib.suppress(Crash):
-            yield
 
 
 def take(nights: Nights, step: tuple[Any, ...]) -> None:

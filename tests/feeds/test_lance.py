@@ -129,6 +129,23 @@ def test_a_sync_is_one_version_and_one_of_upkeep(store: LanceStore, place: Place
     assert found.applied == 2
 
 
+def test_a_large_sync_is_prepared_piece_by_piece_and_shown_at_once(place: Place) -> None:
+    limits = dataclasses.replace(place.spec.limits, bytes_in_flight=1)
+    store, shape = LanceStore(dataclasses.replace(place.spec, limits=limits)), shape_of()
+    marker = load(store, shape, {"u": rows_of(shape, range(50))})
+    store.switch(G1)
+    before = newest(place).version
+    with store.delta(shape, marker, marker_of(shape, G1, 2, indexed=True)) as delta:
+        for start in range(40, 70, 10):
+            delta.upsert(rows_of(shape, range(start, start + 10), seed=1))
+            delta.delete(pa.array([str(start - 40)]))
+        assert newest(place).version == before
+        delta.commit()
+        assert newest(place).version == before + 1
+    expected = [rows_of(shape, [n for n in range(40) if n not in (0, 10, 20)]), rows_of(shape, range(40, 70), seed=1)]
+    assert_same(store, shape, held(store, shape), pa.concat_tables(expected))
+
+
 @pytest.mark.parametrize("changed", [range(40, 60), range(50)], ids=["some", "whole fragments"])
 def test_a_frozen_feeder_changes_nothing_any_more(store: LanceStore, place: Place, changed) -> None:
     shape = shape_of()
@@ -247,9 +264,11 @@ def feed(place: Place) -> None:
         sync(store, shape, marker, 2, rows_of(shape, range(40, 60), seed=1), ["1", "2"])
 
 
+QUICK = (5, 13)
+
+
 @pytest.mark.parametrize(
-    "step",
-    [2, 5, 9, 13, 17, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 30) if n not in (2, 5, 9, 13, 17))],
+    "step", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 30) if n not in QUICK)]
 )
 def test_a_feeder_killed_at_any_call_is_made_good(place: Place, step: int) -> None:
     ended = subprocess.run([sys.executable, "-W", "ignore", "-c", CHILD, place.spec.url, str(step)], check=False)
@@ -344,6 +363,22 @@ def test_rows_outside_the_index_are_found_as_well(store: LanceStore, monkeypatch
     monkeypatch.setattr(LanceStore, "_keep_up", lambda *arguments: None)
     sync(store, shape, marker, 3, rows.slice(0, 600), [])
     assert recall(store, shape, rows) >= 0.95
+
+
+def test_lancedb_finds_what_the_store_finds(store: LanceStore, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lance_index, "EXACT_ROWS", 100)
+    shape = shape_of(pa.schema([pa.field("lang", pa.string())]))
+    rows = rows_of(shape, range(300))
+    rows = rows.set_column(1, "lang", pa.array([("en", "it's")[number % 2] for number in range(300)]))
+    marker = load(store, shape, {"u": rows})
+    store.switch(G1)
+    sync(store, shape, marker, 2, None, ["7"])
+    table = place.client().open_table("docs")
+    for vector in floats_of(shape, rows)[:5]:
+        query = table.search(vector).distance_type("cosine").where("lang = 'it''s'").limit(5)
+        found = query.to_arrow().column("id").to_pylist()
+        assert found == store.search(G1, shape, vector[None], 5, {"lang": "it's"})[0]
+        assert len(found) == 5
 
 
 def test_no_index_is_built_where_none_is_wanted(store: LanceStore, place: Place, monkeypatch) -> None:

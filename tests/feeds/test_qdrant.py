@@ -276,7 +276,7 @@ def test_a_server_that_never_answers_ends_the_command(server):
     server.faults.at("Points/Count", HANG, times=2)
     load(store, SHAPE, {"u": UNITS["u1"]})
     started = time.monotonic()
-    with pytest.raises(StorageUnavailable, match=r"Points/Count with DEADLINE_EXCEEDED.*gave up after"):
+    with pytest.raises(StorageUnavailable, match=r"Points/Count ended with DEADLINE_EXCEEDED.*gave up after"):
         store.count(NAME)
     assert time.monotonic() - started < 3
     store.close()
