@@ -8,13 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.store import Store
 
 KINDS = ["postgres", "lance", "qdrant", "opensearch", "files", "milvus", "redis", "chroma"]
-"""Stores that the contract and whole feeds are tested on."""
+"""Stores that the contract is tested on."""
+
+QUICK = ("postgres", "lance")
+"""A server with transactions, and a library without a server."""
+WHOLE = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
+"""Stores that whole feeds are tested on; half a minute each."""
 
 FORMATS_OF_FILES = ["usearch", "duckdb", "pinecone_layout", "milvus_layout", "vdf"]
 """The contract is tested on these, too."""

@@ -13,12 +13,12 @@ from pipeline.runs import reindex as reindexing
 from pipeline.runs.feed_plan import Wishes, version_of
 from pipeline.table.operations import purge, restore
 from tests.feeds.nights import Nights, assert_same_rows, crashing, nights_of
-from tests.feeds.stores import KINDS, Place
+from tests.feeds.stores import WHOLE, Place
 from tests.inline import InProcess
 from tests.tiny import build_tiny_model
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=WHOLE)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with request.getfixturevalue(f"{request.param}_places")() as place:
         yield place

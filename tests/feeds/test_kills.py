@@ -23,7 +23,7 @@ from tests.feeds.kills import Strike
 from tests.feeds.nights import Nights, assert_same_rows, nights_of
 from tests.feeds.stores import Place
 
-KINDS = ["postgres", "lance", "files"]
+KINDS = ["postgres", "lance", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("files", "milvus"))]
 NOWHERE = FeedSpec(store="files", url="-", name="docs")
 Places = Callable[[], AbstractContextManager[Place]]
 

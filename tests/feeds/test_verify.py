@@ -15,10 +15,10 @@ from pipeline.feeds.store import Marker, Shape, Store
 from pipeline.runs import feed as runs
 from pipeline.table import snapshot
 from tests.feeds.nights import Nights, assert_same_rows, nights_of
-from tests.feeds.stores import KINDS, Place
+from tests.feeds.stores import WHOLE, Place
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=WHOLE)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     with request.getfixturevalue(f"{request.param}_places")() as place:
         yield place
