@@ -7,10 +7,12 @@ postgres_columns.py.
 """
 
 import contextlib
+import json
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,6 +41,8 @@ from pipeline.feeds.store import (
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
 
 MARKERS, UNITS = "embedding_feeds", "embedding_feed_units"
+LEAST_PGVECTOR = (0, 8)
+"""Filtered searches go on until they have enough rows since then."""
 EF_SEARCH = 100
 """A search looks at so many candidates. The server's default of 40 finds fewer of the nearest rows."""
 ROWS_PER_READ = 10_000
@@ -129,21 +133,34 @@ class PostgresStore:
         found = connection.execute(
             "SELECT has_schema_privilege(%s, 'CREATE'), "
             "(SELECT extversion FROM pg_extension WHERE extname = 'vector'), "
-            "(SELECT default_version FROM pg_available_extensions WHERE name = 'vector')",
+            "(SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'), "
+            "(SELECT default_version FROM pg_available_extensions WHERE name = 'vector'), "
+            "to_regtype('vector') IS NOT NULL, current_user, "
+            "(SELECT rolsuper FROM pg_roles WHERE rolname = current_user), "
+            "(SELECT bool_or(trusted) FROM pg_available_extension_versions WHERE name = 'vector')",
             [schema],
         ).fetchone()
         assert found is not None
-        may_create, installed, available = found
+        may_create, installed, where, available, visible, user, is_super, trusted = found
         if not may_create:
             raise InputError(
-                f"the user may not create tables in schema {schema!r}: GRANT CREATE ON SCHEMA {schema} TO it"
+                f"the user {user!r} may not create tables in schema {schema!r}: GRANT CREATE ON SCHEMA {schema} TO {user}"
             )
         if installed is None and available is None:
             raise InputError("the server doesn't have pgvector: install its package for this version of PostgreSQL")
-        version = tuple(int(piece) for piece in (installed or available).split(".")[:2])
-        if version < (0, 7):
+        if tuple(int(piece) for piece in (installed or available).split(".")[:2]) < LEAST_PGVECTOR:
             raise InputError(
-                f"pgvector is {installed or available}; 0.7 or newer is needed: ALTER EXTENSION vector UPDATE"
+                f"pgvector is {installed or available}, and 0.8 or newer is needed: ALTER EXTENSION vector UPDATE"
+            )
+        if installed is None and not (is_super or trusted):
+            raise InputError(
+                f"the database lacks the extension vector, and {user!r} may not create it: let an administrator run CREATE "
+                "EXTENSION vector in this database"
+            )
+        if installed is not None and not visible:
+            raise InputError(
+                f"the extension vector stands in schema {where!r}, which the search path of {user!r} lacks: ALTER ROLE {user} "
+                f"SET search_path = {schema}, {where}"
             )
 
     def unfit(self, rows: pa.Table) -> Mapping[int, str]:
@@ -205,17 +222,7 @@ class PostgresStore:
 
         def create(connection: Connection) -> None:
             with connection.transaction():
-                # Two that create at the same moment would both fail at the catalog's own unique indexes.
-                connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [MARKERS])
-                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-                connection.execute(self._query(
-                    "CREATE TABLE IF NOT EXISTS {markers} "
-                    "(feed text, generation text, marker jsonb NOT NULL, PRIMARY KEY (feed, generation))"
-                ))  # fmt: skip
-                connection.execute(self._query(
-                    "CREATE TABLE IF NOT EXISTS {units} "
-                    "(feed text, generation text, unit text, PRIMARY KEY (feed, generation, unit))"
-                ))  # fmt: skip
+                self._make_relations(connection)
                 body = sql.SQL(", ").join([*columns, vector])
                 connection.execute(
                     sql.SQL("CREATE TABLE IF NOT EXISTS {} ({})").format(self._relation(marker.generation), body)
@@ -228,9 +235,28 @@ class PostgresStore:
         with _noticed("CREATE EXTENSION vector needs a user who may: ask an administrator to run it in this database"):
             self._retried(create)
 
+    def _make_relations(self, connection: Connection) -> None:
+        # Two that create at the same moment would both fail at the catalog's own unique indexes.
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [MARKERS])
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        connection.execute(
+            self._query(
+                "CREATE TABLE IF NOT EXISTS {markers} "
+                "(feed text, generation text, marker jsonb NOT NULL, PRIMARY KEY (feed, generation))"
+            )
+        )
+        connection.execute(
+            self._query(
+                "CREATE TABLE IF NOT EXISTS {units} "
+                "(feed text, generation text, unit text, rejected jsonb, PRIMARY KEY (feed, generation, unit))"
+            )
+        )
+
     def mark(self, marker: Marker, expected: Marker | None) -> None:
         def mark(connection: Connection) -> None:
             with connection.transaction():
+                if expected is None:
+                    self._make_relations(connection)
                 found = self._locked(connection, marker.generation)
                 if found == marker:
                     return
@@ -272,14 +298,32 @@ class PostgresStore:
                 if found is None or found.applied or found.target is None:
                     raise _not_ours(generation, None, found)
                 new = connection.execute(
-                    self._query("INSERT INTO {units} VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"),
+                    self._query(
+                        "INSERT INTO {units} (feed, generation, unit) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+                    ),
                     [self._name, generation, unit],
                 ).rowcount
                 if new:
                     rejected = self._copied(connection, self._relation(generation), shape, rows)
+                    if rejected:  # Who repeats the unit must hear of them, too.
+                        connection.execute(
+                            self._query(
+                                "UPDATE {units} SET rejected = %s WHERE feed = %s AND generation = %s AND unit = %s"
+                            ),
+                            [json.dumps([asdict(one) for one in rejected]), self._name, generation, unit],
+                        )
+                else:
+                    rejected = self._rejected(connection, generation, unit)
             return Loaded(rows=rows.num_rows - len(rejected), rejected=tuple(rejected))
 
         return self._retried(load)
+
+    def _rejected(self, connection: Connection, generation: str, unit: str) -> list[Rejection]:
+        found = connection.execute(
+            self._query("SELECT rejected FROM {units} WHERE feed = %s AND generation = %s AND unit = %s"),
+            [self._name, generation, unit],
+        ).fetchone()
+        return [] if found is None or found[0] is None else [Rejection(**one) for one in found[0]]
 
     def _copied(
         self,
@@ -479,8 +523,8 @@ class PostgresStore:
 
         def search(connection: Connection) -> list[list[str]]:
             with connection.transaction():
-                # Only a library that was loaded has these settings.
-                connection.execute("LOAD 'vector'")
+                # Only a library that was loaded has these settings, and a use loads it: LOAD needs a superuser.
+                connection.execute("SELECT '[1]'::vector")
                 connection.execute(f"SET LOCAL hnsw.ef_search = {max(EF_SEARCH, min(1000, 4 * k))}")
                 if conditions:
                     connection.execute("SET LOCAL hnsw.iterative_scan = strict_order")
@@ -515,7 +559,9 @@ class PostgresStore:
                         sql.SQL(" WITH GRANT OPTION" if grantable else ""),
                     ))  # fmt: skip
 
-        with _noticed("other views or functions depend on it: change them to read the generation, or drop them first"):
+        with _noticed(
+            "other views or functions depend on it: drop them, and make them again when the generation has changed"
+        ):
             self._retried(switch)
 
     def _grants(self, connection: Connection, schema: str) -> list[tuple[str, str | None, bool]]:
@@ -597,17 +643,26 @@ class PostgresStore:
             raise self._failure(error) from None
 
     def _failure(self, error: psycopg.Error) -> "InputError | StorageError":
-        """Say what an error of the server or of the connection means. Messages of libpq hold no password."""
+        """Say what an error of the server or of the connection means."""
+        if isinstance(error, psycopg.ProgrammingError) and not error.sqlstate:
+            # libpq shows pieces of an address that it can't read, and a password may be in them.
+            return InputError(
+                f"Postgres feed {self._spec.name!r}: feeds.url or feeds.options can't be read: write the address as "
+                "postgresql://user:password@host:5432/database, with %40 for @ in a password, %2F for /, %23 for #, %25 for %"
+            )
         # The detail of a server's message can hold a row.
         told = f"Postgres feed {self._spec.name!r}: {' '.join((error.diag.message_primary or str(error)).split())}"
         state = error.sqlstate or ""
-        if isinstance(error, psycopg.ProgrammingError) and state == "":
-            return InputError(f"{told}: check feeds.url and feeds.options")
         if state[:2] in ("28", "3D", "3F", "42", "0A"):
             return InputError(told)
         passes = isinstance(error, psycopg.OperationalError) and state != "53100"
         if "shared memory" in told:
             return StorageError(told)
+        if state == "" and "resolve host" in str(error):
+            return InputError(
+                f"Postgres feed {self._spec.name!r}: the host in feeds.url is not known here: check it; an @ in a password is "
+                "written %40"
+            )
         if state == "" and _refused_for_good(str(error)):
             return InputError(f"{told}: check feeds.url")
         return StorageUnavailable(told) if passes else StorageError(told)
@@ -724,9 +779,7 @@ def _not_ours(generation: str, expected: Marker | None, found: Marker | None) ->
 
 def _refused_for_good(message: str) -> bool:
     """Say whether libpq failed at something that waiting doesn't change. Such errors have no code."""
-    return any(
-        words in message for words in ("authentication failed", "does not exist", "could not translate host name")
-    )
+    return any(words in message for words in ("authentication failed", "does not exist"))
 
 
 def _keys_of(rows: Sequence[tuple[Any, ...]]) -> pa.Table:

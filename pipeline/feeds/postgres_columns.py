@@ -7,6 +7,7 @@ connection.
 import datetime
 import decimal
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -130,11 +131,21 @@ def _unfit_values(column: pa.ChunkedArray) -> Iterable[tuple[int, str]]:
 
 
 def _unfit_json(value: Any) -> str:
+    if _holds_minus_zero(value):
+        return "holds -0.0, which JSON's numbers can't"
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
         return "holds NaN or an infinite number, which JSON can't"
     return "holds a NUL character, which PostgreSQL's text can't" if "\\u0000" in text else ""
+
+
+def _holds_minus_zero(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_minus_zero, value.values()))
+    if isinstance(value, list):
+        return any(map(_holds_minus_zero, value))
+    return isinstance(value, float) and value == 0 and math.copysign(1, value) < 0
 
 
 def _where(mask: Any, reason: str) -> Iterable[tuple[int, str]]:
@@ -320,9 +331,22 @@ def _typed(values: Sequence[Any], field: pa.Field) -> pa.Array:
             None if value is None else value.quantize(decimal.Decimal(1).scaleb(-kind.scale), context=_EXACT)
             for value in values
         ]
+    if pa.types.is_struct(kind) or (is_list(kind)):
+        values = [_by_type(value, kind) for value in values]
     if kind == pa.float16():
         values = [None if value is None else np.float16(value) for value in values]
     return pa.array(values, kind)
+
+
+def _by_type(value: Any, kind: pa.DataType) -> Any:
+    """Return a value of JSON as its type has it: a fraction without digits after the point comes back as a whole number."""
+    if value is None:
+        return None
+    if is_list(kind):
+        return [_by_type(item, kind.value_type) for item in value]
+    if pa.types.is_struct(kind):
+        return {field.name: _by_type(value.get(field.name), field.type) for field in kind}
+    return float(value) if pa.types.is_floating(kind) else value
 
 
 _EXACT = decimal.Context(prec=100)

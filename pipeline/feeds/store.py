@@ -119,7 +119,13 @@ class Marker:
     unit_bytes: int = 0
     """A unit of the load has so many bytes of vectors at most. It stays as it was when the load began."""
     refused: bool = False
-    """The generation was looked at, and is not as it should be. A load that is asked for begins anew."""
+    """The last look found that the generation is not as it should be."""
+    asked: str = ""
+    """A person asked for this generation: `rebuild` or `new generation`. The same command goes on with it."""
+    hidden: bool = False
+    """It was asked for without being shown, and waits for --switch."""
+    shown: bool = False
+    """Readers have seen it. It is shown again only if a person asks for it."""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

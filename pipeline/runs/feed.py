@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import RunSpec
 from pipeline.errors import InputError
 from pipeline.feeds.shape import shape_of
+from pipeline.feeds.store import Marker
 from pipeline.runs.feed_changes import Changes
 from pipeline.runs.feed_checks import DEEP_ROWS, look_deep
 from pipeline.runs.feed_opened import (
@@ -20,19 +21,23 @@ from pipeline.runs.feed_opened import (
     check_deletes,
     check_fit,
     drop_generation,
+    generations_of,
     letters_of,
     live_marker,
     opened,
     reader_of,
     told,
 )
-from pipeline.runs.feed_plan import Adopt, Feed, Load, Nothing, Ready, Sync, Wishes, plan
+from pipeline.runs.feed_plan import Adopt, Feed, Load, Nothing, Ready, Sync, Wishes, check_table, plan
 from pipeline.runs.feed_summary import FeedSummary
 from pipeline.runs.feed_work import Work, repair_rows
 from pipeline.table import lease, snapshot
 
 if TYPE_CHECKING:
     from pipeline.execution.executor import Executor
+
+LOOKS = 3
+"""A look back is made so often at most, where a feed ends amid it."""
 
 
 def feed(spec: RunSpec, name: str, executor: "Callable[[], Executor]", wishes: Wishes | None = None) -> FeedSummary:
@@ -43,13 +48,17 @@ def feed(spec: RunSpec, name: str, executor: "Callable[[], Executor]", wishes: W
         decided = plan(found, wishes or Wishes())
         if isinstance(decided, Nothing):
             summary.generation = decided.marker.generation
-            summary.rejected = letters_of(found, decided.marker.generation)
+            summary.rejected = letters_of(found, decided.marker)
             return summary
         work = f"feed {name}"
-        with lease.held(found.table, work, found.spec.limits.lease_s, 0, f"{found.folder}leases/"):
+        with lease.held(found.table, work, found.spec.limits.lease_s, 0, f"{found.folder}leases/") as held:
             # Another feed may have worked between the look and the lease.
-            found = replace(found, generations=found.store.generations())
-            Work(found, executor, summary, wishes or Wishes()).do(plan(found, wishes or Wishes()))
+            found = replace(found, generations=generations_of(found.store, found.spec))
+            decided = plan(found, wishes or Wishes())
+            if isinstance(decided, Nothing):
+                summary.generation = decided.marker.generation
+            else:
+                Work(found, executor, summary, wishes or Wishes(), held).do(decided)
         return summary
 
 
@@ -67,30 +76,35 @@ def forecast(spec: RunSpec, name: str, wishes: Wishes | None = None) -> FeedSumm
                 )
                 summary.generation = marker.generation
             case Load(reason=reason, marker=marker):
-                summary.action, summary.generation = f"would load a new generation: {reason}", marker.generation
+                summary.action = f"would load a new generation: {reason}"
+                summary.generation = marker.generation if decided.begun else ""
                 summary.sent = found.version.counts.rows
+                if decided.replaces is not None:
+                    gone = Changes(found, reader_of(found), Sync(marker=decided.replaces), ())
+                    check_deletes(found, decided.replaces, gone, allowed=(wishes or Wishes()).allow_deletes)
                 check_fit(found, reader_of(found), ())
             case Sync(marker=marker):
-                _forecast_sync(found, decided, summary)
+                _forecast_sync(found, decided, summary, allowed=(wishes or Wishes()).allow_deletes)
             case Adopt(generation=generation):
                 summary.action, summary.generation = "would compare and take over a generation", generation
         return summary
 
 
-def _forecast_sync(found: Feed, decided: Sync, summary: FeedSummary) -> None:
+def _forecast_sync(found: Feed, decided: Sync, summary: FeedSummary, *, allowed: bool) -> None:
     marker = decided.marker
     summary.generation = marker.generation
     summary.action = f"would sync from version {marker.applied} to {found.version.version}"
     reader = reader_of(found)
-    for upserts, deletes in Changes(found, reader, decided, ()).ids():
-        summary.sent, summary.deleted = summary.sent + len(upserts), summary.deleted + len(deletes)
-    check_deletes(found, marker, summary.deleted, allowed=False)
+    changes = Changes(found, reader, decided, ())
+    for upserts, _ in changes.ids():
+        summary.sent += len(upserts)
+    summary.deleted = check_deletes(found, marker, changes, allowed=allowed)
     summary.read_bytes = reader.read_bytes
 
 
 def status(spec: RunSpec, name: str) -> FeedSummary:
     """Return what stands in the store, without a comparison."""
-    with opened(spec, name, None) as found:
+    with opened(spec, name, None, writes=False) as found:
         summary = begun(found)
         summary.planned = True
         live = found.live
@@ -103,15 +117,29 @@ def status(spec: RunSpec, name: str) -> FeedSummary:
             behind = "" if marker.applied == found.version.version else f", the table is at {found.version.version}"
             summary.action = f"shows version {marker.applied}{behind}"
             summary.generation = live.name
+        for one in found.generations:
+            if one is not live:
+                summary.notes.append(f"{one.name} is not shown: {_state(one.marker)}")
         return summary
+
+
+def _state(marker: Marker | None) -> str:
+    if marker is None:
+        return "it has no marker"
+    if marker.refused:
+        return "it was found to differ"
+    if not marker.applied:
+        return f"a load of version {marker.target} that has not ended"
+    return f"version {marker.applied}" + ("" if marker.indexed else ", not proven yet")
 
 
 def verified(spec: RunSpec, name: str, *, rows: int = DEEP_ROWS, seed: int = 0, repair: bool = False) -> FeedSummary:
     """Read the live generation back and compare it with the version that it should be. With `repair` what differs is sent
     again, and the comparison is made once more."""
-    with opened(spec, name, None) as found:
+    with opened(spec, name, None, writes=repair) as found:
         summary = begun(found)
         marker = live_marker(found)
+        check_table(found, marker)
         at = replace(found, version=snapshot.read(found.table, marker.applied))
         if marker.shape != at.shape.in_words():
             at = replace(at, shape=shape_of(at.version, at.spec, at.store.guarantees))
@@ -127,11 +155,23 @@ def verified(spec: RunSpec, name: str, *, rows: int = DEEP_ROWS, seed: int = 0, 
                 f"a sync of {marker.generation} from version {marker.applied} to {marker.target} has not ended: run the feed, "
                 "then verify"
             )
-        look_deep(at, marker, summary, rows, seed)
+        for _ in range(LOOKS):
+            look_deep(at, marker, summary, rows, seed)
+            now = live_marker(replace(found, generations=generations_of(found.store, found.spec)))
+            if now == marker or not summary.differs:
+                break
+            # A feed ended meanwhile, and what was read was of two versions.
+            marker = now
+            at = replace(at, version=snapshot.read(found.table, marker.applied))
+            summary.version, summary.action = marker.applied, f"verified version {marker.applied}"
         if repair and summary.differs:
             with lease.held(at.table, f"repair feed {name}", at.spec.limits.lease_s, 0, f"{at.folder}leases/"):
                 repair_rows(at, marker, summary)
                 look_deep(at, marker, summary, rows, seed)
+        elif summary.differs:
+            summary.notes.append("--repair sends again what differs")
+        if repair and marker.refused and not summary.differs:
+            at.store.mark(replace(marker, refused=False), marker)
         return summary
 
 
@@ -144,7 +184,8 @@ def switch_back(spec: RunSpec, name: str) -> FeedSummary:
         earlier = names[: names.index(live.name)] if live is not None and live.name in names else names
         if not earlier:
             raise InputError(f"feed {name}: there is no earlier generation to show; there are {names or 'none'}")
-        found.store.switch(earlier[-1])
+        with lease.held(found.table, f"feed {name}", found.spec.limits.lease_s, 0, f"{found.folder}leases/"):
+            found.store.switch(earlier[-1])
         summary.action, summary.switched, summary.generation = "shows the generation before", True, earlier[-1]
         marker = next(one.marker for one in found.generations if one.name == earlier[-1])
         summary.version = marker.applied if marker else 0
@@ -158,9 +199,9 @@ def drop_old(spec: RunSpec, name: str) -> FeedSummary:
         if found.live is None:
             raise InputError(f"feed {name} shows no generation: load it first, so that something is left")
         with lease.held(found.table, f"feed {name}", found.spec.limits.lease_s, 0, f"{found.folder}leases/"):
-            dropped = [one.name for one in found.store.generations() if not one.live]
+            dropped = [one.name for one in generations_of(found.store, found.spec) if not one.live]
             for old in dropped:
                 drop_generation(found, old)
         summary.action = f"dropped {', '.join(dropped) or 'nothing'}"
-        summary.generations = tuple(told(one) for one in found.store.generations())
+        summary.generations = tuple(told(one) for one in generations_of(found.store, found.spec))
         return summary

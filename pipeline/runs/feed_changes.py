@@ -4,7 +4,7 @@ They come from the lists of changes or, where these are not complete, from a com
 which a changed row stands are read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -59,8 +59,9 @@ class Changes:
             upserts, gone = split(changed)
             yield upserts.column(schema.ID).combine_chunks(), gone
 
-    def apply(self, delta: Delta, written: Written) -> list[Rejection]:
-        """Give all changes to the delta. Return the rows that the store refuses, which are deleted there."""
+    def apply(self, delta: Delta, written: Written, alive: Callable[[], None]) -> list[Rejection]:
+        """Give all changes to the delta. Return the rows that the store refuses, which are deleted there. `alive` raises
+        if another feed took over."""
         refused: list[Rejection] = []
         for upserts, gone in self.ids():
             if len(gone):
@@ -71,6 +72,7 @@ class Changes:
                     written.gone += gone.slice(0, SAMPLE_ROWS - len(written.gone)).to_pylist()
             sent = 0
             for rows in self.rows(upserts):
+                alive()
                 sent += rows.num_rows
                 refused += self.upsert(delta, rows, written)
             check_found(self._found.table, self._found.version, len(upserts), sent)
@@ -81,15 +83,19 @@ class Changes:
         found = self._found
         width = found.shape.vector.list_size * found.shape.vector.value_type.bit_width // 8
         most, held, rows = max(1, SYNC_BYTES // max(1, width)), list[pa.Table](), 0
+        limits = found.spec.limits
+        if not isinstance(limits.rate, str):
+            # A server ends a transaction in which nothing happens for as long as the lease.
+            most = max(1, min(most, int(limits.rate * limits.lease_s / 10)))
         columns = columns_of(found.shape, vectors=True)
         for some in self._reader.with_ids(ids, columns, newer_than=self._decided.marker.applied):
             held.append(shaped(some, found.shape))
             rows += some.num_rows
             if rows >= most:
-                yield pa.concat_tables(held)
+                yield from _slices(pa.concat_tables(held), most)
                 held, rows = [], 0
         if held:
-            yield pa.concat_tables(held)
+            yield from _slices(pa.concat_tables(held), most)
 
     def upsert(self, delta: Delta, rows: pa.Table, written: Written) -> list[Rejection]:
         fit, refused = without_unfit(self._found.store, rows, self._found.shape)
@@ -107,3 +113,7 @@ class Changes:
             good = rows.filter(pa.array([name not in bad for name in rows.column(schema.ID).to_pylist()]))
             written.sample.append(good.slice(0, room))
         return refused
+
+
+def _slices(rows: pa.Table, most: int) -> Iterator[pa.Table]:
+    return (rows.slice(start, most) for start in range(0, rows.num_rows, most))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
@@ -22,7 +23,7 @@ DEEP_ROWS = 100_000
 def proven(found: Feed, marker: Marker) -> Verification:
     """Look at a generation before it is shown: all keys, some rows, and how good the index is."""
     reader = reader_of(found)
-    refused = [one.id for one in letters_of(found, marker.generation)]
+    refused = [one.id for one in letters_of(found, marker)]
     differences, rows, expected = verify.compare_keys(found.store, marker.generation, reader, refused)
     sample = list(verify.sampled(reader, found.shape, SAMPLE_ROWS, 0, refused))
     compared = verify.compare_rows(found.store, marker.generation, found.shape, sample, differences)
@@ -84,16 +85,19 @@ def look_deep(found: Feed, marker: Marker, summary: FeedSummary, num_rows: int, 
     """Compare all keys, and so many rows with all that they hold."""
     with timed(summary, "verify"):
         reader = reader_of(found)
-        letters = letters_of(found, marker.generation)
+        letters = letters_of(found, marker)
         refused = [one.id for one in letters]
         differences, rows, expected = verify.compare_keys(found.store, marker.generation, reader, refused)
         sample = verify.sampled(reader, found.shape, num_rows, seed, refused)
         queries: list[pa.Table] = []
+        chosen = np.random.default_rng(seed)
+        total = max(1, min(num_rows, sum(part.rows for part in reader.version.parts)))
 
         def passed_on() -> Iterator[pa.Table]:
             for some in sample:
-                if sum(kept.num_rows for kept in queries) < QUERIES:
-                    queries.append(some.slice(0, QUERIES))
+                # From all over the sample, and a few more than are asked.
+                mask = chosen.random(some.num_rows) < 2 * QUERIES / total
+                queries.append(some.filter(pa.array(mask)))
                 yield some
 
         compared = verify.compare_rows(found.store, marker.generation, found.shape, passed_on(), differences)

@@ -5,28 +5,38 @@ The rows that a store refuses are the feed's dead letters, and are kept below th
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.config import RunSpec
 from pipeline.errors import GateFailed, InputError
+from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import load
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.shape import columns_of, shape_of, shaped
-from pipeline.feeds.store import Generation, Marker, Rejection
+from pipeline.feeds.store import Generation, Marker, Rejection, Store
 from pipeline.runs.feed_plan import Feed, Wishes, version_of
 from pipeline.runs.feed_summary import FeedSummary, lacking
 from pipeline.storage import Folder
+from pipeline.storage.file import FileInfo
 from pipeline.table import snapshot
 from pipeline.table.row_reader import RowReader
 from pipeline.typed_yaml import check_filled
 
+if TYPE_CHECKING:
+    from pipeline.runs.feed_changes import Changes
+
 
 @contextlib.contextmanager
-def opened(spec: RunSpec, name: str, wishes: Wishes | None) -> Iterator[Feed]:
+def opened(spec: RunSpec, name: str, wishes: Wishes | None, *, writes: bool = True) -> Iterator[Feed]:
+    """Open a feed while the block runs. What only looks is not asked for rights to write. Raises InputError."""
     if name not in spec.feeds:
         raise InputError(f"the configuration has no feed {name!r}; it has {', '.join(spec.feeds) or 'none'}")
     own = spec.feeds[name]
@@ -42,7 +52,8 @@ def opened(spec: RunSpec, name: str, wishes: Wishes | None) -> Iterator[Feed]:
     store = open_store(own)
     try:
         shape = shape_of(version, own, store.guarantees)
-        store.check(shape)
+        if writes:
+            store.check(shape)
         yield Feed(
             name=name,
             spec=own,
@@ -51,11 +62,17 @@ def opened(spec: RunSpec, name: str, wishes: Wishes | None) -> Iterator[Feed]:
             version_of=version_of(table, version.version),
             shape=shape,
             store=store,
-            generations=store.generations(),
+            generations=generations_of(store, own),
         )
     finally:
         load.close_places()
         store.close()
+
+
+def generations_of(store: Store, spec: FeedSpec) -> list[Generation]:
+    """Return the generations that a feed made, by their names, and none of what somebody named alike."""
+    name = re.escape(spec.name.rpartition(".")[2])
+    return [one for one in store.generations() if re.fullmatch(rf"{name}__g\d+_[0-9a-f]+", one.name)]
 
 
 def begun(found: Feed) -> FeedSummary:
@@ -97,7 +114,7 @@ def reader_of(found: Feed) -> RowReader:
 def drop_generation(found: Feed, generation: str) -> None:
     found.store.drop(generation)
     load.forget(found.table, f"{found.folder}loads/{generation}/")
-    found.table.delete([f"{found.folder}dead_letters/{generation}.json"])
+    found.table.delete([info.path for info in _letters(found, generation)])
 
 
 @contextlib.contextmanager
@@ -112,16 +129,40 @@ def timed(summary: FeedSummary, name: str) -> Iterator[None]:
 # --- dead letters and limits
 
 
-def letters_of(found: Feed, generation: str) -> list[Rejection]:
-    """Return the rows of a generation's version that its store refused."""
-    content = found.table.read(f"{found.folder}dead_letters/{generation}.json")
+def letters_of(found: Feed, marker: Marker) -> list[Rejection]:
+    """Return the rows of the version that a generation holds which its store refused."""
+    content = found.table.read(_letters_path(found, marker))
     return [] if content is None else [Rejection(**one) for one in json.loads(content)]
 
 
-def write_letters(found: Feed, generation: str, letters: Sequence[Rejection]) -> None:
+def write_letters(found: Feed, marker: Marker, letters: Sequence[Rejection]) -> None:
+    """Write them before the marker tells of the version: those of the one before stay until they are forgotten."""
     ordered = sorted(letters, key=lambda one: one.id)
-    content = json.dumps([asdict(one) for one in ordered], indent=1).encode()
-    found.table.write(f"{found.folder}dead_letters/{generation}.json", content)
+    found.table.write(_letters_path(found, marker), json.dumps([asdict(one) for one in ordered], indent=1).encode())
+
+
+def forget_letters(found: Feed, marker: Marker) -> None:
+    """Remove the dead letters of all versions but the one that the generation holds."""
+    own = _letters_path(found, marker)
+    found.table.delete([info.path for info in _letters(found, marker.generation) if info.path != own])
+
+
+def _letters_path(found: Feed, marker: Marker) -> str:
+    return f"{found.folder}dead_letters/{marker.generation}/{marker.applied:06d}.json"
+
+
+def _letters(found: Feed, generation: str) -> list[FileInfo]:
+    return found.table.list(f"{found.folder}dead_letters/{generation}/")
+
+
+def note_purges(found: Feed, before: Marker, summary: FeedSummary) -> None:
+    """Say that a purge has not reached generations which nobody sees."""
+    others = [one.name for one in found.generations if one.name != before.generation]
+    versions = [one for one in snapshot.versions(found.table) if before.applied < one <= found.version.version]
+    if others and any(snapshot.read_alone(found.table, one).run == "purge" for one in versions):
+        summary.notes.append(
+            f"rows were purged, and {', '.join(others)} may hold them yet: --drop-old drops what is not shown"
+        )
 
 
 def check_failed(found: Feed, rejected: Sequence[Rejection], what: str) -> None:
@@ -155,11 +196,21 @@ def check_fit(found: Feed, reader: RowReader, columns: Sequence[str]) -> None:
         )
 
 
-def check_deletes(found: Feed, marker: Marker, deletes: int, *, allowed: bool) -> None:
+def check_deletes(found: Feed, marker: Marker, changes: "Changes", *, allowed: bool) -> int:
+    """Return how many ids would be deleted. Raises InputError where more rows go than the limit allows."""
+    deletes = sum(len(gone) for _, gone in changes.ids())
     limit = found.spec.limits.max_deleted_rows
     rows = snapshot.read_alone(found.table, marker.applied).counts.rows
-    if not allowed and deletes > (limit * rows if limit < 1 else limit):
+    most = limit * rows if limit < 1 else limit
+    if allowed or deletes <= most:
+        return deletes
+    # Rows that came and went since were never sent.
+    ids = pa.concat_arrays([pa.array([], pa.string()), *(gone.cast(pa.string()) for _, gone in changes.ids())])
+    held = (keys.column(schema.ID) for keys in found.store.keys(marker.generation))
+    present = sum(pc.sum(pc.is_in(some, ids)).as_py() or 0 for some in held)
+    if present > most:
         raise InputError(
-            f"feed {found.name}: {deletes:,} of {rows:,} rows would be deleted from the store, more than "
+            f"feed {found.name}: {present:,} of {rows:,} rows would be deleted from the store, more than "
             f"feeds.limits.max_deleted_rows ({limit:g}): give --allow-deletes if that is right"
         )
+    return deletes

@@ -50,7 +50,9 @@ class Load:
     """It says what the generation will be. A generation that was begun has it already."""
     begun: bool = False
     abandoned: tuple[str, ...] = ()
-    """These generations were begun for something else, and are dropped."""
+    """These generations were begun for the same purpose and lead nowhere any more. They are dropped."""
+    replaces: Marker | None = None
+    """It takes the place of the live generation, which has this marker, because too much changed in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,9 @@ class Sync:
 
     marker: Marker
     compare: bool = False
-    """The lists of changes are not complete, so keys are compared."""
+    """All keys are compared, because changes alone don't tell."""
+    reason: str = ""
+    """It says why keys are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,87 +118,117 @@ def plan(feed: Feed, wishes: Wishes) -> Plan:
     if wishes.adopt:
         return _adopt(feed)
     if wishes.rebuild:
-        return _load(feed, "it is rebuilt")
+        return _load(feed, "it is rebuilt", wishes, "rebuild")
     live = feed.live
     _check_marked(feed)
     if live is None:
-        return _first(feed)
+        return _first(feed, wishes)
     assert live.marker is not None
-    _check_table(feed, live.marker)
+    check_table(feed, live.marker)
+    if wishes.switch:
+        return _switch(feed, live.marker)
     if live.marker.shape != feed.shape.in_words():
         return _another_shape(feed, live.marker, wishes)
     if wishes.new_generation:
-        return _load(feed, "a new generation was asked for")
-    return _sync(feed, live.marker)
+        return _load(feed, "a new generation was asked for", wishes, "new generation")
+    return _sync(feed, live.marker, wishes)
 
 
-def _sync(feed: Feed, marker: Marker) -> Plan:
-    if marker.applied == feed.version.version and marker.target is None:
-        return Nothing(marker=marker)
-    if marker.target is not None and version_of(feed.table, marker.target) != marker.target_of:
-        # A sync had begun towards a version that the table lost since: rows may be of it.
-        return Sync(marker=marker, compare=True)
-    if max(marker.applied, marker.target or 0) > feed.version.version:
-        raise InputError(
-            f"the store holds version {max(marker.applied, marker.target or 0)}, and --to asks for {feed.version.version}: a "
-            "feed goes forward only; roll the table back instead, which makes a newer version"
-        )
-    try:
-        changes = count_changes(feed.table, marker.applied, feed.version.version)
-    except ListsMissing:
-        return Sync(marker=marker, compare=True)
+def _sync(feed: Feed, marker: Marker, wishes: Wishes) -> Plan:
+    found = sync_of(feed, marker)
+    if isinstance(found, Nothing) or found.compare:
+        return found
+    changes = count_changes(feed.table, marker.applied, feed.version.version)
     limit = feed.spec.limits.max_changed_rows
     share = limit * feed.version.counts.rows if limit < 1 else limit
     if changes > max(FEW_ROWS, share) and feed.store.guarantees.atomic_switch:
-        return _load(feed, f"{changes:,} rows changed, more than feeds.limits.max_changed_rows ({limit:g})")
+        reason = f"{changes:,} rows changed, more than feeds.limits.max_changed_rows ({limit:g})"
+        return _load(feed, reason, wishes, "", replaces=marker)
+    return found
+
+
+def sync_of(feed: Feed, marker: Marker) -> Nothing | Sync:
+    """Say how a generation gets to the version that is wanted. Raises InputError where that lies behind it."""
+    if marker.refused:
+        return Sync(marker=marker, compare=True, reason="the last look found differences")
+    if marker.applied == feed.version.version and marker.target is None:
+        return Nothing(marker=marker)
+    if marker.target is not None and version_of(feed.table, marker.target) != marker.target_of:
+        return Sync(marker=marker, compare=True, reason="a sync had begun towards a version that the table has no more")
+    if max(marker.applied, marker.target or 0) > feed.version.version:
+        raise InputError(
+            f"the store holds version {max(marker.applied, marker.target or 0)}, and {feed.version.version} is asked for: a "
+            "feed goes forward only; leave --to out, or roll the table back, which makes a newer version"
+        )
+    try:
+        count_changes(feed.table, marker.applied, feed.version.version)
+    except ListsMissing:
+        return Sync(marker=marker, compare=True, reason="the lists of changes are not complete")
     return Sync(marker=marker)
 
 
-def _first(feed: Feed) -> Plan:
+def _first(feed: Feed, wishes: Wishes) -> Plan:
     ready = [one.marker for one in feed.generations if one.marker and one.marker.shape == feed.shape.in_words()]
     if ready and ready[-1].applied:
-        _check_table(feed, ready[-1])
+        check_table(feed, ready[-1])
         if _usable(feed, ready[-1]):
             return Ready(marker=ready[-1])
-    return _load(feed, "the store holds nothing yet")
+    return _load(feed, "the store holds nothing yet", wishes, "")
+
+
+def _switch(feed: Feed, live: Marker) -> Ready | Load:
+    """Find the generation that --switch shows: the newest one of the wanted shape that readers don't see."""
+    wanted = feed.shape.in_words()
+    for other in reversed(feed.generations):
+        marker = other.marker
+        if other.live or marker is None or marker.refused or marker.shape != wanted or not _usable(feed, marker):
+            continue
+        if marker.applied:
+            return Ready(marker=marker)
+        return Load(reason="a load was begun", marker=marker, begun=True)
+    raise InputError(f"there is no generation to show in place of {live.generation}: --new-generation loads one")
 
 
 def _another_shape(feed: Feed, live: Marker, wishes: Wishes) -> Plan:
     wanted = feed.shape.in_words()
     told = "; ".join(differences(live.shape, wanted))
     for other in reversed(feed.generations):
-        if other.live or other.marker is None or other.marker.refused or other.marker.shape != wanted:
+        marker = other.marker
+        if other.live or marker is None or marker.refused or marker.shape != wanted:
             continue
-        if other.marker.applied and not (wishes.switch or wishes.new_generation):
+        if not marker.applied:
+            if _usable(feed, marker):
+                return Load(reason="a load was begun", marker=marker, begun=True)
+            continue
+        if not wishes.new_generation:
             raise InputError(
                 f"the live generation {live.generation} differs from what is asked for ({told}), and {other.name} is as asked "
                 "for but not shown: --switch shows it"
             )
-        if other.marker.applied and _usable(feed, other.marker):
-            return Ready(marker=other.marker)
-        return _load(feed, "a load was begun")
-    if not (wishes.new_generation or wishes.switch):
+        if not marker.shown and _usable(feed, marker):
+            return Ready(marker=marker)
+    if not wishes.new_generation:
         raise InputError(
             f"the live generation {live.generation} differs from what is asked for ({told}): --new-generation loads all rows "
             "beside it, verifies them and shows them in its place"
         )
-    return _load(feed, told)
+    return _load(feed, told, wishes, "new generation")
 
 
-def _load(feed: Feed, reason: str) -> Load | Ready:
-    """Go on with a load that was begun for this shape and a version that can be read, else begin one."""
+def _load(feed: Feed, reason: str, wishes: Wishes, asked: str, replaces: Marker | None = None) -> Load | Ready:
+    """Go on with a generation that was begun by the same command and that nobody has seen yet, else begin one. Of a first
+    load any one that was begun will do."""
+    others = [one.marker for one in feed.generations if one.marker is not None and not one.live]
+    same = [marker for marker in others if marker.asked == asked or (not asked and feed.live is None)]
+    usable = [one for one in same if not one.refused and not one.shown and _usable(feed, one)]
     newer = number_of(feed.live.name) if feed.live else 0
-    for one in reversed(feed.generations):
-        marker = one.marker
-        if marker and marker.applied and not marker.refused and number_of(one.name) > newer and _usable(feed, marker):
-            return Ready(marker=marker)
-    others = [one for one in feed.generations if one.marker is not None and not one.live]
-    begun = [one for one in others if one.marker and (one.marker.refused or not one.marker.indexed)]
-    loading = [one.marker for one in begun if one.marker and not one.marker.refused and not one.marker.applied]
-    usable = [marker for marker in loading if _usable(feed, marker)]
-    abandoned = tuple(one.name for one in begun if not usable or one.name != usable[-1].generation)
-    if usable:
-        return Load(reason=reason, marker=usable[-1], begun=True, abandoned=abandoned)
+    going_on = next((one for one in reversed(usable) if number_of(one.generation) > newer), None)
+    lost = [one for one in same if not one.shown and not one.hidden and one != going_on]
+    abandoned = tuple(one.generation for one in lost if one.refused or not one.indexed)
+    if going_on is not None and going_on.applied:
+        return Ready(marker=going_on)
+    if going_on is not None:
+        return Load(reason=reason, marker=going_on, begun=True, abandoned=abandoned, replaces=replaces)
     number = 1 + max((number_of(one.name) for one in feed.generations), default=0)
     name = feed.spec.name.rpartition(".")[2]
     marker = Marker(
@@ -205,8 +239,10 @@ def _load(feed: Feed, reason: str) -> Load | Ready:
         target=feed.version.version,
         target_of=feed.version_of,
         unit_bytes=feed.spec.limits.bytes_in_flight,
+        asked=asked,
+        hidden=wishes.no_switch,
     )
-    return Load(reason=reason, marker=marker, abandoned=abandoned)
+    return Load(reason=reason, marker=marker, abandoned=abandoned, replaces=replaces)
 
 
 def _usable(feed: Feed, marker: Marker) -> bool:
@@ -217,7 +253,7 @@ def _usable(feed: Feed, marker: Marker) -> bool:
         marker.shape == feed.shape.in_words()
         and 0 < number <= feed.version.version
         and version_of(feed.table, number) == known
-        and (marker.indexed or rows.is_readable(feed.table, snapshot.read(feed.table, number)))
+        and ((marker.indexed and not marker.refused) or rows.is_readable(feed.table, snapshot.read(feed.table, number)))
     )
 
 
@@ -227,7 +263,8 @@ def number_of(generation: str) -> int:
 
 
 def _adopt(feed: Feed) -> Adopt:
-    unmarked = [one for one in feed.generations if one.marker is None]
+    adopting = [one for one in feed.generations if one.marker is not None and one.marker.asked == "adopt"]
+    unmarked = adopting or [one for one in feed.generations if one.marker is None]
     live = [one for one in unmarked if one.live]
     if len(live or unmarked) != 1:
         raise InputError(
@@ -247,7 +284,7 @@ def _check_marked(feed: Feed) -> None:
         )
 
 
-def _check_table(feed: Feed, marker: Marker) -> None:
+def check_table(feed: Feed, marker: Marker) -> None:
     """Raise InputError unless the marker tells of a version that this table has."""
     newest = max(snapshot.versions(feed.table), default=0)
     if marker.applied > newest:

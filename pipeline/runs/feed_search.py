@@ -19,6 +19,7 @@ from pipeline.errors import InputError
 from pipeline.feeds.recall import floats
 from pipeline.feeds.shape import shape_of
 from pipeline.runs.feed_opened import live_marker, opened
+from pipeline.runs.feed_plan import check_table
 from pipeline.table import search, snapshot
 from pipeline.table.search import SCORE
 
@@ -52,8 +53,9 @@ def ask(
     compare: bool,
 ) -> Answer:
     """Ask the live generation of a feed for the rows nearest to float32[dim]. Raises InputError."""
-    with opened(spec, name, None) as found:
+    with opened(spec, name, None, writes=False) as found:
         marker = live_marker(found)
+        check_table(found, marker)
         version = snapshot.read(found.table, marker.applied)
         shape = shape_of(version, found.spec, found.store.guarantees)
         if marker.shape != shape.in_words():

@@ -20,7 +20,8 @@ from pipeline import schema
 from pipeline.errors import InputError
 from pipeline.identity import id_hashes
 from pipeline.storage import Folder
-from pipeline.table import changelog, layout, snapshot
+from pipeline.table import compare, layout, snapshot
+from pipeline.table.row_reader import RowReader
 from pipeline.table.snapshot import Snapshot
 
 ROWS_HELD = 2_000_000
@@ -42,8 +43,9 @@ def net_changes(table: Folder, since: int, until: Snapshot, held: int = ROWS_HEL
     between the two incomplete, and InputError for a version that isn't there.
     """
     if since == 0:
+        reader = RowReader(table, until)
         for part in until.parts:
-            for rows in changelog.all_rows(table, part):
+            for rows in reader.batches(part, compare.COLUMNS):
                 yield rows.append_column("op", pa.array([UPSERT] * rows.num_rows)).select(schema.CHANGES.names)
         return
     known = snapshot.versions(table)

@@ -5,6 +5,7 @@ or as floats. Only columns that are asked for are read, and of a part that is se
 have some.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -28,10 +29,14 @@ class RowReader:
 
     def __init__(self, table: Folder, version: Snapshot) -> None:
         self.table, self.version = table, version
-        self.schema = rows.schema_of(version)
         self._moved: Mapping[str, str] = {}
         self.read_bytes = 0
         """So many bytes of columns were read, as the files hold them."""
+
+    @functools.cached_property
+    def schema(self) -> pa.Schema:
+        """They are all columns of the version's rows, those of the folders among them."""
+        return rows.schema_of(self.version)
 
     def batches(self, part: Part, columns: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
         """Yield these columns of a part, or of some of its row groups, some rows at a time."""
@@ -91,13 +96,15 @@ class RowReader:
 
     def _complete(self, found: pa.Table, part: Part, columns: Sequence[str]) -> pa.Table:
         """Return the columns in their order and types, those of the part's folder among them."""
+        if list(columns) == found.column_names:
+            return found
         values = dict(part.partition)
         out: list[Any] = []
         for name in columns:
-            kind = self.schema.field(name).type
             if name in found.column_names:
                 out.append(found.column(name))
             else:
+                kind = self.schema.field(name).type
                 out.append(cast_exactly(pa.array([values.get(name)] * found.num_rows), kind))
         return pa.table(out, schema=pa.schema([self.schema.field(name) for name in columns], self.schema.metadata))
 

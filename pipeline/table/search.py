@@ -70,7 +70,7 @@ class _Stored:
 
 def _scored(rows: pa.Table, stored: _Stored, vector: Vector, function: str) -> pa.Table:
     column = rows.column(stored.column).combine_chunks()
-    codes = column.flatten().to_numpy().reshape(len(column), -1)
+    codes = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     matrix = dequantize(codes, stored.dtype, stored.dim, stored.ranges)
     scores = similarities(matrix, vector, function)[:, 0]
     return rows.drop_columns([stored.column]).append_column(SCORE, pa.array(scores))

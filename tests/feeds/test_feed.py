@@ -241,7 +241,7 @@ def test_a_sync_that_died_is_not_taken_back(nights: Nights) -> None:
         (live,) = store.generations()
         assert live.marker is not None
         store.mark(dataclasses.replace(live.marker, target=2, target_of=version_of(nights.table, 2)), live.marker)
-    with pytest.raises(InputError, match="holds version 2, and --to asks for 1"):
+    with pytest.raises(InputError, match="holds version 2, and 1 is asked for"):
         nights.feed(to=1)
     assert nights.feed().generation == generation
     assert_same_rows(nights)
