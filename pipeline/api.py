@@ -155,6 +155,14 @@ def changes(
     return changed_rows.changes(folder, since, version, with_rows=rows)
 
 
+def newest_version(table: str | Path, storage_options: Mapping[str, Any] | None = None) -> int:
+    """Return the number of the current version, 0 where nothing was published yet. Raises PipelineError."""
+    from pipeline.storage import Folder
+    from pipeline.table import snapshot
+
+    return max(snapshot.versions(Folder(str(table), storage_options or {})), default=0)
+
+
 def vectors(rows: "pa.Table | pa.RecordBatch", column: str | None = None) -> "NDArray[np.float32]":
     """Return float32[n, dim], the vectors of rows that came from `read(..).to_table()` or from a file of a table of any dtype.
 

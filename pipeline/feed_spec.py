@@ -38,15 +38,16 @@ class FeedLimitSpec:
     max_failed_rows: float = 0.0
     """If the store refuses more rows, the generation that was loaded is not shown, and a sync does not end."""
     max_changed_rows: float = 0.3
-    """If more of the rows changed, they are loaded into a new generation, which is faster than changing them."""
+    """If more of the rows changed, and 10,000 at least, all are loaded into a new generation, which is faster, where the store
+    can show it in one step."""
     min_recall: float = 0.95
     """If the index finds a smaller share of the ten nearest rows, the generation that was loaded is not shown."""
     writers: int | Auto = "auto"
-    """So many writers load side by side; auto has one per core, and no more than the store can use."""
+    """So many writers load side by side; auto has one per core."""
     bytes_in_flight: int = 64 * 2**20
-    """A writer holds so many bytes of vectors at most."""
+    """A unit of a load, which a writer holds twice, has so many bytes of vectors at most."""
     rate: float | Auto = "auto"
-    """All writers together send so many rows a second at most; auto keeps the limit of a store that has one."""
+    """All writers together send so many rows a second at most; auto sends as fast as the store takes them."""
     lease_s: float = 300
     """For so many seconds after its last sign of life a feed has the store to itself, unless it can be seen to be dead."""
     timeout_s: float = 60

@@ -115,7 +115,8 @@ def nights(tmp_path_factory, tiny_model):
     return root / "table"
 
 
-def test_rows_come_with_their_vectors_as_floats(nights):
+def test_rows_come_with_their_vectors_as_floats(nights, tmp_path):
+    assert (pipeline.newest_version(nights), pipeline.newest_version(tmp_path / "none")) == (3, 0)
     for since, deleted in ((0, set()), (1, {"0", "1", "2"}), (2, set())):
         rows = pa.concat_tables(pipeline.changes(nights, since, rows=True))
         upserts = rows.filter(pa.compute.equal(rows.column("op"), "upsert")).sort_by("id")
