@@ -17,7 +17,7 @@ from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.encoder import Encoder, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.execution import worker
-from pipeline.execution.executor import Flowing, Job
+from pipeline.execution.executor import Do, Flowing, Item, Job, Result
 from pipeline.execution.local.executor import LocalExecutor
 from pipeline.execution.pools import Pools
 from pipeline.model.folder import EncoderSpec
@@ -111,6 +111,12 @@ class InProcess(LocalExecutor):
             if encoder is not None:
                 row = flow.encode(row, encoder, spec, "inline", None)
             yield flow.write(row, spec) if flow.write is not None else row
+
+    def for_each(
+        self, job: Job, do: Do[Item, Result], items: Sequence[Item], *, seconds: float, heavy: bool = False
+    ) -> Iterator[Result]:
+        """One item after the other in the caller's own thread, as everything here."""
+        return super().for_each(job, do, items, seconds=seconds)
 
     def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
         do(item, job.worker_spec(self.pools(job)), 1)
