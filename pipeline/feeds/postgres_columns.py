@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import is_list, is_text
 from pipeline.errors import InputError
-from pipeline.feeds.store import Shape, matrix
+from pipeline.feeds.store import KEYS, Shape, matrix
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
 
 COPY_START = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
@@ -320,6 +320,12 @@ def decoded(values: Sequence[Sequence[Any]], shape: Shape) -> pa.Table:
     """Return rows as `shape.schema` has them, from columns of Python values; vectors are in their binary form."""
     columns = [_typed(column, field) for column, field in zip(values, list(shape.schema)[:-1], strict=False)]
     return pa.table([*columns, _vectors(values[-1], shape)], schema=shape.schema)
+
+
+def keys_of(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+    """Return store.KEYS of rows of Python values."""
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), ()]
+    return pa.table([pa.array(values, field.type) for values, field in zip(columns, KEYS, strict=True)], schema=KEYS)
 
 
 def _typed(values: Sequence[Any], field: pa.Field) -> pa.Array:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -306,7 +306,18 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-Rows = TypeVar("Rows", bound=pa.Table)
+def not_ours(generation: str, expected: Marker | None, found: Marker | None) -> NotOurs:
+    """Return the error of one who expected another marker than stands in the store."""
+
+    def told(marker: Marker | None) -> str:
+        if marker is None:
+            return "none"
+        return f"version {marker.applied}" + (f" on its way to {marker.target}" if marker.target is not None else "")
+
+    return NotOurs(
+        f"the marker of {generation} in the store is {told(found)}, and {told(expected)} was expected: another feed was at "
+        "work; the same command goes on from what stands there"
+    )
 
 
 def taken(apply: Callable[[pa.Table], None], rows: pa.Table) -> list[Rejection]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.feed_spec import FeedSpec
-from pipeline.feeds.postgres import MARKERS
+from pipeline.feeds.postgres_server import MARKERS
 from tests.feeds.stores import Place
 
 START_S = 60
