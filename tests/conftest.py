@@ -24,8 +24,15 @@ SHARED_RAY = "ray_address"
 """A cluster takes seconds to start and a core to keep: tests that join it run one after the other, in one process."""
 
 
+HEAVY_SERVERS = ("milvus", "chroma")
+"""They take ten seconds to start and work on when nobody asks: each runs for one process of the suite."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        for server in HEAVY_SERVERS:
+            if f"test_{server}" in item.nodeid or f"[{server}" in item.nodeid:
+                item.add_marker(pytest.mark.xdist_group(server))
         if SHARED_RAY in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group(SHARED_RAY))
 
