@@ -128,6 +128,7 @@ class Work:
         with Progress(units=len(todo), rows=rows) as progress:
             progress.encoded(0, 0)
             for unit, loaded in self.executor().spread(load.load_unit, work, todo, rows=where, writers=writers):
+                self._alive()
                 done[unit.name] = loaded
                 progress.encoded(unit.rows, 0)
                 progress.recorded(unit.rows, len(loaded.rejected), True)
