@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import GateFailed, InputError
@@ -290,3 +291,25 @@ def test_a_load_whose_version_was_erased_begins_anew(nights: Nights, calls: int)
     assert_same_rows(nights)
     with nights.store() as store:
         assert len(store.generations()) == 1
+
+
+def test_a_sync_reads_no_vectors_of_parts_that_did_not_change(nights: Nights) -> None:
+    nights.night(range(800))
+    nights.feed()
+    before = {info.path for info in nights.table.list("data/")}
+    nights.night(range(800, 810))
+    assert before < {info.path for info in nights.table.list("data/")}
+    found = nights.feed()
+    assert (found.sent, found.verification.sampled) == (10, 10)
+    vectors = keys = 0
+    for path in before:
+        with nights.table.open(path) as file:
+            group = pq.ParquetFile(file).metadata.row_group(0)
+            sizes = {
+                group.column(number).path_in_schema.split(".")[0]: group.column(number).total_compressed_size
+                for number in range(group.num_columns)
+            }
+        vectors += sizes["embedding"]
+        keys += sizes["id"] + sizes["content_hash"] + sizes["row_hash"]
+    # The keys of all rows are read to look back, those of new parts twice, and 10 new vectors.
+    assert found.read_bytes < 1.5 * keys + 20_000 < vectors
