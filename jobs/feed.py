@@ -34,8 +34,6 @@ from pipeline.runs.feed_summary import FeedSummary
 if TYPE_CHECKING:
     from pipeline.execution.executor import Executor
 
-VERBS = ("verify", "repair", "new_generation", "rebuild", "switch", "switch_back", "drop_old", "adopt", "status")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)

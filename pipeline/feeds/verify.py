@@ -150,7 +150,8 @@ def compare_keys(
     for name, copies in only_theirs.items():
         if name not in only_ours:
             # A copy with the right hashes may stand in another bucket.
-            differences.extra.append(name) if name not in differences.duplicate else None
+            if name not in differences.duplicate:
+                differences.extra.append(name)
         elif len(copies) > 1:
             differences.duplicate.append(name)
         else:

@@ -82,7 +82,7 @@ def forecast(spec: RunSpec, name: str, wishes: Wishes | None = None) -> FeedSumm
                 if decided.replaces is not None:
                     gone = Changes(found, reader_of(found), Sync(marker=decided.replaces), ())
                     check_deletes(found, decided.replaces, gone, allowed=(wishes or Wishes()).allow_deletes)
-                check_fit(found, reader_of(found), ())
+                check_fit(found, reader_of(found))
             case Sync(marker=marker):
                 _forecast_sync(found, decided, summary, allowed=(wishes or Wishes()).allow_deletes)
             case Adopt(generation=generation):

@@ -176,11 +176,11 @@ def check_failed(found: Feed, rejected: Sequence[Rejection], what: str) -> None:
         )
 
 
-def check_fit(found: Feed, reader: RowReader, columns: Sequence[str]) -> None:
+def check_fit(found: Feed, reader: RowReader) -> None:
     """Look through ids and columns before the first write. Raises InputError where too many rows don't fit."""
     limit = found.spec.limits.max_failed_rows
     most = limit * found.version.counts.rows if limit < 1 else limit
-    names = list(columns) or columns_of(found.shape, vectors=False)
+    names = columns_of(found.shape, vectors=False)
     count, first = 0, list[str]()
     for part in reader.version.parts:
         for rows in reader.batches(part, names):

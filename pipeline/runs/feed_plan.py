@@ -71,6 +71,8 @@ class Sync:
     """All keys are compared, because changes alone don't tell."""
     reason: str = ""
     """It says why keys are compared."""
+    changes: int = 0
+    """The lists hold so many changes, before any is left out for a later one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,7 @@ def _sync(feed: Feed, marker: Marker, wishes: Wishes) -> Plan:
     found = sync_of(feed, marker)
     if isinstance(found, Nothing) or found.compare:
         return found
-    changes = count_changes(feed.table, marker.applied, feed.version.version)
+    changes = found.changes
     limit = feed.spec.limits.max_changed_rows
     share = limit * feed.version.counts.rows if limit < 1 else limit
     if changes > max(FEW_ROWS, share) and feed.store.guarantees.atomic_switch:
@@ -161,10 +163,10 @@ def sync_of(feed: Feed, marker: Marker) -> Nothing | Sync:
             "feed goes forward only; leave --to out, or roll the table back, which makes a newer version"
         )
     try:
-        count_changes(feed.table, marker.applied, feed.version.version)
+        changes = count_changes(feed.table, marker.applied, feed.version.version)
     except ListsMissing:
         return Sync(marker=marker, compare=True, reason="the lists of changes are not complete")
-    return Sync(marker=marker)
+    return Sync(marker=marker, changes=changes)
 
 
 def _first(feed: Feed, wishes: Wishes) -> Plan:
@@ -301,10 +303,8 @@ def check_table(feed: Feed, marker: Marker) -> None:
 
 def differences(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Say what differs between two shapes in words."""
-    words = {"fingerprint": "the model"}
-    found = []
-    for name, value in wanted.items():
-        if live.get(name) != value:
-            told = "" if name == "fingerprint" else f" {live.get(name)} -> {value}"
-            found.append(f"{words.get(name, name)}{told}" if told else "another model or other settings of it")
-    return found
+    return [
+        "another model or other settings of it" if name == "fingerprint" else f"{name} {live.get(name)} -> {value}"
+        for name, value in wanted.items()
+        if live.get(name) != value
+    ]

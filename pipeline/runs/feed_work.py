@@ -78,7 +78,7 @@ class Work:
         reader = reader_of(found)
         if not decided.begun:
             with timed(summary, "check"):
-                check_fit(found, reader, ())
+                check_fit(found, reader)
             load.forget(found.table, notes)
         found.store.create(found.shape, marker)
         units = load.units_of(reader, found.shape, marker.unit_bytes)
