@@ -34,7 +34,9 @@ from pipeline.feeds.store import (
     Rejected,
     Rejection,
     Shape,
+    by_age,
     matrix,
+    not_ours,
     taken,
 )
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
@@ -114,7 +116,7 @@ class ChromaStore:
             found = self._collections()
         return [
             Generation(name=name, marker=_marker(collection), live=collection.name == self._spec.name)
-            for name, collection in sorted(found.items(), key=lambda item: _number(item[0]))
+            for name, collection in sorted(found.items(), key=lambda item: by_age(item[0]))
         ]
 
     def _collections(self) -> dict[str, Any]:
@@ -173,7 +175,7 @@ class ChromaStore:
         if found == marker:
             return
         if found != expected:
-            raise _not_ours(marker.generation, expected, found)
+            raise not_ours(marker.generation, expected, found)
         self._server.patiently(lambda client: collection.modify(metadata=self._metadata(marker.generation, marker)))
 
     # --- rows
@@ -219,7 +221,7 @@ class ChromaStore:
         collection = self._collection(before.generation)
         found = _marker(collection)
         if found != before:
-            raise _not_ours(before.generation, before, found)
+            raise not_ours(before.generation, before, found)
         yield _Delta(self, collection, shape, before, after)
 
     def build_index(self, generation: str, shape: Shape, on_progress: Callable[[float], None]) -> None:
@@ -421,15 +423,3 @@ def _restored(found: Mapping[str, Any], shape: Shape) -> pa.Table:
 def _marker(collection: Any) -> Marker | None:
     text = (collection.metadata or {}).get(MARKER)
     return Marker.from_json(text) if text else None
-
-
-def _not_ours(generation: str, expected: Marker | None, found: Marker | None) -> NotOurs:
-    return NotOurs(
-        f"generation {generation!r} in Chroma has the marker {found and found.to_json()}, and "
-        f"{expected and expected.to_json()} was expected: another feed was at work; start again"
-    )
-
-
-def _number(generation: str) -> tuple[int, str]:
-    found = re.search(r"__g(\d+)", generation)
-    return (int(found[1]) if found else 0, generation)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError, RunError, StorageError
-from pipeline.feeds.store import Generation, Marker, NotOurs
+from pipeline.feeds.store import Generation, Marker, NotOurs, by_age
 
 MARKER_FILE = "feed.json"
 KEPT_S = 3600
@@ -47,7 +47,7 @@ class Revisions:
                 found.append(
                     Generation(name=path.name, marker=self.marker(self.newest(path.name)), live=path.name == live)
                 )
-        return sorted(found, key=lambda one: _by_number(one.name))
+        return sorted(found, key=lambda one: by_age(one.name))
 
     def live(self) -> str:
         """Return the generation that readers see; "" for none. Raises InputError where the link's place is taken."""
@@ -189,8 +189,3 @@ def _number(revision: Path) -> int:
     found = _REVISION.fullmatch(revision.name)
     assert found is not None
     return int(found[1])
-
-
-def _by_number(generation: str) -> tuple[int, str]:
-    number = re.search(r"__g(\d+)", generation)
-    return (int(number[1]) if number else 0, generation)

@@ -22,7 +22,7 @@ from lance.commit import CommitConflictError
 from lance.dataset import Transaction
 
 from pipeline.errors import InputError, RunError, StorageError, StorageUnavailable
-from pipeline.feeds.store import Generation, Marker, NotOurs
+from pipeline.feeds.store import Generation, Marker, NotOurs, by_age
 from pipeline.redaction import redacted_url
 from pipeline.storage.address import is_remote, local_path
 
@@ -106,7 +106,7 @@ class Versions:
                 marker=marker_of(newest if name == live else self._tagged(newest, name)),
                 live=name == live,
             )
-            for name in sorted(names, key=_by_number)
+            for name in sorted(names, key=by_age)
         ]
 
     def aside(self, base: LanceDataset, operation: Any) -> LanceDataset:
@@ -290,11 +290,6 @@ def _metadata(version: LanceDataset) -> dict[str, str]:
 
 def _option(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _by_number(generation: str) -> tuple[int, str]:
-    number = re.search(r"__g(\d+)", generation)
-    return (int(number[1]) if number else 0, generation)
 
 
 def _not_ours(place: str, expected: Marker | None, found: Marker | None) -> str:

@@ -38,6 +38,7 @@ from pipeline.feeds.store import (
     Rejected,
     Rejection,
     Shape,
+    by_age,
     taken,
 )
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
@@ -125,7 +126,7 @@ class MilvusStore:
             names = [
                 name for name in self._server.client.list_collections(timeout=self._timeout) if self._is_ours(name)
             ]
-            found = [(name, self._server.properties(name)) for name in sorted(names, key=_number)]
+            found = [(name, self._server.properties(name)) for name in sorted(names, key=by_age)]
         return [
             Generation(name=name, marker=_marker(properties), live=name == shown)
             for name, properties in found
@@ -448,11 +449,6 @@ def _pieces(rows: pa.Table, most_bytes: int) -> Iterator[pa.Table]:
 def _marker(properties: Mapping[str, str] | None) -> Marker | None:
     text = (properties or {}).get(MARKER)
     return Marker.from_json(text) if text else None
-
-
-def _number(generation: str) -> tuple[int, str]:
-    found = re.search(r"__g(\d+)", generation)
-    return (int(found[1]) if found else 0, generation)
 
 
 def _version(text: str) -> tuple[int, ...]:

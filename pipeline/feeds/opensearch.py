@@ -35,6 +35,7 @@ from pipeline.feeds.store import (
     Rejected,
     Rejection,
     Shape,
+    not_ours,
 )
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
 from pipeline.storage import before_work
@@ -157,10 +158,10 @@ class OpenSearchStore:
         if (now := _marker_of(found)) == marker:
             return
         if now != expected:
-            raise _not_ours(marker.generation, now, expected)
+            raise not_ours(marker.generation, expected, now)
         self._set(marker.generation, found, marker=marker.to_json())
         if (now := _marker_of(self._mapping(marker.generation))) != marker:
-            raise _not_ours(marker.generation, now, marker)
+            raise not_ours(marker.generation, marker, now)
 
     def _set(self, generation: str, mapping: Mapping[str, Any], **values: Any) -> None:
         """Replace values of ours. The server replaces `_meta` whole, so that all of it is sent."""
@@ -206,7 +207,7 @@ class OpenSearchStore:
         def guard() -> Mapping[str, Any]:
             mapping = self._mapping(generation)
             if (found := _marker_of(mapping)) != before:
-                raise _not_ours(generation, found, before)
+                raise not_ours(generation, before, found)
             return mapping
 
         mapping = guard()
@@ -461,10 +462,3 @@ def _own(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
 def _marker_of(mapping: Mapping[str, Any]) -> Marker | None:
     text = _own(mapping).get("marker")
     return Marker.from_json(text) if text else None
-
-
-def _not_ours(generation: str, found: Marker | None, expected: Marker | None) -> NotOurs:
-    return NotOurs(
-        f"the marker of {generation} is {found.to_json() if found else 'missing'}; "
-        f"expected {expected.to_json() if expected else 'none'}: another feed was at work, so start this one again"
-    )

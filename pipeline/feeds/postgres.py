@@ -34,6 +34,7 @@ from pipeline.feeds.store import (
     Rejected,
     Rejection,
     Shape,
+    by_age,
     not_ours,
     taken,
 )
@@ -113,7 +114,7 @@ class PostgresStore:
             [schema, f"{self._name}__g"],
         ).fetchall()
         markers = self._markers(connection) if self._server.has(connection, MARKERS) else {}
-        names = sorted({name for (name,) in tables}, key=lambda name: (len(name), name))  # g2 before g10
+        names = sorted({name for (name,) in tables}, key=by_age)
         return [Generation(name=name, marker=markers.get(name), live=name == shown) for name in names]
 
     def _shown(self, connection: Connection, schema: str) -> str | None:

@@ -38,6 +38,7 @@ from pipeline.feeds.store import (
     NotOurs,
     Rejection,
     Shape,
+    not_ours,
     taken,
 )
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
@@ -176,11 +177,11 @@ class QdrantStore:
         if found == marker:
             return
         if found != expected:
-            raise _not_ours(marker.generation, found, expected)
+            raise not_ours(marker.generation, expected, found)
         self._update(marker.generation, {MARKER: marker.to_json()})
         found = self._marker(marker.generation)
         if found != marker:
-            raise _not_ours(marker.generation, found, marker)
+            raise not_ours(marker.generation, marker, found)
 
     def switch(self, generation: str) -> None:
         def attempt(timeout_s: float) -> None:
@@ -219,14 +220,14 @@ class QdrantStore:
     def delta(self, shape: Shape, before: Marker, after: Marker) -> Iterator[Delta]:
         info = self._info(before.generation)
         if (found := _marker_of(info)) != before:
-            raise _not_ours(before.generation, found, before)
+            raise not_ours(before.generation, before, found)
         metadata = info.config.metadata
         number = epoch.after(metadata[points.EPOCH].integer_value if points.EPOCH in metadata else 0)
         self._update(before.generation, {points.EPOCH: number})
 
         def guard(generation: str) -> None:
             if (found := self._marker(generation)) != before:
-                raise _not_ours(generation, found, before)
+                raise not_ours(generation, before, found)
 
         with contextlib.closing(_Writer(self, before.generation, shape, number, guard)) as writer:
             yield _Delta(writer, lambda: self.mark(after, before))
@@ -403,10 +404,3 @@ def _marker_of(info: Any) -> Marker | None:
     metadata = info.config.metadata
     text = metadata[MARKER].string_value if MARKER in metadata else ""
     return Marker.from_json(text) if text else None
-
-
-def _not_ours(generation: str, found: Marker | None, expected: Marker | None) -> NotOurs:
-    return NotOurs(
-        f"the marker of {generation} is {found.to_json() if found else 'missing'}; "
-        f"expected {expected.to_json() if expected else 'none'}: another feed was at work, so start this one again"
-    )

@@ -7,7 +7,6 @@ one that was expected: so a feeder that was frozen can't write any more. How row
 
 import contextlib
 import functools
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +20,19 @@ from pipeline.errors import InputError, StorageError
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import redis_rows, values
 from pipeline.feeds.redis_server import POLL_S, Server, text
-from pipeline.feeds.store import KEYS, Delta, Generation, Guarantees, Loaded, Loader, Marker, NotOurs, Rejection, Shape
+from pipeline.feeds.store import (
+    KEYS,
+    Delta,
+    Generation,
+    Guarantees,
+    Loaded,
+    Loader,
+    Marker,
+    NotOurs,
+    Rejection,
+    Shape,
+    by_age,
+)
 from pipeline.schema import CONTENT_HASH, ROW_HASH, TEXT
 from pipeline.storage import before_work
 
@@ -132,7 +143,7 @@ class RedisStore:
     def generations(self) -> Sequence[Generation]:
         def generations(client: Any) -> Sequence[Generation]:
             shown = self._shown(client)
-            names = sorted((text(name) for name in client.smembers(self._names)), key=_number)
+            names = sorted((text(name) for name in client.smembers(self._names)), key=by_age)
             texts = client.mget([self._key(name) for name in names]) if names else []
             return [
                 Generation(name=name, marker=_marker(text), live=name == shown)
@@ -427,8 +438,3 @@ def _not_ours(generation: str, expected: Marker | None, found: Marker | None) ->
 
 def _marker(text: bytes | None) -> Marker | None:
     return Marker.from_json(text.decode()) if text else None
-
-
-def _number(generation: str) -> tuple[int, str]:
-    found = re.search(r"__g(\d+)", generation)
-    return (int(found[1]) if found else 0, generation)

@@ -9,6 +9,7 @@ table.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -304,6 +305,17 @@ class Store(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def number_of(generation: str) -> int:
+    """Return the number in a generation's name. A later generation has a higher one."""
+    found = re.search(r"__g(\d+)", generation)
+    return int(found[1]) if found else 0
+
+
+def by_age(generation: str) -> tuple[int, str]:
+    """Return a key that puts generations in the order in which they were made."""
+    return (number_of(generation), generation)
 
 
 def not_ours(generation: str, expected: Marker | None, found: Marker | None) -> NotOurs:

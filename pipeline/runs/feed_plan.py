@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.feed_spec import FeedSpec
-from pipeline.feeds.store import Generation, Marker, Shape, Store
+from pipeline.feeds.store import Generation, Marker, Shape, Store, number_of
 from pipeline.storage import Folder
 from pipeline.table import layout, rows, snapshot
 from pipeline.table.net_changes import ListsMissing, count_changes
@@ -257,11 +257,6 @@ def _usable(feed: Feed, marker: Marker) -> bool:
         and version_of(feed.table, number) == known
         and ((marker.indexed and not marker.refused) or rows.is_readable(feed.table, snapshot.read(feed.table, number)))
     )
-
-
-def number_of(generation: str) -> int:
-    digits = generation.rpartition("__g")[2].partition("_")[0]
-    return int(digits) if digits.isdigit() else 0
 
 
 def _adopt(feed: Feed) -> Adopt:
