@@ -4,6 +4,7 @@ A command comes in as a block, and its block is left by KeyboardInterrupt when S
 signals: a library call in somebody else's process never does.
 """
 
+import atexit
 import os
 import signal
 import threading
@@ -34,6 +35,8 @@ class Signals:
                 # A signal that is ignored, as Ctrl-C is by what a shell runs in the background, stays so.
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[number] = signal.signal(number, self._receive)
+            # What is registered first is called last: by then everything else has been tidied up.
+            atexit.register(self._ignore_what_still_comes)
         return self
 
     def __exit__(
@@ -46,6 +49,13 @@ class Signals:
         """Let signals do what they did before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        atexit.unregister(self._ignore_what_still_comes)
+
+    def _ignore_what_still_comes(self) -> None:
+        """Keep the exit code: CPython drops Python's handlers while it ends, and a signal would end it by itself then."""
+        if self.received is not None:
+            for number in self._before:
+                signal.signal(number, signal.SIG_IGN)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:

@@ -280,3 +280,16 @@ def ignores(pid: int, number: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     mask = int(next(line for line in status.splitlines() if line.startswith("SigIgn")).split()[1], 16)
     return bool(mask >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_the_same_request_while_the_interpreter_ends_leaves_the_exit_code(number):
+    program = (
+        "import os, signal, sys\nfrom jobs.command import main_of\n"
+        "class Last:\n"
+        f" def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, {int(number)})\n"
+        "sys.last_of_all = Last()\n"  # Modules are taken down after CPython has given up handlers.
+        f"def main(): signal.raise_signal({int(number)})\n"
+        "sys.exit(main_of(main))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=faulty.ROOT, timeout=30).returncode == CODES[number]
