@@ -34,10 +34,9 @@ def spec(tiny_model):
     return encoder_spec(ModelSpec(path=str(tiny_model)))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "kind", ["segfault", *(pytest.param(kind, marks=pytest.mark.slow) for kind in REASONS if kind != "segfault")]
-)
+@pytest.mark.parametrize("kind", REASONS)
 def test_a_poison_row_fails_and_all_others_have_their_vectors(spec, kind, tmp_path, monkeypatch):
     tokens = Tokenizer(spec, 1).tokenize(TEXTS)
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "faults"))
