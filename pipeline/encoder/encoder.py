@@ -62,9 +62,16 @@ class Encoder:
         """`budget_tokens`: tokens per batch, padding included; `overhead_tokens`: what one more batch costs, in
         tokens."""
         self.engine = engine
+        self.settings = ""
+        """How the engine was set up for speed, and why; tuning.py says it."""
         self._feed = feed_for(engine)
         self.budget_tokens = budget_tokens
         self.overhead_tokens = overhead_tokens
+
+    @property
+    def description(self) -> str:
+        """The engine's name, and how it was set up if anything was measured."""
+        return f"{self.engine.name}, {self.settings}" if self.settings else self.engine.name
 
     def encode(self, tokens: TokenRows, on_progress: OnProgress | None = None) -> Embeddings:
         """Encode all rows that have tokens."""

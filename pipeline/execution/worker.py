@@ -10,12 +10,14 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from pipeline import schema
 from pipeline.encoder import probes
-from pipeline.encoder.batch_size import best_budget
 from pipeline.encoder.deadline import Deadline
-from pipeline.encoder.encoder import Encoder, build_encoder
+from pipeline.encoder.encoder import Encoder
 from pipeline.encoder.isolated import IsolatedEngine
+from pipeline.encoder.token_rows import arrow_to_tokens
 from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.encoder.tuning import tuned, untuned
 from pipeline.errors import PipelineError, RunError
 from pipeline.stages import slice_row
 from pipeline.stages.flow import Encode, Flow
@@ -77,6 +79,7 @@ class SliceEncoder:
         assert flow.encode is not None
         self._flow, self._encode, self._name, self._tell = flow, flow.encode, name, tell
         self._encoder: Encoder | None = None
+        self._is_tuned = False
         self._refused = ""
 
     def load(self, spec: WorkerSpec, tokenizer: Callable[[], Tokenizer], died: int = 0) -> None:
@@ -88,14 +91,9 @@ class SliceEncoder:
                 )
             with Deadline(spec.limits.unit_timeout_s):
                 self._spec = spec = replace(spec, encode=replace(spec.encode, encoder=spec.encoder_here()))
-                encoder = build_encoder(spec.encode.encoder, spec.encode.device, spec.encode.threads)
-                if spec.encode.measures_budget:
-                    encoder.budget_tokens = best_budget(
-                        encoder, spec.encode.encoder, spec.encode.device, spec.encode.threads
-                    )
-                if self._flow.proves:
-                    prove(encoder, spec, tokenizer())
-            self._encoder = encoder
+                self._tokenizer = tokenizer
+                self._encoder = self._proven(untuned(spec.encode.setup))
+                self._is_tuned = spec.encode.encoder.is_static
         except PipelineError as error:
             self._refused = str(error)
         except Exception as error:
@@ -111,7 +109,31 @@ class SliceEncoder:
         if strikes:
             return self._encode_apart(row, self._encoder)
         with Deadline(self._spec.limits.unit_timeout_s) as deadline:
-            return self._encoded(row, self._encoder, deadline.renew)
+            encoder = self._tuned(row, self._encoder)
+            deadline.renew()
+            return self._encoded(row, encoder, deadline.renew)
+
+    def _proven(self, encoder: Encoder) -> Encoder:
+        if self._flow.proves:
+            prove(encoder, self._spec, self._tokenizer())
+        return encoder
+
+    def _tuned(self, row: pa.Table, encoder: Encoder) -> Encoder:
+        """Return the encoder at its fastest for texts as long as those of the first slice, and keep it."""
+        if self._is_tuned or row.column("refused")[0].is_valid:
+            return encoder
+        lengths = arrow_to_tokens(slice_row.from_cell(row, "tokens").column(schema.TOKENS)).lengths
+        if not lengths.any():
+            return encoder
+        self._is_tuned = True
+        given = self._spec.encode
+        try:
+            found = tuned(encoder, given.setup, lengths[lengths > 0], measures=given.measures)
+            self._encoder = self._proven(found) if found.settings else found
+        except Exception as error:  # What is only for speed must not end a run.
+            self._encoder = untuned(given.setup)
+            self._encoder.settings = f"as it comes, as measuring failed: {type(error).__name__}: {_first_line(error)}"
+        return self._encoder
 
     def _encode_apart(self, row: pa.Table, encoder: Encoder) -> pa.Table:
         """Encode a suspect in a child, so that it ends the child and not this process. Only those of its rows that do

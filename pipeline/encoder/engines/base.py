@@ -64,6 +64,21 @@ class CompilingEngine(Engine, Protocol):
 
 
 @runtime_checkable
+class FusingEngine(Engine, Protocol):
+    """Has two forms of attention, with the same vectors; which is faster depends on the processor and the width."""
+
+    may_fuse: bool
+    """False where only the plain form gives the model's vectors."""
+    fused_from: int | None
+    """Attention is fused in batches of at least this width; 0 means in all, None in none. It may be set anew between
+    batches."""
+
+    def settle(self, fused_from: int | None) -> None:
+        """Set `fused_from` for good, and give back what it needs no longer."""
+        ...
+
+
+@runtime_checkable
 class PackingEngine(Engine, Protocol):
     """Also takes the rows of a batch one behind the other, without padding between them."""
 
