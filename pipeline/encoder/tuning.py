@@ -78,7 +78,7 @@ def tuned(encoder: Encoder, setup: Setup, lengths: NDArray[np.int64], *, measure
     if isinstance(encoder.engine, FusingEngine):
         encoder.engine.settle(choice.fused_from)
     encoder.budget_tokens = choice.batch_tokens
-    encoder.settings = choice.reason
+    encoder.settings = "; ".join(filter(None, [encoder.settings, choice.reason]))
     return encoder
 
 
@@ -169,7 +169,7 @@ def _choice(encoder: Encoder, setup: Setup, sample: _Sample) -> Choice:
         if TORCH in seconds and sum(seconds[TORCH]) < NEAR * best:
             encoder, fused_from, what = _on_torch(setup), None, "torch"
         reasons.append(f"{what} ({_told(seconds, sample.widths)})")
-    budget = setup.fixed.batch_tokens or _batch_tokens(encoder, sample, BUDGETS[setup.device])
+    budget = setup.fixed.batch_tokens or _batch_tokens(encoder, sample, setup.device)
     reasons.append(f"{budget:,} tokens a batch")
     return Choice(engine=encoder.engine.name, fused_from=fused_from, batch_tokens=budget, reason=", ".join(reasons))
 
@@ -263,14 +263,17 @@ def _told(seconds: Mapping[str, Sequence[float]], widths: Sequence[int]) -> str:
     return f"at {'/'.join(map(str, widths))} tokens measured {', '.join(rates)} thousand tokens/s"
 
 
-def _batch_tokens(encoder: Encoder, sample: _Sample, candidates: Sequence[int]) -> int:
+def _batch_tokens(encoder: Encoder, sample: _Sample, device: str) -> int:
     """The encoder's own budget where its model is so slow, or its device so full, that sizes can't be compared."""
+    candidates = BUDGETS[device]
     rows, given = sample.mixed(candidates[-1]), encoder.budget_tokens
     few = rows.slice(0, max(1, int(np.searchsorted(rows.offsets, candidates[0], side="right")) - 1))
     until = time.perf_counter() + MOST_S
     try:
         if _seconds_within(encoder, few, candidates[0]) > SLOWEST_S:
             return given
+        for budget in candidates if device == "cuda" else ():  # Sizes are recorded, which must not be timed.
+            _seconds_within(encoder, rows, budget)
         least = dict.fromkeys(candidates, math.inf)
         for turn in range(TURNS):
             if turn and time.perf_counter() > until:

@@ -4,6 +4,8 @@ A task or a slice row comes in, and how many workers it has ended already. Slice
 reason. A worker never raises for bad data. Who gives out the work, and what counts the strikes, is not known here.
 """
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +16,7 @@ from pipeline import schema
 from pipeline.encoder import probes
 from pipeline.encoder.deadline import Deadline
 from pipeline.encoder.encoder import Encoder
+from pipeline.encoder.engines.base import DeviceLost
 from pipeline.encoder.isolated import IsolatedEngine
 from pipeline.encoder.token_rows import arrow_to_tokens
 from pipeline.encoder.tokenizer import Tokenizer
@@ -28,6 +31,8 @@ from pipeline.work import Task
 MOST_STRIKES = 5
 """One piece of work may end so many workers before the run ends instead. Without a limit new ones would start for
 ever."""
+DEVICE_LOST = 71
+"""A process that lost its device ends with this code, EX_OSERR of sysexits.h."""
 TOLD_EVERY_S = 0.5
 """Progress is told at intervals of so many seconds. A call costs a core half a millisecond, and a batch takes ten."""
 
@@ -127,20 +132,26 @@ class SliceEncoder:
             return encoder
         self._is_tuned = True
         given = self._spec.encode
+        before = encoder.settings
         try:
             found = tuned(encoder, given.setup, lengths[lengths > 0], measures=given.measures)
-            self._encoder = self._proven(found) if found.settings else found
+            self._encoder = self._proven(found) if found.settings != before else found
         except Exception as error:  # What is only for speed must not end a run.
             self._encoder = untuned(given.setup)
             self._encoder.settings = f"as it comes, as measuring failed: {type(error).__name__}: {_first_line(error)}"
+        if given.device == "cuda":
+            self._encoder.apart = self._apart()
         return self._encoder
+
+    def _apart(self) -> IsolatedEngine:
+        """An engine whose process starts when a row needs it, and ends with this one."""
+        given = self._spec.encode
+        return IsolatedEngine(given.encoder, given.device, given.threads, self._spec.limits.unit_timeout_s)
 
     def _encode_apart(self, row: pa.Table, encoder: Encoder) -> pa.Table:
         """Encode a suspect in a child, so that it ends the child and not this process. Only those of its rows that do
         so fail."""
-        given = self._spec.encode
-        timeout_s = self._spec.limits.unit_timeout_s
-        with IsolatedEngine(given.encoder, given.device, given.threads, timeout_s) as engine:
+        with self._apart() as engine:
             apart = Encoder(engine, encoder.budget_tokens, encoder.overhead_tokens)
             return self._encoded(row, apart, lambda: None)
 
@@ -159,6 +170,12 @@ class SliceEncoder:
         encode: Encode = self._encode
         try:
             return encode(row, encoder, self._spec, self._name, on_progress)
+        except DeviceLost as error:
+            sys.stderr.write(f"this encoder ends: {error}\n")
+            sys.stderr.flush()
+            os._exit(
+                DEVICE_LOST
+            )  # Another takes its place and its slice. Any other end may wait for the device for ever.
         except RunError as error:
             return self._refuse(row, f"encoder: {error}")
         finally:

@@ -23,6 +23,7 @@ POISONED = 2
 REASONS = {
     "raise": "ValueError: poison",
     "segfault": "was ended by SIGSEGV",
+    "lost": "lost its device: the GPU failed",
     "kill": "was ended by SIGKILL, most often for lack of memory",
     "memory": "Cannot allocate memory",
     "hang": r"gave no answer for 20 s \(limits.unit_timeout_s\)",
