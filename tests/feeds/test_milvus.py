@@ -109,12 +109,12 @@ def test_what_is_refused_is_found_and_the_others_arrive(place: Place, monkeypatc
         bad = rows.set_column(
             5, shape.schema.field("embedding"), pa.FixedSizeListArray.from_arrays(flat, type=shape.vector)
         )
-        loaded = store.loader("docs__g1_a", shape).load("u", bad)
+        loaded = store.loader("docs__g1_a", shape).load("u", [bad])
         assert (loaded.rows, [one.id for one in loaded.rejected]) == (18, ["3", "7"])
         # What only the server knows to be wrong is found by halving.
         monkeypatch.setattr(milvus_rows, "unfit", lambda rows: {})
         names = [*map(str, range(20, 30)), "x" * 65_536]
-        loaded = store.loader("docs__g1_a", shape).load("v", rows_of(shape, names))
+        loaded = store.loader("docs__g1_a", shape).load("v", [rows_of(shape, names)])
         assert (loaded.rows, [one.id for one in loaded.rejected]) == (10, ["x" * 65_536])
         assert "exceeds max length" in loaded.rejected[0].reason
         assert store.count("docs__g1_a") == 28
@@ -161,7 +161,7 @@ def test_a_delta_whose_feeder_is_killed_is_made_again(place: Place) -> None:
     shape = shape_of()
     with contextlib.closing(opened(place)) as store:
         store.create(shape, marker_of(shape, "docs__g1_a", target=1))
-        store.loader("docs__g1_a", shape).load("u", rows_of(shape, range(20)))
+        store.loader("docs__g1_a", shape).load("u", [rows_of(shape, range(20))])
         store.finish_load(shape, marker_of(shape, "docs__g1_a", target=1), marker_of(shape, "docs__g1_a", 1), [])
         killed(place, "", "Upsert")
         begun = marker_of(shape, "docs__g1_a", 1, 2)
@@ -183,7 +183,7 @@ def test_imports_whose_feeder_is_killed_arrive_once(importing: Place) -> None:
         assert only(store) == begun
         assert importing.client.describe_collection("docs__g1_a")["properties"][IMPORTS] == "begun"
         loader = store.loader("docs__g1_a", shape)
-        receipts = [loader.load(f"u{i}", rows_of(shape, range(9 * i, 9 * i + 9))).receipt for i in (0, 1)]
+        receipts = [loader.load(f"u{i}", [rows_of(shape, range(9 * i, 9 * i + 9))]).receipt for i in (0, 1)]
         store.finish_load(shape, begun, done, [str(receipt) for receipt in [*receipts, *receipts]])
         assert_same(store, shape, held(store, shape), rows_of(shape, range(18)))
         assert not store._folder.files("").list()
@@ -218,7 +218,7 @@ def test_a_folder_that_the_server_cannot_read_is_named(importing: Place) -> None
     begun = marker_of(shape, "docs__g1_a", target=1)
     with contextlib.closing(opened(importing, options=options)) as store:
         store.create(shape, begun)
-        receipt = store.loader("docs__g1_a", shape).load("u", rows_of(shape, range(9))).receipt
+        receipt = store.loader("docs__g1_a", shape).load("u", [rows_of(shape, range(9))]).receipt
         with pytest.raises(StorageError, match=r"check feeds\.options"):
             store.finish_load(shape, begun, marker_of(shape, "docs__g1_a", applied=1), [str(receipt)])
     with contextlib.closing(opened(importing, options={})) as store, pytest.raises(InputError, match="give it again"):
