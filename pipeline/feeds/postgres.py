@@ -8,7 +8,7 @@ postgres_columns.py.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ from psycopg import sql
 from pipeline.errors import InputError, StorageUnavailable
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import postgres_columns
+from pipeline.feeds.ahead import ahead
 from pipeline.feeds.digest import BUCKET_BITS, NUM_BUCKETS
 from pipeline.feeds.postgres_columns import COPY_END, COPY_START, copy_rows, decoded, keys_of, sql_type, vector_type
 from pipeline.feeds.postgres_search import Searches
@@ -268,15 +269,18 @@ class PostgresStore:
         """Copy the rows, and `then` do something with them. Return how many were given, and those that the server refuses."""
         query = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(relation)
 
+        def framed(rows: Iterable[pa.Table]) -> Generator[tuple[int, pa.Buffer]]:
+            return ((some.num_rows, copy_rows(some, shape)) for some in rows)
+
         def copy(rows: Iterable[pa.Table]) -> int:
             count = 0
             try:
                 with connection.transaction():
-                    with connection.cursor().copy(query) as copy:
+                    with ahead(framed(rows)) as frames, connection.cursor().copy(query) as copy:
                         copy.write(COPY_START)
-                        for some in rows:
-                            count += some.num_rows
-                            copy.write(copy_rows(some, shape))
+                        for number, frame in frames:
+                            copy.write(frame)
+                            count += number
                         copy.write(COPY_END)
                     if then is not None:
                         connection.execute(then)

@@ -4,15 +4,14 @@ A unit of a load comes in. Its rows go out as tables of a few megabytes, which i
 knows no store but by what it can't take.
 """
 
-import contextlib
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
+from pipeline.feeds.ahead import ahead
 from pipeline.feeds.shape import columns_of, shaped
 from pipeline.feeds.store import Rejection, Shape, Store, matrix
 from pipeline.table.row_reader import ROWS_PER_READ, RowReader
@@ -43,13 +42,16 @@ class UnitRows:
 
     def __iter__(self) -> Iterator[pa.Table]:
         self.unfit = []
-        with contextlib.closing(self._read()) as tables, contextlib.closing(_ahead(tables)) as ready:
-            for rows in ready:
-                fit, unfit = without_unfit(self._store, rows, self._shape)
-                self.unfit += unfit
-                yield fit
+        with ahead(self._fit()) as tables:
+            yield from tables
 
-    def _read(self) -> Generator[pa.Table]:
+    def _fit(self) -> Generator[pa.Table]:
+        for rows in self._read():
+            fit, unfit = without_unfit(self._store, rows, self._shape)
+            self.unfit += unfit
+            yield fit
+
+    def _read(self) -> Iterator[pa.Table]:
         unit, shape, start = self._unit, self._shape, 0
         part = self._reader.version.parts[unit.part]
         at_once = max(1, min(ROWS_PER_READ, TABLE_BYTES // bytes_per_row(shape)))
@@ -65,15 +67,6 @@ class UnitRows:
 def bytes_per_row(shape: Shape) -> int:
     """Return how many bytes the vector of a row has."""
     return max(1, int(shape.vector.list_size * shape.vector.value_type.bit_width) // 8)
-
-
-def _ahead(tables: Iterator[pa.Table]) -> Generator[pa.Table]:
-    """Yield the tables, and let a thread read the next one meanwhile: decompressing leaves Python to others."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, tables, None)
-        while (found := coming.result()) is not None:
-            coming = thread.submit(next, tables, None)
-            yield found
 
 
 def without_unfit(store: Store, rows: pa.Table, shape: Shape) -> tuple[pa.Table, list[Rejection]]:
