@@ -38,6 +38,8 @@ from pipeline.storage.address import is_remote, local_path, store_of
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 """Lance's own mark on a column: merges by other programs then don't add an id twice."""
 KEYS_BATCH_ROWS = 65_536
+IO_BYTES = 64 * 2**20
+"""A scan holds so many bytes that were read and not looked at yet. Lance itself would hold two gigabytes."""
 IDS_AT_ONCE = 1_000
 KEEP_UP_ATTEMPTS = 3
 RESERVED = frozenset(["_distance", "_score", "_rowid", "_rowaddr", "_rowoffset", "_relevance_score"])
@@ -122,7 +124,9 @@ class LanceStore:
     def keys(self, generation: str, buckets: Sequence[int] | None = None) -> Iterator[pa.Table]:
         head = self._versions.head(generation)
         with self._versions.errors():
-            for batch in head.scanner(columns=KEYS.names, batch_size=KEYS_BATCH_ROWS).to_batches():
+            for batch in head.scanner(
+                columns=KEYS.names, batch_size=KEYS_BATCH_ROWS, io_buffer_size=IO_BYTES
+            ).to_batches():
                 if batch.num_rows:
                     yield pa.Table.from_arrays([batch.column(name) for name in KEYS.names], schema=KEYS)
 
@@ -132,7 +136,8 @@ class LanceStore:
         with self._versions.errors():
             for start in range(0, len(ids), IDS_AT_ONCE):
                 chosen = ", ".join(map(_literal, ids[start : start + IDS_AT_ONCE]))
-                found.append(head.to_table(columns=shape.schema.names, filter=f"{ID} IN ({chosen})"))
+                rows = head.scanner(columns=shape.schema.names, filter=f"{ID} IN ({chosen})", io_buffer_size=IO_BYTES)
+                found.append(rows.to_table())
         return _as_sent(found, shape)
 
     def search(
@@ -153,7 +158,11 @@ class LanceStore:
                 return [[] for _ in vectors]
             for vector in _queries(shape, vectors):
                 rows = head.scanner(
-                    columns=[ID, "_distance"], filter=wanted, prefilter=True, nearest={**query, "q": vector}
+                    columns=[ID, "_distance"],
+                    filter=wanted,
+                    prefilter=True,
+                    nearest={**query, "q": vector},
+                    io_buffer_size=IO_BYTES,
                 ).to_table()
                 found.append(rows.column(ID).to_pylist())
         return found
