@@ -89,15 +89,15 @@ def feed(table: str, store: str, url: str, folder: Path) -> tuple[int, float, st
     (folder / "feed.yaml").write_text(json.dumps(config))
     started = time.perf_counter()
     command = [sys.executable, "-m", "jobs.feed", str(folder / "feed.yaml"), "--json"]
-    with (folder / "told.json").open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    with (folder / "told.json").open("w") as out, (folder / "errors").open("w") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=errors)
         peak = 0
         while process.poll() is None:
             peak = max(peak, _peak_of(process.pid))
             time.sleep(0.02)
     text = (folder / "told.json").read_text()
     if process.returncode:
-        raise SystemExit(f"the feed ended with {process.returncode}: {text}")
+        raise SystemExit(f"the feed ended with {process.returncode}: {(folder / 'errors').read_text()}")
     seconds = json.loads(text)["feeds"][0]["seconds"]
     return peak, time.perf_counter() - started, ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
 
