@@ -1,6 +1,6 @@
 """What a load into a vector database costs beside the store's own best path, side by side in turns.
 
-    python -m benchmarks.feeding postgres TABLE [--rounds 5]
+    python -m benchmarks.feeding postgres TABLE [--rounds 5] [--writers 2]
 
 `TABLE` is a table of some 100,000 rows. Each contestant loads all of its rows into an empty relation of the same server; the
 index is left out, which all would build alike. `ready` copies bytes that were made before, with as many connections as a
@@ -40,8 +40,8 @@ NAME = "docs"
 class Postgres:
     """All contestants of one table on one server."""
 
-    def __init__(self, table: str, url: str) -> None:
-        self.url = url
+    def __init__(self, table: str, url: str, writers: int) -> None:
+        self.url, self.writers = url, writers
         spec = config.from_mapping(
             {
                 "source": {"path": "-", "text": "-"},
@@ -79,6 +79,8 @@ class Postgres:
             target_of="x",
         )
         store.create(self.shape, marker)
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("CHECKPOINT")  # so that nobody pays for what was loaded before
         try:
             yield store, marker
         finally:
@@ -86,11 +88,11 @@ class Postgres:
             store.close()
 
     def feed(self) -> float:
-        """This project: units are read, encoded and copied by as many threads as there are cores."""
+        """This project: units are read, encoded and copied by so many writers."""
         with self.relation() as (store, marker), tempfile.TemporaryDirectory() as notes:
             reader = RowReader(self.table, self.version)
             started = time.perf_counter()
-            units = units_of(reader, self.shape, 2**26)
+            units = sorted(units_of(reader, self.shape, 2**26), key=lambda unit: -unit.rows)
             work = LoadWork(
                 table=self.table,
                 version=self.version.version,
@@ -100,7 +102,7 @@ class Postgres:
                 notes=f"staging/bench-{Path(notes).name}/",
             )
             with LocalExecutor(config.ResourceSpec()) as executor:
-                done = list(executor.spread(load_unit, work, units, rows=0))
+                done = list(executor.spread(load_unit, work, units, rows=0, writers=self.writers))
             seconds = time.perf_counter() - started
             assert sum(loaded.rows for _, loaded in done) == store.count(marker.generation)
             close_places()
@@ -110,7 +112,7 @@ class Postgres:
     def copy_ready(self) -> float:
         with self.relation() as (_, marker):
             query = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(sql.Identifier(marker.generation))
-            count = cores()
+            count = self.writers
 
             def copy(number: int) -> None:
                 with psycopg.connect(self.url) as connection, connection.cursor().copy(query) as copying:
@@ -195,6 +197,7 @@ def main() -> None:
     command.add_argument("store", choices=["postgres"])
     command.add_argument("table")
     command.add_argument("--rounds", type=int, default=5)
+    command.add_argument("--writers", type=int, default=cores())
     command.add_argument("--only", nargs="*", default=["feed", "copy_ready", "write_row", "langchain"])
     arguments = command.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="pg"))
@@ -203,7 +206,7 @@ def main() -> None:
     try:
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        place = Postgres(arguments.table, server.url)
+        place = Postgres(arguments.table, server.url, arguments.writers)
         place.make_ready()
         seconds: dict[str, list[float]] = {name: [] for name in arguments.only}
         for turn in range(arguments.rounds):

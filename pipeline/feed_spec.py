@@ -45,7 +45,7 @@ class FeedLimitSpec:
     writers: int | Auto = "auto"
     """So many writers load side by side; auto has one per core."""
     bytes_in_flight: int = 64 * 2**20
-    """A unit of a load, which a writer holds twice, has so many bytes of vectors at most."""
+    """A unit of a load, which is what a restart repeats, has so many bytes of vectors at most."""
     rate: float | Auto = "auto"
     """All writers together send so many rows a second at most; auto sends as fast as the store takes them."""
     lease_s: float = 300

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from pipeline.feeds.store import (
     Rejection,
     Shape,
     by_age,
+    loaded_by,
     matrix,
     not_ours,
     taken,
@@ -311,9 +312,8 @@ class _Loader:
     def __init__(self, store: ChromaStore, collection: Any, shape: Shape) -> None:
         self._store, self._collection, self._shape = store, collection, shape
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
-        rejected = self._store.upsert(self._collection, self._shape, rows)
-        return Loaded(rows=rows.num_rows - len(rejected), rejected=tuple(rejected))
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
+        return loaded_by(lambda some: self._store.upsert(self._collection, self._shape, some), rows)
 
     def close(self) -> None: ...
 

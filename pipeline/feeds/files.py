@@ -10,7 +10,7 @@ import os
 import shutil
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import files_formats, files_indexes
 from pipeline.feeds.files_formats import FORMATS, Format
 from pipeline.feeds.files_revisions import MARKER_FILE, Revisions, linked, sync_folder
-from pipeline.feeds.store import Generation, Guarantees, Loaded, Marker, Rejection, Shape, matrix
+from pipeline.feeds.store import Generation, Guarantees, Loaded, Marker, Rejection, Shape, joined, matrix
 from pipeline.schema import ID
 from pipeline.storage.address import is_remote, local_path
 
@@ -309,18 +309,27 @@ class FilesLoader:
     def __init__(self, folder: Path, form: Format, shape: Shape) -> None:
         self._folder, self._format, self._shape = folder, form, shape
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
-        name = f"{urllib.parse.quote(unit, safe='')}.parquet" if rows.num_rows else None
-        if name is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            beside = self._folder / f".{uuid.uuid4().hex}"
-            with beside.open("wb") as file:
-                pq.write_table(self._format.encode(rows, self._shape), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self._folder / name)
-            sync_folder(self._folder)
-        return Loaded(rows=rows.num_rows, receipt=json.dumps({"file": name}))
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
+        pieces = joined(rows)
+        first = next(pieces, None)
+        if first is None:
+            return Loaded(rows=0, receipt=json.dumps({"file": None}))
+        name, count = f"{urllib.parse.quote(unit, safe='')}.parquet", 0
+        self._folder.mkdir(parents=True, exist_ok=True)
+        beside = self._folder / f".{uuid.uuid4().hex}"
+        with beside.open("wb") as file:
+            encoded = self._format.encode(first, self._shape)
+            with pq.ParquetWriter(file, encoded.schema, compression="zstd") as writer:
+                writer.write_table(encoded)
+                count += first.num_rows
+                for some in pieces:
+                    writer.write_table(self._format.encode(some, self._shape))
+                    count += some.num_rows
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self._folder / name)
+        sync_folder(self._folder)
+        return Loaded(rows=count, receipt=json.dumps({"file": name}))
 
     def close(self) -> None:
         """Nothing stays open between units."""

@@ -6,9 +6,10 @@ that Lance's cleanup removes after a week. How versions are made stands in lance
 lance_index.py.
 """
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +19,7 @@ from lance import LanceDataset, LanceOperation
 from lance.fragment import FragmentMetadata, write_fragments
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError, RunError
+from pipeline.errors import InputError, PipelineError, RunError
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import lance_index
 from pipeline.feeds.lance_versions import GENERATION, MARKER, Preempted, Versions, is_detached, marker_of, shown
@@ -37,6 +38,8 @@ from pipeline.storage.address import is_remote, local_path, store_of
 PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 """Lance's own mark on a column: merges by other programs then don't add an id twice."""
 KEYS_BATCH_ROWS = 65_536
+IO_BYTES = 64 * 2**20
+"""A scan holds so many bytes that were read and not looked at yet. Lance itself would hold two gigabytes."""
 IDS_AT_ONCE = 1_000
 KEEP_UP_ATTEMPTS = 3
 RESERVED = frozenset(["_distance", "_score", "_rowid", "_rowaddr", "_rowoffset", "_relevance_score"])
@@ -121,7 +124,9 @@ class LanceStore:
     def keys(self, generation: str, buckets: Sequence[int] | None = None) -> Iterator[pa.Table]:
         head = self._versions.head(generation)
         with self._versions.errors():
-            for batch in head.scanner(columns=KEYS.names, batch_size=KEYS_BATCH_ROWS).to_batches():
+            for batch in head.scanner(
+                columns=KEYS.names, batch_size=KEYS_BATCH_ROWS, io_buffer_size=IO_BYTES
+            ).to_batches():
                 if batch.num_rows:
                     yield pa.Table.from_arrays([batch.column(name) for name in KEYS.names], schema=KEYS)
 
@@ -131,7 +136,8 @@ class LanceStore:
         with self._versions.errors():
             for start in range(0, len(ids), IDS_AT_ONCE):
                 chosen = ", ".join(map(_literal, ids[start : start + IDS_AT_ONCE]))
-                found.append(head.to_table(columns=shape.schema.names, filter=f"{ID} IN ({chosen})"))
+                rows = head.scanner(columns=shape.schema.names, filter=f"{ID} IN ({chosen})", io_buffer_size=IO_BYTES)
+                found.append(rows.to_table())
         return _as_sent(found, shape)
 
     def search(
@@ -152,7 +158,11 @@ class LanceStore:
                 return [[] for _ in vectors]
             for vector in _queries(shape, vectors):
                 rows = head.scanner(
-                    columns=[ID, "_distance"], filter=wanted, prefilter=True, nearest={**query, "q": vector}
+                    columns=[ID, "_distance"],
+                    filter=wanted,
+                    prefilter=True,
+                    nearest={**query, "q": vector},
+                    io_buffer_size=IO_BYTES,
                 ).to_table()
                 found.append(rows.column(ID).to_pylist())
         return found
@@ -201,21 +211,50 @@ class LanceLoader:
     def __init__(self, versions: Versions, head: LanceDataset, shape: Shape) -> None:
         self._versions, self._head, self._schema = versions, head, _schema(shape)
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
         fragments: Sequence[FragmentMetadata] = []
-        if rows.num_rows:
-            with self._versions.errors():
+        batches = _Batches(rows)
+        if (first := next(batches, None)) is not None:
+            with batches.own_error(), self._versions.errors():
                 fragments = write_fragments(
-                    rows,
+                    pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], batches)),
                     self._versions.uri,
                     schema=self._schema,
                     mode="overwrite",
                     storage_options=self._versions.options,
                 )
-        return Loaded(rows=rows.num_rows, receipt=json.dumps({"fragments": [one.to_json() for one in fragments]}))
+        return Loaded(rows=batches.rows, receipt=json.dumps({"fragments": [one.to_json() for one in fragments]}))
 
     def close(self) -> None:
         """Nothing stays open between units."""
+
+
+class _Batches:
+    """It gives the rows of a unit to Lance, which tells an error in reading them as one of its own."""
+
+    def __init__(self, rows: Iterable[pa.Table]) -> None:
+        self._batches = (batch for some in rows for batch in some.to_batches() if batch.num_rows)
+        self._error: PipelineError | None = None
+        self.rows = 0
+
+    def __iter__(self) -> "_Batches":
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
+        try:
+            batch = next(self._batches)
+        except PipelineError as error:
+            self._error = error
+            raise
+        self.rows += batch.num_rows
+        return batch
+
+    @contextmanager
+    def own_error(self) -> Iterator[None]:
+        try:
+            yield
+        except PipelineError as error:
+            raise self._error or error from None
 
 
 class LanceDelta:

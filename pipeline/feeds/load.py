@@ -13,17 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from pipeline import schema
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds.registry import open_store
-from pipeline.feeds.shape import columns_of, shaped
-from pipeline.feeds.store import Loaded, Loader, Rejection, Shape, Store, matrix
+from pipeline.feeds.store import Loaded, Loader, Rejection, Shape, Store
+from pipeline.feeds.unit_rows import LoadUnit, UnitRows, bytes_per_row
 from pipeline.storage import Folder
 from pipeline.table import snapshot
-from pipeline.table.part import Part
 from pipeline.table.row_reader import RowReader
 from pipeline.table.snapshot import Snapshot
 
@@ -32,18 +27,6 @@ FEW_GROUPS = 4
 beginning for each piece."""
 UNIT_BYTES = 16 * 2**20
 """A unit within a row group has so many bytes of vectors."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadUnit:
-    """It is a run of rows in one row group of a part."""
-
-    name: str
-    part: int
-    """The part has this number in its version."""
-    group: int
-    start: int
-    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +50,8 @@ def units_of(reader: RowReader, shape: Shape, unit_bytes: int) -> list[LoadUnit]
         for group, rows in enumerate(reader.groups(part))
         if rows
     ]
-    bytes_per_row = max(1, shape.vector.list_size * shape.vector.value_type.bit_width // 8)
     few = UNIT_BYTES if len(groups) < FEW_GROUPS else unit_bytes
-    most = max(1, min(few, unit_bytes) // bytes_per_row)
+    most = max(1, min(few, unit_bytes) // bytes_per_row(shape))
     return [
         LoadUnit(
             name=f"{reader.version.version}/{number}/{group}/{start}",
@@ -86,51 +68,12 @@ def units_of(reader: RowReader, shape: Shape, unit_bytes: int) -> list[LoadUnit]
 def load_unit(unit: LoadUnit, work: LoadWork) -> Iterator[tuple[LoadUnit, Loaded]]:
     """Read a unit and send it. A worker keeps its connection for the next one."""
     place = _place(work)
-    part = place.reader.version.parts[unit.part]
-    rows, unfit = without_unfit(place.store, _rows(place.reader, part, unit, work.shape), work.shape)
-    _paced(work).wait(rows.num_rows)
+    rows = UnitRows(place.reader, place.store, work.shape, unit)
+    _paced(work).wait(unit.rows)
     loaded = place.loader.load(unit.name, rows)
-    loaded = replace(loaded, rejected=(*unfit, *loaded.rejected))
+    loaded = replace(loaded, rejected=(*rows.unfit, *loaded.rejected))
     note(work.table, work.notes, unit, loaded)
     yield unit, loaded
-
-
-def without_unfit(store: Store, rows: pa.Table, shape: Shape) -> tuple[pa.Table, list[Rejection]]:
-    """Return the rows that the store can take, and the others with their reasons."""
-    reasons = dict(store.unfit(rows))
-    if shape.dtype != "binary" and rows.num_rows:
-        # Half precision has no numbers beyond 65,504.
-        for row in _not_finite(rows, shape):
-            reasons.setdefault(row, f"its vector has a number that {shape.dtype} can't hold")
-    if not reasons:
-        return rows, []
-    ids = rows.column(schema.ID).take(pa.array(sorted(reasons))).to_pylist()
-    unfit = [Rejection(id=name, reason=reasons[row]) for name, row in zip(ids, sorted(reasons), strict=True)]
-    return rows.filter(pa.array([row not in reasons for row in range(rows.num_rows)])), unfit
-
-
-def _rows(reader: RowReader, part: Part, unit: LoadUnit, shape: Shape) -> pa.Table:
-    pieces, start = [], 0
-    for rows in reader.batches(part, columns_of(shape, vectors=True), [unit.group]):
-        first, last = max(unit.start - start, 0), min(unit.start + unit.rows - start, rows.num_rows)
-        if last > first:
-            pieces.append(shaped(rows.slice(first, last - first), shape))
-        start += rows.num_rows
-        if start >= unit.start + unit.rows:
-            break
-    return pa.concat_tables(pieces)
-
-
-def _not_finite(rows: pa.Table, shape: Shape) -> list[int]:
-    """Return the rows whose vectors hold NaN or infinite numbers."""
-    found, start = list[int](), 0
-    for batch in rows.to_batches():
-        vectors = matrix(pa.Table.from_batches([batch]), shape)
-        # A sum is finite only if all numbers are. It is quick, and may overflow.
-        suspect = np.flatnonzero(~np.isfinite(vectors.sum(axis=1, dtype=np.float32)))
-        found += [start + int(row) for row in suspect if not np.isfinite(vectors[row]).all()]
-        start += batch.num_rows
-    return found
 
 
 _PACES: dict[str, "Pace"] = {}

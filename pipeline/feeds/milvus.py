@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -39,6 +39,7 @@ from pipeline.feeds.store import (
     Rejection,
     Shape,
     by_age,
+    loaded_by,
     taken,
 )
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
@@ -416,9 +417,8 @@ class _Upserts:
     def __init__(self, store: MilvusStore, generation: str, shape: Shape) -> None:
         self._store, self._generation, self._shape = store, generation, shape
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
-        rejected = self._store.upsert(self._generation, self._shape, rows)
-        return Loaded(rows=rows.num_rows - len(rejected), rejected=tuple(rejected))
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
+        return loaded_by(lambda some: self._store.upsert(self._generation, self._shape, some), rows)
 
     def close(self) -> None: ...
 

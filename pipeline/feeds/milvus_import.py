@@ -6,7 +6,7 @@ Each file is a job of its own. A job that ran twice gives its rows twice: so who
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -109,13 +109,14 @@ class ImportLoader:
     def __init__(self, folder: Folder, generation: str, shape: Shape) -> None:
         self._folder, self._generation, self._shape = folder, generation, shape
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
-        rejected, rows = values.fit(rows, self._shape, milvus_rows.unfit(rows))
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
+        whole = pa.concat_tables([self._shape.schema.empty_table(), *rows])
+        rejected, fit = values.fit(whole, self._shape, milvus_rows.unfit(whole))
         receipt = None
-        if rows.num_rows:
+        if fit.num_rows:
             name = f"{self._generation}/{hashlib.sha256(unit.encode()).hexdigest()[:24]}.parquet"
-            self._folder.write(name, import_file(rows, self._shape))
-            receipt = json.dumps({"file": name, "rows": rows.num_rows})
-        return Loaded(rows=rows.num_rows, rejected=tuple(rejected), receipt=receipt)
+            self._folder.write(name, import_file(fit, self._shape))
+            receipt = json.dumps({"file": name, "rows": fit.num_rows})
+        return Loaded(rows=fit.num_rows, rejected=tuple(rejected), receipt=receipt)
 
     def close(self) -> None: ...

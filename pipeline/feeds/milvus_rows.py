@@ -5,7 +5,6 @@ exactly in every version, while columns of their own hold nulls since Milvus 2.5
 Bits are padded with zeros to whole bytes. This file opens no connection.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,7 +137,7 @@ def dim_of(shape: Shape) -> int:
     return -(-shape.dim // 8) * 8 if shape.dtype == "binary" else shape.dim
 
 
-def import_file(rows: pa.Table, shape: Shape) -> bytes:
+def import_file(rows: pa.Table, shape: Shape) -> pa.Buffer:
     """Return a Parquet file that Milvus imports. It takes vectors as lists, and refuses lists of a fixed size. Float16
     vectors are lists of their bytes."""
     vectors = np.ascontiguousarray(_little_endian(matrix(rows, shape)))
@@ -155,7 +154,7 @@ def import_file(rows: pa.Table, shape: Shape) -> bytes:
             DYNAMIC: pa.array([text.decode() for text in dynamic(rows, shape.columns)], pa.string()),
         }
     )
-    out = io.BytesIO()
+    out = pa.BufferOutputStream()
     # Vectors don't compress, and a dictionary of them is only built to be thrown away.
     pq.write_table(table, out, compression="none", use_dictionary=False, write_statistics=False)
     return out.getvalue()

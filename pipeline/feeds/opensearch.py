@@ -8,7 +8,7 @@ deleted documents for an hour. This program was not run against a server of eith
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,6 +35,7 @@ from pipeline.feeds.store import (
     Rejected,
     Rejection,
     Shape,
+    loaded_by,
     not_ours,
 )
 from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
@@ -422,9 +423,8 @@ class _Loader:
     def __init__(self, writer: _Writer) -> None:
         self._writer = writer
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
-        rejected = self._writer.upsert(rows)
-        return Loaded(rows=rows.num_rows - len(rejected), rejected=tuple(rejected))
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
+        return loaded_by(self._writer.upsert, rows)
 
     def close(self) -> None:
         self._writer.close()

@@ -8,7 +8,7 @@ postgres_columns.py.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ from psycopg import sql
 from pipeline.errors import InputError, StorageUnavailable
 from pipeline.feed_spec import FeedSpec
 from pipeline.feeds import postgres_columns
+from pipeline.feeds.ahead import ahead
 from pipeline.feeds.digest import BUCKET_BITS, NUM_BUCKETS
 from pipeline.feeds.postgres_columns import COPY_END, COPY_START, copy_rows, decoded, keys_of, sql_type, vector_type
 from pipeline.feeds.postgres_search import Searches
@@ -93,7 +94,8 @@ class PostgresStore:
 
     def unfit(self, rows: pa.Table) -> Mapping[int, str]:
         found = postgres_columns.unfit(rows)
-        for row in np.flatnonzero(np.array(_lengths(rows)) > 2_700).tolist():
+        lengths = pc.binary_length(rows.column(ID)).to_numpy()
+        for row in np.flatnonzero(lengths > 2_700).tolist():
             found.setdefault(row, "its id has more than 2,700 bytes, which no unique index of PostgreSQL takes")
         return found
 
@@ -219,11 +221,10 @@ class PostgresStore:
     def loader(self, generation: str, shape: Shape) -> "_Loader":
         return _Loader(PostgresStore(self._spec), generation, shape)
 
-    def load(self, generation: str, shape: Shape, unit: str, rows: pa.Table) -> Loaded:
+    def load(self, generation: str, shape: Shape, unit: str, rows: Iterable[pa.Table]) -> Loaded:
         """Copy the rows into the generation together with the name of their unit, in one transaction."""
 
         def load(connection: Connection) -> Loaded:
-            rejected: list[Rejection] = []
             with connection.transaction():
                 found = self._locked(connection, generation, "SHARE")
                 if found is None or found.applied or found.target is None:
@@ -235,7 +236,7 @@ class PostgresStore:
                     [self._name, generation, unit],
                 ).rowcount
                 if new:
-                    rejected = self.copied(connection, self._server.relation(generation), shape, rows)
+                    count, rejected = self.copied(connection, self._server.relation(generation), shape, rows)
                     if rejected:  # Who repeats the unit must hear of them, too.
                         connection.execute(
                             self._server.query(
@@ -244,8 +245,9 @@ class PostgresStore:
                             [json.dumps([asdict(one) for one in rejected]), self._name, generation, unit],
                         )
                 else:
+                    count = sum(some.num_rows for some in rows)
                     rejected = self._rejected(connection, generation, unit)
-            return Loaded(rows=rows.num_rows - len(rejected), rejected=tuple(rejected))
+            return Loaded(rows=count - len(rejected), rejected=tuple(rejected))
 
         return self._server.retried(load)
 
@@ -261,19 +263,24 @@ class PostgresStore:
         connection: Connection,
         relation: sql.Composable,
         shape: Shape,
-        rows: pa.Table,
+        rows: Iterable[pa.Table],
         then: sql.Composed | None = None,
-    ) -> list[Rejection]:
-        """Copy the rows, and `then` do something with them. Return those that the server refuses."""
+    ) -> tuple[int, list[Rejection]]:
+        """Copy the rows, and `then` do something with them. Return how many were given, and those that the server refuses."""
         query = sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(relation)
 
-        def copy(some: pa.Table) -> None:
+        def framed(rows: Iterable[pa.Table]) -> Generator[tuple[int, pa.Buffer]]:
+            return ((some.num_rows, copy_rows(some, shape)) for some in rows)
+
+        def copy(rows: Iterable[pa.Table]) -> int:
+            count = 0
             try:
                 with connection.transaction():
-                    with connection.cursor().copy(query) as copy:
+                    with ahead(framed(rows)) as frames, connection.cursor().copy(query) as copy:
                         copy.write(COPY_START)
-                        for batch in some.to_batches():
-                            copy.write(copy_rows(pa.Table.from_batches([batch]), shape))
+                        for number, frame in frames:
+                            copy.write(frame)
+                            count += number
                         copy.write(COPY_END)
                     if then is not None:
                         connection.execute(then)
@@ -283,8 +290,16 @@ class PostgresStore:
                 psycopg.errors.ProgramLimitExceeded,
             ) as error:
                 raise Rejected(error.diag.message_primary or str(error)) from None
+            return count
 
-        return taken(copy, rows) if rows.num_rows else []
+        try:
+            return copy(rows), []
+        except Rejected:  # All of them are gone again.
+            count, rejected = 0, list[Rejection]()
+            for some in rows:
+                count += some.num_rows
+                rejected += taken(lambda one: copy([one]), some) if some.num_rows else []
+            return count, rejected
 
     def finish_load(self, shape: Shape, before: Marker, after: Marker, receipts: Sequence[str]) -> None:
         def finish(connection: Connection) -> None:
@@ -452,7 +467,7 @@ class _Loader:
     def __init__(self, store: PostgresStore, generation: str, shape: Shape) -> None:
         self._store, self._generation, self._shape = store, generation, shape
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
         return self._store.load(self._generation, self._shape, unit, rows)
 
     def close(self) -> None:
@@ -481,7 +496,9 @@ class _Delta:
             self._relation, sql.SQL(", ").join(new)
         )
         put = sql.SQL("; ").join([put, sql.SQL("TRUNCATE feed_delta")])
-        return self._store.copied(self._connection, sql.Identifier("feed_delta"), self._shape, rows, put)
+        # What is made of the rows is of the size of a few batches.
+        pieces = [pa.Table.from_batches([batch]) for batch in rows.to_batches()]
+        return self._store.copied(self._connection, sql.Identifier("feed_delta"), self._shape, pieces, put)[1]
 
     def delete(self, ids: pa.Array) -> None:
         self._connection.execute(sql.SQL("DELETE FROM {} WHERE id = ANY(%b)").format(self._relation), [ids.to_pylist()])
@@ -489,7 +506,3 @@ class _Delta:
     def commit(self) -> None:
         self._store.set_marker(self._connection, self._after)
         self.committed = True
-
-
-def _lengths(rows: pa.Table) -> list[int]:
-    return list(pc.binary_length(rows.column(ID)).to_pylist())

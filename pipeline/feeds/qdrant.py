@@ -13,7 +13,7 @@ protocol to a server that answers by the client's local mode.
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,6 +38,7 @@ from pipeline.feeds.store import (
     NotOurs,
     Rejection,
     Shape,
+    loaded_by,
     not_ours,
     taken,
 )
@@ -378,9 +379,8 @@ class _Loader:
     def __init__(self, writer: _Writer) -> None:
         self._writer = writer
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
-        rejected = self._writer.upsert(rows)
-        return Loaded(rows=rows.num_rows - len(rejected), rejected=tuple(rejected))
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
+        return loaded_by(self._writer.upsert, rows)
 
     def close(self) -> None:
         self._writer.close()

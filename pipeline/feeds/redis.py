@@ -8,7 +8,7 @@ one that was expected: so a feeder that was frozen can't write any more. How row
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from pipeline.feeds.store import (
     Rejection,
     Shape,
     by_age,
+    loaded_by,
 )
 from pipeline.schema import CONTENT_HASH, ROW_HASH, TEXT
 from pipeline.storage import before_work
@@ -372,10 +373,10 @@ class _Loader:
     def __init__(self, store: RedisStore, generation: str, shape: Shape) -> None:
         self._store, self._generation, self._shape = store, generation, shape
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
-        rejected = self._store.write(self._generation, self._shape, rows, _is_loading)
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
+        loaded = loaded_by(lambda some: self._store.write(self._generation, self._shape, some, _is_loading), rows)
         self._store.server.made_durable()
-        return Loaded(rows=rows.num_rows - len(rejected), rejected=tuple(rejected))
+        return loaded
 
     def close(self) -> None: ...
 

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -25,6 +25,9 @@ from pipeline.schema import CONTENT_HASH, ID, ROW_HASH
 Dtype = Literal["float32", "float16", "binary"]
 Metric = Literal["cosine", "dot", "euclidean", "hamming"]
 """Under `dot` more is nearer. Under `hamming`, which goes with `binary` alone, the number of different bits counts."""
+
+CALL_BYTES = 16 * 2**20
+"""A loader that sends rows in several calls gets so many bytes of them at once."""
 
 KEYS = pa.schema(
     [
@@ -196,9 +199,9 @@ class NotOurs(RunError):
 class Loader(Protocol):
     """It fills a generation that nobody reads yet. Several work side by side, in other processes or on other nodes."""
 
-    def load(self, unit: str, rows: pa.Table) -> Loaded:
-        """Take the rows of a unit, once: the same unit may be given again after a crash, to any loader. Durable on
-        return."""
+    def load(self, unit: str, rows: Iterable[pa.Table]) -> Loaded:
+        """Take the rows of a unit, once: the same unit may be given again after a crash, to any loader. The rows come in
+        tables of a few megabytes, and come again whenever they are iterated over. Durable on return."""
         ...
 
     def close(self) -> None: ...
@@ -332,7 +335,30 @@ def not_ours(generation: str, expected: Marker | None, found: Marker | None) -> 
     )
 
 
-def taken(apply: Callable[[pa.Table], None], rows: pa.Table) -> list[Rejection]:
+def joined(rows: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Put tables together that have CALL_BYTES at least, the last one aside. None of them is empty."""
+    held, size = list[pa.Table](), 0
+    for some in rows:
+        if some.num_rows:
+            held.append(some)
+            size += some.nbytes
+        if size >= CALL_BYTES:
+            yield pa.concat_tables(held)
+            held, size = [], 0
+    if held:
+        yield pa.concat_tables(held)
+
+
+def loaded_by(upsert: Callable[[pa.Table], Sequence[Rejection]], rows: Iterable[pa.Table]) -> Loaded:
+    """Give the rows of a unit to `upsert`, which returns those that the store refuses."""
+    given, rejected = 0, list[Rejection]()
+    for some in joined(rows):
+        rejected += upsert(some)
+        given += some.num_rows
+    return Loaded(rows=given - len(rejected), rejected=tuple(rejected))
+
+
+def taken(apply: Callable[[pa.Table], object], rows: pa.Table) -> list[Rejection]:
     """Give the rows to `apply`, which takes all of them or raises Rejected. Find those that it refuses by halving; the
     others arrive. Return the refused ones."""
     try:

@@ -18,6 +18,9 @@ from pipeline.errors import InputError
 from pipeline.feeds.store import Rejection, Shape, matrix
 from pipeline.schema import ID
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+"""json.dumps would make one for each value."""
+
 
 def check(columns: pa.Schema, store: str) -> None:
     """Raise InputError for a column of a type that has no form in JSON."""
@@ -63,7 +66,7 @@ def restored(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 def to_json(value: Any) -> str:
     """Return the JSON of a plain value, short and with every letter as it is."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _JSON.encode(value)
 
 
 def unfit(rows: pa.Table, columns: pa.Schema) -> Mapping[int, str]:

@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.feeds import verify
-from pipeline.feeds.load import Pace, without_unfit
+from pipeline.feeds.load import Pace
 from pipeline.feeds.shape import columns_of, shaped
 from pipeline.feeds.store import Delta, Rejection, matrix
+from pipeline.feeds.unit_rows import without_unfit
 from pipeline.feeds.verify import Differences
 from pipeline.runs.feed_plan import Feed, Sync
 from pipeline.table.changed_rows import check_found

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from pipeline.errors import GateFailed, InputError
 from pipeline.feeds import load, verify
-from pipeline.feeds.load import LoadUnit, LoadWork
+from pipeline.feeds.load import LoadWork
 from pipeline.feeds.store import Loaded, Marker, Rejection
+from pipeline.feeds.unit_rows import LoadUnit
 from pipeline.feeds.verify import Differences
 from pipeline.progress import Progress
 from pipeline.runs.feed_changes import Changes, Written
@@ -87,7 +88,8 @@ class Work:
         done = load.noted(found.table, notes)
         summary.action = f"loaded version {marker.target} into a new generation: {decided.reason}"
         summary.generation = marker.generation
-        todo = [unit for unit in units if unit.name not in done]
+        # The largest go first, so that all writers end at about the same time.
+        todo = sorted((unit for unit in units if unit.name not in done), key=lambda unit: -unit.rows)
         if len(todo) < len(units):
             summary.notes.append(f"{len(units) - len(todo):,} of {len(units):,} units were loaded before")
         with timed(summary, "send"):

@@ -22,6 +22,8 @@ from pipeline.table.part import Part
 from pipeline.table.snapshot import Snapshot
 
 ROWS_PER_READ = 8_192
+BUFFER_BYTES = 4 * 2**20
+"""Of each column so many bytes are read at once."""
 
 
 class RowReader:
@@ -38,15 +40,18 @@ class RowReader:
         """They are all columns of the version's rows, those of the folders among them."""
         return rows.schema_of(self.version)
 
-    def batches(self, part: Part, columns: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
-        """Yield these columns of a part, or of some of its row groups, some rows at a time."""
+    def batches(
+        self, part: Part, columns: Sequence[str], groups: Sequence[int] | None = None, at_once: int = ROWS_PER_READ
+    ) -> Iterator[pa.Table]:
+        """Yield these columns of a part, or of some of its row groups, `at_once` rows at a time. A group is not held as a
+        whole."""
         with self.open(part) as file:
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES)
             stored = [name for name in columns if name in parquet.schema_arrow.names]
             chosen = range(parquet.num_row_groups) if groups is None else groups
             for group in chosen:
                 self._count(parquet, group, stored)
-                for batch in parquet.iter_batches(ROWS_PER_READ, [group], stored, use_threads=False):
+                for batch in parquet.iter_batches(at_once, [group], stored, use_threads=False):
                     yield self._complete(pa.Table.from_batches([batch]), part, columns)
 
     def groups(self, part: Part) -> list[int]:

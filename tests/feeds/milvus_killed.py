@@ -31,7 +31,7 @@ def main(url: str, folder: str, method: str) -> None:
         store.create(shape, begun)
         loader = store.loader("docs__g1_a", shape)
         receipts = [
-            loader.load(f"u{number}", rows_of(shape, range(9 * number, 9 * number + 9))).receipt for number in (0, 1)
+            loader.load(f"u{number}", [rows_of(shape, range(9 * number, 9 * number + 9))]).receipt for number in (0, 1)
         ]
         store.finish_load(shape, begun, done, [str(receipt) for receipt in receipts])
     else:

@@ -35,7 +35,7 @@ def feed(spec: FeedSpec) -> None:
             store.create(SHAPE, begun)
             with contextlib.closing(store.loader(NAME, SHAPE)) as loader:
                 for unit, rows in UNITS.items():
-                    assert loader.load(unit, rows).rejected == ()
+                    assert loader.load(unit, [rows]).rejected == ()
             store.finish_load(SHAPE, begun, done, [])
             marker = done
         if not marker.indexed:

@@ -166,10 +166,10 @@ def test_rows_that_are_refused_are_found_and_the_others_arrive(place: Place, mon
     with contextlib.closing(opened(place)) as store:
         assert sorted(store.unfit(rows.drop_columns(["embedding"]))) == [1, 2]
         store.create(shape, marker_of(shape, GENERATION, target=1))
-        loaded = store.loader(GENERATION, shape).load("u", rows)
+        loaded = store.loader(GENERATION, shape).load("u", [rows])
         assert (loaded.rows, [one.id for one in loaded.rejected]) == (2, ["", "b"])
         monkeypatch.setattr(store, "unfit", lambda rows: {})
-        loaded = store.loader(GENERATION, shape).load("v", rows_of(shape, [*"defgh", ""]))
+        loaded = store.loader(GENERATION, shape).load("v", [rows_of(shape, [*"defgh", ""])])
         assert (loaded.rows, [one.id for one in loaded.rejected]) == (5, [""])
         assert "at least one character" in loaded.rejected[0].reason
         assert store.count(GENERATION) == 7

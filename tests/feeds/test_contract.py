@@ -65,7 +65,7 @@ def load(
     receipts = []
     with contextlib.closing(store.loader(generation, shape)) as loader:
         for name, rows in units.items():
-            loaded = loader.load(name, rows)
+            loaded = loader.load(name, [rows.slice(0, 7), rows.slice(7)])
             assert (loaded.rows, loaded.rejected) == (rows.num_rows, ())
             receipts.append(loaded.receipt)
     done = marker_of(shape, generation, applied=version)
@@ -143,7 +143,7 @@ def test_units_that_are_given_again_count_once(place: Place) -> None:
             assert only(store) == begun
             with contextlib.closing(store.loader("docs__g1_a", shape)) as loader:
                 for name in names:
-                    receipts[name] = loader.load(name, units[name]).receipt
+                    receipts[name] = loader.load(name, [units[name]]).receipt
     for _ in range(2):
         with contextlib.closing(place.open()) as store:
             store.finish_load(shape, begun, done, [receipt for receipt in receipts.values() if receipt is not None])
@@ -158,7 +158,7 @@ def test_loaders_work_side_by_side(place: Place) -> None:
         store.create(shape, begun)
         one, two = store.loader("docs__g1_a", shape), other.loader("docs__g1_a", shape)
         receipts = [
-            (one if number % 2 else two).load(f"u{number}", rows_of(shape, range(7 * number, 7 * number + 7))).receipt
+            (one if number % 2 else two).load(f"u{number}", [rows_of(shape, range(7 * number, 7 * number + 7))]).receipt
             for number in range(6)
         ]
         one.close()

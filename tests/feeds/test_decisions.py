@@ -326,7 +326,7 @@ def test_fractions_within_structs_come_back(place: Place) -> None:
         begun = marker_of(shape, "docs__g1_a", target=1)
         store.create(shape, begun)
         with contextlib.closing(store.loader("docs__g1_a", shape)) as loader:
-            loader.load("u", rows)
+            loader.load("u", [rows])
         store.finish_load(shape, begun, marker_of(shape, "docs__g1_a", 1), [])
         found = store.get("docs__g1_a", shape, [str(number) for number in range(6)]).sort_by("id")
         assert found.column("s").to_pylist() == values

@@ -5,6 +5,8 @@ import dataclasses
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
+from pymilvus import MilvusClient, MilvusException
 
 from pipeline.errors import InputError, StorageError, StorageUnavailable
 from pipeline.feed_spec import FeedLimitSpec
@@ -20,7 +23,7 @@ from pipeline.feeds.milvus import FOLDER_SEEN, IMPORTS, MilvusStore
 from pipeline.feeds.store import Index
 from tests.feeds.rows import marker_of, rows_of, shape_of
 from tests.feeds.stores import Place
-from tests.feeds.test_contract import assert_same, held, load, only
+from tests.feeds.test_contract import assert_same, held, load, only, sync
 
 
 class Lost(grpc.RpcError):
@@ -109,12 +112,12 @@ def test_what_is_refused_is_found_and_the_others_arrive(place: Place, monkeypatc
         bad = rows.set_column(
             5, shape.schema.field("embedding"), pa.FixedSizeListArray.from_arrays(flat, type=shape.vector)
         )
-        loaded = store.loader("docs__g1_a", shape).load("u", bad)
+        loaded = store.loader("docs__g1_a", shape).load("u", [bad])
         assert (loaded.rows, [one.id for one in loaded.rejected]) == (18, ["3", "7"])
         # What only the server knows to be wrong is found by halving.
         monkeypatch.setattr(milvus_rows, "unfit", lambda rows: {})
         names = [*map(str, range(20, 30)), "x" * 65_536]
-        loaded = store.loader("docs__g1_a", shape).load("v", rows_of(shape, names))
+        loaded = store.loader("docs__g1_a", shape).load("v", [rows_of(shape, names)])
         assert (loaded.rows, [one.id for one in loaded.rejected]) == (10, ["x" * 65_536])
         assert "exceeds max length" in loaded.rejected[0].reason
         assert store.count("docs__g1_a") == 28
@@ -152,6 +155,77 @@ def test_a_server_that_stays_away_ends_the_call(place: Place, monkeypatch) -> No
             store.upsert("docs__g1_a", shape, rows_of(shape, range(3)))
 
 
+SWITCHES = 30
+"""A reader meets the moment of a switch now and then."""
+
+
+class Reader(threading.Thread):
+    """It asks the live alias for all rows in a loop, and keeps what it saw: the dimensions, and which states of which rows."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.url = url
+        self.seen: list[tuple[frozenset[int], frozenset[tuple[str, int]]]] = []
+        self.errors: list[str] = []
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        client = MilvusClient(self.url)
+        while not self.ended.is_set():
+            try:
+                rows = client.query(
+                    "docs", "", ["id", "row_hash", "embedding"], limit=1_000, consistency_level="Strong"
+                )
+            except MilvusException as error:
+                self.errors.append(str(error))
+            else:
+                dims = frozenset(len(row["embedding"]) for row in rows)
+                self.seen.append((dims, frozenset((row["id"], row["row_hash"]) for row in rows)))
+        client.close()
+
+    def sees(self, dim: int, state: frozenset[tuple[str, int]]) -> None:
+        """Wait until it does."""
+        give_up = time.monotonic() + 20
+        while not self.seen or self.seen[-1] != ({dim}, state):
+            assert time.monotonic() < give_up, self.seen[-1:]
+            time.sleep(0.01)
+
+
+def test_a_reader_of_the_alias_sees_whole_generations(place: Place) -> None:
+    """A delta is no single step in Milvus: between two versions a row is the one or the other, and those in both stay."""
+    old, new = shape_of(), shape_of(dim=40, fingerprint="f2")
+    first, second, third = rows_of(old, range(80)), rows_of(old, range(10, 90), seed=1), rows_of(new, range(60), seed=2)
+    states = [
+        frozenset(zip(rows.column("id").to_pylist(), rows.column("row_hash").to_pylist(), strict=True))
+        for rows in (first, pa.concat_tables([first.slice(10, 30), second.slice(30)]), third)
+    ]
+    with contextlib.closing(opened(place)) as store:
+        marker = load(store, old, {"u": first})
+        store.switch("docs__g1_a")
+        reader = Reader(place.spec.url)
+        reader.start()
+        try:
+            reader.sees(old.dim, states[0])
+            sync(store, old, marker, 2, second.slice(30), [str(number) for number in range(10)])
+            reader.sees(old.dim, states[1])
+            load(store, new, {"u1": third.slice(0, 30), "u2": third.slice(30)}, "docs__g2_a", version=3)
+            for _ in range(SWITCHES):
+                for generation in ("docs__g2_a", "docs__g1_a"):
+                    store.switch(generation)
+            store.switch("docs__g2_a")
+            reader.sees(new.dim, states[2])
+        finally:
+            reader.ended.set()
+            reader.join()
+    assert not reader.errors
+    assert {dims for dims, _ in reader.seen} == {frozenset([old.dim]), frozenset([new.dim])}
+    for dims, rows in reader.seen:
+        if dims == {new.dim}:
+            assert rows == states[2]
+        else:
+            assert states[0] & states[1] <= rows <= states[0] | states[1]
+
+
 def killed(place: Place, folder: str, method: str) -> None:
     command = [sys.executable, "-m", "tests.feeds.milvus_killed", place.spec.url, folder, method]
     assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
@@ -161,7 +235,7 @@ def test_a_delta_whose_feeder_is_killed_is_made_again(place: Place) -> None:
     shape = shape_of()
     with contextlib.closing(opened(place)) as store:
         store.create(shape, marker_of(shape, "docs__g1_a", target=1))
-        store.loader("docs__g1_a", shape).load("u", rows_of(shape, range(20)))
+        store.loader("docs__g1_a", shape).load("u", [rows_of(shape, range(20))])
         store.finish_load(shape, marker_of(shape, "docs__g1_a", target=1), marker_of(shape, "docs__g1_a", 1), [])
         killed(place, "", "Upsert")
         begun = marker_of(shape, "docs__g1_a", 1, 2)
@@ -184,7 +258,7 @@ def test_imports_whose_feeder_is_killed_arrive_once(importing: Place) -> None:
         assert only(store) == begun
         assert importing.client.describe_collection("docs__g1_a")["properties"][IMPORTS] == "begun"
         loader = store.loader("docs__g1_a", shape)
-        receipts = [loader.load(f"u{i}", rows_of(shape, range(9 * i, 9 * i + 9))).receipt for i in (0, 1)]
+        receipts = [loader.load(f"u{i}", [rows_of(shape, range(9 * i, 9 * i + 9))]).receipt for i in (0, 1)]
         store.finish_load(shape, begun, done, [str(receipt) for receipt in [*receipts, *receipts]])
         assert_same(store, shape, held(store, shape), rows_of(shape, range(18)))
         assert not store._folder.files("").list()
@@ -219,7 +293,7 @@ def test_a_folder_that_the_server_cannot_read_is_named(importing: Place) -> None
     begun = marker_of(shape, "docs__g1_a", target=1)
     with contextlib.closing(opened(importing, options=options)) as store:
         store.create(shape, begun)
-        receipt = store.loader("docs__g1_a", shape).load("u", rows_of(shape, range(9))).receipt
+        receipt = store.loader("docs__g1_a", shape).load("u", [rows_of(shape, range(9))]).receipt
         with pytest.raises(StorageError, match=r"check feeds\.options"):
             store.finish_load(shape, begun, marker_of(shape, "docs__g1_a", applied=1), [str(receipt)])
     with contextlib.closing(opened(importing, options={})) as store, pytest.raises(InputError, match="give it again"):

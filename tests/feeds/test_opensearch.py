@@ -184,7 +184,7 @@ def test_refused_rows_are_named_and_the_others_arrive(store, server):
     server.refused = {"3", "77"}
     store.create(SHAPE, marker_of(SHAPE, NAME, target=1))
     with contextlib.closing(store.loader(NAME, SHAPE)) as loader:
-        loaded = loader.load("u", rows_of(SHAPE, range(100)))
+        loaded = loader.load("u", [rows_of(SHAPE, range(100))])
     assert sorted(one.id for one in loaded.rejected) == ["3", "77"]
     assert all("mapper_parsing_exception" in one.reason for one in loaded.rejected)
     assert server.faults.calls.count("_bulk") == 1
@@ -198,7 +198,7 @@ def test_requests_that_are_too_large_are_halved(store, server):
     rows = rows.set_column(1, "text", pa.array(["y" * 30_000 if number == 5 else "x" * 500 for number in range(60)]))
     store.create(shape, marker_of(shape, NAME, target=1))
     with contextlib.closing(store.loader(NAME, shape)) as loader:
-        loaded = loader.load("u", rows)
+        loaded = loader.load("u", [rows])
     assert [one.id for one in loaded.rejected] == ["5"]
     assert "larger than the server takes" in loaded.rejected[0].reason
     assert store.count(NAME) == 59
@@ -340,10 +340,10 @@ def test_a_loader_that_wakes_up_after_the_load_changes_nothing(store):
     begun, done = marker_of(SHAPE, NAME, target=1), marker_of(SHAPE, NAME, applied=1)
     store.create(SHAPE, begun)
     with contextlib.closing(store.loader(NAME, SHAPE)) as loader:
-        loader.load("u1", UNITS["u1"])
+        loader.load("u1", [UNITS["u1"]])
         store.finish_load(SHAPE, begun, done, [])
         with pytest.raises(NotOurs, match="no longer being loaded"):
-            loader.load("u2", UNITS["u2"])
+            loader.load("u2", [UNITS["u2"]])
     assert store.count(NAME) == 40
 
 

@@ -163,7 +163,8 @@ def test_rows_that_only_the_server_refuses_are_found_by_halving(store: PostgresS
     store.create(shape, begun)
     place.client.execute(f"ALTER TABLE {schema}.docs__g1_a ADD CHECK (id NOT IN ('17', '40'))")
     with contextlib.closing(store.loader("docs__g1_a", shape)) as loader:
-        loaded = loader.load("u", rows_of(shape, range(50)))
+        rows = rows_of(shape, range(50))
+        loaded = loader.load("u", [rows.slice(0, 20), rows.slice(20, 10), rows.slice(30)])
     assert loaded.rows == 48
     assert [one.id for one in loaded.rejected] == ["17", "40"]
     assert all("violates check constraint" in one.reason for one in loaded.rejected)
@@ -183,7 +184,7 @@ def test_half_precision_that_overflows(tmp_path: Path, place: Place) -> None:
         values[30] = float("inf")
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float16()), type=shape.vector)
         rows = rows.set_column(rows.num_columns - 1, shape.schema.field("embedding"), vectors)
-        from pipeline.feeds.load import without_unfit
+        from pipeline.feeds.unit_rows import without_unfit
 
         fit, refused = without_unfit(store, rows, shape)
         assert ([one.id for one in refused], fit.num_rows) == (["1"], 4)

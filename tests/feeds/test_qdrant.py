@@ -170,7 +170,7 @@ def test_cosine_compares_directions_of_vectors_of_any_length(store):
     column = pa.FixedSizeListArray.from_arrays(pa.array(longer.reshape(-1)), type=shape.vector)
     store.create(shape, marker_of(shape, NAME, target=1))
     with contextlib.closing(store.loader(NAME, shape)) as loader:
-        loaded = loader.load("u", rows.set_column(rows.num_columns - 1, shape.schema.field("embedding"), column))
+        loaded = loader.load("u", [rows.set_column(rows.num_columns - 1, shape.schema.field("embedding"), column)])
     assert [(one.id, one.reason) for one in loaded.rejected] == [("7", "the vector is zero, which has no cosine")]
     assert loaded.rows == 99
     queries = floats_of(shape, rows)[10:20]
@@ -188,7 +188,7 @@ def test_refused_rows_are_named_and_the_others_arrive(store, server):
     rows = rows_of(shape, range(100))
     store.create(shape, marker_of(shape, NAME, target=1))
     with contextlib.closing(store.loader(NAME, shape)) as loader:
-        loaded = loader.load("u", rows)
+        loaded = loader.load("u", [rows])
     assert sorted(one.id for one in loaded.rejected) == ["3", "77"]
     assert all("not to this server's taste" in one.reason for one in loaded.rejected)
     assert loaded.rows == store.count(NAME) == 98
@@ -203,7 +203,7 @@ def test_messages_that_are_too_large_are_halved():
         rows = rows.set_column(1, "text", pa.array(texts))
         store.create(shape, marker_of(shape, NAME, target=1))
         with contextlib.closing(store.loader(NAME, shape)) as loader:
-            loaded = loader.load("u", rows)
+            loaded = loader.load("u", [rows])
         assert [one.id for one in loaded.rejected] == ["5"]
         assert "larger than max" in loaded.rejected[0].reason
         assert store.count(NAME) == 299
@@ -362,10 +362,10 @@ def test_a_loader_that_wakes_up_after_the_load_changes_nothing(store):
     begun, done = marker_of(SHAPE, NAME, target=1), marker_of(SHAPE, NAME, applied=1)
     store.create(SHAPE, begun)
     with contextlib.closing(store.loader(NAME, SHAPE)) as loader:
-        loader.load("u1", UNITS["u1"])
+        loader.load("u1", [UNITS["u1"]])
         store.finish_load(SHAPE, begun, done, [])
         with pytest.raises(NotOurs, match="no longer being loaded"):
-            loader.load("u2", UNITS["u2"])
+            loader.load("u2", [UNITS["u2"]])
     assert store.count(NAME) == 40
 
 

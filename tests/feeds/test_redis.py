@@ -95,7 +95,7 @@ def test_numbers_that_are_none_are_refused_and_the_others_arrive(place: Place) -
     with contextlib.closing(opened(place)) as store:
         assert sorted(store.unfit(rows)) == [1, 3]
         store.create(shape, marker_of(shape, GENERATION, target=1))
-        loaded = store.loader(GENERATION, shape).load("u", rows)
+        loaded = store.loader(GENERATION, shape).load("u", [rows])
         assert (loaded.rows, [one.id for one in loaded.rejected]) == (3, ["1", "3"])
         assert store.count(GENERATION) == 3
 
@@ -125,7 +125,7 @@ def test_a_feeder_that_was_frozen_changes_nothing_any_more(place: Place) -> None
                 lambda: delta.upsert(rows_of(shape, range(9, 25), seed=1)),
                 lambda: delta.delete(pa.array(["3"])),
                 delta.commit,
-                lambda: old_loader.load("u", rows_of(shape, range(20))),
+                lambda: old_loader.load("u", [rows_of(shape, range(20))]),
             ):
                 with pytest.raises(NotOurs):
                     change()
@@ -169,11 +169,11 @@ def test_a_transaction_that_the_server_refuses_leaves_nothing(place: Place) -> N
         place.client.config_set("maxmemory", 1)
         try:
             with pytest.raises(StorageError, match=r"refused: .*maxmemory"):
-                loader.load("u", rows_of(shape, range(20)))
+                loader.load("u", [rows_of(shape, range(20))])
         finally:
             place.client.config_set("maxmemory", 0)
         assert store.count(GENERATION) == 0
-        assert loader.load("u", rows_of(shape, range(20))).rows == store.count(GENERATION) == 20
+        assert loader.load("u", [rows_of(shape, range(20))]).rows == store.count(GENERATION) == 20
 
 
 def _die_in_a_delta(spec: Any) -> None:
@@ -229,7 +229,7 @@ def test_rows_that_the_index_cannot_take_are_told(place: Place) -> None:
     shape = shape_of()
     with contextlib.closing(opened(place)) as store:
         store.create(shape, marker_of(shape, GENERATION, target=1))
-        store.loader(GENERATION, shape).load("u", rows_of(shape, range(5)))
+        store.loader(GENERATION, shape).load("u", [rows_of(shape, range(5))])
         place.client.hset(f"{GENERATION}:odd", mapping={"embedding": b"short"})
         with pytest.raises(StorageError, match="could not index 1 rows"):
             store.build_index(GENERATION, shape, lambda share: None)
