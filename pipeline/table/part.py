@@ -24,8 +24,9 @@ ROW_GROUP_BYTES = 64 * 2**20
 ROW_GROUP_ROWS = 131_072
 """However short the vectors: the text beside them is not."""
 Encoding = Literal["plain", "byte_stream_split"]
-"""It is how the numbers of float vectors are laid out in a part: one after the other, or all first bytes, then all second
-bytes, and so on. The part's own footer tells it, so that every part may have another one."""
+"""It is how the numbers of float32 vectors are laid out in a part: one after the other, or all first bytes, then all second
+bytes, and so on. The part's own footer tells it, so that every part may have another one. Vectors of another dtype are
+always plain."""
 _SPLIT = "BYTE_STREAM_SPLIT"
 QUANTISED = b"embedding"
 """Key in the metadata of a part's schema: how its codes are read back, as JSON; see `part_schema`."""
@@ -110,7 +111,7 @@ def encode_sorted(
     most = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // vector_bytes(schema, embedding)))
     sink = pa.BufferOutputStream()
     options: dict[str, Any] = {"use_dictionary": leaves if of_bytes else others, "write_statistics": others}
-    if encoding == "byte_stream_split" and not of_bytes:
+    if encoding == "byte_stream_split" and pa.types.is_float32(schema.field(embedding).type.value_type):
         # A kept column of the same path may be of a type that can't be split.
         options["column_encoding"] = {path: _SPLIT for path in vectors if leaves.count(path) == 1}
     with pq.ParquetWriter(sink, schema, compression="zstd", **options) as writer:
