@@ -98,7 +98,8 @@ def encode_part(rows: pa.Table, embedding: str, encoding: Encoding = "plain") ->
 def encode_sorted(
     pieces: Iterable[pa.Table], schema: pa.Schema, embedding: str, encoding: Encoding = "plain"
 ) -> pa.Buffer:
-    """Rows that are sorted by id already, as the bytes of a Parquet file; holds one row group of them at a time.
+    """Rows in the order that they have, as the bytes of a Parquet file; holds one row group of them at a time. Rows of a part
+    must come sorted by id.
 
     zstd for all; no dictionary and no statistics for the vectors: they only cost there (noise in every value). Bytes have a
     dictionary: Parquet holds them as 32-bit integers otherwise, half as large again after zstd.
