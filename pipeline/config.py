@@ -306,7 +306,7 @@ class ResourceSpec:
     tokenizers: int | Auto = "auto"
     """So many workers read and tokenize; auto goes by what the encoders take."""
     writers: int | Auto = "auto"
-    """So many workers write parts; auto has one for every four encoders, and at least one."""
+    """So many workers write parts; auto goes by what the encoders give."""
 
     def __post_init__(self) -> None:
         whole = ("encoders", "cpus_per_encoder", "tokenizers", "writers")

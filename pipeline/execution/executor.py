@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
-from pipeline.execution.pools import Pools
+from pipeline.execution.pools import Load, Pools
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import GetTokenizer, KeyResult, KeyTask
 from pipeline.stages.slice_row import SOURCE_CHANGED, unfit_of, unread_of
@@ -50,6 +50,11 @@ class Job(Protocol):
     @property
     def encoder_bytes(self) -> int:
         """A process that encodes holds about so many bytes of memory."""
+        ...
+
+    @property
+    def load(self) -> Load:
+        """It is what a row costs those who read, encode and write it."""
         ...
 
     def worker_spec(self, pools: Pools) -> WorkerSpec:

@@ -52,7 +52,7 @@ class RayExecutor:
         self._stack.close()
 
     def pools(self, job: Job) -> Pools:
-        return self._cluster.pools(job.encoder_bytes)
+        return self._cluster.pools(job.encoder_bytes, job.load)
 
     def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         pools = self.pools(job)
