@@ -170,7 +170,7 @@ class LocalFlow:
                     process.ask(work, "encode", row, self._begin(work, process), row=row)
 
     def _may_queue(self, process: _Process, row: Row) -> bool:
-        is_loading: bool = process.asked[0][0] == LOADING
+        is_loading = process.asked[0][0] == LOADING
         return isinstance(row, Handed) and not is_loading
 
     def _ask_light(self, light: _Process) -> None:
@@ -189,7 +189,7 @@ class LocalFlow:
 
     def _wants_slices(self) -> bool:
         coming = sum(work[0] == "read" for light in self._lights for work, _ in light.asked)
-        return len(self._waiting) + coming < TASKS_PER_ENCODER * self._pools.encoders
+        return bool(len(self._waiting) + coming < TASKS_PER_ENCODER * self._pools.encoders)
 
     def _needs_another(self) -> bool:
         """Say whether one more process is to read and write, because encoders have had nothing to do for a second."""
