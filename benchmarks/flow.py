@@ -275,19 +275,21 @@ def beats_of(folder: Path) -> list[tuple[float, float, int]]:
 
 
 def driver(place: Place, arguments: argparse.Namespace) -> None:
-    """Slices of few rows: what is spent on a slice, however small it is."""
-    rows = min(place.rows, 32_000)
+    """Slices of few rows: what is spent on a slice, however small it is. Two sizes of a run tell it from the start."""
     resources = {"encoders": 1} | ({"ray_address": "local"} if arguments.ray else {})
-    for unit_rows in (64, 512, arguments.unit_rows):
-        few = {"source": {"limit": rows}, "limits": {"unit_rows": unit_rows}, "resources": resources}
+    found = []
+    for rows in (8_000, 64_000):
+        few = {"source": {"limit": min(place.rows, rows)}, "limits": {"unit_rows": 64}, "resources": resources}
         with tempfile.TemporaryDirectory() as folder:
-            found = _run(place.given(**few), **with_metronome(1e7, folder))
-            slices = len(beats_of(Path(folder)))
-        each = found["driver_s"] / slices
-        print(
-            f"{unit_rows:>6} rows a slice: {slices / found['parts']['flow']:8.1f} slices/s, "
-            f"{1e3 * each:.2f} ms of the driver's core for each, so that it can carry {1 / each:,.0f}/s (computed)"
-        )
+            ran = _run(place.given(**few), **with_metronome(1e7, folder))
+            beats = beats_of(Path(folder))
+        found.append((len(beats), ran["driver_s"], ran["workers_s"], beats[-1][1] - beats[0][0]))
+    slices, driver_s, workers_s, seconds = (later - first for first, later in zip(*found, strict=True))
+    print(
+        f"{slices:,} slices of 64 rows: {slices / seconds:,.0f} slices/s; each takes {1e3 * driver_s / slices:.2f} ms of a "
+        f"core in the driver and {1e3 * workers_s / slices:.2f} ms in all other processes, so that a driver alone could carry "
+        f"{slices / driver_s:,.0f}/s (computed)"
+    )
 
 
 if __name__ == "__main__":
