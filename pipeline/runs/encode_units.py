@@ -72,7 +72,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         seconds=time.time() - busy.first_start,
         start_s=busy.first_start - started,
         workers=executor.description,
-        engines=", ".join(sorted(engines - {""})),
+        engines="; ".join(sorted(engines - {""})),
     )
 
 
