@@ -29,7 +29,7 @@ class Hook(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             execute(module)
-            module.build_encoder = lambda spec, device, threads: module.Encoder(Metronome(spec.dim), BATCH_TOKENS)
+            module.build_encoder = lambda spec, device, threads, **_: module.Encoder(Metronome(spec.dim), BATCH_TOKENS)
 
         spec.loader.exec_module = exec_module
         return spec
