@@ -168,7 +168,7 @@ def write_parts(table: Folder, rows: pa.Table, unit_id: str, places: Iterator[st
     parts = []
     groups = split_by_partition(rows, spec.write.table.partition_by)
     for (partition, group), path in zip(groups, places, strict=False):
-        content = encode_part(group, spec.write.table.embedding_column)
+        content = encode_part(group, spec.write.table.embedding_column, spec.write.table.encoding)
         table.write(path, content)
         parts.append(
             Part(
