@@ -6,9 +6,9 @@ transformers is loaded only for a model with a transformer. This file knows no t
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers.normalizers import Lowercase
@@ -17,6 +17,9 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
+
+Key = TypeVar("Key")
+Row = TypeVar("Row")
 
 
 def framing_tokens(spec: EncoderSpec) -> int | None:
@@ -44,10 +47,34 @@ def refused(what: str) -> Iterator[None]:
     except InputError:
         raise
     except BaseException as error:
-        # A panic is no Exception, as an interrupt by the user isn't.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_library_error(error):
             raise
         raise InputError(f"{what}: {type(error).__name__}: {error}") from None
+
+
+def is_library_error(error: BaseException) -> bool:
+    """Whether the library can have raised it: a panic of Rust is no Exception, as an interrupt by the user isn't."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def encode_each(
+    texts: dict[Key, str], failed: dict[Key, str], encode: Callable[[list[str]], Sequence[Row]]
+) -> dict[Key, Row]:
+    """The answer of `encode` for each text. A batch that raises is halved down to the text at fault, which goes to
+    `failed`."""
+    if not texts:
+        return {}
+    try:
+        return dict(zip(texts, encode(list(texts.values())), strict=True))
+    except BaseException as error:
+        if not is_library_error(error):
+            raise
+        if len(texts) > 1:
+            items = list(texts.items())
+            first, second = dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])
+            return encode_each(first, failed, encode) | encode_each(second, failed, encode)
+        failed[next(iter(texts))] = f"the tokenizer refused the text: {type(error).__name__}: {error}"
+        return {}
 
 
 def load_static(spec: EncoderSpec) -> Any:
