@@ -15,7 +15,9 @@ from pipeline.encoder.text_ranges import text_lengths
 Agree = Callable[[list[str]], NDArray[np.bool_]]
 """It says of each text whether both tokenizers take it and give the same ids."""
 
-_SURROUNDINGS = "{c} a{c}b A{c}B 1{c}2 !{c}! {c}{c} a {c}b a{c} b  {c}  a\n{c}\na\u0323{c}b a\u0301{c}b a{c}\u0323b a{c}\u0301b 가{c}中{c} {c}"
+_PLACES = "{c} a{c}b A{c}B 1{c}2 !{c}! {c}{c} a {c}b a{c} b  {c}  a\n{c}\n '{c}, "
+_AMONG_MARKS = "a\u0323{c}b a\u0301{c}b a{c}\u0323b a{c}\u0301b 가{c}中{c} {c}"
+_SURROUNDINGS = _PLACES + _AMONG_MARKS
 """The character begins and ends it, so that both edges of a text are among its places. Marks below and above are there
 because a mark changes places with one of another class."""
 _AT_ONCE = 1024

@@ -126,8 +126,8 @@ def safe_cuts(backend: Any) -> str | None:
     holds one. BERT also sets every Chinese character apart. None where nothing of the kind is known.
     """
     rules = json.loads(backend.to_str())
-    pre_tokenizers = _steps(rules["pre_tokenizer"], "pretokenizers")
-    normalizers = _steps(rules["normalizer"], "normalizers")
+    pre_tokenizers = steps_of(rules["pre_tokenizer"], "pretokenizers")
+    normalizers = steps_of(rules["normalizer"], "normalizers")
     first = pre_tokenizers[0] if pre_tokenizers else {"type": None}
     splits = (
         first["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
@@ -152,11 +152,11 @@ def _joins_spaces(step: Mapping[str, Any]) -> bool:
     return step["type"] == "Replace" and step["pattern"] == {"Regex": " {2,}"} and step["content"] in (" ", "\u2581")
 
 
-def _steps(rule: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+def steps_of(rule: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
     """A rule of tokenizer.json as the list of its steps."""
     if rule is None:
         return []
-    return [each for step in rule[name] for each in _steps(step, name)] if rule["type"] == "Sequence" else [rule]
+    return [each for step in rule[name] for each in steps_of(step, name)] if rule["type"] == "Sequence" else [rule]
 
 
 def _normalizers(backend: Any) -> list[Any]:

@@ -122,6 +122,8 @@ def _around_added(backend: Any) -> Iterator[str]:
             f"{token[1:]} x{token[:-1]}",
             f"the{token}\u0301 {token}ing",
         )
+    for first, second in itertools.product(added[:16], added[:16]):
+        yield from (f"{first}{second}the", f"the {first} {second}{first}s")
 
 
 def _joined(pieces: Sequence[str], between: str, together: int) -> list[str]:
