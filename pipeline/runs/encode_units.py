@@ -71,6 +71,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         start_s=busy.first_start - started,
         workers=executor.description,
         engines=", ".join(sorted({report.engine for report in reports} - {""})),
+        told=tuple(sorted({report.told for report in reports} - {""})),
     )
 
 
