@@ -19,7 +19,11 @@ _SPACE, _LINE = "Ġ", "Ċ"
 def with_visible_splits(rules: Mapping[str, Any]) -> str:
     """The JSON of a tokenizer, made of that of another one."""
     byte_level = any(step["type"] == "ByteLevel" for step in steps_of(rules["pre_tokenizer"], "pretokenizers"))
-    shown: dict[str, Any] = {"model": _anchored_bytes() if byte_level else _anchors(), "added_tokens": [], "post_processor": None}
+    shown: dict[str, Any] = {
+        "model": _anchored_bytes() if byte_level else _anchors(),
+        "added_tokens": [],
+        "post_processor": None,
+    }
     return json.dumps({**rules, **shown, "decoder": None})
 
 

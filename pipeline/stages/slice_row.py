@@ -117,10 +117,17 @@ def without(num_rows: int, failed: Mapping[int, str]) -> np.ndarray[Any, Any]:
 
 
 def to_ipc(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
+    """Return the table as Arrow IPC. Its size is counted first, since a stream that grows copies itself again and again."""
+    counted = pa.MockOutputStream()
+    _write_ipc(table, counted)
+    written = pa.allocate_buffer(counted.size())
+    _write_ipc(table, pa.FixedSizeBufferWriter(written))
+    return written
+
+
+def _write_ipc(table: pa.Table, sink: pa.NativeFile) -> None:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
 
 
 def from_cell(row: pa.Table, name: str) -> pa.Table:
