@@ -28,10 +28,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 """It maps the name of each extra to the packages that it brings."""
 
 
-FAST_TOKENIZERS = "tokenizers==1.0.0rc3"
-"""This release tokenizes several times faster than the one that transformers needs, and has a folder of its own."""
 FAST_TOKENIZERS_FOLDER = "fast-tokenizers"
-"""The folder is this one of sys.prefix, which all processes of an installation have in common."""
+"""This folder of sys.prefix, which all processes of an installation have in common, holds a second release of tokenizers.
+No extra can bring it: transformers needs another one."""
 
 
 def install(extra: str) -> str:
