@@ -294,13 +294,18 @@ class ResourceSpec:
     """An encoder has so many CPU cores; auto is 1."""
     gpus_per_encoder: float | Auto = "auto"
     """An encoder has so many GPUs, or a share of one below 1; auto is 1 where the cluster has GPUs, else 0."""
+    batch_tokens: int | Auto = "auto"
+    """An encoder computes so many tokens, with padding, at a time. Auto is measured on each node where there is much to
+    encode; the summary tells what was found."""
+    fused_attention: bool | Auto = "auto"
+    """On openvino attention is one piece of code. Auto measures from which width of rows on that is faster on the node."""
     tokenizers: int | Auto = "auto"
     """So many workers read and tokenize; auto goes by what the encoders take."""
     writers: int | Auto = "auto"
     """So many workers write parts; auto has one for every four encoders, and at least one."""
 
     def __post_init__(self) -> None:
-        whole = ("encoders", "cpus_per_encoder", "tokenizers", "writers")
+        whole = ("encoders", "cpus_per_encoder", "batch_tokens", "tokenizers", "writers")
         _check_counts("resources", self, *whole, otherwise=", or auto")
         gpus = self.gpus_per_encoder
         if gpus != "auto" and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):

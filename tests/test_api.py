@@ -351,6 +351,7 @@ def test_three_sentences_have_three_times_three_similarities():
     assert np.abs(found - oracle.similarity(expected, expected).numpy()).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_progress_and_a_summary(tiny_model, tmp_path, ray_address):
     import nbclient
     import nbformat

@@ -75,6 +75,7 @@ def test_seeded_texts_have_the_lengths_they_were_made_for(tmp_path, kind):
 QUICK = ("--device", "cpu", "--quick", "--rounds", "1", "--precisions", "bfloat16")
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_tries_itself_out_without_one(tmp_path, capsys):
     gpu.main([*QUICK, "--lengths", "short", "news", "--budgets", "1024", "2048", "--out", str(tmp_path)])
     (written,) = tmp_path.glob("*-gpu-quick.json")

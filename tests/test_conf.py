@@ -105,6 +105,7 @@ def test_a_folder_of_texts_runs(tmp_path, tiny_model):
     assert "x()" not in texts["three.html"]
 
 
+@pytest.mark.slow
 def test_long_documents_run(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(ROOT)
     paths = {"model.path": tiny_model, "table.path": tmp_path / "table"}

@@ -16,7 +16,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoder.engines.base import Answer, Engine, EngineLost, OutOfMemory
+from pipeline.encoder.engines.base import Answer, DeviceLost, Engine, EngineLost, OutOfMemory
 from pipeline.encoder.engines.feed import feed_for
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.encoder.tokenizer import Tokenizer
@@ -35,6 +35,9 @@ COMPILING_OVERHEAD_TOKENS = 64
 
 MOST_LOST, MOST_HUNG = 16, 3
 """Rows of one call that may cost their engine its process, and of these, hang it: more are not the rows' fault."""
+
+MOST_SAVED = 3
+"""So many rows may fail here and not in a process of their own, before this process is held to be broken."""
 
 OnProgress = Callable[[int, int], None]
 """Called after each batch with (rows settled, tokens encoded) since the last call; equal rows are settled together."""
@@ -62,9 +65,20 @@ class Encoder:
         """`budget_tokens`: tokens per batch, padding included; `overhead_tokens`: what one more batch costs, in
         tokens."""
         self.engine = engine
+        self.settings = ""
+        """Why a faster engine was refused, and how this one was set up and why; see tuning.py."""
+        self.apart: Engine | None = None
+        """An engine in a process of its own, for a row that this one refuses. On a GPU an error may be the device's fault and
+        not the row's."""
+        self._saved = 0
         self._feed = feed_for(engine)
         self.budget_tokens = budget_tokens
         self.overhead_tokens = overhead_tokens
+
+    @property
+    def description(self) -> str:
+        """The engine's name, and how it was set up if anything was measured."""
+        return f"{self.engine.name}, {self.settings}" if self.settings else self.engine.name
 
     def encode(self, tokens: TokenRows, on_progress: OnProgress | None = None) -> Embeddings:
         """Encode all rows that have tokens."""
@@ -99,7 +113,7 @@ class Encoder:
                 if len(batch) > 1:
                     pending += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
                     continue
-                tokens_done = work.fail(batch, f"the encoder refused the row: {type(error).__name__}: {error}")
+                tokens_done = self._judged(work, batch, error)
             if on_progress is not None:
                 on_progress(int(distinct.copies[batch].sum()), tokens_done)
         return work.result()
@@ -126,6 +140,26 @@ class Encoder:
         finally:
             work.engine_seconds += time.perf_counter() - started
         return work.store(batch, vectors, self._feed.size(work.lengths[batch]))
+
+    def _judged(self, work: "_Work", batch: NDArray[np.int64], error: Exception) -> int:
+        """Settle a single row that the engine refused."""
+        refused = f"the encoder refused the row: {type(error).__name__}: {error}"
+        if self.apart is None:
+            return work.fail(batch, refused)
+        ids, starts, lengths = work.rows(batch)
+        row = ids[starts[0] : starts[0] + lengths[0]][None]
+        try:
+            vectors = self.apart.encode(row, lengths.astype(np.int32))
+        except EngineLost as lost:
+            return work.fail(batch, f"{refused}; alone, in a process of its own, the encoder {lost}")
+        except RunError:
+            raise
+        except Exception:
+            return work.fail(batch, refused)
+        self._saved += 1
+        if self._saved > MOST_SAVED:
+            raise DeviceLost(f"{self._saved} rows failed that a process of its own encodes, the last with {error}")
+        return work.store(batch, vectors, row.size)
 
 
 def _raising(error: Exception) -> Answer:
@@ -240,8 +274,11 @@ class _Work:
         )
 
 
-def build_encoder(spec: EncoderSpec, device: str, threads: int) -> Encoder:
-    """The encoder of `spec` on `device` (`cpu` or `cuda`) with torch's threads set to `threads`."""
+def build_encoder(spec: EncoderSpec, device: str, threads: int, *, packs: bool = True) -> Encoder:
+    """The encoder of `spec` on `device` (`cpu` or `cuda`) with torch's threads set to `threads`.
+
+    Without `packs` an engine that takes packed rows is not looked for, as for callers that have matrices.
+    """
     if spec.is_static:
         from pipeline.encoder.engines import static
 
@@ -260,13 +297,17 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int) -> Encoder:
     from pipeline.encoder.engines.torch import TorchEngine
 
     padded = TorchEngine(spec, device, threads, prompt_length, token_types=token_types)
-    if device == "cuda" and spec.precision != "float32":  # the kernels for packed rows know half precision only
+    encoder = Encoder(padded, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])
+    if (
+        packs and device == "cuda" and spec.precision != "float32"
+    ):  # the kernels for packed rows know half precision only
         from pipeline.encoder.engines.packed_torch import PackedTorchEngine, packed_if_proven
 
-        engine, _ = packed_if_proven(padded, spec)
+        engine, refused = packed_if_proven(padded, spec)
         if isinstance(engine, PackedTorchEngine):
-            return Encoder(engine, PACKED_BUDGET_TOKENS)
-    return Encoder(padded, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])
+            encoder = Encoder(engine, PACKED_BUDGET_TOKENS)
+        encoder.settings = "; ".join(refused)
+    return encoder
 
 
 def token_types_of(spec: EncoderSpec, threads: int) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.deadline import Deadline
 from pipeline.encoder.encoder import build_encoder
-from pipeline.encoder.engines.base import EngineLost, OutOfMemory
+from pipeline.encoder.engines.base import DeviceLost, EngineLost, OutOfMemory
 from pipeline.errors import RunError
 from pipeline.machine.child import GRACE_S, Child, connect, how_it_ended, limit_memory, sendable
 from pipeline.model.folder import EncoderSpec
@@ -51,6 +51,9 @@ class IsolatedEngine:
         kind, answer = self._ask(self._child, (ids, lengths))
         if kind == "out of memory":
             raise OutOfMemory(answer)
+        if isinstance(answer, DeviceLost):  # The next batch gets a process that has the device anew.
+            self.close()
+            raise EngineLost(f"lost its device: {answer}", hung=False)
         if kind == "refused":
             raise answer
         vectors: NDArray[np.float32] = answer
@@ -101,7 +104,7 @@ def main(connection: Connection) -> None:
         with Deadline(timeout_s + GRACE_S):
             if device == "cpu":
                 limit_memory()
-            engine = build_encoder(spec, device, threads).engine
+            engine = build_encoder(spec, device, threads, packs=False).engine
     except Exception as error:
         connection.send(("refused", sendable(error)))
         return

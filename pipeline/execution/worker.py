@@ -4,18 +4,23 @@ A task or a slice row comes in, and how many workers it has ended already. Slice
 reason. A worker never raises for bad data. Who gives out the work, and what counts the strikes, is not known here.
 """
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
+from pipeline import schema
 from pipeline.encoder import probes
-from pipeline.encoder.batch_size import best_budget
 from pipeline.encoder.deadline import Deadline
-from pipeline.encoder.encoder import Encoder, build_encoder
+from pipeline.encoder.encoder import Encoder
+from pipeline.encoder.engines.base import DeviceLost
 from pipeline.encoder.isolated import IsolatedEngine
+from pipeline.encoder.token_rows import arrow_to_tokens
 from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.encoder.tuning import tuned, untuned
 from pipeline.errors import PipelineError, RunError
 from pipeline.stages import slice_row
 from pipeline.stages.flow import Encode, Flow
@@ -26,6 +31,8 @@ from pipeline.work import Task
 MOST_STRIKES = 5
 """One piece of work may end so many workers before the run ends instead. Without a limit new ones would start for
 ever."""
+DEVICE_LOST = 71
+"""A process that lost its device ends with this code, EX_OSERR of sysexits.h."""
 TOLD_EVERY_S = 0.5
 """Progress is told at intervals of so many seconds. A call costs a core half a millisecond, and a batch takes ten."""
 
@@ -77,6 +84,7 @@ class SliceEncoder:
         assert flow.encode is not None
         self._flow, self._encode, self._name, self._tell = flow, flow.encode, name, tell
         self._encoder: Encoder | None = None
+        self._is_tuned = False
         self._refused = ""
 
     def load(self, spec: WorkerSpec, tokenizer: Callable[[], Tokenizer], died: int = 0) -> None:
@@ -88,14 +96,9 @@ class SliceEncoder:
                 )
             with Deadline(spec.limits.unit_timeout_s):
                 self._spec = spec = replace(spec, encode=replace(spec.encode, encoder=spec.encoder_here()))
-                encoder = build_encoder(spec.encode.encoder, spec.encode.device, spec.encode.threads)
-                if spec.encode.measures_budget:
-                    encoder.budget_tokens = best_budget(
-                        encoder, spec.encode.encoder, spec.encode.device, spec.encode.threads
-                    )
-                if self._flow.proves:
-                    prove(encoder, spec, tokenizer())
-            self._encoder = encoder
+                self._tokenizer = tokenizer
+                self._encoder = self._proven(untuned(spec.encode.setup))
+                self._is_tuned = spec.encode.encoder.is_static
         except PipelineError as error:
             self._refused = str(error)
         except Exception as error:
@@ -111,14 +114,44 @@ class SliceEncoder:
         if strikes:
             return self._encode_apart(row, self._encoder)
         with Deadline(self._spec.limits.unit_timeout_s) as deadline:
-            return self._encoded(row, self._encoder, deadline.renew)
+            encoder = self._tuned(row, self._encoder)
+            deadline.renew()
+            return self._encoded(row, encoder, deadline.renew)
+
+    def _proven(self, encoder: Encoder) -> Encoder:
+        if self._flow.proves:
+            prove(encoder, self._spec, self._tokenizer())
+        return encoder
+
+    def _tuned(self, row: pa.Table, encoder: Encoder) -> Encoder:
+        """Return the encoder at its fastest for texts as long as those of the first slice, and keep it."""
+        if self._is_tuned or row.column("refused")[0].is_valid:
+            return encoder
+        lengths = arrow_to_tokens(slice_row.from_cell(row, "tokens").column(schema.TOKENS)).lengths
+        if not lengths.any():
+            return encoder
+        self._is_tuned = True
+        given = self._spec.encode
+        before = encoder.settings
+        try:
+            found = tuned(encoder, given.setup, lengths[lengths > 0], measures=given.measures)
+            self._encoder = self._proven(found) if found.settings != before else found
+        except Exception as error:  # What is only for speed must not end a run.
+            self._encoder = untuned(given.setup)
+            self._encoder.settings = f"as it comes, as measuring failed: {type(error).__name__}: {_first_line(error)}"
+        if given.device == "cuda":
+            self._encoder.apart = self._apart()
+        return self._encoder
+
+    def _apart(self) -> IsolatedEngine:
+        """An engine whose process starts when a row needs it, and ends with this one."""
+        given = self._spec.encode
+        return IsolatedEngine(given.encoder, given.device, given.threads, self._spec.limits.unit_timeout_s)
 
     def _encode_apart(self, row: pa.Table, encoder: Encoder) -> pa.Table:
         """Encode a suspect in a child, so that it ends the child and not this process. Only those of its rows that do
         so fail."""
-        given = self._spec.encode
-        timeout_s = self._spec.limits.unit_timeout_s
-        with IsolatedEngine(given.encoder, given.device, given.threads, timeout_s) as engine:
+        with self._apart() as engine:
             apart = Encoder(engine, encoder.budget_tokens, encoder.overhead_tokens)
             return self._encoded(row, apart, lambda: None)
 
@@ -137,6 +170,12 @@ class SliceEncoder:
         encode: Encode = self._encode
         try:
             return encode(row, encoder, self._spec, self._name, on_progress)
+        except DeviceLost as error:
+            sys.stderr.write(f"this encoder ends: {error}\n")
+            sys.stderr.flush()
+            os._exit(
+                DEVICE_LOST
+            )  # Another takes its place and its slice. Any other end may wait for the device for ever.
         except RunError as error:
             return self._refuse(row, f"encoder: {error}")
         finally:

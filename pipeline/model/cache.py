@@ -19,6 +19,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def is_kept(kind: str, key: str) -> bool:
+    """Whether `kept` would find the folder made."""
+    with contextlib.suppress(OSError, RuntimeError):
+        return (cache_folder() / kind / key).exists()
+    return False
+
+
 def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     """The folder `kind/key` of the cache. Where it is not there yet, `make(folder)` fills it first, and it appears whole.
 

@@ -70,7 +70,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         seconds=time.time() - busy.first_start,
         start_s=busy.first_start - started,
         workers=executor.description,
-        engines=", ".join(sorted({report.engine for report in reports} - {""})),
+        engines="; ".join(sorted({report.engine for report in reports} - {""})),
         told=tuple(sorted({report.told for report in reports} - {""})),
     )
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import RunSpec
+from pipeline.config import ResourceSpec, RunSpec
+from pipeline.encoder.settings import Fixed
 from pipeline.execution import costs
 from pipeline.execution.pools import Pools
 from pipeline.execution.slicing import evened
@@ -45,8 +46,11 @@ MIN_SLICE_ROWS, MAX_CPU_SLICE_ROWS = 256, 4096
 MIN_SLICE_S = 2.0
 """Long texts may make slices of fewer rows than MIN_SLICE_ROWS, down to so many seconds of a core."""
 MANY_ROWS = 4000
-"""An encoder has many rows if it has at least so many. Building a graph and measuring a token budget then pay off:
-they take some seconds per node and save a quarter of the time of a row."""
+"""An encoder has many rows if it has at least so many. Building a graph then pays off: it takes some seconds per node and
+saves a quarter of the time of a row."""
+MEASURED_FROM_S = 60.0
+"""Looking for an encoder's fastest settings takes some seconds on each node, and is worth them if an encoder has so many
+seconds to do, now or in other nights."""
 BYTES_PER_TOKEN = 4
 """A token of text has about so many bytes."""
 COMPRESSED = 3
@@ -175,7 +179,8 @@ class Prepared:
                 int8_path=self.vectors.int8_path,
                 device=pools.device,
                 threads=pools.cpus_per_encoder,
-                measures_budget=many and not encoder.is_static,
+                measures=many and _encoding_s(self) >= MEASURED_FROM_S * pools.encoders,
+                fixed=fixed_settings(spec.resources),
                 probes=self.parent.probes,
             ),
             write=WriteSpec(
@@ -197,11 +202,25 @@ def _weights(encoder: EncoderSpec) -> int:
     return 12 * int(layers) * int(hidden) ** 2
 
 
+def fixed_settings(spec: ResourceSpec) -> Fixed:
+    fused, tokens = spec.fused_attention, spec.batch_tokens
+    return Fixed(
+        fused_attention=None if isinstance(fused, str) else fused,
+        batch_tokens=None if isinstance(tokens, str) else tokens,
+    )
+
+
 def _has_many_rows(prepared: Prepared, pools: Pools) -> bool:
     """Say whether a faster encoder is worth a slower start, by the rows of the run or of its table."""
     # The table's rows count, too, because what one run made on a node serves the next.
     rows = max(sum(_unit_rows(prepared)), prepared.parent.counts.rows)
     return rows >= MANY_ROWS * pools.encoders
+
+
+def _encoding_s(prepared: Prepared) -> float:
+    """The seconds of a core for the rows of the run, or of its table where that is more."""
+    share = prepared.parent.counts.rows / max(1, sum(_unit_rows(prepared)))
+    return prepared.expected_core_s * max(1.0, share)
 
 
 def slice_rows(prepared: Prepared, pools: Pools) -> int:

@@ -59,7 +59,7 @@ def encode(
     changed["vectors"] = cell(pa.py_buffer(np.ascontiguousarray(codes)))
     changed["bad_vectors"] = pa.array([bad_vectors], pa.int64())
     changed["effort"] = pa.array([effort_to_json(effort)])
-    changed["encoder"], changed["engine"] = pa.array([name]), pa.array([encoder.engine.name])
+    changed["encoder"], changed["engine"] = pa.array([name]), pa.array([encoder.description])
     changed["encode_start"], changed["encode_stop"] = pa.array([start]), pa.array([time.time()])
     return pa.table([changed.get(name, row.column(name)) for name in FLOW.names], schema=FLOW)
 

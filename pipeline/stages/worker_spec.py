@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.config import ChunkSpec, LimitSpec, SourceSpec, TableSpec
+from pipeline.encoder.settings import Fixed, Setup
 from pipeline.model.folder import EncoderSpec
 from pipeline.sources.reader import SliceSpec
 from pipeline.storage import Folder
@@ -46,11 +47,17 @@ class EncodeSpec:
     device: str
     """It is `cpu` or `cuda`."""
     threads: int
-    measures_budget: bool
-    """There is enough to do to make looking for the fastest size of a batch worth its time."""
+    measures: bool
+    """There is enough to do to make looking for the encoder's fastest settings worth its time."""
+    fixed: Fixed
+    """These settings are the user's, and are not looked for."""
     probes: tuple[tuple[float, ...], ...]
     """They are the vectors that the table's encoder gave for the probe texts. They are empty for a table that begins.
     """
+
+    @property
+    def setup(self) -> Setup:
+        return Setup(spec=self.encoder, device=self.device, threads=self.threads, fixed=self.fixed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.config import ModelSpec
-from pipeline.encoder.encoder import Encoder, build_encoder
-from pipeline.encoder.engines.base import EngineLost, OutOfMemory
+from pipeline.encoder.encoder import MOST_SAVED, Encoder, build_encoder
+from pipeline.encoder.engines.base import DeviceLost, EngineLost, OutOfMemory
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError
@@ -146,6 +146,46 @@ def test_a_lost_device_blames_no_row():
 
     with pytest.raises(RunError):
         Encoder(LostEngine(), 1000).encode(token_rows([1], [2]))
+
+
+@pytest.mark.parametrize(
+    ("alone", "failed"),
+    [
+        (None, {}),
+        (ValueError("not even alone"), {4: "can't stand this row"}),
+        (EngineLost("was ended", hung=False), {4: "it"}),
+    ],
+    ids=["encoded", "refused", "fatal"],
+)
+def test_a_row_that_may_be_the_devices_fault_is_tried_in_a_process_of_its_own(alone, failed):
+    class Apart(FakeEngine):
+        def encode(self, ids, lengths):
+            self.batches.append(ids.shape)
+            if alone is not None:
+                raise alone
+            return self._vectors(ids, lengths)
+
+    rows = random_rows(40)
+    encoder = Encoder(FakeEngine(poison=5), 1000)
+    encoder.apart = Apart()
+    encoded = encoder.encode(token_rows(*rows))
+    assert encoder.apart.batches == [(1, len(rows[4]))]
+    assert encoded.failed.keys() == failed.keys()
+    assert all(reason in encoded.failed[row] for row, reason in failed.items())
+    good = [row for row in range(40) if row not in failed]
+    np.testing.assert_array_equal(encoded.vectors[good], expected_vectors(rows)[good])
+
+
+def test_a_process_in_which_good_rows_fail_is_held_to_be_broken():
+    class Broken(FakeEngine):
+        def encode(self, ids, lengths):
+            raise RuntimeError("cuBLAS API failed with status 14")
+
+    encoder = Encoder(Broken(), 1000)
+    encoder.apart = FakeEngine()
+    with pytest.raises(DeviceLost, match="cuBLAS"):
+        encoder.encode(token_rows(*random_rows(40)))
+    assert len(encoder.apart.batches) == MOST_SAVED + 1
 
 
 def test_progress_counts_every_row_once():

@@ -23,6 +23,7 @@ POISONED = 2
 REASONS = {
     "raise": "ValueError: poison",
     "segfault": "was ended by SIGSEGV",
+    "lost": "lost its device: the GPU failed",
     "kill": "was ended by SIGKILL, most often for lack of memory",
     "memory": "Cannot allocate memory",
     "hang": r"gave no answer for 20 s \(limits.unit_timeout_s\)",
@@ -34,10 +35,9 @@ def spec(tiny_model):
     return encoder_spec(ModelSpec(path=str(tiny_model)))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "kind", ["segfault", *(pytest.param(kind, marks=pytest.mark.slow) for kind in REASONS if kind != "segfault")]
-)
+@pytest.mark.parametrize("kind", REASONS)
 def test_a_poison_row_fails_and_all_others_have_their_vectors(spec, kind, tmp_path, monkeypatch):
     tokens = Tokenizer(spec, 1).tokenize(TEXTS)
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "faults"))

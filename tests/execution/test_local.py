@@ -37,7 +37,11 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "table", [{"dtype": "float32"}, {"dtype": "int8", "partition_by": ["lang"]}], ids=["float32", "int8"]
+    "table",
+    [
+        pytest.param({"dtype": "float32"}, id="float32"),
+        pytest.param({"dtype": "int8", "partition_by": ["lang"]}, id="int8", marks=pytest.mark.slow),
+    ],
 )
 def test_its_table_is_that_of_one_process_and_a_second_run_finds_nothing_to_do(table, corpus, tiny_model, tmp_path):
     sections = {"table": table, "limits": {"unit_rows": 64}, "resources": {"encoders": 2}}
@@ -89,6 +93,7 @@ def test_its_driver_loads_neither_torch_nor_ray(corpus, tiny_model, tmp_path):
     assert json.loads(done.stdout) == [ROWS, []]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_within_three_seconds_with_no_process_left(corpus, tiny_model, tmp_path):
     config = {
         "source": {"path": str(corpus), "id": "id", "text": "text"},

@@ -36,6 +36,7 @@ def write_corpus(path, names):
     path.write_text("".join(json.dumps({"id": name, "text": f"text of {name}"}) + "\n" for name in names))
 
 
+@pytest.mark.slow
 def test_the_shuffle_finds_what_this_process_finds(ray_address, tiny_model, tmp_path, monkeypatch):
     """Two tables with rows in common stand for the old and the new state of one."""
     for name, first in [("old", 0), ("new", 100)]:
@@ -67,6 +68,7 @@ def test_the_shuffle_finds_what_this_process_finds(ray_address, tiny_model, tmp_
         assert (here.new, len(here.duplicates)) == (400, 200)
 
 
+@pytest.mark.slow
 def test_buckets_are_of_about_one_size(ray_address):
     with Cluster(ResourceSpec(ray_address=ray_address)) as cluster:
         cluster.start()
@@ -78,6 +80,7 @@ def test_buckets_are_of_about_one_size(ray_address):
     assert max(sizes) < 1_300
 
 
+@pytest.mark.slow
 def test_a_commit_whose_heavy_parts_run_on_workers_gives_the_same_table(ray_address, tiny_model, tmp_path, monkeypatch):
     write_corpus(tmp_path / "a.jsonl", [f"doc {n}" for n in range(300)])
     embed(spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "here", limits={"unit_rows": 40}))
@@ -117,6 +120,7 @@ def test_the_chaos_suite_knows_rays_processes_by_their_work():
     assert processes.TITLES["encoder"] == f"ray::MapWorker(MapBatches({workers.EncodeStage.__name__}))"
 
 
+@pytest.mark.slow
 def test_an_encoder_that_does_not_give_the_tables_vectors_is_refused(ray_address, tiny_model, tmp_path):
     """The snapshot's probe vectors are bent by hand, as another library or device would bend the encoder's."""
     write_corpus(tmp_path / "a.jsonl", ["one", "two"])
@@ -132,6 +136,7 @@ def test_an_encoder_that_does_not_give_the_tables_vectors_is_refused(ray_address
     assert read_table(tmp_path / "table").num_rows == 2
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_under_the_run_is_planned_again(ray_address, tiny_model, tmp_path, monkeypatch):
     write_corpus(tmp_path / "a.jsonl", ["one", "two"])
     spec = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", resources={"ray_address": ray_address})

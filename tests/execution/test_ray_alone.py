@@ -45,6 +45,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_it_listens_to_this_machine_alone_and_knows_its_bounds(tmp_path):
     folder = tmp_path / "a_rather_long_name_of_a_folder_as_clusters_give_them" / "job-1234567890"
     folder.mkdir(parents=True)

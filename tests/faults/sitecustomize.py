@@ -94,6 +94,12 @@ def raise_error():
     raise ValueError("poison")
 
 
+def lose_the_device():
+    from pipeline.encoder.engines.base import DeviceLost
+
+    raise DeviceLost("the GPU failed: CUDA error: device-side assert triggered")
+
+
 def take_most_memory():
     with open("/proc/meminfo") as file:
         free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
@@ -102,6 +108,7 @@ def take_most_memory():
 
 POISON = {
     "raise": raise_error,
+    "lost": lose_the_device,
     "segfault": lambda: ctypes.string_at(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "memory": take_most_memory,

@@ -17,7 +17,7 @@ from pipeline.feeds.store import Store
 KINDS = ["postgres", "lance", "qdrant", "opensearch", "files", "milvus", "redis", "chroma"]
 """Stores that the contract is tested on."""
 
-QUICK = ("postgres", "lance")
+QUICK = ("postgres",)
 """A server with transactions, and a library without a server."""
 WHOLE = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
 """Stores that whole feeds are tested on; half a minute each."""

@@ -5,6 +5,7 @@ These tests speak to the interface alone. What a single store must refuse, and h
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,10 +33,15 @@ ODD_IDS = [
 ]
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("lance_s3", "milvus_import")]
+SLOW = ("milvus", "milvus_import", "chroma", "lance_s3")
+"""Their servers and commits take a second for each test."""
 
 
-@pytest.fixture(params=[*KINDS, *FORMATS_OF_FILES, *SLOW])
+def _marked(kind: str) -> Any:
+    return pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ())
+
+
+@pytest.fixture(params=[*map(_marked, dict.fromkeys([*KINDS, *FORMATS_OF_FILES, *SLOW]))])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """A place of its own in a store of each kind."""
     maker = request.getfixturevalue(f"{request.param}_places")

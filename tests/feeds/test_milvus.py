@@ -173,6 +173,7 @@ def test_a_delta_whose_feeder_is_killed_is_made_again(place: Place) -> None:
         assert_same(store, shape, held(store, shape), pa.concat_tables(expected))
 
 
+@pytest.mark.slow
 def test_imports_whose_feeder_is_killed_arrive_once(importing: Place) -> None:
     shape = shape_of()
     folder = importing.spec.options["import_folder"]

@@ -202,6 +202,7 @@ def test_two_feeds_at_once_bring_the_same(bench: Bench) -> None:
 
 @pytest.mark.parametrize("task", ["load", "sync"])
 @pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.slow
 def test_a_feed_that_was_frozen_changes_nothing_when_it_wakes(bench: Bench, task: str, cuts: bool) -> None:
     """It is stopped amid its work for longer than its lease, another one ends the work, then it goes on. Its connection is
     lost meanwhile, or stays: then the server ends its transaction after a while."""

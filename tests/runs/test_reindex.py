@@ -252,7 +252,15 @@ def letters(table: Folder) -> list[tuple[str | None, str, int, str, str]]:
     return sorted(found, key=str)
 
 
-@pytest.mark.parametrize(("mode", "refuses"), [("whole", True), ("chunks", False), ("means", True), ("places", False)])
+@pytest.mark.parametrize(
+    ("mode", "refuses"),
+    [
+        ("whole", True),
+        ("chunks", False),
+        pytest.param("means", True, marks=pytest.mark.slow),
+        pytest.param("places", False, marks=pytest.mark.slow),
+    ],
+)
 @settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_ten_generations_equal_a_build_from_nothing(mode, refuses, seed, tiny_model, tmp_path_factory):

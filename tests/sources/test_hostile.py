@@ -94,7 +94,9 @@ def here(code: str) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith("row.") else ()) for name in BOMBS]
+)
 def test_a_bomb_takes_at_most_a_gibibyte_and_is_told_by_name(tmp_path: Path, name: str) -> None:
     make, size = BOMBS[name]
     bomb = tmp_path / name

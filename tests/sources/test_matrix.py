@@ -75,6 +75,7 @@ def test_az(folder, tiny_model, tmp_path):
         check("az", url, server.storage_options, tiny_model, folder)
 
 
+@pytest.mark.slow
 def test_hf(folder, tiny_model, tmp_path):
     with hub_server() as hub:
         hub.repository("org/corpus", "datasets").commit(folder / "corpora", "main")

@@ -606,7 +606,7 @@ def test_a_file_changed_since_the_plan_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz"])
-@pytest.mark.parametrize("kind", ["moto", "rclone"])
+@pytest.mark.parametrize("kind", ["moto", pytest.param("rclone", marks=pytest.mark.slow)])
 def test_a_file_that_vanishes_from_the_store_is_no_dead_letter(
     tmp_path: Path, name: str, kind: str, servers: dict[str, S3Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -710,6 +710,7 @@ def test_a_parquet_file_with_one_row_group_is_streamed(tmp_path: Path) -> None:
     assert peak_mib(READ_ALL, str(tmp_path), "300000") < 150
 
 
+@pytest.mark.slow
 def test_a_csv_file_that_is_one_open_quote_is_not_held(tmp_path: Path) -> None:
     with (tmp_path / "a.csv").open("wb") as file:
         file.write(b'n,text\n0,"open\n')

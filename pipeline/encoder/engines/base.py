@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import RunError
+
 
 class OutOfMemory(Exception):
     """The batch did not fit into the device's memory; a smaller one may."""
@@ -22,6 +24,10 @@ class EngineLost(Exception):
         self.hung = hung
 
 
+class DeviceLost(RunError):
+    """The device, or this process's hold on it, is of no use any more. A new process may get it, or another device."""
+
+
 class Engine(Protocol):
     name: str
     """Summaries show the engine by this name."""
@@ -32,8 +38,8 @@ class Engine(Protocol):
         """ids int32 [n, width], lengths int32 [n] in 1..width -> vectors float32 [n, dim], in the order of the rows.
 
         Cells of `ids` past a row's length are never attended to. Raises OutOfMemory where fewer rows may fit, EngineLost
-        where its process was lost over them, RunError where the device itself is lost, anything else where the rows are at
-        fault.
+        where its process was lost over them, DeviceLost where the device itself is lost, anything else where the rows are
+        at fault, or on a GPU may be.
         """
         ...
 
@@ -61,6 +67,21 @@ class CompilingEngine(Engine, Protocol):
 
     longest: int | None
     """Tokens that a row may be padded to; None where there is no limit."""
+
+
+@runtime_checkable
+class FusingEngine(Engine, Protocol):
+    """Has two forms of attention, with the same vectors; which is faster depends on the processor and the width."""
+
+    may_fuse: bool
+    """False where only the plain form gives the model's vectors."""
+    fused_from: int | None
+    """Attention is fused in batches of at least this width; 0 means in all, None in none. It may be set anew between
+    batches."""
+
+    def settle(self, fused_from: int | None) -> None:
+        """Set `fused_from` for good, and give back what it needs no longer."""
+        ...
 
 
 @runtime_checkable

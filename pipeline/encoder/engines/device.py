@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.encoder.engines.base import OutOfMemory
-from pipeline.errors import InputError, RunError
+from pipeline.encoder.engines.base import DeviceLost, OutOfMemory
+from pipeline.errors import InputError
 
 
 def ready_device(name: str, threads: int) -> torch.device:
@@ -29,7 +29,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raise OutOfMemory or, for a device that is lost, RunError in the place of torch's errors; others pass through."""
+    """Raise OutOfMemory or, for a device that is lost, DeviceLost in the place of torch's errors; others pass through."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -38,7 +38,7 @@ def translated_errors() -> Iterator[None]:
             _free_cached_memory()
             raise OutOfMemory(text) from None
         if "CUDA error" in text:
-            raise RunError(f"the GPU failed and this process can't use it any more: {text}") from None
+            raise DeviceLost(f"the GPU failed and this process can't use it any more: {text}") from None
         raise
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+NOT_FUSED = "not_fused"
+"""A file of this name beside a graph says that it gives other vectors where its attention is fused."""
 KEPT_SHAPES = 256
 """Compiled code for so many shapes of a matrix is kept, some 100 kB each."""
 
@@ -22,7 +24,9 @@ class Unsupported(Exception):
 class Compiled:
     """A graph, ready to run on `threads` cores."""
 
-    def __init__(self, file: Path, threads: int) -> None:
+    def __init__(self, file: Path, threads: int, *, fused: bool = False) -> None:
+        """`fused`: attention is one piece of code, made for the graph, and not OpenVINO's own operators. Which is faster
+        depends on the processor and on the width of the rows."""
         settings = {
             # Without this, a processor that has bfloat16 would use it, unasked.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -31,8 +35,7 @@ class Compiled:
             # The encoders of one machine would all be pinned to its first cores.
             "ENABLE_CPU_PINNING": False,
             "CPU_RUNTIME_CACHE_CAPACITY": KEPT_SHAPES,
-            # Attention by its own operators: the code that would be made to fuse them is no faster, and slow to make.
-            "SNIPPETS_MODE": "DISABLE",
+            "SNIPPETS_MODE": "ENABLE" if fused else "DISABLE",
         }
         self._request = _core().compile_model(file, "CPU", settings).create_infer_request()
 
@@ -40,6 +43,11 @@ class Compiled:
         """ids and mask int64 [n, width] -> float32 [n, width, hidden], good until the next call."""
         hidden: NDArray[np.float32] = self._request.infer([ids, mask], share_inputs=True, share_outputs=True)[0]
         return hidden
+
+
+def may_fuse(file: Path) -> bool:
+    """Whether the graph's attention may be fused, as far as is known."""
+    return not (file.parent / NOT_FUSED).exists()
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pipeline.encoder.engines.graph import Unsupported
 from pipeline.model.cache import kept
 from pipeline.model.folder import EncoderSpec
 
-FORMAT = 3
+FORMAT = 4
 """Raised when a graph is made otherwise: graphs that are kept on nodes are then made anew."""
 PROOF_WIDTH = 512
 """Tokens in a row of the widest batch that a graph is proven with."""

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.encoder.batching import LEAST_TOKENS, packed_tokens, token_batches
+from pipeline.encoder.batching import packed_tokens, token_batches
 from pipeline.encoder.engines import row_attention
-from pipeline.encoder.engines.base import Answer
+from pipeline.encoder.engines.base import Answer, OutOfMemory
 from pipeline.encoder.engines.device import translated_errors
 from pipeline.encoder.engines.packing import PackedRows, pack_rows
 from pipeline.encoder.engines.recording import Outputs, Recording
@@ -26,8 +26,12 @@ from pipeline.model.quiet import quiet_transformers
 
 LEAST_SIZE = 1024
 """Tokens of the smallest constant size; the others are its doubles."""
-LEAST_LONGEST = 128
-"""A kernel is launched for rows of up to so many tokens, or 4, 16, 64 times as many: the longest row is no constant."""
+LONGEST_STEP = 128
+"""A kernel is launched for rows of up to so many tokens, or a multiple of them: the longest row is no constant. Kernels
+work on rows in pieces of this length."""
+LEAST_SLOTS, MOST_SLOTS = 64, 65_535
+"""A kernel is launched for so many rows at least, or for one of the doubles of that, empty ones included. It can't be
+launched for more than the most."""
 POOLING_OVERHEAD_TOKENS = 16384
 """Pooling one more matrix costs about as much time as this many tokens more in it."""
 
@@ -43,8 +47,10 @@ class PackedTorchEngine:
         self.in_flight = padded.in_flight
         self._padded = padded
         self._constant = constant
+        self._fill_length = min(LONGEST_STEP, spec.max_seq_length or LONGEST_STEP)
+        """It is no longer than rows may be: the model has no positions for more."""
         self._pad_id = padded.model.config.pad_token_id if ARCHITECTURES[spec.model_type].positions_after_pad else None
-        self._recordings: dict[tuple[int, int], Recording] = {}
+        self._recordings: dict[tuple[int, int, int], Recording] = {}
         self._pool = torch.cuda.graph_pool_handle() if constant and padded.device.type == "cuda" else None
         row_attention.register()
 
@@ -58,13 +64,19 @@ class PackedTorchEngine:
         return self._padded.encode(ids, lengths)
 
     def size(self, lengths: NDArray[np.int64]) -> int:
-        """The tokens that a batch is computed as. Short rows count as LEAST_TOKENS each, so that a size has a slot for
-        each row."""
+        """The tokens that a batch is computed as. Short rows count as LEAST_TOKENS each, so that rows are few."""
         return doubled(LEAST_SIZE, packed_tokens(lengths)) if self._constant else int(lengths.sum())
 
     @torch.inference_mode()
     def start_packed(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Answer:
         """ids int32 [sum of lengths], lengths int32 [n] -> float32 [n, dim], in the order of the rows."""
+        try:
+            return self._started(ids, lengths)
+        except OutOfMemory:
+            self.forget()  # Batches are smaller from now on, and recordings of larger ones would hold what they need.
+            raise
+
+    def _started(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Answer:
         with translated_errors(), quiet_transformers():
             rows = self._packed(ids, lengths)
             groups = token_batches(lengths.astype(np.int64), 2 * len(rows.ids), POOLING_OVERHEAD_TOKENS)
@@ -77,19 +89,30 @@ class PackedTorchEngine:
             answer = self._padded.transfer.to_host(vectors)
         return lambda: answer()[np.argsort(order)]
 
+    def forget(self) -> None:
+        """Give back the memory of what was recorded; sizes that come again are recorded anew."""
+        self._recordings.clear()
+
     def _packed(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> PackedRows:
         longest = int(lengths.max())
         if not self._constant:
             return pack_rows(ids, lengths, pad_id=self._pad_id, longest=longest)
         size = self.size(lengths.astype(np.int64))
-        slots = size // LEAST_TOKENS + size // LEAST_LONGEST + 1  # for the rows, and for those that fill up
-        longest = doubled(LEAST_LONGEST, longest, factor=4)
-        return pack_rows(ids, lengths, pad_id=self._pad_id, size=size, slots=slots, longest=longest)
+        fills = -(-(size - len(ids)) // self._fill_length)
+        return pack_rows(
+            ids,
+            lengths,
+            pad_id=self._pad_id,
+            size=size,
+            slots=slots_for(len(lengths) + fills),
+            longest=-(-longest // LONGEST_STEP) * LONGEST_STEP,
+            fill_length=self._fill_length,
+        )
 
     def _transform(self, inputs: Sequence[Tensor], longest: int) -> Outputs:
         if not self._constant:
             return self._forward(longest, *inputs)
-        key = len(inputs[0]), longest
+        key = len(inputs[0]), len(inputs[2]), longest
         if key not in self._recordings:
             self._recordings[key] = Recording(lambda *static: self._forward(longest, *static), inputs, self._pool)
         return self._recordings[key](*inputs)
@@ -139,11 +162,18 @@ class PackedTorchEngine:
         return torch.cat(vectors)
 
 
-def doubled(least: int, value: int, factor: int = 2) -> int:
-    """The smallest of least, least * factor, least * factor ** 2, ... that is not below value."""
+def doubled(least: int, value: int) -> int:
+    """The smallest of least, least * 2, least * 4, ... that is not below value."""
     while least < value:
-        least *= factor
+        least *= 2
     return least
+
+
+def slots_for(rows: int) -> int:
+    """The rows that a kernel is launched for. Raises OutOfMemory where a batch has too many: fewer fit."""
+    if rows > MOST_SLOTS:
+        raise OutOfMemory(f"a batch of {rows:,} rows; a kernel takes {MOST_SLOTS:,}")
+    return min(doubled(LEAST_SLOTS, rows), MOST_SLOTS)
 
 
 MOST_DIFFERENT = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 1e-3}
@@ -156,8 +186,8 @@ def packed_if_proven(padded: TorchEngine, spec: EncoderSpec) -> tuple[TorchEngin
     """(the fastest engine that gives the vectors of the padded one, why faster ones don't)."""
     notes: list[str] = []
     for words, constant in (("packed, at constant sizes", True), ("packed", False)):
+        packed = PackedTorchEngine(padded, spec, constant=constant)
         try:
-            packed = PackedTorchEngine(padded, spec, constant=constant)
             reason = difference(packed, padded, spec)
         except RunError:  # the device is lost
             raise
@@ -165,6 +195,7 @@ def packed_if_proven(padded: TorchEngine, spec: EncoderSpec) -> tuple[TorchEngin
             reason = f"{type(error).__name__}: {error}"
         if not reason:
             return packed, (*notes, *packed.unrecorded)
+        packed.forget()
         notes.append(f"not {words}: {reason}")
     return padded, tuple(notes)
 

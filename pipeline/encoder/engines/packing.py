@@ -24,22 +24,30 @@ class PackedRows:
 
 
 def pack_rows(
-    ids: Ids, lengths: Ids, *, pad_id: int | None, size: int | None = None, slots: int | None = None, longest: int
+    ids: Ids,
+    lengths: Ids,
+    *,
+    pad_id: int | None,
+    size: int | None = None,
+    slots: int | None = None,
+    longest: int,
+    fill_length: int | None = None,
 ) -> PackedRows:
     """The rows of `ids` one behind the other; rows of zeros fill up to `size` tokens.
 
     `pad_id`: positions count from behind this id, and a token of this id has it as its position. None: they count from 0.
-    `slots`: rows, those that fill up included.
+    `slots`: rows, those that fill up included. `fill_length`: tokens of a row that fills up, which must not have positions
+    that the model lacks; `longest` where it is None.
     """
-    missing = 0 if size is None else size - len(ids)
-    if missing < 0 or lengths.max() > longest or (slots is not None and slots < len(lengths) - (-missing // longest)):
+    missing, each = 0 if size is None else size - len(ids), longest if fill_length is None else fill_length
+    if missing < 0 or lengths.max() > longest or (slots is not None and slots < len(lengths) - (-missing // each)):
         raise ValueError(
             f"{len(lengths)} rows of {len(ids)} tokens, the longest {lengths.max()}, don't fit into {slots} rows of "
             f"{size} tokens, the longest {longest}"
         )
-    fill = np.full(-(-missing // longest), longest, np.int32)
-    if missing % longest:
-        fill[-1] = missing % longest
+    fill = np.full(-(-missing // each), each, np.int32)
+    if missing % each:
+        fill[-1] = missing % each
     ids = np.concatenate([ids, np.zeros(missing, np.int32)])
     lengths = np.concatenate([lengths, fill])
     empty = 0 if slots is None else slots - len(lengths)

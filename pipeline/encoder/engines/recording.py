@@ -12,8 +12,17 @@ from torch import Tensor
 
 Outputs = tuple[Tensor, Sequence[Tensor]]
 
+RECOVERS_FROM = (2, 12)
+"""Where a recording fails, earlier releases of torch stay in it: a later lack of memory is an assertion in there, and rows
+would be blamed for it. They don't record."""
 WARM_UPS = 2
 """Calls before a recording: libraries choose and set up what can't be set up within one."""
+
+
+def recovers(release: str) -> bool:
+    """Whether this release of torch goes on after a recording that failed."""
+    major, minor = release.split(".")[:2]
+    return (int(major), int(minor)) >= RECOVERS_FROM
 
 
 class Recording:
@@ -26,7 +35,10 @@ class Recording:
         self.refused = ""
         """Why it can't be recorded."""
         if self._inputs[0].is_cuda:
-            self._record(pool)
+            if recovers(torch.__version__):
+                self._record(pool)
+            else:
+                self.refused = f"torch {torch.__version__} can't recover from a recording that fails"
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """The outputs are overwritten by the next call."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import Encoder
-from pipeline.encoder.engines import packed_torch, row_attention
+from pipeline.encoder.engines import packed_torch, recording, row_attention
 from pipeline.encoder.engines.base import OutOfMemory, PackingEngine, StreamingEngine
 from pipeline.encoder.engines.packed_torch import PackedTorchEngine, packed_if_proven
 from pipeline.encoder.engines.torch import TorchEngine
@@ -378,3 +378,61 @@ def test_a_lack_of_memory_is_told_as_one(tmp_path):
     padded.model.register_forward_pre_hook(fail)
     with pytest.raises(OutOfMemory):
         PackedTorchEngine(padded, spec, constant=True).start_packed(random_ids([4]), np.array([4], np.int32))
+
+
+# --- sizes, slots and memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("longest", [1, 40, 129, 130])
+def test_what_fills_up_has_no_position_that_the_model_lacks(tmp_path, longest):
+    """The table of positions ends at 130."""
+    padded, spec = engine_of(build_architecture(tmp_path, "bert", max_seq_length=130))
+    lengths = [longest, 3, 1]
+    assert_same(PackedTorchEngine(padded, spec, constant=True), padded, random_ids(lengths), lengths)
+
+
+def shapes_of(engine, lengths) -> tuple[int, int, int]:
+    """(tokens, slots, longest) that the transformer is launched for."""
+    rows = engine._packed(random_ids(lengths), np.array(lengths, np.int32))
+    return len(rows.ids), len(rows.bounds) - 1, rows.longest
+
+
+def test_a_kernel_is_launched_for_about_as_many_rows_as_there_are(engines):
+    engine = engines("bert")[1][True]
+    for lengths in ([WIDTH] * 300, [8] * 500, [1] * 3, [WIDTH] + [1] * 1000):
+        tokens, slots, longest = shapes_of(engine, lengths)
+        assert len(lengths) <= slots <= max(64, 2 * (len(lengths) + tokens // WIDTH + 1))
+        assert (tokens, longest) == (engine.size(np.array(lengths)), 128)
+
+
+def test_shapes_are_few_whatever_the_rows(engines):
+    engine, generator = engines("bert")[1][True], np.random.default_rng(3)
+    shapes = {
+        shapes_of(engine, generator.integers(1, WIDTH + 1, generator.integers(1, 400)).tolist()) for _ in range(200)
+    }
+    assert len(shapes) <= 30
+
+
+def test_more_rows_than_a_kernel_takes_are_a_smaller_batch():
+    assert packed_torch.slots_for(65_535) == packed_torch.slots_for(40_000) == 65_535
+    with pytest.raises(OutOfMemory, match="65,536 rows"):
+        packed_torch.slots_for(65_536)
+
+
+def test_where_memory_is_short_recordings_of_larger_sizes_are_given_back(engines, tmp_path):
+    padded, spec = engine_of(build_tiny_model(tmp_path))
+    packed = PackedTorchEngine(padded, spec, constant=True)
+    packed.start_packed(random_ids([4]), np.array([4], np.int32))()
+    assert packed._recordings
+    hook = padded.model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no more")))
+    with pytest.raises(OutOfMemory):
+        packed.start_packed(random_ids([400] * 6), np.array([60] * 40, np.int32))
+    hook.remove()
+    assert not packed._recordings
+
+
+@pytest.mark.parametrize(
+    ("release", "recovers"), [("2.11.0+cu128", False), ("2.9.1", False), ("2.12.0", True), ("3.0.0a0+git", True)]
+)
+def test_only_releases_that_recover_from_a_failed_recording_record(release, recovers):
+    assert recording.recovers(release) is recovers
