@@ -157,6 +157,8 @@ class Report:
     """It holds the sources that can't be read to their end, by their number in the unit."""
     unfit: Unfit | None
     """It tells of rows that are of another type than their columns."""
+    told: str = ""
+    """A person should be told this of the tokenizer."""
 
     @property
     def source_changed(self) -> bool:
@@ -178,6 +180,7 @@ def report_of(row: Mapping[str, Any]) -> Report:
         refused=row["refused"],
         unread=unread_of(row["unread"]),
         unfit=unfit_of(row["unfit"]),
+        told=row["told"] or "",
     )
 
 

@@ -37,7 +37,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
     started = time.time()
     filtered = prepared.spec.source.where is not None or prepared.spec.source.on_null == "skip"
     # Reports are added up and not kept: a large corpus has millions of slices.
-    busy, engines, changed = Busy(), set[str](), ""
+    busy, engines, told, changed = Busy(), set[str](), set[str](), ""
     rows, effort = 0, Effort()
     units = {task.unit.unit_id: task.unit for task in tasks}
     unread: dict[str, UnreadFile] = {}
@@ -49,6 +49,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         for report in coming:
             busy.add(report)
             engines.add(report.engine)
+            told.add(report.told)
             if report.refused is None:
                 progress.recorded(report.num_rows, report.failed, report.last)
                 unread |= _unread_in(report, units[report.unit_id])
@@ -73,6 +74,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         start_s=busy.first_start - started,
         workers=executor.description,
         engines="; ".join(sorted(engines - {""})),
+        told=tuple(sorted(told - {""})),
     )
 
 

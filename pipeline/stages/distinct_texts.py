@@ -88,6 +88,7 @@ def _tokenize(
         dead_letters=to_ipc(dead_letters),
         effort=effort_to_json(effort),
         texts=True,
+        told=tokenizer.told or None,
     )
 
 

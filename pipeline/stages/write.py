@@ -102,7 +102,7 @@ def record_slice(row: pa.Table, staged: Staged, table: Folder) -> pa.Table:
         "effort": effort_to_json(record.effort),
     } | {
         name: row.column(name)[0].as_py()
-        for name in ("encoder", "engine", "encode_start", "encode_stop", "unread", "unfit")
+        for name in ("encoder", "engine", "encode_start", "encode_stop", "unread", "unfit", "told")
     }
     return pa.Table.from_pylist([report], REPORT)
 
