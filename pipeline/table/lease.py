@@ -88,8 +88,11 @@ class Lease:
             self._go_on(released=True)
 
     def release_if_ours(self) -> None:
-        """The table is free, if this lease was created at all."""
-        if self.table.read(layout.lease(self.number, self.folder)) == self._content(released=False):
+        """The table is free, if this lease was created at all. An interrupt may have come between its creation, or its
+        renewal, and the note of it."""
+        last = max(_numbers(self.table, self.folder), default=self.number)
+        if self.table.read(layout.lease(last, self.folder)) == self._content(released=False):
+            self.number, self.lost = last, False
             self.release()
 
     def _go_on(self, *, released: bool) -> bool:
@@ -123,8 +126,14 @@ def holder(table: Folder, now: float) -> Holder | None:
     return found if found is not None and found.until > now and not is_dead(found.owner) else None
 
 
-def take(table: Folder, work: str, seconds: float = LEASE_S, folder: str = layout.LEASES) -> Lease:
-    """Take the table. Raises TableBusy, which says who has it until when."""
+def take(
+    table: Folder,
+    work: str,
+    seconds: float = LEASE_S,
+    folder: str = layout.LEASES,
+    tried: list[Lease] | None = None,
+) -> Lease:
+    """Take the table. Raises TableBusy, which says who has it until when. `tried` gets each lease before it is created."""
     while True:
         number, found = _last(table, folder)
         if found is not None and not is_dead(found.owner) and found.until > clock.now(table):
@@ -134,6 +143,8 @@ def take(table: Folder, work: str, seconds: float = LEASE_S, folder: str = layou
             )
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         lease = Lease(table=table, folder=folder, number=number + 1, work=work, seconds=seconds, since=since)
+        if tried is not None:
+            tried.append(lease)
         try:
             if lease.create():
                 return lease
@@ -144,13 +155,20 @@ def take(table: Folder, work: str, seconds: float = LEASE_S, folder: str = layou
             raise
 
 
-def take_patiently(table: Folder, work: str, seconds: float, wait_s: float, folder: str = layout.LEASES) -> Lease:
+def take_patiently(
+    table: Folder,
+    work: str,
+    seconds: float,
+    wait_s: float,
+    folder: str = layout.LEASES,
+    tried: list[Lease] | None = None,
+) -> Lease:
     """Take the table, and wait for so long at most until it is free. Raises TableBusy."""
     give_up = time.monotonic() + wait_s
     told = False
     while True:
         try:
-            return take(table, work, seconds, folder)
+            return take(table, work, seconds, folder, tried)
         except TableBusy as busy:
             left = give_up - time.monotonic()
             if left <= 0:
@@ -169,17 +187,28 @@ def held(
 
     A lease that is lost meanwhile ends nothing, because the commit decides which of two runs publishes.
     """
-    lease = take_patiently(table, work, seconds, wait_s, folder)
-    ended = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(lease, ended), name="lease", daemon=True)
-    renewing.start()
+    ended, renewing, leases = threading.Event(), None, list[Lease]()
     try:
+        lease = take_patiently(table, work, seconds, wait_s, folder, leases)
+        renewing = threading.Thread(target=_renew, args=(lease, ended), name="lease", daemon=True)
+        renewing.start()
         yield lease
     finally:
-        ended.set()
+        # What was tried counts as well: an interrupt may come between the lease's creation and its first use.
+        try:
+            _give_back(leases, ended, renewing)
+        except KeyboardInterrupt:  # Only the first signal raises it.
+            _give_back(leases, ended, renewing)
+            raise
+
+
+def _give_back(leases: list[Lease], ended: threading.Event, renewing: threading.Thread | None) -> None:
+    ended.set()
+    if renewing is not None and renewing.ident is not None:
         renewing.join()
+    for lease in leases[-1:]:
         with _told("can't give back"):
-            lease.release()
+            lease.release_if_ours()
 
 
 def _renew(lease: Lease, ended: threading.Event) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import inspect
 import os
 import subprocess
 import sys
@@ -365,3 +366,33 @@ def test_of_many_that_start_in_the_same_instant_on_a_store_one_has_it(server, mo
         started = [pool.submit(lease.take, table, "reindex", HOUR_S) for _ in range(racers)]
         errors = [run.exception() for run in started]
     assert sorted(type(error).__name__ for error in errors) == ["NoneType"] + ["TableBusy"] * (racers - 1), errors
+
+
+@pytest.mark.parametrize("call", range(60))
+def test_an_interrupt_at_any_moment_leaves_the_table_free(call, tmp_path):
+    """KeyboardInterrupt comes where the main thread makes its n-th call into the module, in it or behind it."""
+    table = Folder(str(tmp_path))
+    calls = 0
+
+    def interrupt(frame, event, argument):
+        nonlocal calls
+        # A profiler that raises as a generator goes on would end it outside of its blocks, as no signal does.
+        ours = frame.f_code.co_filename == lease.__file__ and not frame.f_code.co_flags & inspect.CO_GENERATOR
+        if ours and event in ("call", "return"):
+            calls += 1
+            if calls == call + 1:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    try:
+        with contextlib.suppress(KeyboardInterrupt), lease.held(table, "embed", HOUR_S) as held:
+            held.renew()
+            sys.setprofile(interrupt)
+            held.renew()
+            sys.setprofile(None)
+        sys.setprofile(interrupt)
+        with contextlib.suppress(KeyboardInterrupt), lease.held(table, "reindex", HOUR_S):
+            pass
+    finally:
+        sys.setprofile(None)
+    lease.take(table, "status").release()
