@@ -72,8 +72,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,openvino,demo]"
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed fast-tokenizers.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,openvino,demo,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(VENV)/fast-tokenizers -r fast-tokenizers.txt
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev benchmarks/daft.txt

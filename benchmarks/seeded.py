@@ -1,15 +1,18 @@
-"""A BERT of a given size with seeded weights, saved in the sentence-transformers format, and texts of given lengths for it.
+"""A BERT or a static model of a given size with seeded weights, saved in the sentence-transformers format, and texts of given
+lengths for it.
 
 Needs torch, transformers and tokenizers alone: nothing is fetched. Every word of the texts is one token.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -83,6 +86,29 @@ def build(size: Size, folder: Path) -> Path:
     )
     (folder / "2_Normalize").mkdir()
     _write(folder / "sentence_bert_config.json", {"max_seq_length": size.max_seq_length, "do_lower_case": False})
+    _write(folder / "config_sentence_transformers.json", {"__version__": {"sentence_transformers": "3.4.1"}})
+    return folder
+
+
+def build_static(folder: Path, dim: int, tokenizer: Path | None = None) -> Path:
+    """StaticEmbedding -> normalize: a vector per token, whose mean is that of a text. The tokenizer's file may be another
+    model's."""
+    inner = folder / "0_StaticEmbedding"
+    inner.mkdir(parents=True)
+    if tokenizer is None:
+        _save_tokenizer(inner, [*SPECIALS, *(f"w{number}" for number in range(SIZES["base"].words))])
+    else:
+        shutil.copy(tokenizer, inner / "tokenizer.json")
+    words = Tokenizer.from_file(str(inner / "tokenizer.json")).get_vocab_size()
+    vectors = np.random.default_rng(0).standard_normal((words, dim), np.float32)
+    save_file({"embedding.weight": vectors}, inner / "model.safetensors")
+    kinds = [("0_StaticEmbedding", "StaticEmbedding"), ("1_Normalize", "Normalize")]
+    entries = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds)
+    ]
+    _write(folder / "modules.json", entries)
+    (folder / "1_Normalize").mkdir()
     _write(folder / "config_sentence_transformers.json", {"__version__": {"sentence_transformers": "3.4.1"}})
     return folder
 

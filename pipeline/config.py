@@ -254,6 +254,9 @@ class TableSpec:
     dtype: Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"] = "float32"
     """Vectors are stored in it. int8 and uint8 hold steps of each dimension's range, which is measured once per table;
     binary and ubinary hold signs, a bit per dimension."""
+    encoding: Literal["plain", "byte_stream_split"] = "plain"
+    """Numbers of float32 vectors are laid out so in the files. byte_stream_split is smaller and quicker to write, but
+    some readers can't read it; changing it encodes nothing anew."""
     keep_text: bool = True
     """True stores the text beside its vector."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -277,6 +280,12 @@ class TableSpec:
                     'characters and none of / \\ = % ? * : ; & # " < > | [ ] { } ^ `'
                 )
         _check_distinct("table.partition_by", self.partition_by)
+        if self.encoding != "plain" and self.dtype != "float32":
+            # DuckDB can't read float16 that is split, and bytes can't be split at all.
+            raise ConfigError(
+                f"table.encoding is {self.encoding!r}, which is for vectors of float32 alone, and table.dtype is "
+                f"{self.dtype!r}: leave table.encoding out"
+            )
         if self.embedding_column in self.partition_by:
             raise ConfigError(f"table.embedding_column {self.embedding_column!r} is also in table.partition_by")
 
@@ -302,7 +311,7 @@ class ResourceSpec:
     tokenizers: int | Auto = "auto"
     """So many workers read and tokenize; auto goes by what the encoders take."""
     writers: int | Auto = "auto"
-    """So many workers write parts; auto has one for every four encoders, and at least one."""
+    """So many workers write parts; auto goes by what the encoders give."""
 
     def __post_init__(self) -> None:
         whole = ("encoders", "cpus_per_encoder", "batch_tokens", "tokenizers", "writers")

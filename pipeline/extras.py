@@ -28,6 +28,11 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 """It maps the name of each extra to the packages that it brings."""
 
 
+FAST_TOKENIZERS_FOLDER = "fast-tokenizers"
+"""This folder of sys.prefix, which all processes of an installation have in common, holds a second release of tokenizers.
+No extra can bring it: transformers needs another one."""
+
+
 def install(extra: str) -> str:
     """Return the command that installs what an extra brings."""
     if extra not in EXTRAS:

@@ -21,6 +21,7 @@ SEMANTICS = 1
 """Raised when our own code moves a vector beyond the stated tolerance."""
 
 _NULL = b"\x00"
+_BEFORE_VALUE = struct.Struct("<BQ").pack
 _NAN = struct.pack("<d", float("nan"))
 
 
@@ -70,13 +71,9 @@ def _given(value: int | None) -> list[int]:
 
 def content_hashes(texts: pa.Array | pa.ChunkedArray, prompt: str) -> pa.Array:
     """binary(16) per text, over exactly what the model reads: prompt + text in UTF-8, not normalised."""
-    seed = hashlib.blake2b(prompt.encode(), digest_size=16)
-    hashes = []
-    for value in pc.cast(texts, pa.large_binary()):
-        state = seed.copy()
-        state.update(value.as_buffer())
-        hashes.append(state.digest())
-    return pa.array(hashes, pa.binary(16))
+    before, blake2b = prompt.encode(), hashlib.blake2b
+    values = pc.cast(texts, pa.large_binary()).to_pylist()
+    return pa.array([blake2b(before + value, digest_size=16).digest() for value in values], pa.binary(16))
 
 
 def id_hashes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
@@ -91,19 +88,23 @@ def row_hashes(columns: pa.Table, more: pa.Table | None = None, row: Iterable[in
     With `more` a hash per row of it, over the columns of row `row[i]` of `columns` and then its own: as if they had been
     repeated, but hashed once.
     """
-    states = _hashed([hashlib.blake2b(digest_size=8) for _ in range(columns.num_rows)], columns)
-    if more is not None:
-        states = _hashed([states[number].copy() for number in row], more)
-    return pa.array(np.frombuffer(b"".join(state.digest() for state in states), np.int64))
+    blake2b = hashlib.blake2b
+    if more is None:
+        hashes = [blake2b(values, digest_size=8).digest() for values in _encoded_rows(columns)]
+    else:
+        states = [blake2b(values, digest_size=8) for values in _encoded_rows(columns)]
+        copies = [states[number].copy() for number in row]
+        for state, values in zip(copies, _encoded_rows(more), strict=True):
+            state.update(values)
+        hashes = [state.digest() for state in copies]
+    return pa.array(np.frombuffer(b"".join(hashes), np.int64))
 
 
-def _hashed(states: list[Any], columns: pa.Table) -> list[Any]:
-    """The hash states after the values of each row."""
-    if columns.num_columns:
-        encoded = [_encode_column(column) for column in columns.columns]
-        for state, values in zip(states, zip(*encoded, strict=True), strict=True):
-            state.update(b"".join(values))
-    return states
+def _encoded_rows(columns: pa.Table) -> Iterable[bytes]:
+    """The values of each row, one after the other."""
+    if not columns.num_columns:
+        return [b""] * columns.num_rows
+    return map(b"".join, zip(*map(_encode_column, columns.columns), strict=True))
 
 
 def _encode_column(values: pa.Array | pa.ChunkedArray) -> Iterable[bytes]:
@@ -117,7 +118,7 @@ def _encode_column(values: pa.Array | pa.ChunkedArray) -> Iterable[bytes]:
         known = [*_encode_column(values.dictionary), _NULL]
         places = pc.fill_null(values.indices.cast(pa.int64()), len(known) - 1)
         return [known[place] for place in places.to_numpy().tolist()]
-    return [_NULL if value is None else struct.pack("<BQ", 1, len(value)) + value for value in _value_bytes(values)]
+    return [_NULL if value is None else _BEFORE_VALUE(1, len(value)) + value for value in _value_bytes(values)]
 
 
 def _value_bytes(values: pa.Array) -> Iterable[bytes | None]:
@@ -125,7 +126,7 @@ def _value_bytes(values: pa.Array) -> Iterable[bytes | None]:
     values = decode(values)
     kind = values.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return [None if value is None else value.encode() for value in values.to_pylist()]
+        return list(values.cast(pa.large_binary()).to_pylist())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return list(values.to_pylist())
     if pa.types.is_floating(kind):

@@ -2,6 +2,10 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +13,8 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import arithmetic, corpora, gpu, quality, reindex, results, seeded
+import pipeline
+from benchmarks import arithmetic, corpora, flow, gpu, quality, reindex, results, seeded
 from benchmarks.contestants import Settings, Turn
 from benchmarks.processes import Process
 from pipeline.config import ModelSpec
@@ -124,3 +129,61 @@ def test_cosines_are_of_texts_that_have_vectors() -> None:
     exact = np.array([[1, 0], [0, 2], [0, 0]], np.float32)
     int8 = np.array([[3, 4], [0, 1], [0, 0]], np.float32)
     np.testing.assert_allclose(quality._cosines(exact, int8), [0.6, 1.0])
+
+
+def test_work_inside_of_other_work_counts_for_itself_alone():
+    clock = flow.Clock()
+
+    class Work:
+        def outer(self):
+            _spin(0.05)
+            self.inner()
+
+        def inner(self):
+            _spin(0.1)
+
+        def steps(self):
+            for _ in range(3):
+                _spin(0.02)
+                yield
+
+    clock.watch(Work, "outer", "outer")
+    clock.watch(Work, "inner", "inner")
+    clock.watch(Work, "steps", "steps")
+    Work().outer()
+    for _ in Work().steps():
+        _spin(0.02)
+    assert clock.seconds["outer"] == pytest.approx(0.05, abs=0.02)
+    assert clock.seconds["inner"] == pytest.approx(0.1, abs=0.02)
+    assert clock.seconds["steps"] == pytest.approx(0.06, abs=0.02)
+
+
+def _spin(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def test_a_metronome_takes_rows_at_its_rate_and_tells_when(tmp_path):
+    script = (
+        "from pipeline.encoder.encoder import build_encoder\n"
+        "from types import SimpleNamespace\n"
+        "import numpy as np\n"
+        "engine = build_encoder(SimpleNamespace(dim=8), 'cpu', 1).engine\n"
+        "answers = [engine.start(np.zeros((100, 4), np.int32), np.full(100, 4)) for _ in range(2)]\n"
+        "assert [answer().shape for answer in answers] == [(100, 8), (100, 8)]\n"
+    )
+    environment = os.environ | flow.with_metronome(1000, str(tmp_path))
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    (first, second) = flow.beats_of(tmp_path)
+    assert first[2] == second[2] == 100
+    assert first[1] - first[0] == pytest.approx(0.1)
+    assert second[0] == first[1]
+
+
+def test_a_seeded_static_model_gives_unit_vectors_of_its_size(tmp_path):
+    folder = seeded.build_static(tmp_path / "model", 24)
+    vectors = pipeline.encode({"path": str(folder)}, ["w1 w2", "w2 w1", "w3"])
+    assert vectors.shape == (3, 24)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+    assert np.allclose(vectors[0], vectors[1], atol=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline.extras import EXTRAS, PROJECT, install
+from pipeline.extras import EXTRAS, FAST_TOKENIZERS_FOLDER, PROJECT, install
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,3 +30,11 @@ def test_no_other_file_knows_how_an_extra_is_installed():
         if re.search(r"pip install [^\n]*embedding-pipeline", path.read_text(encoding="utf-8"))
     ]
     assert found == []
+
+
+def test_the_fast_tokenizers_are_installed_where_they_are_looked_for():
+    given = f"--no-deps --target $(VENV)/{FAST_TOKENIZERS_FOLDER} -r fast-tokenizers.txt\n"
+    assert given in (ROOT / "Makefile").read_text(encoding="utf-8")
+    [release] = [line for line in (ROOT / "fast-tokenizers.txt").read_text().splitlines() if not line.startswith("#")]
+    told = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    assert f'/{FAST_TOKENIZERS_FOLDER}" {release}\n' in told

@@ -18,7 +18,7 @@ from pipeline.model.folder import EncoderSpec, Int8Graph
 
 MEASURED_ON, JUDGED_ON = 256, 256
 """The activations of so many texts are measured at most, and the result is judged on so many others."""
-MOST_TOKENS = 16_384
+MOST_TOKENS = 8_192
 """Fewer texts are measured, or judged, where they have more tokens than that together."""
 FEWEST = 16
 """So many different texts are needed: with fewer, ranges and ranks say little."""

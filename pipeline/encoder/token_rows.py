@@ -3,7 +3,7 @@
 This file knows no tokenizer and no model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,8 +49,35 @@ class TokenRows:
         )
 
     @staticmethod
+    def placed(
+        pieces: "Sequence[tuple[Sequence[int] | NDArray[np.int64], TokenRows]]",
+        length: int,
+        failed: Mapping[int, str] | None = None,
+    ) -> "TokenRows":
+        """`length` rows: each piece comes with the places of its rows, and a later one takes places of an earlier one.
+
+        A row that no piece has is empty. `failed` joins what failed in the pieces.
+        """
+        rows = TokenRows.concatenated([piece for _, piece in pieces])
+        source = np.full(length, len(rows), np.int64)
+        first, reasons = 0, dict(failed or {})
+        for places, piece in pieces:
+            here = np.asarray(places, np.int64)
+            source[here] = np.arange(first, first + len(piece))
+            for row in here.tolist() if reasons else ():
+                reasons.pop(row, None)
+            reasons |= {int(here[row]): reason for row, reason in piece.failed.items()}
+            first += len(piece)
+        begins, lengths = np.append(rows.offsets[:-1], 0)[source], np.append(rows.lengths, 0)[source]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.repeat(begins - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return TokenRows(rows.ids[within], offsets, np.append(rows.truncated, False)[source], reasons)
+
+    @staticmethod
     def concatenated(pieces: "Sequence[TokenRows]") -> "TokenRows":
         """All rows of all pieces, in order."""
+        if len(pieces) == 1:
+            return pieces[0]
         firsts = np.cumsum([0, *map(len, pieces)]).tolist()
         lengths = [piece.lengths for piece in pieces]
         return TokenRows(

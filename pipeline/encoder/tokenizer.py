@@ -1,30 +1,29 @@
 """Texts in, token ids out: exactly those that sentence-transformers 6.2 would feed the model, in flat int32 arrays.
 
-Uses the Rust tokenizer behind transformers' AutoTokenizer; prompt, truncation and special tokens are put on here. Knows
-no model weights, no batches and no files but the tokenizer's own.
+Uses the Rust tokenizer behind transformers' AutoTokenizer, or a faster one where it gives the same ids; prompt,
+truncation and special tokens are put on here. Knows no model weights, no batches and no files but the tokenizer's own.
 """
 
 import copy
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoder.fast_tokenizer import FastTokenizer
+from pipeline.encoder.text_ranges import text_lengths, text_ranges
 from pipeline.encoder.token_rows import TokenRows
-from pipeline.encoder.tokenizer_backend import load_fast, load_static, refused, safe_cuts, special_frame
+from pipeline.encoder.tokenizer_backend import encode_each, load_fast, load_static, refused, safe_cuts, special_frame
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec
 
 Key = TypeVar("Key")
-_Row = tuple[list[int], bool]
-"""(ids, truncated) of one text."""
 Offsets = tuple[NDArray[np.int64], NDArray[np.int64]]
 """[tokens] each: where the tokens of a text begin and where they end, in characters."""
-_NO_TOKENS: _Row = ([], False)
 
 _HEAD_CHARS_PER_TOKEN = 8
 """So many characters per token of the model's length nearly always fill it; where they don't, all text is read."""
@@ -67,6 +66,7 @@ class Tokenizer:
             self._side = tokenizer.truncation_side
         with refused(f"the tokenizer in {str(spec.transformer_folder)!r} doesn't work"):
             self._try_out(spec.max_seq_length, is_static=spec.is_static)
+        self._fast = FastTokenizer(self._backend, spec.prompt, threads)
 
     def _try_out(self, length: int | None, *, is_static: bool) -> None:
         """Find out how the tokenizer frames and cuts texts."""
@@ -98,14 +98,17 @@ class Tokenizer:
             for row, text in enumerate(texts)
             if not isinstance(text, str)
         }
-        prompted = {row: self._prompt + text for row, text in enumerate(texts) if row not in failed}
-        done = self._heads(prompted)
-        done |= self._encode({row: text for row, text in prompted.items() if row not in done}, failed)
-        rows = [done.get(row, _NO_TOKENS) for row in range(len(texts))]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(ids) for ids, _ in rows], out=offsets[1:])
-        ids = np.fromiter(itertools.chain.from_iterable(ids for ids, _ in rows), np.int32, int(offsets[-1]))
-        return TokenRows(ids, offsets, np.array([cut for _, cut in rows], np.bool_), failed)
+        good = [text for row, text in enumerate(texts) if row not in failed] if failed else texts
+        rows = self._tokenize([self._prompt + text for text in good] if self._prompt else good)
+        if not failed:
+            return rows
+        places = [row for row in range(len(texts)) if row not in failed]
+        return TokenRows.placed([(places, rows)], len(texts), failed)
+
+    @property
+    def told(self) -> str:
+        """What a person should be told of the library that gave the ids; mostly nothing."""
+        return self._fast.told
 
     def offsets(self, texts: Sequence[str]) -> tuple[dict[int, Offsets], dict[int, str]]:
         """(the offsets of each text alone, why the others failed): no prompt, no special tokens, nothing cut off.
@@ -119,7 +122,7 @@ class Tokenizer:
             ((row, first), piece) for row, text in enumerate(texts) for first, piece in _segments(text)
         ):
             refused: dict[tuple[int, int], str] = {}
-            encodings = self._halving(
+            encodings = encode_each(
                 batch, refused, lambda some: self._whole.encode_batch(some, add_special_tokens=False)
             )
             for (row, first), encoding in encodings.items():
@@ -147,19 +150,32 @@ class Tokenizer:
         """
         if not self._prompt:
             return 0
-        ids, _ = self._encode({0: self._prompt}, {}).get(0, _NO_TOKENS)
+        ids = self._encode([self._prompt]).ids.tolist()
         return len(ids) - (1 if ids and ids[-1] in self._special_ids else 0)
 
-    def _heads(self, texts: dict[int, str]) -> dict[int, _Row]:
-        """The long texts whose beginning alone fills the model's length: the rest can't change what is kept.
+    def _tokenize(self, texts: Sequence[str]) -> TokenRows:
+        """The ids of each text, the prompt in it. Of a long one only the beginning is read if that fills the model's
+        length.
 
-        The library would tokenize all of a text before it cuts; this is ten times faster on 20,000 characters.
+        The rest can't change what is kept, and the library would tokenize all of it: this is ten times faster on 20,000
+        characters.
         """
+        heads = self._heads(texts)
+        if not heads:
+            return self._encode(texts)
+        rows = self._encode([heads.get(row, text) for row, text in enumerate(texts)])
+        short = [row for row in heads if not rows.truncated[row]]
+        if not short:
+            return rows
+        whole = self._encode([texts[row] for row in short])
+        return TokenRows.placed([(range(len(texts)), rows), (short, whole)], len(texts))
+
+    def _heads(self, texts: Sequence[str]) -> dict[int, str]:
+        """Row -> the beginning of its text, for long texts that can be cut."""
         if self._cut is None:
             return {}
-        heads = {row: self._head(text) for row, text in texts.items() if len(text) > self._head_chars}
-        found = self._encode({row: head for row, head in heads.items() if head is not None}, {})
-        return {row: (ids, cut) for row, (ids, cut) in found.items() if cut}
+        heads = {row: self._head(text) for row, text in enumerate(texts) if len(text) > self._head_chars}
+        return {row: head for row, head in heads.items() if head is not None}
 
     def _head(self, text: str) -> str | None:
         """A beginning of the text that ends where it can be cut; None where there is no such place."""
@@ -170,46 +186,57 @@ class Tokenizer:
                 return text[:end]
         return None
 
-    def _encode(self, texts: dict[int, str], failed: dict[int, str]) -> dict[int, _Row]:
-        """Row -> (ids, truncated)."""
+    def _encode(self, texts: Sequence[str]) -> TokenRows:
+        """The ids of each text, framed and cut."""
+        ranges = text_ranges(text_lengths(texts), _BATCH_CHARS)
+        return TokenRows.concatenated([self._encode_batch(texts[start:stop]) for start, stop in ranges])
+
+    def _encode_batch(self, texts: Sequence[str]) -> TokenRows:
+        found = self._fast.encode(texts) if self._framed_here else None
+        if found is None:
+            return self._encode_installed(texts)
+        rows = self._framed(found.ids, found.lengths, self._room)
+        if len(rows) == len(texts):
+            return rows
+        rest = sorted(set(range(len(texts))).difference(found.places.tolist()))
+        others = self._encode_installed([texts[row] for row in rest])
+        return TokenRows.placed([(found.places, rows), (rest, others)], len(texts))
+
+    def _encode_installed(self, texts: Sequence[str]) -> TokenRows:
+        """The ids of each text by the installed library."""
         add_special_tokens = self._adds_special_tokens and not self._framed_here
-        rows: dict[int, _Row] = {}
-        for batch in _batches(texts.items()):
-            encodings = self._halving(
-                batch, failed, lambda some: self._backend.encode_batch_fast(some, add_special_tokens=add_special_tokens)
-            )
-            rows |= {row: self._row(encoding) for row, encoding in encodings.items()}
-        return rows
+        failed: dict[int, str] = {}
+        encodings = encode_each(
+            dict(enumerate(texts)),
+            failed,
+            lambda some: self._backend.encode_batch_fast(some, add_special_tokens=add_special_tokens),
+        )
+        ids, lengths = _flat([encoding.ids for encoding in encodings.values()])
+        if self._framed_here:
+            rows = self._framed(ids, lengths, self._room)
+        else:
+            cut = np.array([bool(encoding.overflowing) for encoding in encodings.values()], np.bool_)
+            rows = TokenRows(ids, _offsets(lengths), cut)
+        return TokenRows.placed([(list(encodings), rows)], len(texts), failed) if failed else rows
 
-    def _halving(
-        self, texts: dict[Key, str], failed: dict[Key, str], encode: Callable[[list[str]], Sequence[Any]]
-    ) -> dict[Key, Any]:
-        """The answer of `encode` for each text. A batch that raises is halved down to the text at fault, which goes to
-        `failed`."""
-        if not texts:
-            return {}
-        try:
-            return dict(zip(texts, encode(list(texts.values())), strict=True))
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, a BaseException
-                raise
-            if len(texts) > 1:
-                first, second = _halves(texts)
-                return self._halving(first, failed, encode) | self._halving(second, failed, encode)
-            failed[next(iter(texts))] = f"the tokenizer refused the text: {type(error).__name__}: {error}"
-            return {}
-
-    def _row(self, encoding: Any) -> _Row:
-        ids = encoding.ids
-        if not self._framed_here:
-            return ids, bool(encoding.overflowing)
-        return self._framed(ids, self._room), self._room is not None and len(ids) > self._room
-
-    def _framed(self, ids: list[int], room: int | None) -> list[int]:
-        """The ids that fit, between the special tokens."""
-        if room is not None and len(ids) > room:
-            ids = ids[-room:] if self._side == "left" else ids[:room]
-        return self._prefix + ids + self._suffix
+    def _framed(self, ids: NDArray[np.int32], lengths: NDArray[np.int64], room: int | None) -> TokenRows:
+        """The ids that fit, between the special tokens; `lengths` [n] are those of the texts without any."""
+        kept = lengths if room is None else np.minimum(lengths, room)
+        cut = kept < lengths
+        if cut.any():
+            first = np.repeat(_offsets(lengths)[:-1] + (lengths - kept if self._side == "left" else 0), lengths)
+            place = np.arange(len(ids)) - first
+            ids = ids[(place >= 0) & (place < np.repeat(kept, lengths))]
+        if not self._prefix and not self._suffix:
+            return TokenRows(ids, _offsets(kept), cut)
+        offsets = _offsets(kept + len(self._prefix) + len(self._suffix))
+        framed, of_text = np.empty(offsets[-1], np.int32), np.ones(offsets[-1], np.bool_)
+        specials = [(offsets[:-1] + place, number) for place, number in enumerate(self._prefix)]
+        specials += [(offsets[1:] - place, number) for place, number in enumerate(reversed(self._suffix), 1)]
+        for places, number in specials:
+            framed[places], of_text[places] = number, False
+        framed[of_text] = ids
+        return TokenRows(framed, offsets, cut)
 
     def _agrees_with_library(self) -> bool:
         """Whether cutting and framing here gives the ids that the library's own truncation and template give."""
@@ -221,7 +248,20 @@ class Tokenizer:
         if any(any(encoding.type_ids) for encoding in expected):
             raise InputError("the model's tokenizer gives token types other than 0: not supported")
         bare = self._backend.encode_batch_fast(probes, add_special_tokens=False)
-        return [self._framed(encoding.ids, room) for encoding in bare] == [encoding.ids for encoding in expected]
+        rows = self._framed(*_flat([encoding.ids for encoding in bare]), room)
+        ours = [rows.ids[start:stop].tolist() for start, stop in itertools.pairwise(rows.offsets)]
+        return ours == [encoding.ids for encoding in expected]
+
+
+def _flat(rows: Sequence[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """(all ids one after the other, [n]: ids per row)."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
+
+
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n + 1]: where each row begins and the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def _segments(text: str) -> Iterator[tuple[int, str]]:
@@ -247,8 +287,3 @@ def _batches(texts: Iterable[tuple[Key, str]]) -> Iterator[dict[Key, str]]:
             batch, held = {}, 0
     if batch:
         yield batch
-
-
-def _halves(texts: dict[Key, str]) -> tuple[dict[Key, str], dict[Key, str]]:
-    items = list(texts.items())
-    return dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])

@@ -6,9 +6,9 @@ transformers is loaded only for a model with a transformer. This file knows no t
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers.normalizers import Lowercase
@@ -17,6 +17,9 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
+
+Key = TypeVar("Key")
+Row = TypeVar("Row")
 
 
 def framing_tokens(spec: EncoderSpec) -> int | None:
@@ -44,10 +47,34 @@ def refused(what: str) -> Iterator[None]:
     except InputError:
         raise
     except BaseException as error:
-        # A panic is no Exception, as an interrupt by the user isn't.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_library_error(error):
             raise
         raise InputError(f"{what}: {type(error).__name__}: {error}") from None
+
+
+def is_library_error(error: BaseException) -> bool:
+    """Whether the library can have raised it: a panic of Rust is no Exception, as an interrupt by the user isn't."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def encode_each(
+    texts: dict[Key, str], failed: dict[Key, str], encode: Callable[[list[str]], Sequence[Row]]
+) -> dict[Key, Row]:
+    """The answer of `encode` for each text. A batch that raises is halved down to the text at fault, which goes to
+    `failed`."""
+    if not texts:
+        return {}
+    try:
+        return dict(zip(texts, encode(list(texts.values())), strict=True))
+    except BaseException as error:
+        if not is_library_error(error):
+            raise
+        if len(texts) > 1:
+            items = list(texts.items())
+            first, second = dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])
+            return encode_each(first, failed, encode) | encode_each(second, failed, encode)
+        failed[next(iter(texts))] = f"the tokenizer refused the text: {type(error).__name__}: {error}"
+        return {}
 
 
 def load_static(spec: EncoderSpec) -> Any:
@@ -99,8 +126,8 @@ def safe_cuts(backend: Any) -> str | None:
     holds one. BERT also sets every Chinese character apart. None where nothing of the kind is known.
     """
     rules = json.loads(backend.to_str())
-    pre_tokenizers = _steps(rules["pre_tokenizer"], "pretokenizers")
-    normalizers = _steps(rules["normalizer"], "normalizers")
+    pre_tokenizers = steps_of(rules["pre_tokenizer"], "pretokenizers")
+    normalizers = steps_of(rules["normalizer"], "normalizers")
     first = pre_tokenizers[0] if pre_tokenizers else {"type": None}
     splits = (
         first["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
@@ -125,11 +152,11 @@ def _joins_spaces(step: Mapping[str, Any]) -> bool:
     return step["type"] == "Replace" and step["pattern"] == {"Regex": " {2,}"} and step["content"] in (" ", "\u2581")
 
 
-def _steps(rule: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+def steps_of(rule: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
     """A rule of tokenizer.json as the list of its steps."""
     if rule is None:
         return []
-    return [each for step in rule[name] for each in _steps(step, name)] if rule["type"] == "Sequence" else [rule]
+    return [each for step in rule[name] for each in steps_of(step, name)] if rule["type"] == "Sequence" else [rule]
 
 
 def _normalizers(backend: Any) -> list[Any]:

@@ -25,6 +25,22 @@ KEYS_HERE = 2_000_000
 SEND_ROWS_HERE = 200_000
 """The driver's threads send so many rows to a store before a cluster, where there is one, is worth its start."""
 
+GPU_FLOPS = 100e12
+"""A GPU computes so many operations a second inside a transformer in half precision. It is a guess, since nothing was run on
+a GPU."""
+GPU_TOKENS_PER_S = 3_200_000
+"""A GPU takes no more tokens a second, however small the model: what stands around the matrix products takes its time."""
+TOKENIZE_TOKENS_PER_S = 400_000
+"""A core makes so many tokens a second of text."""
+WRITE_BYTES_PER_S = 375e6
+"""A core writes so many bytes of vectors a second, as they are in memory. It was measured by benchmarks/writing.py: 159,000
+rows of 384 float32 numbers a second, and 450,000 rows of 384 bits."""
+WRITE_ROW_S = 2.1e-6
+"""A core writes the other columns of a row in so many seconds."""
+FEEDING_SPARE = 1.25
+"""Workers that feed GPUs and take vectors from them could do so many times what the GPUs give, since a GPU that waits costs
+more than a core that does."""
+
 TOKENS_GUESSED = 64
 """A document counts as so many tokens, a short paragraph, when nothing is known of it."""
 FLOPS_PER_CORE = 70e9

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
-from pipeline.execution.pools import Pools
+from pipeline.execution.pools import Load, Pools
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import GetTokenizer, KeyResult, KeyTask
 from pipeline.stages.slice_row import SOURCE_CHANGED, unfit_of, unread_of
@@ -50,6 +50,11 @@ class Job(Protocol):
     @property
     def encoder_bytes(self) -> int:
         """A process that encodes holds about so many bytes of memory."""
+        ...
+
+    @property
+    def load(self) -> Load:
+        """It is what a row costs those who read, encode and write it."""
         ...
 
     def worker_spec(self, pools: Pools) -> WorkerSpec:
@@ -152,6 +157,8 @@ class Report:
     """It holds the sources that can't be read to their end, by their number in the unit."""
     unfit: Unfit | None
     """It tells of rows that are of another type than their columns."""
+    told: str = ""
+    """A person should be told this of the tokenizer."""
 
     @property
     def source_changed(self) -> bool:
@@ -173,27 +180,31 @@ def report_of(row: Mapping[str, Any]) -> Report:
         refused=row["refused"],
         unread=unread_of(row["unread"]),
         unfit=unfit_of(row["unfit"]),
+        told=row["told"] or "",
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Busy:
-    """It says when the encoders worked."""
+    """It adds up when the encoders of a run worked, slice by slice, and holds three numbers for each encoder."""
 
-    first_start: float
-    """The first slice was begun at this Unix time in seconds."""
-    share: float
-    """It is the share that an encoder was encoding of the time between its first and its last slice."""
+    def __init__(self) -> None:
+        self._spans: dict[str, tuple[float, float]] = {}
+        self._busy_s = 0.0
+        self._begun = time.time()
 
+    def add(self, report: Report) -> None:
+        """Count a slice."""
+        first, last = self._spans.get(report.encoder, (report.encode_start, report.encode_stop))
+        self._spans[report.encoder] = min(first, report.encode_start), max(last, report.encode_stop)
+        self._busy_s += report.encode_stop - report.encode_start
 
-def busy_time(reports: Sequence[Report]) -> Busy:
-    """Add up the slices of one run. The share is zero where nothing was encoded."""
-    spans: dict[str, list[Report]] = {}
-    for report in reports:
-        spans.setdefault(report.encoder, []).append(report)
-    alive_s = sum(max(r.encode_stop for r in own) - min(r.encode_start for r in own) for own in spans.values())
-    busy_s = sum(report.encode_stop - report.encode_start for report in reports)
-    return Busy(
-        first_start=min((report.encode_start for report in reports), default=time.time()),
-        share=busy_s / alive_s if alive_s else 0.0,
-    )
+    @property
+    def first_start(self) -> float:
+        """The first slice was begun at this Unix time in seconds. Where there was none, it is when the counting began."""
+        return min((first for first, _ in self._spans.values()), default=self._begun)
+
+    @property
+    def share(self) -> float:
+        """It is the share that an encoder was encoding of the time between its first and its last slice, or zero."""
+        alive_s = sum(last - first for first, last in self._spans.values())
+        return self._busy_s / alive_s if alive_s else 0.0

@@ -36,7 +36,7 @@ class PartWorkers:
 
 
 def _rewrite(job: Rewrite, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Part]:
-    yield compact.rewrite(spec.open_table(), job, spec.write.table.embedding_column)
+    yield compact.rewrite(spec.open_table(), job, spec.write.table.embedding_column, spec.write.table.encoding)
 
 
 def _renumber(job: Renumbering, spec: WorkerSpec, tokenizer: GetTokenizer) -> Iterator[Part]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError
+from pipeline.execution import costs
 
 MOST_CPUS_PER_TASK = 0.99
 """Reading must not ask for as many CPUs as an encoder, or Ray makes one stage of both where their pools are of one size."""
@@ -45,14 +46,48 @@ class Pools:
         return f"{self.encoders} x {use} encoders, {self.tokenizers} tokenizers, {self.writers} writers"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """It is what a row of a run costs those who read, encode and write it."""
+
+    tokens: float = costs.TOKENS_GUESSED
+    """A row has about so many tokens."""
+    weights: int = 0
+    """The layers of the transformer have so many weights; a static model has none."""
+    vector_bytes: int = 1536
+    """A row's vector has so many bytes in the table."""
+
+    @property
+    def gpu_rows_per_s(self) -> float:
+        """A GPU encodes about so many rows a second."""
+        tokens: float = costs.GPU_TOKENS_PER_S
+        if self.weights:
+            tokens = min(tokens, costs.GPU_FLOPS / (2 * self.weights))
+        return tokens / max(1.0, self.tokens)
+
+    @property
+    def read_s(self) -> float:
+        """A core reads and tokenizes a row in about so many seconds."""
+        return 1 / costs.READ_ROWS_PER_S + self.tokens / costs.TOKENIZE_TOKENS_PER_S
+
+    @property
+    def write_s(self) -> float:
+        """A core writes a row in about so many seconds."""
+        return costs.WRITE_ROW_S + self.vector_bytes / costs.WRITE_BYTES_PER_S
+
+
+USUAL = Load()
+"""It stands for rows of which nothing is known."""
 ALONE = Pools(
     device="cpu", encoders=1, cpus_per_encoder=1, gpus_per_encoder=0.0, tokenizers=1, writers=1, cpus_per_task=1.0
 )
 """It stands for this process alone."""
 
 
-def choose_pools(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]], encoder_bytes: int = 0) -> Pools:
-    """Fill in `auto` from the CPUs, the GPUs and the bytes of memory of each node.
+def choose_pools(
+    spec: ResourceSpec, nodes: Sequence[Mapping[str, float]], encoder_bytes: int = 0, load: Load = USUAL
+) -> Pools:
+    """Fill in `auto` from the CPUs, the GPUs and the bytes of memory of each node, and from what a row costs.
 
     Encoders, of which each holds about `encoder_bytes`, are as many as the memory holds, unless a number is given. A CPU
     encoder has one thread: two in step wait for each other whenever anything else runs on a core (measured: 2 x
@@ -74,8 +109,9 @@ def choose_pools(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]], encod
             "encoders, cpus_per_encoder or gpus_per_encoder"
         )
     spare = cpus - encoders * cpus_each
-    tokenizers = int(_given(spec.tokenizers, otherwise=_auto_tokenizers(gpus_each > 0, encoders, spare)))
-    writers = int(_given(spec.writers, otherwise=max(1, encoders // 4)))
+    auto_tokenizers, auto_writers = around_encoders(encoders, gpus_each, spare, load)
+    tokenizers = int(_given(spec.tokenizers, otherwise=auto_tokenizers))
+    writers = int(_given(spec.writers, otherwise=auto_writers))
     per_task = min(MOST_CPUS_PER_TASK, spare / (tokenizers + writers))
     return Pools(
         device="cuda" if gpus_each else "cpu",
@@ -103,7 +139,18 @@ def _encoders_on(node: Mapping[str, float], cpus_each: int, gpus_each: float, en
     return min(by_cpu, gpus * int(1 / gpus_each + 1e-6) if gpus_each < 1 else gpus // int(gpus_each))
 
 
-def _auto_tokenizers(on_gpu: bool, encoders: int, spare: float) -> int:
-    """Choose the tokenizers. A core tokenizes 0.4 M tokens/s, which is more than 16 CPU encoders take, and an eighth
-    of what a GPU takes."""
-    return max(1, min(8 * encoders, int(spare) - 1)) if on_gpu else max(1, encoders // 16)
+def around_encoders(encoders: int, gpus_each: float, spare: int, load: Load) -> tuple[int, int]:
+    """Choose (tokenizers, writers) for so many encoders, where so many `spare` cores are left beside them.
+
+    Around GPUs both kinds can do what the GPUs give, and somewhat more. Where the cores are too few for that, both get their
+    share, so that neither waits for the other. On CPUs one of each serves many encoders, since a transformer takes far
+    longer for a row than they do.
+    """
+    if not gpus_each:
+        return max(1, encoders // 16), max(1, encoders // 4)
+    rows_per_s = costs.FEEDING_SPARE * encoders * gpus_each * load.gpu_rows_per_s
+    tokenizers, writers = rows_per_s * load.read_s, rows_per_s * load.write_s
+    if math.ceil(tokenizers) + math.ceil(writers) <= spare:
+        return math.ceil(tokenizers), math.ceil(writers)
+    few = max(1, min(spare - 1, round(spare * writers / (tokenizers + writers))))
+    return max(1, spare - few), few

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.execution.executor import Executor
-from pipeline.execution.pools import Pools
+from pipeline.execution.pools import Load, Pools
 from pipeline.progress import say
 from pipeline.runs import vector_spec
 from pipeline.runs.prepare import part_schema_of, plan_of
@@ -91,6 +91,10 @@ class _SampleJob:
     @property
     def encoder_bytes(self) -> int:
         return self._prepared.encoder_bytes
+
+    @property
+    def load(self) -> Load:
+        return self._prepared.load
 
     def worker_spec(self, pools: Pools) -> WorkerSpec:
         """Tell workers to read the sample.

@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping
 
 from pipeline.encoder import probes
 from pipeline.errors import RunError, SourceChanged
-from pipeline.execution.executor import Executor, Report, busy_time, report_of
+from pipeline.execution.executor import Busy, Executor, Report, report_of
 from pipeline.progress import Progress
 from pipeline.runs import unread_files
 from pipeline.runs.estimate import TOKENS_PER_S
@@ -36,7 +36,8 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         return NOTHING_ENCODED
     started = time.time()
     filtered = prepared.spec.source.where is not None or prepared.spec.source.on_null == "skip"
-    reports = []
+    # Reports are added up and not kept: a large corpus has millions of slices.
+    busy, engines, told, changed = Busy(), set[str](), set[str](), ""
     rows, effort = 0, Effort()
     units = {task.unit.unit_id: task.unit for task in tasks}
     unread: dict[str, UnreadFile] = {}
@@ -46,7 +47,9 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         contextlib.closing(reports_of(prepared, executor, progress.encoded)) as coming,
     ):
         for report in coming:
-            reports.append(report)
+            busy.add(report)
+            engines.add(report.engine)
+            told.add(report.told)
             if report.refused is None:
                 progress.recorded(report.num_rows, report.failed, report.last)
                 unread |= _unread_in(report, units[report.unit_id])
@@ -59,10 +62,10 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
                 check_clipped(prepared, effort, done=rows / max(1, rows, prepared.survey.rows_estimate))
             elif not report.source_changed:
                 raise RunError(report.refused)
-    changed = [report.refused for report in reports if report.source_changed]
+            else:
+                changed = changed or report.refused
     if changed:
-        raise SourceChanged(str(changed[0]))
-    busy = busy_time(reports)
+        raise SourceChanged(changed)
     return Encoded(
         busy_share=busy.share,
         rows=rows,
@@ -70,7 +73,8 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         seconds=time.time() - busy.first_start,
         start_s=busy.first_start - started,
         workers=executor.description,
-        engines="; ".join(sorted({report.engine for report in reports} - {""})),
+        engines="; ".join(sorted(engines - {""})),
+        told=tuple(sorted(told - {""})),
     )
 
 

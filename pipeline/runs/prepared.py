@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.settings import Fixed
 from pipeline.execution import costs
-from pipeline.execution.pools import Pools
+from pipeline.execution.pools import Load, Pools
 from pipeline.execution.slicing import evened
 from pipeline.machine.quotas import cores
 from pipeline.model.digest import vector_files
@@ -147,6 +147,15 @@ class Prepared:
     def encoder_bytes(self) -> int:
         """A process that encodes holds about so many bytes of memory, by the files of the model."""
         return costs.encoder_bytes(sum(file.stat().st_size for file in vector_files(Path(self.encoder.folder))))
+
+    @property
+    def load(self) -> Load:
+        """It is what a row costs those who read, encode and write it."""
+        weights = 0 if self.encoder.is_static else _weights(self.encoder)
+        tokens = self._tokens_per_row()
+        if self.spec.chunk is not None and self.spec.rows_are_chunks:
+            tokens = min(tokens, self.spec.chunk.max_tokens)
+        return Load(tokens=tokens, weights=weights, vector_bytes=self.stored_vector_bytes)
 
     def _tokens_per_row(self) -> float:
         """Estimate the tokens of a row by the table's own rows, or by the bytes of the files where there is no table."""

@@ -44,6 +44,8 @@ class Encoded:
     """It says who worked, and why they were chosen."""
     engines: str
     """It names the engines that computed the vectors."""
+    told: tuple[str, ...] = ()
+    """It is what the tokenizers want a person to be told."""
 
 
 NOTHING_ENCODED = Encoded(busy_share=0.0, rows=0, effort=Effort(), seconds=0.0, start_s=0.0, workers="", engines="")
@@ -225,6 +227,7 @@ def notes_of(prepared: Prepared, encoded: Encoded, version: Snapshot, texts: int
         notes += advice.about_length(prepared, version.counts.truncated, texts)
     if encoded.workers:
         notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
+    notes += encoded.told
     if prepared.vectors.int8 is not None:
         notes.append(str(prepared.vectors.int8))
     ranges = prepared.vectors.calibration

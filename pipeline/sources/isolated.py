@@ -10,17 +10,20 @@ Run as a module it is the child.
 import atexit
 import contextlib
 import io
+import itertools
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import pyarrow as pa
 
+from pipeline.arrays import holds_dictionary
 from pipeline.config import SourceSpec
 from pipeline.errors import PipelineError, RunError
 from pipeline.machine.child import Child, connect, how_it_ended, limit_memory
@@ -33,8 +36,9 @@ DEADLINE_S = 60.0
 """The longest that the child may be silent; what it asks for is no silence."""
 MEMORY_BYTES = 960 * 2**20
 """The memory that a child may have for its data."""
-_MESSAGE_ROWS, _MESSAGE_BYTES, _MESSAGE_BLOCKS = 64, 2**18, 64
-"""Small blocks travel together: a file may have a row group for each of its rows."""
+_MESSAGE_ROWS, _MESSAGE_BYTES, _MESSAGE_BLOCKS = 64, 2**20, 64
+"""Small blocks travel together: formats decode few rows at a time, and a file may have a row group for each of its rows. The
+first message has so many rows, each further one of a span twice as many: what waits in a child that ends is lost."""
 _FEWEST_BYTES = 2**16
 """Smaller pieces are asked for together with what follows them: each question wakes two processes."""
 _START_S = 120.0
@@ -244,16 +248,16 @@ def main(connection: Connection) -> None:
 def _answer(connection: Connection, span: Span, schema: pa.Schema, spec: SourceSpec, *rest: Any) -> None:
     max_row_bytes, needed, size = rest
     opened = cast(BinaryIO, _Asked(connection, size))
-    packed: list[tuple[Any, ...]] = []
+    ready: list[Block] = []
     try:
-        rows = held = 0
+        rows, held, most = 0, 0, _MESSAGE_ROWS
         for block in registry.blocks(opened, span, schema, spec, max_row_bytes, needed):
-            packed.append(_packed(block))
-            rows, held = rows + block.rows, held + len(packed[-1][0] or b"")
-            if rows >= _MESSAGE_ROWS or held >= _MESSAGE_BYTES or len(packed) >= _MESSAGE_BLOCKS:
-                if not _sent(connection, packed):
+            ready.append(block)
+            rows, held = rows + block.rows, held + (0 if block.columns is None else block.columns.nbytes)
+            if rows >= most or held >= _MESSAGE_BYTES or len(ready) >= _MESSAGE_BLOCKS:
+                if not _sent(connection, ready):
                     return
-                rows = held = 0
+                rows, held, most = 0, 0, 2 * most
     except (EOFError, BrokenPipeError):
         raise
     except PipelineError as error:
@@ -264,17 +268,38 @@ def _answer(connection: Connection, span: Span, schema: pa.Schema, spec: SourceS
         last = ("raised", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     else:
         last = ("end", None)
-    if _sent(connection, packed):
+    if _sent(connection, ready):
         connection.send(last)
 
 
-def _sent(connection: Connection, packed: list[tuple[Any, ...]]) -> bool:
+def _sent(connection: Connection, ready: list[Block]) -> bool:
     """Send the blocks, and forget them; whether the parent wants more."""
-    if not packed:
+    if not ready:
         return True
-    connection.send(("blocks", packed))
-    packed.clear()
+    connection.send(("blocks", [_packed(block) for block in _joined(ready)]))
+    ready.clear()
     return bool(connection.recv())
+
+
+def _joined(blocks: Sequence[Block]) -> Iterator[Block]:
+    """The blocks, with those that follow each other and have columns as one: each costs whoever works on it as much as some
+    hundred rows do. Dictionaries stay apart, since each block has its own."""
+    for has_columns, some in itertools.groupby(blocks, key=lambda block: block.columns is not None):
+        group = list(some)
+        if not has_columns or len(group) == 1 or any(holds_dictionary(item.type) for item in group[0].columns.schema):
+            yield from group
+            continue
+        firsts = np.cumsum([0, *(block.rows for block in group)]).tolist()
+        yield Block(
+            rows=firsts[-1],
+            columns=pa.concat_tables([block.columns for block in group]).combine_chunks(),
+            positions=pa.concat_arrays([block.positions for block in group]),
+            errors={
+                first + row: error
+                for first, block in zip(firsts, group, strict=False)
+                for row, error in block.errors.items()
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -28,11 +28,10 @@ from pipeline.stages.slice_row import (
 from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.stages.write import Staged, codes_of, record_slice
 from pipeline.table import layout
-from pipeline.table.part import Part
+from pipeline.table.part import Part, encode_sorted
 from pipeline.table.quantize import Codes
 from pipeline.table.record import Effort
-from pipeline.table.scan import ERROR, STAGE, vectors_schema
-from pipeline.table.snapshot import to_parquet
+from pipeline.table.scan import ERROR, STAGE, VECTOR, vectors_schema
 from pipeline.work import Slice, Task, Unit
 
 
@@ -89,6 +88,7 @@ def _tokenize(
         dead_letters=to_ipc(dead_letters),
         effort=effort_to_json(effort),
         texts=True,
+        told=tokenizer.told or None,
     )
 
 
@@ -154,7 +154,8 @@ def write_texts(row: pa.Table, spec: WorkerSpec) -> pa.Table:
     unit_id, first_row = key_of(row)
     parts: tuple[Part, ...] = ()
     if rows.num_rows:
-        path, content = layout.staged_part(unit_id, first_row, attempt, 0), to_parquet(rows)
+        path = layout.staged_part(unit_id, first_row, attempt, 0)
+        content = encode_sorted([rows], rows.schema, VECTOR, spec.write.table.encoding)
         table.write(path, content)
         part = Part(
             path=path,

@@ -80,6 +80,7 @@ def _tokenize(piece: Slice, unit: Unit, spec: WorkerSpec, tokenizer: Tokenizer, 
         effort=effort_to_json(effort),
         unread=unread_cell(piece.unread),
         unfit=unfit_cell(piece.unfit),
+        told=tokenizer.told or None,
     )
 
 

@@ -42,6 +42,7 @@ FLOW = pa.schema(
         pa.field("texts", pa.bool_()),
         pa.field("unread", pa.string()),
         pa.field("unfit", pa.string()),
+        pa.field("told", pa.string()),
     ]
 )
 """It travels between stages, with one row per slice.
@@ -49,7 +50,7 @@ FLOW = pa.schema(
 `texts` says that the slice is of a unit of that kind. `refused` says why a unit, or the whole run, can't go on.
 `encoder`, `engine` and the Unix times say who encoded it, with what, and when. `vectors` are the table's codes, the
 shortest form they have. `unread` names the sources that can't be read to their end, and `unfit` tells of rows that are
-of another type than their columns, both as JSON.
+of another type than their columns, both as JSON. `told` is what a person should be told of the tokenizer.
 """
 
 REPORT = pa.schema(
@@ -67,6 +68,7 @@ REPORT = pa.schema(
         pa.field("refused", pa.string()),
         pa.field("unread", pa.string()),
         pa.field("unfit", pa.string()),
+        pa.field("told", pa.string()),
     ]
 )
 """The write stage tells this to the driver for each slice."""
@@ -115,10 +117,17 @@ def without(num_rows: int, failed: Mapping[int, str]) -> np.ndarray[Any, Any]:
 
 
 def to_ipc(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
+    """Return the table as Arrow IPC. Its size is counted first, since a stream that grows copies itself again and again."""
+    counted = pa.MockOutputStream()
+    _write_ipc(table, counted)
+    written = pa.allocate_buffer(counted.size())
+    _write_ipc(table, pa.FixedSizeBufferWriter(written))
+    return written
+
+
+def _write_ipc(table: pa.Table, sink: pa.NativeFile) -> None:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
 
 
 def from_cell(row: pa.Table, name: str) -> pa.Table:

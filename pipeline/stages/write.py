@@ -102,7 +102,7 @@ def record_slice(row: pa.Table, staged: Staged, table: Folder) -> pa.Table:
         "effort": effort_to_json(record.effort),
     } | {
         name: row.column(name)[0].as_py()
-        for name in ("encoder", "engine", "encode_start", "encode_stop", "unread", "unfit")
+        for name in ("encoder", "engine", "encode_start", "encode_stop", "unread", "unfit", "told")
     }
     return pa.Table.from_pylist([report], REPORT)
 
@@ -168,7 +168,7 @@ def write_parts(table: Folder, rows: pa.Table, unit_id: str, places: Iterator[st
     parts = []
     groups = split_by_partition(rows, spec.write.table.partition_by)
     for (partition, group), path in zip(groups, places, strict=False):
-        content = encode_part(group, spec.write.table.embedding_column)
+        content = encode_part(group, spec.write.table.embedding_column, spec.write.table.encoding)
         table.write(path, content)
         parts.append(
             Part(

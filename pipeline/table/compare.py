@@ -4,6 +4,7 @@ Rows travel as fixed-width keys (hashes, never strings); each bucket is compared
 bucket and not by the table. Where the keys come from and who runs the buckets is not known here.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +61,20 @@ class Difference:
     changed: int
     unchanged: int
     """Rows that stand in new parts but equal their old selves, and all rows of parts of both states."""
+    all_new: bool = False
+    """There was no row before. Then every row of the new state is an upsert, and `upserts` names none of them: their places
+    alone would be gigabytes for a large table."""
 
 
-def compare(rows: Keys, *, renewed: bool = False) -> Difference:
+def is_all_new(sides: Iterable[int]) -> bool:
+    """Whether all rows stand on the new side."""
+    return all(side == NEW for side in sides)
+
+
+def compare(rows: Keys, *, renewed: bool = False, all_new: bool = False) -> Difference:
     """The difference within one bucket; `rows` holds every row of the bucket, in any order. Where all is `renewed`, the
-    vectors of new parts differ from those of old ones whatever the hashes say."""
+    vectors of new parts differ from those of old ones whatever the hashes say. Where the rows of all buckets are `all_new`,
+    only duplicates are looked for."""
     order = np.lexsort((rows["side"], rows["id"][:, 1], rows["id"][:, 0]))
     rows = rows[order]
     same_as_previous = np.zeros(len(rows), bool)
@@ -80,12 +90,13 @@ def compare(rows: Keys, *, renewed: bool = False) -> Difference:
     known = is_new_side & (old_per_group[group] > 0)
     equal = known & _equals_old(rows, group, num_groups) & (not renewed)
     return Difference(
-        upserts=_positions(rows[is_new_side & ~equal]),
+        upserts=_positions(rows[:0] if all_new else rows[is_new_side & ~equal]),
         deletes=_positions(rows[is_old_side & (live_per_group[group] == 0)]),
         duplicates=_positions(rows[live & (live_per_group[group] > 1)]),
         new=int((is_new_side & ~known).sum()),
         changed=int((known & ~equal).sum()),
         unchanged=int(equal.sum() + (rows["side"] == BOTH).sum()),
+        all_new=all_new,
     )
 
 
@@ -116,4 +127,5 @@ def merge(found: list[Difference]) -> Difference:
         new=sum(item.new for item in found),
         changed=sum(item.changed for item in found),
         unchanged=sum(item.unchanged for item in found),
+        all_new=bool(found) and all(item.all_new for item in found),
     )

@@ -7,6 +7,7 @@ import datetime
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +23,11 @@ ROW_GROUP_BYTES = 64 * 2**20
 """Bytes of vectors per row group."""
 ROW_GROUP_ROWS = 131_072
 """However short the vectors: the text beside them is not."""
+Encoding = Literal["plain", "byte_stream_split"]
+"""It is how the numbers of float32 vectors are laid out in a part: one after the other, or all first bytes, then all second
+bytes, and so on. The part's own footer tells it, so that every part may have another one. Vectors of another dtype are
+always plain."""
+_SPLIT = "BYTE_STREAM_SPLIT"
 QUANTISED = b"embedding"
 """Key in the metadata of a part's schema: how its codes are read back, as JSON; see `part_schema`."""
 
@@ -84,13 +90,16 @@ def _metadata(embedding: str, dim: int, dtype: str, calibration: Calibration | N
     return {QUANTISED: json.dumps(told).encode()}
 
 
-def encode_part(rows: pa.Table, embedding: str) -> pa.Buffer:
+def encode_part(rows: pa.Table, embedding: str, encoding: Encoding = "plain") -> pa.Buffer:
     """Rows sorted by id, as the bytes of a Parquet file."""
-    return encode_sorted([rows.sort_by([(ID, "ascending")])], rows.schema, embedding)
+    return encode_sorted([rows.sort_by([(ID, "ascending")])], rows.schema, embedding, encoding)
 
 
-def encode_sorted(pieces: Iterable[pa.Table], schema: pa.Schema, embedding: str) -> pa.Buffer:
-    """Rows that are sorted by id already, as the bytes of a Parquet file; holds one row group of them at a time.
+def encode_sorted(
+    pieces: Iterable[pa.Table], schema: pa.Schema, embedding: str, encoding: Encoding = "plain"
+) -> pa.Buffer:
+    """Rows in the order that they have, as the bytes of a Parquet file; holds one row group of them at a time. Rows of a part
+    must come sorted by id.
 
     zstd for all; no dictionary and no statistics for the vectors: they only cost there (noise in every value). Bytes have a
     dictionary: Parquet holds them as 32-bit integers otherwise, half as large again after zstd.
@@ -102,11 +111,23 @@ def encode_sorted(pieces: Iterable[pa.Table], schema: pa.Schema, embedding: str)
     of_bytes = schema.field(embedding).type.value_type.bit_width == 8
     most = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // vector_bytes(schema, embedding)))
     sink = pa.BufferOutputStream()
-    options = {"use_dictionary": leaves if of_bytes else others, "write_statistics": others}
+    options: dict[str, Any] = {"use_dictionary": leaves if of_bytes else others, "write_statistics": others}
+    if encoding == "byte_stream_split" and pa.types.is_float32(schema.field(embedding).type.value_type):
+        # A kept column of the same path may be of a type that can't be split.
+        options["column_encoding"] = {path: _SPLIT for path in vectors if leaves.count(path) == 1}
     with pq.ParquetWriter(sink, schema, compression="zstd", **options) as writer:
         for group in _groups_of(pieces, schema, most):
             writer.write_table(_without_traces(group), row_group_size=most)
     return sink.getvalue()
+
+
+def encoding_of(file: pq.ParquetFile, embedding: str) -> Encoding:
+    """Return how the vectors of a part are encoded, for those who write its rows anew and know no configuration."""
+    (path,) = _leaf_paths(pa.schema([file.schema_arrow.field(embedding)]))
+    groups = (file.metadata.row_group(index) for index in range(min(1, file.num_row_groups)))
+    columns = (group.column(index) for group in groups for index in range(group.num_columns))
+    split = any(column.path_in_schema == path and _SPLIT in column.encodings for column in columns)
+    return "byte_stream_split" if split else "plain"
 
 
 def _groups_of(pieces: Iterable[pa.Table], schema: pa.Schema, most: int) -> Iterator[pa.Table]:

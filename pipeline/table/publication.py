@@ -108,10 +108,10 @@ class Publication:
 
     def write_changes(self, parts: Sequence[Part], difference: Difference) -> None:
         """Write the list of changes against the parent; the difference names `parts` by their place."""
-        self.write_changed_rows(
-            changelog.rows_at(self.table, parts, difference.upserts),
-            changelog.rows_at(self.table, parts, difference.deletes),
-        )
+        upserts = changelog.rows_at(self.table, parts, difference.upserts)
+        if difference.all_new:
+            upserts = (rows for part in parts for rows in changelog.all_rows(self.table, part))
+        self.write_changed_rows(upserts, changelog.rows_at(self.table, parts, difference.deletes))
 
     def write_changed_rows(self, upserts: Iterable[pa.Table], deletes: Iterable[pa.Table]) -> None:
         """Write the list of changes from rows with id and hashes."""

@@ -51,4 +51,5 @@ class WorkersHere:
 def compare_here(table: Folder, sides: Sequence[tuple[Part, int]], *, renewed: bool = False) -> Difference:
     """What `Workers.compare` asks for, in this process and as one bucket; holds 64 bytes for each row."""
     found = [rows for number, (part, side) in enumerate(sides) for rows in scan.version_keys(table, part, number, side)]
-    return compare.compare(np.concatenate([np.zeros(0, compare.KEY), *found]), renewed=renewed)
+    all_new = compare.is_all_new(side for _, side in sides)
+    return compare.compare(np.concatenate([np.zeros(0, compare.KEY), *found]), renewed=renewed, all_new=all_new)

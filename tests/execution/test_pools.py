@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError
-from pipeline.execution.pools import ALONE, choose_pools
+from pipeline.execution.pools import ALONE, Load, choose_pools
 from pipeline.stages.flow import EMBED, MEASURE
 
 LAPTOP = [{"CPU": 3.0}]
@@ -83,3 +83,80 @@ def test_few_encoders_start_for_a_sample(most, tasks, encoders):
     assert MEASURE.most_encoders == 4
     assert EMBED.most_encoders is None
     assert replace(ALONE, encoders=64).at_most(most, tasks).encoders == encoders
+
+
+TITLES = Load(tokens=16, weights=10_616_832, vector_bytes=1536)
+"""They are short texts for a small transformer of 384 dimensions, as float32."""
+PAGES = Load(tokens=256, weights=302_000_000, vector_bytes=4096)
+"""They are long texts for a large transformer of 1,024 dimensions."""
+SIZES = [(gpus, cores) for gpus in (1, 2, 8) for cores in (16, 32, 64, 128, 192)]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "titles", "pages"),
+    [
+        (1, 16, (14, 1), (1, 1)),
+        (1, 32, (16, 2), (1, 1)),
+        (1, 64, (16, 2), (1, 1)),
+        (1, 128, (16, 2), (1, 1)),
+        (1, 192, (16, 2), (1, 1)),
+        (2, 16, (13, 1), (2, 1)),
+        (2, 32, (27, 3), (2, 1)),
+        (2, 64, (31, 4), (2, 1)),
+        (2, 128, (31, 4), (2, 1)),
+        (2, 192, (31, 4), (2, 1)),
+        (8, 16, (7, 1), (5, 1)),
+        (8, 32, (22, 2), (5, 1)),
+        (8, 64, (51, 5), (5, 1)),
+        (8, 128, (109, 11), (5, 1)),
+        (8, 192, (121, 13), (5, 1)),
+    ],
+)
+def test_workers_around_gpus_are_as_many_as_the_gpus_keep_busy(gpus, cores, titles, pages):
+    for load, expected in ((TITLES, titles), (PAGES, pages)):
+        pools = choose_pools(ResourceSpec(), [{"CPU": float(cores), "GPU": float(gpus)}], 0, load)
+        assert pools.encoders == gpus
+        assert (pools.tokenizers, pools.writers) == expected
+
+
+@pytest.mark.parametrize(("gpus", "cores"), SIZES)
+@pytest.mark.parametrize("share", [1, 0.5])
+@pytest.mark.parametrize("load", [TITLES, PAGES, Load(), Load(tokens=8, vector_bytes=16_384), Load(vector_bytes=16)])
+def test_neither_reading_nor_writing_starves_a_gpu_while_cores_are_left(gpus, cores, share, load):
+    pools = choose_pools(ResourceSpec(gpus_per_encoder=share), [{"CPU": float(cores), "GPU": float(gpus)}], 0, load)
+    spare = cores - pools.encoders
+    workers = {"read": (pools.tokenizers, load.read_s), "write": (pools.writers, load.write_s)}
+    assert sum(count for count, _ in workers.values()) <= max(2, spare)
+    given = gpus * load.gpu_rows_per_s
+    for count, seconds in workers.values():
+        others = sum(other for other, _ in workers.values()) - count
+        # It keeps up, or one worker more would be one too many, or take one from a kind that is as scarce.
+        assert count / seconds >= given or count + others >= spare
+    read, write = (count / seconds for count, seconds in workers.values())
+    if min(read, write) < given:
+        slower, faster = sorted(workers.values(), key=lambda one: one[0] / one[1])
+        assert (slower[0] + 1) / slower[1] >= (faster[0] - 1) / faster[1]
+
+
+def test_more_bytes_need_more_writers_and_more_tokens_more_tokenizers():
+    def pools(load):
+        return choose_pools(ResourceSpec(), [{"CPU": 192.0, "GPU": 8.0}], 0, load)
+
+    assert pools(Load(vector_bytes=16_384)).writers > pools(Load(vector_bytes=1536)).writers
+    # As many tokens are fewer rows, so that fewer are written.
+    assert pools(Load(tokens=512)).writers < pools(Load(tokens=16)).writers
+    assert pools(Load(weights=302_000_000)).tokenizers < pools(Load()).tokenizers
+
+
+@pytest.mark.parametrize(
+    ("cores", "tokenizers", "writers"), [(2, 1, 1), (8, 1, 2), (16, 1, 4), (64, 4, 16), (128, 8, 32), (192, 12, 48)]
+)
+@pytest.mark.parametrize("load", [TITLES, PAGES])
+def test_workers_around_cpu_encoders_go_by_their_number(cores, tokenizers, writers, load):
+    pools = choose_pools(ResourceSpec(), [{"CPU": cores + 1.0}], 0, load)
+    assert (pools.encoders, pools.tokenizers, pools.writers) == (cores, tokenizers, writers)
+
+
+def test_a_number_that_is_given_is_taken_as_it_is():
+    pools = choose_pools(ResourceSpec(tokenizers=3, writers=5), [{"CPU": 64.0, "GPU": 8.0}], 0, TITLES)
+    assert (pools.tokenizers, pools.writers) == (3, 5)

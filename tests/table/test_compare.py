@@ -55,3 +55,23 @@ def test_every_row_of_an_id_that_stands_twice_is_named(kept, new, twice):
 def test_an_old_row_and_its_new_self_are_no_duplicates():
     rows = np.concatenate([keys_of({"a": (0, 0)}, 0, OLD), keys_of({"a": (1, 0)}, 1, NEW)])
     assert len(compare.compare(rows).duplicates) == 0
+
+
+@given(rows=ROWS, twice=ROWS, num_buckets=st.integers(1, 5))
+def test_a_first_version_names_duplicates_and_no_other_row(rows, twice, num_buckets):
+    keys = np.concatenate([keys_of(rows, 0, NEW), keys_of(twice, 1, NEW)])
+    assert compare.is_all_new(keys["side"])
+    bucket = keys["id"][:, 0] % num_buckets
+    whole = [compare.compare(keys[bucket == number], all_new=True) for number in range(num_buckets)]
+    found, named = compare.merge(whole), in_buckets(keys, num_buckets)
+    assert found.all_new
+    assert len(found.upserts) == 0
+    assert np.array_equal(found.duplicates, named.duplicates)
+    assert (found.new, found.changed, found.unchanged) == (named.new, named.changed, named.unchanged)
+
+
+def test_only_a_first_version_is_all_new():
+    assert compare.is_all_new([NEW, NEW])
+    assert not compare.is_all_new([NEW, BOTH])
+    assert not compare.is_all_new([OLD, NEW])
+    assert not in_buckets(keys_of({"a": (0, 0)}, 0, NEW), 2).all_new

@@ -55,7 +55,7 @@ class LocalExecutor:
         start than it saves."""
         memory = memory_bytes()
         room = {"memory": MEMORY_SHARE * memory - DRIVER_BYTES} if memory is not None else {}
-        found = choose_pools(self._resources, [{"CPU": cores() + 1, **room}], job.encoder_bytes)
+        found = choose_pools(self._resources, [{"CPU": cores() + 1, **room}], job.encoder_bytes, job.load)
         if self._resources.encoders == "auto" and job.expected_s * cores() < ENCODER_START_S:
             return replace(found, encoders=1)
         return found

@@ -1,21 +1,25 @@
-"""Slices flow through worker processes of this machine: one reads and writes, the others encode.
+"""Slices flow through worker processes of this machine: some read and write, the others encode.
 
-Tasks, a flow and what workers have to know come in. What the last stage gives goes out. The driver loads no torch. It
-gives out one piece of work at a time, counts what workers die of, and starts new ones. A slice that ended a worker is
-encoded in a process of its own, as on a cluster.
+Tasks, a flow and what workers have to know come in. What the last stage gives goes out. The driver loads no torch and
+looks into no slice (handing.py). It gives out pieces of work, counts what workers die of, and starts new ones. A slice that
+ended a worker is encoded in a process of its own, as on a cluster.
 """
 
 import contextlib
+import math
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import PipelineError, RunError
+from pipeline.execution.local import handing
+from pipeline.execution.local.handing import Handed, Row
 from pipeline.execution.local.log import WorkerLog
 from pipeline.execution.pools import TASKS_PER_ENCODER, Pools
 from pipeline.execution.strikes import Attempts, Work, Worker
@@ -27,28 +31,37 @@ from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.work import Task
 
 HERE = "this machine"
+LOADING: Work = ("load",)
+QUICK_S = 1.0
+"""An encoder that takes less for a slice is given the next one before it has answered. It would wait for as long as an
+answer and a question take, which is nothing beside a slice of minutes."""
+STARVED_S = 1.0
+"""Encoders that had nothing to do for so long get one more process that reads. One takes as long to start."""
 STALLED_TIMEOUTS = 8
 """The flow ends if no answer comes for so many unit_timeout_s. Three rows of a slice that hang one after the other
 take seven."""
 
 
 class _Process:
-    """It is a worker process and the work that it is doing."""
+    """It is a worker process and the work that it was asked to do."""
 
     def __init__(self, spec: WorkerSpec, flow: Flow, log: WorkerLog) -> None:
         self.worker = Worker(uuid.uuid4().hex, HERE)
         self.child = Child("pipeline.execution.local.process", log.file)
-        self.work: Work | None = None
-        """It is the last question without an answer. It is None for an idle process."""
-        self.row: pa.Table | None = None
-        """The process was asked about this slice row."""
+        self.asked: deque[tuple[Work, Row | None]] = deque()
+        """They are the questions without an answer, each with the slice row that it is about. The process works on the
+        oldest."""
+        self.reading: _Reading | None = None
+        """The process has this task open."""
+        self.since = time.monotonic()
+        """Since then it has been at its oldest question."""
         with contextlib.suppress(OSError):  # A process that died is noticed by its closed pipe.
             self.child.connection.send((self.worker.name, spec, flow))
 
-    def ask(self, work: Work, *question: object, row: pa.Table | None = None) -> None:
-        self.work, self.row = work, row
+    def ask(self, work: Work, *question: Any, row: Row | None = None) -> None:
+        self.asked.append((work, row))
         with contextlib.suppress(OSError):
-            self.child.connection.send(question)
+            handing.send(self.child.connection, question)
 
 
 class _Reading:
@@ -59,6 +72,7 @@ class _Reading:
         self._handed: list[tuple[int, int]] = []
 
     def hand_out(self, row: pa.Table) -> None:
+        """Note the row, of which the head is enough."""
         first = row.column("first_row")[0].as_py()
         if first is not None:
             self._handed.append((first, first + (row.column("num_rows")[0].as_py() or 0)))
@@ -76,14 +90,17 @@ class LocalFlow:
     ) -> None:
         self._flow, self._spec, self._pools, self._on_progress = flow, spec, pools, on_progress
         self._todo = deque(tasks)
-        self._reading: _Reading | None = None
-        self._waiting: deque[pa.Table] = deque()
-        self._encoded: deque[pa.Table] = deque()
-        self._done: deque[pa.Table] = deque()
+        self._waiting: deque[Row] = deque()
+        self._encoded: deque[Row] = deque()
+        self._done: deque[Row] = deque()
         self._attempts = Attempts()
         self._log = WorkerLog()
-        self._reader: _Process | None = None
+        self._lights: list[_Process] = []
+        """They read and write."""
         self._encoders: list[_Process] = []
+        self._encode_s = math.inf
+        """The last slice was encoded in so many seconds."""
+        self._starving, self._starved_s, self._looked = False, 0.0, time.monotonic()
         self._died_loading = 0
         self._most_unrecorded = pools.most_unrecorded
 
@@ -101,7 +118,7 @@ class LocalFlow:
         while True:
             self._hand_out()
             while self._done:
-                yield self._done.popleft()
+                yield handing.opened(self._done.popleft())
             if not self._is_busy():
                 return
             ready = wait([process.child.connection for process in self._processes()], timeout=1.0)
@@ -114,49 +131,79 @@ class LocalFlow:
                 )
 
     def _processes(self) -> list[_Process]:
-        return [*([self._reader] if self._reader else []), *self._encoders]
+        return [*self._lights, *self._encoders]
 
     def _is_busy(self) -> bool:
-        waits = self._todo or self._reading or self._waiting or self._encoded
-        return bool(waits) or any(process.work and process.work[0] != "load" for process in self._processes())
+        waits = self._todo or self._waiting or self._encoded or any(process.reading for process in self._lights)
+        return bool(waits) or any(work != LOADING for process in self._processes() for work, _ in process.asked)
 
     def _unrecorded(self) -> int:
-        """Slices that are encoded, or are being encoded, and not recorded: what a crash can cost."""
-        return len(self._encoded) + sum(bool(process.work) and process.row is not None for process in self._processes())
+        """Slices that are encoded, or given to an encoder, and not recorded: what a crash can cost."""
+        return len(self._encoded) + sum(row is not None for one in self._processes() for _, row in one.asked)
 
     # --- handing out
 
     def _hand_out(self) -> None:
         if self._flow.encode is not None:
             self._start_encoders()
-        for process in self._encoders:
-            if process.work is None and self._waiting and self._unrecorded() < self._most_unrecorded:
-                row = self._waiting.popleft()
-                work = ("encode", slice_row.key_of(row))
-                process.ask(work, "encode", row, self._begin(work, process), row=row)
-        reads = bool(self._todo or self._reading) and len(self._waiting) < TASKS_PER_ENCODER * self._pools.encoders
-        if not reads and not self._encoded:
-            return
-        if self._reader is None:
-            self._reader = _Process(self._spec, self._flow, self._log)
-        if self._reader.work is None:
-            self._ask_reader(self._reader)
+            self._feed_encoders()
+        if (not self._lights and (self._encoded or self._todo)) or self._needs_another():
+            self._lights.append(_Process(self._spec, self._flow, self._log))
+        for light in self._lights:
+            if not light.asked:
+                self._ask_light(light)
+        idle = any(not encoder.asked for encoder in self._encoders) and not self._waiting
+        self._starving = bool(idle and self._todo and all(light.asked for light in self._lights))
 
-    def _ask_reader(self, reader: _Process) -> None:
-        """Give the reader its next work. Writing goes first, because what is recorded is safe."""
+    def _feed_encoders(self) -> None:
+        """Give each encoder a slice, and a second one where the next question would come too late."""
+        for held in range(TASKS_PER_ENCODER if self._encode_s < QUICK_S else 1):
+            for process in self._encoders:
+                if not self._waiting or self._unrecorded() >= self._most_unrecorded:
+                    return
+                # A whole row could fill the pipe, and the process reads from it only when it has answered.
+                if len(process.asked) == held and (not held or self._may_queue(process, self._waiting[0])):
+                    row = self._waiting.popleft()
+                    work = ("encode", slice_row.key_of(handing.head(row)))
+                    if not held:
+                        process.since = time.monotonic()
+                    process.ask(work, "encode", row, self._begin(work, process), row=row)
+
+    def _may_queue(self, process: _Process, row: Row) -> bool:
+        is_loading = process.asked[0][0] == LOADING
+        return isinstance(row, Handed) and not is_loading
+
+    def _ask_light(self, light: _Process) -> None:
+        """Give a process its next work. Writing goes first, because what is recorded is safe."""
         if self._encoded:
             row = self._encoded.popleft()
-            work: Work = ("write", slice_row.key_of(row))
-            reader.ask(work, "write", row, self._begin(work, reader), row=row)
-        elif self._reading is not None:
-            reader.ask(("read", self._reading.task.unit.unit_id), "next")
-        else:
-            self._reading = _Reading(self._todo.popleft())
-            self._ask_to_read(reader, self._reading)
+            work: Work = ("write", slice_row.key_of(handing.head(row)))
+            light.ask(work, "write", row, self._begin(work, light), row=row)
+        elif not self._wants_slices():
+            return
+        elif light.reading is not None:
+            light.ask(("read", light.reading.task.unit.unit_id), "next")
+        elif self._todo:
+            light.reading = _Reading(self._todo.popleft())
+            self._ask_to_read(light, light.reading)
 
-    def _ask_to_read(self, reader: _Process, reading: _Reading) -> None:
+    def _wants_slices(self) -> bool:
+        coming = sum(work[0] == "read" for light in self._lights for work, _ in light.asked)
+        return bool(len(self._waiting) + coming < TASKS_PER_ENCODER * self._pools.encoders)
+
+    def _needs_another(self) -> bool:
+        """Say whether one more process is to read and write, because encoders have had nothing to do for a second."""
+        now = time.monotonic()
+        self._starved_s += now - self._looked if self._starving else 0.0
+        self._looked = now
+        if self._starved_s < STARVED_S or len(self._lights) >= self._pools.tokenizers + self._pools.writers:
+            return False
+        self._starved_s = 0.0
+        return True
+
+    def _ask_to_read(self, light: _Process, reading: _Reading) -> None:
         work = ("read", reading.task.unit.unit_id)
-        reader.ask(work, "read", reading.rest(), self._begin(work, reader))
+        light.ask(work, "read", reading.rest(), self._begin(work, light))
 
     def _begin(self, work: Work, process: _Process) -> int:
         """Return the strikes against the work that the process begins now. Raises RunError where not even a refusal
@@ -172,18 +219,19 @@ class LocalFlow:
     def _start_encoders(self) -> None:
         """Start the first encoder beside the reader, and another one when there is more to do than those that exist
         can take."""
-        free = sum(process.work is None or process.work[0] == "load" for process in self._encoders)
-        expected = len(self._waiting) if self._encoders or not (self._todo or self._reading) else 1
+        free = sum(not process.asked or process.asked[0][0] == LOADING for process in self._encoders)
+        reads = self._todo or any(light.reading for light in self._lights)
+        expected = len(self._waiting) if self._encoders or not reads else 1
         for _ in range(min(expected - free, self._pools.encoders - len(self._encoders))):
             process = _Process(self._spec, self._flow, self._log)
             self._encoders.append(process)
-            process.ask(("load",), "load", self._died_loading)
+            process.ask(LOADING, "load", self._died_loading)
 
     # --- hearing
 
     def _hear(self, process: _Process) -> None:
         try:
-            kind, value = process.child.connection.recv()
+            kind, value = handing.receive(process.child.connection)
         except (EOFError, OSError):
             self._bury(process)
             return
@@ -199,29 +247,30 @@ class LocalFlow:
                     f"a worker failed: {type(value).__name__}: {value}; nothing was published, finished work is kept"
                 )
             )
-        work, process.work, process.row = process.work, None, None
-        assert work is not None
-        if work[0] == "load":
+        work, _ = process.asked.popleft()
+        if work == LOADING:
             self._died_loading = 0
         elif work[0] == "read":
-            self._heard_slice(work, value)
+            self._heard_slice(process, work, value)
         elif work[0] == "encode":
             self._attempts.end(work)
+            now = time.monotonic()
+            self._encode_s, process.since = now - process.since, now
             (self._encoded if self._flow.write is not None else self._done).append(value)
         else:
             self._attempts.end(work)
             self._done.append(value)
 
-    def _heard_slice(self, work: Work, row: pa.Table | None) -> None:
-        """Take a slice row from the reader. None ends the task."""
-        assert self._reading is not None
+    def _heard_slice(self, light: _Process, work: Work, row: Row | None) -> None:
+        """Take a slice row from a process that reads. None ends the task."""
+        assert light.reading is not None
         if row is None:
             self._attempts.end(work)
-            self._reading = None
+            light.reading = None
             return
-        self._reading.hand_out(row)
-        if row.column("refused")[0].is_valid:
-            self._done.append(self._refused(row))
+        light.reading.hand_out(handing.head(row))
+        if handing.head(row).column("refused")[0].is_valid:
+            self._done.append(self._refused(handing.opened(row)))
         else:
             (self._waiting if self._flow.encode is not None else self._done).append(row)
 
@@ -234,21 +283,32 @@ class LocalFlow:
         return row
 
     def _bury(self, process: _Process) -> None:
-        """Replace a process that died. Its work is given out again, with a strike against it."""
+        """Replace a process that died. Its work is given out again, with a strike against what it was doing."""
         process.child.end()
-        work, row = process.work, process.row
-        if process is self._reader:
-            self._reader = None
-            if row is not None:
-                self._encoded.appendleft(row)
-            if self._reading is not None:
-                self._reader = _Process(self._spec, self._flow, self._log)
-                self._ask_to_read(self._reader, self._reading)
+        begun = process.asked.popleft() if process.asked else None
+        for work, row in reversed(process.asked):  # It never began with these.
+            self._attempts.end(work)
+            self._waiting.extendleft([row] if row is not None else [])
+        if process in self._lights:
+            self._bury_light(process, begun)
             return
         self._encoders.remove(process)
-        if work == ("load",):
+        if begun is None:
+            return
+        work, row = begun
+        if work == LOADING:
             self._died_loading += 1
             if self._died_loading > MOST_STRIKES:
                 raise RunError("encoders die before they are ready: nothing was published, finished work is kept")
         elif row is not None:
             self._waiting.appendleft(row)
+
+    def _bury_light(self, process: _Process, begun: tuple[Work, Row | None] | None) -> None:
+        self._lights.remove(process)
+        if begun is not None and begun[1] is not None:
+            self._encoded.appendleft(begun[1])
+        if process.reading is not None:
+            another = _Process(self._spec, self._flow, self._log)
+            self._lights.append(another)
+            another.reading = process.reading
+            self._ask_to_read(another, process.reading)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.execution.local import handing
 from pipeline.execution.worker import SliceEncoder, read_task, write_row
 from pipeline.machine.child import connect, sendable
 from pipeline.model.lean import FOR_MODELS, FOR_TOKENIZERS, hide
@@ -79,11 +80,11 @@ def main(connection: Connection) -> None:
         return
     while True:
         try:
-            question = connection.recv()
-        except EOFError:
+            question = tuple(handing.opened(item) for item in handing.receive(connection))
+        except (EOFError, OSError):
             return
         try:
-            connection.send(("answer", worker.answer(question)))
+            handing.send(connection, ("answer", worker.answer(question)))
         except Exception as error:
             connection.send(("error", sendable(error)))
 

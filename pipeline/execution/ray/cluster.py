@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import errors
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError, InputError, PipelineError, RunError
-from pipeline.execution.pools import Pools, choose_pools
+from pipeline.execution.pools import USUAL, Load, Pools, choose_pools
 from pipeline.execution.ray.session import QUIET, signals_left_alone, start_local
 from pipeline.storage import Folder
 from pipeline.table import layout
@@ -78,10 +78,10 @@ class Cluster:
         self.started = True
         self.start_s = time.perf_counter() - started
 
-    def pools(self, encoder_bytes: int = 0) -> Pools:
-        """Return the pools of a run whose encoders hold about so many bytes each."""
+    def pools(self, encoder_bytes: int = 0, load: Load = USUAL) -> Pools:
+        """Return the pools of a run whose encoders hold about so many bytes each, and whose rows cost so much."""
         self.start()
-        return choose_pools(self._spec, [node["Resources"] for node in alive_nodes()], encoder_bytes)
+        return choose_pools(self._spec, [node["Resources"] for node in alive_nodes()], encoder_bytes, load)
 
     def check_reachable(self, table: Folder) -> None:
         """Raise InputError that names a node where a table on a local path is not the same folder."""

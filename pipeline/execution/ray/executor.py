@@ -52,7 +52,7 @@ class RayExecutor:
         self._stack.close()
 
     def pools(self, job: Job) -> Pools:
-        return self._cluster.pools(job.encoder_bytes)
+        return self._cluster.pools(job.encoder_bytes, job.load)
 
     def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         pools = self.pools(job)
@@ -129,7 +129,8 @@ class RayExecutor:
 
         def flow(run: str) -> "ray.data.Dataset":
             keys = items_of(items).map_batches(shuffle.part_keys, **light(run))
-            return shuffle.compared(keys, num_buckets, renewed=renewed)
+            all_new = compare.is_all_new(side for _, side in sides)
+            return shuffle.compared(keys, num_buckets, renewed=renewed, all_new=all_new)
 
         return compare.merge([pickle.loads(row["difference"]) for row in self._rows(job, flow)])
 

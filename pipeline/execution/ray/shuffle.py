@@ -111,15 +111,16 @@ def part_keys(batch: pa.Table, run: str) -> Iterator[pa.Table]:
             yield in_buckets(rows)
 
 
-def compared(keys: "ray.data.Dataset", num_buckets: int, *, renewed: bool) -> "ray.data.Dataset":
+def compared(keys: "ray.data.Dataset", num_buckets: int, *, renewed: bool, all_new: bool) -> "ray.data.Dataset":
     """Return the difference of two versions, a bucket at a time, as `diffed` does it."""
+    known = {"renewed": renewed, "all_new": all_new}
     return keys.repartition(num_buckets, keys=["bucket"]).map_batches(
-        _compare_block, batch_size=None, batch_format="pyarrow", fn_kwargs={"renewed": renewed}, num_cpus=0.5
+        _compare_block, batch_size=None, batch_format="pyarrow", fn_kwargs=known, num_cpus=0.5
     )
 
 
-def _compare_block(batch: pa.Table, renewed: bool) -> pa.Table:
-    found = compare.compare(_keys_of(batch, compare.KEY), renewed=renewed)
+def _compare_block(batch: pa.Table, renewed: bool, all_new: bool) -> pa.Table:
+    found = compare.compare(_keys_of(batch, compare.KEY), renewed=renewed, all_new=all_new)
     return pa.table({"difference": pa.array([pickle.dumps(found)], pa.binary())})
 
 

@@ -20,7 +20,7 @@ from pipeline.schema import ID, SOURCE
 from pipeline.storage import Folder
 from pipeline.table import row_sources
 from pipeline.table.layout import Partition
-from pipeline.table.part import Part, distinct_sources, encode_sorted, raw_bytes
+from pipeline.table.part import Encoding, Part, distinct_sources, encode_sorted, raw_bytes
 from pipeline.table.publication import Publication
 
 SMALL_BYTES = 32 * 2**20
@@ -120,13 +120,14 @@ def _groups(inputs: Collection[Input], full: int) -> Iterator[list[Input]]:
         yield group
 
 
-def rewrite(table: Folder, job: Rewrite, embedding: str) -> Part:
-    """Do one job; its part has the units of all inputs whose rows are still in it."""
+def rewrite(table: Folder, job: Rewrite, embedding: str, encoding: Encoding = "plain") -> Part:
+    """Do one job; its part has the units of all inputs whose rows are still in it, and its vectors are in this encoding,
+    whatever the inputs' is."""
     with ThreadPoolExecutor(READERS) as pool:
         files = list(pool.map(functools.partial(_read, table), (item.part for item in job.inputs)))
     seen = _Seen()
     streams = [seen.watched(item, _rows(table, item, file)) for item, file in zip(job.inputs, files, strict=True)]
-    content = encode_sorted(_ahead(merged(streams)), files[0].schema_arrow, embedding)
+    content = encode_sorted(_ahead(merged(streams)), files[0].schema_arrow, embedding, encoding)
     table.write(job.output, content)
     return replace(
         job.inputs[0].part,

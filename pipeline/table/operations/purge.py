@@ -21,7 +21,7 @@ from pipeline.table import dead_letters, layout, materialise, row_sources, snaps
 from pipeline.table.compare import NEW, OLD
 from pipeline.table.operations import erasure
 from pipeline.table.operations.erasure import Wanted
-from pipeline.table.part import Part, distinct_sources, encode_part
+from pipeline.table.part import Part, distinct_sources, encode_part, encoding_of
 from pipeline.table.publication import Publication
 from pipeline.table.snapshot import Counts, Snapshot, Tally
 from pipeline.table.workers import compare_here
@@ -167,13 +167,15 @@ def _without(publication: Publication, held: Sequence[Part], wanted: Wanted, gon
     table, embedding = publication.table, str(publication.parent.embeddings[0]["column"])
     for index, part in enumerate(held):
         with table.open(part.path) as file:
-            rows = row_sources.applied(table, part, pq.read_table(file, use_threads=False))
+            opened = pq.ParquetFile(file)
+            encoding = encoding_of(opened, embedding)
+            rows = row_sources.applied(table, part, opened.read(use_threads=False))
         found = wanted.among(rows)
         gone.add(rows.filter(found))
         staying = rows.filter(pc.invert(found))
         if not staying.num_rows:
             continue
-        content, staged = encode_part(staying, embedding), publication.staged("purged", index)
+        content, staged = encode_part(staying, embedding, encoding), publication.staged("purged", index)
         table.write(staged, content)
         yield replace(
             part,
