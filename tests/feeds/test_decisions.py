@@ -154,10 +154,10 @@ def test_a_load_that_refused_too_much_begins_anew(
     nights: Nights, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nights.night(range(20))
-    from pipeline.feeds import load
+    from pipeline.feeds import unit_rows
     from pipeline.feeds.store import Rejection
 
-    fits = load.without_unfit
+    fits = unit_rows.without_unfit
 
     def bad(store, rows, shape):
         fit, refused = fits(store, rows, shape)
@@ -165,7 +165,7 @@ def test_a_load_that_refused_too_much_begins_anew(
         return fit.filter(pa.array(keep)), [*refused, Rejection(id="7", reason="no")] if not all(keep) else refused
 
     with monkeypatch.context() as patch:
-        patch.setattr(load, "without_unfit", bad)
+        patch.setattr(unit_rows, "without_unfit", bad)
         with pytest.raises(GateFailed, match="refuses 1 rows"):
             nights.feed()
     assert nights.feed().switched
