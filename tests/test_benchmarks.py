@@ -10,8 +10,8 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import arithmetic, corpora, gpu, quality, reindex, results, seeded
-from benchmarks.contestants import Settings, Turn
 from benchmarks.processes import Process
+from benchmarks.turns import Settings, Turn
 from pipeline.config import ModelSpec
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec
