@@ -68,11 +68,11 @@ def in_memory(encode: Encode, settings: Settings) -> Contestant:
 
     def turn(rows: int | None = None, batch_size: int = own, save: Save = None) -> Turn:
         some = texts if rows is None else texts[:: max(1, len(texts) // rows)]
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         vectors = encode(some, batch_size)
-        ended = time.perf_counter()
+        ended, busy = time.perf_counter(), time.process_time() - busy
         keep(vectors, save)
-        return Turn(documents=len(some), seconds=ended - started, parts={"batch": float(batch_size)})
+        return Turn(documents=len(some), seconds=ended - started, parts={"batch": float(batch_size), "core s": busy})
 
     return turn
 
