@@ -77,9 +77,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed fast-tokenizers.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(VENV)/fast-tokenizers -r fast-tokenizers.txt
 	@touch $@
 
-$(VENV)/.installed-bench: $(VENV)/.installed-dev benchmarks/daft.txt
+# Peers that want other releases than we do have folders of their own, .venv/NAME for benchmarks/NAME.txt.
+PEERS := daft peers-openvino peers-onnx
+$(VENV)/.installed-bench: $(VENV)/.installed-dev $(PEERS:%=benchmarks/%.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(VENV)/daft -r benchmarks/daft.txt
+	@set -e; for name in $(PEERS); do rm -rf $(VENV)/$$name; \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/$$name -r benchmarks/$$name.txt; done
 	@touch $@
 
 clean:

@@ -15,55 +15,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import corpora
+from benchmarks import corpora, cpu_peers
+from benchmarks.turns import WARM_UP, Contestant, Save, Settings, Turn, in_memory, keep
 
 if TYPE_CHECKING:
     from pipeline.encoder.token_rows import TokenRows
     from pipeline.model.folder import EncoderSpec
 
-WARM_UP = 32
-"""Texts that are embedded before the first turn."""
 CALIBRATION = 1024
 """Texts that an int8 model is made with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    corpus: str
-    """A folder as corpora.write leaves it."""
-    model: str
-    threads: int
-    precision: str = "float32"
-    engine: str = "auto"
-    batch_size: int = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    documents: int
-    seconds: float
-    """From the first text's encoding to the last vector at its place."""
-    start_s: float = 0.0
-    """What had to be started anew for this turn before."""
-    padding: float | None = None
-    """Share of the tokens computed that is padding, where it is known."""
-    parts: dict[str, float] | None = None
-    """Seconds by part, where they are known; of a ceiling, operations per second."""
-
-
-Contestant = Callable[..., Turn]
-"""Called with what a line on stdin says (`rows`, `batch_size`), once per turn."""
 
 
 def bare_encoder(settings: Settings) -> Contestant:
     """Our tokenizer and encoder over texts in memory: what the job could reach if all else were free."""
     from pipeline.config import from_mapping
     from pipeline.encoder.encoder import build_encoder
+    from pipeline.encoder.settings import Setup
     from pipeline.encoder.tokenizer import Tokenizer
+    from pipeline.encoder.tuning import tuned
     from pipeline.model.folder import encoder_spec
 
     model = {"path": settings.model, "precision": settings.precision, "engine": settings.engine}
@@ -74,15 +47,21 @@ def bare_encoder(settings: Settings) -> Contestant:
     texts = corpora.corpus_texts(Path(settings.corpus))
     if settings.precision == "int8":
         spec = quantised(spec, tokenizer.tokenize(texts[:: -(-len(texts) // CALIBRATION)]), settings.threads)
-    encoder = build_encoder(replace(spec, engine=settings.engine), "cpu", settings.threads)
+    spec = replace(spec, engine=settings.engine)
+    encoder = build_encoder(spec, "cpu", settings.threads)
+    if settings.long:
+        setup = Setup(spec=spec, device="cpu", threads=settings.threads)
+        encoder = tuned(encoder, setup, tokenizer.tokenize(texts).lengths)
+        print(f"bare {settings.precision}: {encoder.description}", file=sys.stderr)
     encoder.encode(tokenizer.tokenize(texts[:WARM_UP]))
 
-    def turn() -> Turn:
-        started = time.perf_counter()
+    def turn(save: Save = None) -> Turn:
+        started, busy = time.perf_counter(), time.process_time()
         tokens = tokenizer.tokenize(texts)
         tokenized = time.perf_counter()
         encoded = encoder.encode(tokens)
-        ended = time.perf_counter()
+        ended, busy = time.perf_counter(), time.process_time() - busy
+        keep(encoded.vectors, save)
         return Turn(
             documents=len(texts),
             seconds=ended - started,
@@ -91,6 +70,7 @@ def bare_encoder(settings: Settings) -> Contestant:
                 "tokenize": tokenized - started,
                 "engine": encoded.engine_seconds,
                 "rest": ended - tokenized - encoded.engine_seconds,
+                "core s": busy,
             },
         )
 
@@ -117,16 +97,7 @@ def sentence_transformers(settings: Settings) -> Contestant:
 
     torch.set_num_threads(settings.threads)
     encoder = SentenceTransformer(settings.model, device="cpu")
-    texts = corpora.corpus_texts(Path(settings.corpus))
-    encoder.encode(texts[:WARM_UP])
-
-    def turn(rows: int | None = None, batch_size: int = settings.batch_size) -> Turn:
-        some = texts if rows is None else texts[:: max(1, len(texts) // rows)]
-        started = time.perf_counter()
-        encoder.encode(some, batch_size=batch_size)
-        return Turn(documents=len(some), seconds=time.perf_counter() - started)
-
-    return turn
+    return in_memory(lambda texts, size: encoder.encode(texts, batch_size=size), settings)
 
 
 def ray_documentation(settings: Settings) -> Contestant:
@@ -139,7 +110,7 @@ def ray_documentation(settings: Settings) -> Contestant:
 
     model, threads, batch_size = settings.model, settings.threads, settings.batch_size
 
-    def turn() -> Turn:
+    def turn(save: Save = None) -> Turn:
         started = time.time()
         quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         ray.init(address="local", num_cpus=threads + 1, **quiet)
@@ -166,7 +137,7 @@ def ray_documentation(settings: Settings) -> Contestant:
                 .write_parquet(f"{folder}/out")
             )
             ended, began = time.time(), float(first.read_text())
-            documents = _count(f"{folder}/out")
+            documents = _count(f"{folder}/out", save)
         ray.shutdown()
         return Turn(documents=documents, seconds=ended - began, start_s=began - started)
 
@@ -190,7 +161,7 @@ def daft(settings: Settings) -> Contestant:
 
     SentenceTransformer.encode = watched  # runs in this process: the only sign of when loading ends and work begins
 
-    def turn() -> Turn:
+    def turn(save: Save = None) -> Turn:
         first.clear()
         started = time.time()
         with tempfile.TemporaryDirectory() as folder:
@@ -198,7 +169,7 @@ def daft(settings: Settings) -> Contestant:
             vectors = embed_text(daft.col("text"), provider="transformers", model=settings.model)
             rows.with_column("embedding", vectors).write_parquet(f"{folder}/out")
             ended = time.time()
-            documents = _count(f"{folder}/out")
+            documents = _count(f"{folder}/out", save)
         return Turn(documents=documents, seconds=ended - first[0], start_s=first[0] - started)
 
     return turn
@@ -206,13 +177,16 @@ def daft(settings: Settings) -> Contestant:
 
 def whole_job(settings: Settings) -> Contestant:
     """Our whole job: plan, read, encode, write, commit, materialise; starting and stopping Ray is apart, and so is making
-    an int8 model, which a table does once: later turns find it."""
+    an int8 model, which a table does once: later turns find it. So it is with the encoder's settings; see Settings.long."""
     import pipeline
+    from pipeline.runs import prepared
 
+    if settings.long:
+        prepared.MANY_ROWS = prepared.MEASURED_FROM_S = 0
     measured = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, measured)
 
-    def turn(**changed: Any) -> Turn:
+    def turn(save: Save = None, **changed: Any) -> Turn:
         """`changed`: sections of the configuration, laid over those below."""
         with tempfile.TemporaryDirectory() as folder:
             calibration = Path(folder) / "table" / "meta" / "calibration"
@@ -224,6 +198,8 @@ def whole_job(settings: Settings) -> Contestant:
             }
             summary = pipeline.embed({name: given.get(name, {}) | changed.get(name, {}) for name in given | changed})
             shutil.copytree(calibration, measured, dirs_exist_ok=True)
+            if save:
+                keep(_in_order(pipeline.read(f"{folder}/table").to_table(["id", "embedding"])), save)
         parts = dict(summary.seconds)
         work_s = sum(parts[stage] for stage in ("plan", "flow", "commit", "materialise"))
         return Turn(
@@ -255,17 +231,30 @@ CONTESTANTS: dict[str, Callable[[Settings], Contestant]] = {
     "encode": sentence_transformers,
     "ray": ray_documentation,
     "daft": daft,
+    "openvino": cpu_peers.openvino,
+    "onnx": cpu_peers.onnx,
+    "fastembed": cpu_peers.fastembed,
     "bare": bare_encoder,
     "job": whole_job,
     "ceiling": ceiling,
 }
 
 
-def _count(folder: str) -> int:
+def _count(folder: str, save: Save) -> int:
+    """The rows of a folder of Parquet files; keeps the vectors that `save` asks for."""
     import pyarrow.dataset as pads
 
-    rows: int = pads.dataset(folder, format="parquet").count_rows()
+    written = pads.dataset(folder, format="parquet")
+    if save:
+        keep(_in_order(written.to_table(["id", "embedding"])), save)
+    rows: int = written.count_rows()
     return rows
+
+
+def _in_order(table: Any) -> list[Any]:
+    """The vectors of a table in the order of the corpus, whose ids are the numbers of its rows."""
+    found = dict(zip(table.column("id").to_pylist(), table.column("embedding").to_pylist(), strict=True))
+    return [found[str(number)] for number in range(len(found))]
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import corpora, results
-from benchmarks.contestants import Settings, Turn
 from benchmarks.peers import MODEL
 from benchmarks.processes import Process
+from benchmarks.turns import Settings, Turn
 from pipeline.config import ModelSpec
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec, resolve_model

