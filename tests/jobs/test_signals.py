@@ -286,6 +286,7 @@ def ignores(pid: int, number: int) -> bool:
 def test_the_same_request_while_the_interpreter_ends_leaves_the_exit_code(number):
     program = (
         "import os, signal, sys\nfrom jobs.command import main_of\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # What runs in the background ignores it.
         "class Last:\n"
         f" def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, {int(number)})\n"
         "sys.last_of_all = Last()\n"  # Modules are taken down after CPython has given up handlers.
