@@ -76,7 +76,7 @@ def is_left(one: processes.Process) -> bool:
 
 
 def until(condition, run: "subprocess.Popen[bytes]", folder: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert run.poll() is None, faulty.said(folder)
         assert time.monotonic() < deadline, faulty.said(folder)
