@@ -25,6 +25,8 @@ from tests.feeds.rows import marker_of, rows_of, shape_of
 from tests.feeds.stores import Place
 from tests.feeds.test_contract import assert_same, held, load, only, sync
 
+pytestmark = pytest.mark.slow  # A server of its own for each process takes a fifth of a core while it waits.
+
 
 class Lost(grpc.RpcError):
     """The server has done it, and its answer was lost on the way."""
