@@ -190,8 +190,9 @@ def held(
     ended, renewing, leases = threading.Event(), None, list[Lease]()
     try:
         lease = take_patiently(table, work, seconds, wait_s, folder, leases)
-        renewing = threading.Thread(target=_renew, args=(lease, ended), name="lease", daemon=True)
-        renewing.start()
+        thread = threading.Thread(target=_renew, args=(lease, ended), name="lease", daemon=True)
+        thread.start()
+        renewing = thread
         yield lease
     finally:
         # What was tried counts as well: an interrupt may come between the lease's creation and its first use.
@@ -204,7 +205,7 @@ def held(
 
 def _give_back(leases: list[Lease], ended: threading.Event, renewing: threading.Thread | None) -> None:
     ended.set()
-    if renewing is not None and renewing.ident is not None:
+    if renewing is not None:
         renewing.join()
     for lease in leases[-1:]:
         with _told("can't give back"):
