@@ -5,6 +5,7 @@ engine, the form of attention and the size of a batch that were fastest, and a s
 on it: forms whose vectors differ are not taken. It knows no texts; the ids that it measures with are made up.
 """
 
+import itertools
 import json
 import math
 import time
@@ -65,14 +66,14 @@ def tuned(encoder: Encoder, setup: Setup, lengths: NDArray[np.int64], *, measure
     takes seconds, once for a node, a model and a mix of lengths; without `measures` only what was found before is used.
     """
     sample = _Sample(lengths, setup.spec)
-    key = _key(encoder, setup, sample.widths)
+    key, *near = _keys(encoder, setup, sample.quantiles)
 
     def measure(folder: Path) -> None:
         (folder / "choice.json").write_text(json.dumps(asdict(_choice(encoder, setup, sample))))
 
-    if not measures and not is_kept("choices", key):
+    if not measures and not is_kept("choices", key, *near):
         return encoder
-    choice = Choice(**json.loads((kept("choices", key, measure) / "choice.json").read_text()))
+    choice = Choice(**json.loads((kept("choices", key, measure, or_else=near) / "choice.json").read_text()))
     if choice.engine != encoder.engine.name:
         encoder = _on_torch(setup)
     if isinstance(encoder.engine, FusingEngine):
@@ -95,19 +96,21 @@ def _on_torch(setup: Setup) -> Encoder:
     return build_encoder(replace(setup.spec, engine="torch"), setup.device, setup.threads)
 
 
-def _key(encoder: Encoder, setup: Setup, widths: Sequence[int]) -> str:
-    return identity.digest(
-        {
-            "encoder": setup.spec.identity() | {"int8": None},
-            "engine": [encoder.engine.name, setup.spec.engine, *map(_version, ("torch", "openvino"))],
-            "processor": processor(),
-            "device": setup.device,
-            "threads": setup.threads,
-            "widths": [round(math.log2(width)) for width in widths],
-            "fixed": asdict(setup.fixed),
-            "budgets": BUDGETS[setup.device],
-        }
-    )
+def _keys(encoder: Encoder, setup: Setup, widths: Sequence[int]) -> list[str]:
+    """The key of what is measured, and then those of lengths that are as good: slices of one table differ a
+    little, and each width lies between two powers of two."""
+    known = {
+        "encoder": setup.spec.identity() | {"int8": None},
+        "engine": [encoder.engine.name, setup.spec.engine, *map(_version, ("torch", "openvino"))],
+        "processor": processor(),
+        "device": setup.device,
+        "threads": setup.threads,
+        "fixed": asdict(setup.fixed),
+        "budgets": BUDGETS[setup.device],
+    }
+    nearest = tuple(round(math.log2(width)) for width in widths)
+    between = itertools.product(*({math.floor(math.log2(width)), math.ceil(math.log2(width))} for width in widths))
+    return [identity.digest(known | {"widths": list(powers)}) for powers in dict.fromkeys([nearest, *between])]
 
 
 def _version(package: str) -> str:
@@ -122,7 +125,8 @@ class _Sample:
 
     def __init__(self, lengths: NDArray[np.int64], spec: EncoderSpec) -> None:
         self._lengths = np.minimum(lengths, spec.max_seq_length or 512)
-        self.widths = _widths(self._lengths)
+        self.quantiles = _widths(self._lengths)
+        self.widths = sorted(set(self.quantiles))
         self._chance = np.random.default_rng(0)
 
     def of_width(self, width: int, count: int) -> TokenRows:
@@ -145,7 +149,7 @@ def _widths(lengths: NDArray[np.int64]) -> list[int]:
     """The widths of rows that an eighth, a half and seven eighths of the tokens lie below."""
     ordered = np.sort(lengths)
     share = np.cumsum(ordered) / ordered.sum()
-    return sorted({int(ordered[np.searchsorted(share, part)]) for part in (0.125, 0.5, 0.875)})
+    return [int(ordered[np.searchsorted(share, part)]) for part in (0.125, 0.5, 0.875)]
 
 
 @dataclass(frozen=True, eq=False)

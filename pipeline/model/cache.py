@@ -5,7 +5,7 @@ import contextlib
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.machine.folders import cache_folder, new_temporary_folder
@@ -19,15 +19,20 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def is_kept(kind: str, key: str) -> bool:
-    """Whether `kept` would find the folder made."""
+def is_kept(kind: str, *keys: str) -> bool:
+    """Whether `kept` would find a folder of one of these keys made."""
     with contextlib.suppress(OSError, RuntimeError):
-        return (cache_folder() / kind / key).exists()
+        return _found(cache_folder() / kind, keys) is not None
     return False
 
 
-def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder `kind/key` of the cache. Where it is not there yet, `make(folder)` fills it first, and it appears whole.
+def _found(parent: Path, keys: Sequence[str]) -> Path | None:
+    return next((parent / key for key in keys if (parent / key).exists()), None)
+
+
+def kept(kind: str, key: str, make: Callable[[Path], None], *, or_else: Sequence[str] = ()) -> Path:
+    """The folder `kind/key` of the cache, or one whose key of `or_else` serves as well. Where there is none yet,
+    `make(folder)` fills it first, and it appears whole.
 
     Where the cache can't be written, this is a new folder of this process alone, which takes it along when it ends.
     """
@@ -41,14 +46,16 @@ def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         make(folder)
         return folder
-    folder = parent / key
-    if not folder.exists():
+    keys = (key, *or_else)
+    found = _found(parent, keys)
+    if found is None:
         with locked(lock):
-            if not folder.exists():
-                partial = Path(tempfile.mkdtemp(dir=parent))
+            found = _found(parent, keys)
+            if found is None:
+                found, partial = parent / key, Path(tempfile.mkdtemp(dir=parent))
                 try:
                     make(partial)
-                    partial.rename(folder)
+                    partial.rename(found)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    return found

@@ -125,7 +125,8 @@ def test_it_is_measured_once_per_node_model_threads_and_lengths(spec):
     first, budget = calls()
     assert first > 0
     assert calls() == (0, budget)
-    assert calls(lengths=LENGTHS[::-1] + 1) == (0, budget)  # much the same
+    for others in (LENGTHS[::-1] + 1, LENGTHS * 11 // 10, LENGTHS - LENGTHS // 6):  # Slices of one table differ so.
+        assert calls(lengths=others) == (0, budget)
     assert calls(threads=2)[0] > 0
     assert calls(lengths=LENGTHS * 4)[0] > 0
 
