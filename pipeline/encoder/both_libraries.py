@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.fast_library import Unusable
 from pipeline.encoder.text_ranges import text_lengths, text_ranges
-from pipeline.encoder.tokenizer_backend import encode_each, is_library_error
+from pipeline.encoder.tokenizer_backend import encode_each
 from pipeline.machine.folders import temporary_folder
+from pipeline.model.tokenizer_files import is_library_error
 
 _PIECE_CHARS = 1024
 """The fast library takes all cores of the machine for a call of more than some ten kilobytes, and stays in the calling

@@ -18,9 +18,9 @@ from pipeline.encoder.alphabet import Alphabet
 from pipeline.encoder.both_libraries import BothLibraries
 from pipeline.encoder.fast_library import VARIABLE, Unusable, asked_for, library_folder, load_library
 from pipeline.encoder.text_ranges import text_lengths
-from pipeline.encoder.tokenizer_backend import is_library_error
 from pipeline.encoder.tokenizer_probes import probe_texts
 from pipeline.encoder.visible_splits import with_visible_splits
+from pipeline.model.tokenizer_files import is_library_error
 
 START_CHARS = 2**19
 """So many characters are tokenized without it: to load and to prove it takes as long as the installed library takes for

@@ -17,6 +17,7 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.quiet import quiet_transformers
+from pipeline.model.tokenizer_files import is_library_error
 
 Key = TypeVar("Key")
 Row = TypeVar("Row")
@@ -50,11 +51,6 @@ def refused(what: str) -> Iterator[None]:
         if not is_library_error(error):
             raise
         raise InputError(f"{what}: {type(error).__name__}: {error}") from None
-
-
-def is_library_error(error: BaseException) -> bool:
-    """Whether the library can have raised it: a panic of Rust is no Exception, as an interrupt by the user isn't."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def encode_each(

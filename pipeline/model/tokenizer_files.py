@@ -41,13 +41,18 @@ def _check(folder: Path) -> None:
         _check_pieces(next(folder / name for name in _SENTENCEPIECE if (folder / name).is_file()))
 
 
+def is_library_error(error: BaseException) -> bool:
+    """Whether the library can have raised it: a panic of Rust is no Exception, as an interrupt by the user isn't."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def _check_tokenizer_json(path: Path) -> None:
     import tokenizers
 
     try:
         tokenizers.Tokenizer.from_file(str(path)).encode(_UNKNOWN)
-    except BaseException as error:  # the library has no types of its own, and a panic of Rust's is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:
+        if not is_library_error(error):
             raise
         raise _damaged(path, error) from None
 

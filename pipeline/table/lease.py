@@ -145,14 +145,8 @@ def take(
         lease = Lease(table=table, folder=folder, number=number + 1, work=work, seconds=seconds, since=since)
         if tried is not None:
             tried.append(lease)
-        try:
-            if lease.create():
-                return lease
-        except KeyboardInterrupt:
-            # Nobody else knows yet that it may be taken.
-            with contextlib.suppress(StorageError):
-                lease.release_if_ours()
-            raise
+        if lease.create():
+            return lease
 
 
 def take_patiently(

@@ -23,7 +23,7 @@ from pipeline.table.snapshot import Snapshot
 
 ROWS_PER_READ = 8_192
 BUFFER_BYTES = 4 * 2**20
-"""Of each column so many bytes are read at once."""
+"""A column is read in pieces of so many bytes."""
 
 
 class RowReader:
