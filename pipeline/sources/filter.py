@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.acero as acero
 import pyarrow.compute as pc
 
 from pipeline.arrays import decode, struct_children
@@ -107,8 +108,6 @@ def _evaluate(text: str, arrays: Sequence[pa.Array], rows: int) -> np.ndarray[An
     def resolve(path: Path) -> tuple[pc.Expression, pa.DataType]:
         index = paths.index(path)
         return pc.field(names[index]), arrays[index].type
-
-    import pyarrow.acero as acero  # It imports pandas where there is one, and most runs filter nothing.
 
     condition = _translate(text, resolve)
     table = pa.table([*arrays, np.arange(rows)], names=[*names, "row"])

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from pipeline.config import SourceSpec
@@ -155,8 +156,6 @@ def _possible(
     """
     if text is None:
         return None
-    import pyarrow.dataset as pads  # It imports pandas where there is one, and most runs filter nothing.
-
     named = set(filter.columns(text))
     for item in schema:
         if item.name not in named or item.name not in found.names:
