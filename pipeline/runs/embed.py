@@ -6,6 +6,7 @@ tried again. A reindex (reindex.py) does the same with the guards that a schedul
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 
 from pipeline.config import RunSpec
@@ -16,7 +17,7 @@ from pipeline.runs.forecast import forecast
 from pipeline.runs.plan_summary import PlanSummary, summarise_plan
 from pipeline.runs.prepare import planned_again, prepare
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.reindex_summary import summarise_embedded_rows
+from pipeline.runs.reindex_summary import sources_read, summarise_embedded_rows
 from pipeline.runs.row_changes import find
 from pipeline.runs.summary import Summary, both, nothing_to_do
 from pipeline.table import lease, snapshot
@@ -40,7 +41,7 @@ def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_
         with lease.held(prepared.table, "embed", spec.limits.lease_s, spec.limits.wait_s):
             if max(snapshot.versions(prepared.table), default=0) != prepared.parent.version:
                 prepared = planned()  # Another run published before this one had the table.
-            return _done(prepared, executor, started)
+            return _done(prepared, executor, started, retry_failed=retry_failed)
 
     return planned_again(once)
 
@@ -53,10 +54,15 @@ def plan(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_m
     if not by_row:
         return summarise_plan(prepared, executor)
     changes = find(prepared, executor, writes=False)
-    return summarise_plan(prepared, executor, forecast(prepared, changes, executor, started, allow_deletes=True))
+    planned = summarise_plan(prepared, executor, forecast(prepared, changes, executor, started, allow_deletes=True))
+    if not retry_failed:
+        return planned
+    more = sum(part.tally.failed for part in changes.unchanged_spans)
+    pending = planned.changes_pending or bool(more)
+    return replace(planned, rows_to_retry=planned.rows_to_retry + more, changes_pending=pending)
 
 
-def _done(prepared: Prepared, executor: Executor, started: float) -> Summary:
+def _done(prepared: Prepared, executor: Executor, started: float, *, retry_failed: bool) -> Summary:
     plan = prepared.plan
     if plan.changes_nothing:
         return nothing_to_do(prepared)
@@ -66,17 +72,23 @@ def _done(prepared: Prepared, executor: Executor, started: float) -> Summary:
         return embed_units(prepared, executor, started)
     done = by_row.publish_changes(prepared, executor, started, allow_deletes=True)
     summary = summarise_embedded_rows(prepared, done)
-    if not plan.retried:
+    if not retry_failed:
         return summary
-    return both(summary, embed_units(_only_retries(prepared), executor, started))
+    again = _only_retries(prepared, sources_read(done.changes))
+    return both(summary, embed_units(again, executor, started)) if again.plan.retried else summary
 
 
-def _only_retries(before: Prepared) -> Prepared:
-    """Plan to try those dead letters again that were planned `before`, after the rest was published by row.
+def _only_retries(before: Prepared, read: Collection[int]) -> Prepared:
+    """Plan to try dead letters again after all else was published by row.
 
-    The rest is left alone, even if a source changed meanwhile: the next run sees it.
+    Units whose dead letters are all of sources that were `read` just now are left alone. So is a source that changed
+    meanwhile: the next run sees it.
     """
     again = prepare(before.spec, writes=True, retry_failed=True)
-    retried = {unit: rows for unit, rows in again.plan.retried.items() if unit in before.plan.retried}
+    retried = {
+        unit: rows
+        for unit, rows in again.plan.retried.items()
+        if any(source not in read for source, _ in rows.only or ())
+    }
     plan = replace(again.plan, added=(), dropped=frozenset(), kept=again.parent.live_units(), retried=retried)
     return replace(again, plan=plan)

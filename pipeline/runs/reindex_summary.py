@@ -73,7 +73,7 @@ def summarise_rows(prepared: Prepared, done: Outcome) -> Reindexed:
         stale_files=changes.stale_files,
         docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
         seconds=done.seconds,
-        failures=first_failures(prepared, version, _sources_read(changes)),
+        failures=first_failures(prepared, version, sources_read(changes)),
         resumed=len(changes.staged),
         notes=notes_of(prepared, encoded, version, changes.to_encode + len(changes.staged)),
         runs=ran(prepared, encoded, version, changes.to_encode + len(changes.staged)),
@@ -91,14 +91,15 @@ def summarise_embedded_rows(prepared: Prepared, done: Outcome) -> Summary:
         to_encode=changes.to_encode,
         reusable=len(changes.upserts) - changes.to_encode,
         upkeep=done.upkeep,
-        failures=first_failures(prepared, version, _sources_read(changes)),
+        failures=first_failures(prepared, version, sources_read(changes)),
         resumed=len(changes.staged),
         notes=notes_of(prepared, done.encoded, version, changes.to_encode + len(changes.staged)),
         runs=ran(prepared, done.encoded, version, changes.to_encode + len(changes.staged)),
     )
 
 
-def _sources_read(changes: Changes) -> set[int]:
+def sources_read(changes: Changes) -> set[int]:
+    """Return the numbers of the sources that were read, in the version that was made."""
     numbers = {number for numbers in changes.numbers for number in numbers}
     return numbers - {number for part in changes.unchanged_spans for number in part.numbers}
 

@@ -116,14 +116,17 @@ def test_another_model_takes_the_place_of_the_table_s_only_when_asked(spec, tmp_
     assert (summary.by_row, encoded, summary.version) == (False, FILES * ROWS, 2)
 
 
+LOOSE = {"max_row_bytes": 80, "max_failed_rows": 10}
+
+
 def test_dead_letters_are_tried_again_after_what_changed_was_published_by_row(tiny_model, tmp_path):
     write(tmp_path / "corpus", "a", {"a0": "short", "a1": "long " * 40})
     write(tmp_path / "corpus", "b", rows_of(0))
-    spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", limits={"max_row_bytes": 80, "unit_rows": 2})
-    spec = dataclasses.replace(spec, source=dataclasses.replace(spec.source, path=str(tmp_path / "corpus")))
+    spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", limits=LOOSE)
     assert embedded(spec)[0].counts.failed == 1
     write(tmp_path / "corpus", "c", {"c0": "new", "c1": "news about 0 and 1"})
     longer = dataclasses.replace(spec, limits=dataclasses.replace(spec.limits, max_row_bytes=1000))
+    assert runs.plan(longer, InProcess(), retry_failed=True).rows_to_retry == 1
     summary, _ = embedded(longer, retry_failed=True)
     assert (summary.retried, summary.recovered, summary.published) == (1, 1, True)
     assert (summary.counts.new, summary.counts.deleted, summary.counts.failed) == (3, 0, 0)
