@@ -5,6 +5,7 @@ the run has ended, and a log gets a line each ten seconds, so that short runs le
 """
 
 import html
+import logging
 import os
 import sys
 import threading
@@ -64,10 +65,18 @@ class _Bar:
         elif self._live is not None and event is Event.PHASE:
             self._live.refresh()
         elif self._live is not None and event is Event.ENDED:
+            self._lead_logs(sys.stderr, self._stream)
             self._live.stop()
             self._live = None
             if self._drawn is not self._stream:
                 self._drawn.close()
+
+    @staticmethod
+    def _lead_logs(here: TextIO, there: TextIO) -> None:
+        """Let the log handlers that write here write there."""
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is here:
+                handler.setStream(there)
 
     def _start(self, progress: Progress) -> None:
         # A run in a log needs nothing of it, and importing it takes longer than some runs.
@@ -84,6 +93,7 @@ class _Bar:
             redirect_stdout=False,  # It may be a file, and what is shown goes to stderr.
         )
         self._live.start(refresh=True)
+        self._lead_logs(self._stream, sys.stderr)  # Rich put what prints above the bar in the place of stderr.
 
 
 def _line(progress: Progress, columns: int) -> "RenderableType":

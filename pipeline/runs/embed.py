@@ -14,13 +14,14 @@ from pipeline.execution.executor import Executor
 from pipeline.runs import by_row
 from pipeline.runs.by_units import embed_units
 from pipeline.runs.forecast import forecast
+from pipeline.runs.held import held
 from pipeline.runs.plan_summary import PlanSummary, summarise_plan
 from pipeline.runs.prepare import planned_again, prepare
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.reindex_summary import sources_read, summarise_embedded_rows
 from pipeline.runs.row_changes import find
 from pipeline.runs.summary import Summary, both, nothing_to_do
-from pipeline.table import lease, snapshot
+from pipeline.table import snapshot
 
 
 def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_model: bool = False) -> Summary:
@@ -38,7 +39,7 @@ def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_
         prepared = planned()
         if prepared.plan.changes_nothing:
             return nothing_to_do(prepared)
-        with lease.held(prepared.table, "embed", spec.limits.lease_s, spec.limits.wait_s):
+        with held(prepared.table, "embed", spec.limits):
             if max(snapshot.versions(prepared.table), default=0) != prepared.parent.version:
                 prepared = planned()  # Another run published before this one had the table.
             return _done(prepared, executor, started, retry_failed=retry_failed)
