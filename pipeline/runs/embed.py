@@ -51,8 +51,7 @@ def plan(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_m
     """Return what `embed` would do, with exact counts of rows where it would go by row."""
     started = time.perf_counter()
     prepared = prepare(spec, writes=False, retry_failed=retry_failed, new_model=new_model)
-    by_row = not prepared.is_full and (prepared.plan.added or prepared.plan.dropped)
-    if not by_row:
+    if not _goes_by_row(prepared):
         return summarise_plan(prepared, executor)
     changes = find(prepared, executor, writes=False)
     planned = summarise_plan(prepared, executor, forecast(prepared, changes, executor, started, allow_deletes=True))
@@ -64,12 +63,9 @@ def plan(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_m
 
 
 def _done(prepared: Prepared, executor: Executor, started: float, *, retry_failed: bool) -> Summary:
-    plan = prepared.plan
-    if plan.changes_nothing:
+    if prepared.plan.changes_nothing:
         return nothing_to_do(prepared)
-    if prepared.is_full:
-        return embed_units(prepared, executor, started)
-    if not plan.added and not plan.dropped:
+    if not _goes_by_row(prepared):
         return embed_units(prepared, executor, started)
     done = by_row.publish_changes(prepared, executor, started, allow_deletes=True)
     summary = summarise_embedded_rows(prepared, done)
@@ -77,6 +73,11 @@ def _done(prepared: Prepared, executor: Executor, started: float, *, retry_faile
         return summary
     again = _only_retries(prepared, sources_read(done.changes))
     return both(summary, embed_units(again, executor, started)) if again.plan.retried else summary
+
+
+def _goes_by_row(prepared: Prepared) -> bool:
+    """Say whether the table is followed by row. It is built by units, and so are dead letters tried again."""
+    return not prepared.is_full and bool(prepared.plan.added or prepared.plan.dropped)
 
 
 def _only_retries(before: Prepared, read: Collection[int]) -> Prepared:

@@ -67,5 +67,4 @@ def plan(
     prepared = prepare(spec, writes=False, new_model=new_model)
     nothing = prepared.plan.changes_nothing or prepared.is_full
     changes = None if nothing else find(prepared, executor, writes=False)
-    options = {"price_per_hour": price_per_hour, "allow_deletes": allow_deletes}
-    return forecast(prepared, changes, executor, started, **options)
+    return forecast(prepared, changes, executor, started, price_per_hour=price_per_hour, allow_deletes=allow_deletes)
