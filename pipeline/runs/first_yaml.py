@@ -48,8 +48,8 @@ def _lengths(lengths: TextLengths | str) -> str:
     if not lengths.longer:
         return f"{counted}; the model reads {lengths.limit:,}, which is enough for all of them"
     return (
-        f"{counted}; the model reads {lengths.limit:,}, and {lengths.longer / lengths.texts:.0%} of the texts are cut off there: "
-        "a section `chunk` would keep their rest"
+        f"{counted}; the model reads {lengths.limit:,}, and {lengths.longer / lengths.texts:.0%} of the texts are cut off "
+        "there: the section `chunk` of the configuration would keep their rest"
     )
 
 
@@ -78,7 +78,7 @@ def written(chosen: "Chosen") -> str:
         *_chunk(chosen.lengths),
         "model:",
         *_comment(
-            f"{_sentence(chosen.model_reason)} Any folder or Hub id of the sentence-transformers format can stand here.",
+            f"{_sentence(chosen.model_reason)} It can be any model of the sentence-transformers format.",
             2,
         ),
         f"  path: {_value(chosen.model)}",
@@ -93,9 +93,9 @@ def _chunk(lengths: TextLengths | str) -> list[str]:
     if isinstance(lengths, str) or lengths.limit is None or not lengths.longer:
         return []
     said = (
-        f"{lengths.longer:,} of {lengths.texts:,} texts are longer than the {lengths.limit:,} tokens that the model reads. Without "
-        "the # in front, these lines cut them into chunks with a vector each, so that nothing is lost. Decide before the first "
-        "run: a table of chunks is another table."
+        f"{lengths.longer:,} of {lengths.texts:,} texts are longer than the {lengths.limit:,} tokens that the model reads. "
+        "Without the # in front, these lines cut them into chunks with a vector each, so that nothing is lost. A table that "
+        "was made without them is built anew with --new-model."
     )
     keys = [f"  max_tokens: {lengths.limit}", f"  overlap_tokens: {lengths.limit // 8}", "  border: sentence"]
     return [*_comment(said), "# chunk:", *(f"# {key}" for key in keys)]

@@ -1,7 +1,7 @@
 """How long texts are for a model is measured on a sample of them, in the model's own tokens.
 
-The sample of a source and the name of a model come in. A `TextLengths` goes out, or the reason why there is none. Neither torch
-nor transformers is loaded for it.
+The sample of a source and the name of a model come in. A `TextLengths` goes out, or the reason why there is none. Neither
+torch nor transformers is loaded for it.
 """
 
 from collections.abc import Sequence
