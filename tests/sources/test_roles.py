@@ -139,8 +139,7 @@ def test_files_of_several_formats_and_folders_are_looked_at_together(tmp_path):
     assert seen.rows == 22
     assert seen.column("lang").share == pytest.approx(10 / 22)
     assert roles_of(seen).id == ("id",)
-    with pytest.raises(
-        InputError, match=r"1, such as d.txt.* rows are documents \(3, such as b.parquet\): give a pattern"
-    ):
-        (tmp_path / "d.txt").write_text("a document")
+    (tmp_path / "d.txt").write_text("a document")
+    said = r"1, such as d.txt.* rows are documents \(3, such as b.parquet\): give a pattern"
+    with pytest.raises(InputError, match=said):
         look_at(SourceSpec(path=str(tmp_path), text="text"))
