@@ -47,7 +47,7 @@ def spec_of(arguments: Arguments) -> RunSpec:
                 f"{given!r} is one: change it there, or use --set"
             )
         return load(given, arguments.set)
-    chosen = first_spec.for_source(given, wishes, writes=not arguments.dry_run)
+    chosen = first_spec.for_source(given, wishes, arguments.set, writes=not arguments.dry_run)
     stream = sys.stderr if arguments.json else sys.stdout
     if chosen is None:
         place = first_spec.place_of(given)

@@ -152,15 +152,19 @@ def _table(source: str, base: str) -> str:
 # --- the choice
 
 
-def choose(given: str, wishes: Wishes) -> Chosen:
-    """Look at the source and choose. Raises InputError where the source can't be read or leaves the choice open."""
+def choose(given: str, wishes: Wishes, overrides: Sequence[str] = ()) -> Chosen:
+    """Look at the source and choose. The overrides of a run say how it is read, such as `source.encoding=cp1252`.
+
+    Raises InputError where the source can't be read or leaves the choice open.
+    """
     source = _absolute(given)
     for value in (source, wishes.table or "", wishes.model or ""):
         if "${" in value:
             raise InputError(f"{value!r} holds ${{, which a configuration takes for a variable: rename it")
     base = _base(source)
     _check_no_table(given, source)
-    seen = look_at(SourceSpec(path=source, text="text"))
+    least = {"source": {"path": source, "text": "text"}, "model": {"path": "-"}, "table": {"path": "-"}}
+    seen = look_at(config.from_mapping(least, overrides).source)
     roles = roles_of(seen, wishes.text, wishes.id)
     model, reason = _model(wishes)
     table = wishes.table if wishes.table is None or is_remote(wishes.table) else local_path(wishes.table)
@@ -197,7 +201,7 @@ def _model(wishes: Wishes) -> tuple[str, str]:
 # --- the file
 
 
-def for_source(given: str, wishes: Wishes, *, writes: bool) -> Chosen | None:
+def for_source(given: str, wishes: Wishes, overrides: Sequence[str] = (), *, writes: bool) -> Chosen | None:
     """Choose a configuration for a source, unless it has one: None says that it has.
 
     With `writes` what was chosen is written down. Raises InputError for a file that stands in the place of the configuration
@@ -207,7 +211,7 @@ def for_source(given: str, wishes: Wishes, *, writes: bool) -> Chosen | None:
     if os.path.lexists(place):
         _check_own(place, _absolute(given), wishes)
         return None
-    chosen = choose(given, wishes)
+    chosen = choose(given, wishes, overrides)
     if writes:
         write(chosen, place)
     return chosen

@@ -131,6 +131,8 @@ def _comment(text: str, indent: int = 0) -> list[str]:
 
 
 def _value(value: object) -> str:
-    """Write a value as YAML in one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1_000_000)
+    """Write a value as YAML in one line. A letter that may end a line is escaped."""
+    words = value if isinstance(value, list) else [str(value)]
+    printable = all(map(str.isprintable, words))
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=printable, width=1_000_000)
     return text.removesuffix("...\n").strip()

@@ -64,7 +64,7 @@ class Column:
     @cached_property
     def is_unique(self) -> bool:
         """Whether every row of the sample has a value, and each another one."""
-        return bool(self.values) and len(set(self.filled)) == len(self.values)
+        return self.is_flat and bool(self.values) and len(set(self.filled)) == len(self.values)
 
     @cached_property
     def mean_chars(self) -> float:
@@ -135,6 +135,11 @@ def look_at(spec: SourceSpec) -> Seen:
     if not found:
         raise InputError(f"none of the files of source.path {spec.path!r} can be read: {'; '.join(reasons[:3])}")
     rows = sum(table.num_rows for table in tables)
+    if not rows:
+        raise InputError(
+            f"no row can be read in the files of source.path {spec.path!r} that were tried, such as {chosen[0].path!r}: check "
+            "what they hold"
+        )
     return Seen(
         files=files,
         looked_into=len(tables),
@@ -207,7 +212,7 @@ def _sample(file: SourceFile, look: Look, types: Mapping[str, pa.DataType], spec
     spans = [span for group in cut([registry.extent(file, look, spec)]) for span in group]
     left = most
     for span in spans[:1]:
-        with contextlib.closing(span_blocks(span, schema, spec, LimitSpec(), lambda first, count: True)) as blocks:
+        with contextlib.closing(span_blocks(span, schema, spec, LimitSpec(), _always)) as blocks:
             for block in blocks:
                 good = [row for row in range(block.rows) if row not in block.errors][:left]
                 if block.columns is not None:
@@ -216,6 +221,11 @@ def _sample(file: SourceFile, look: Look, types: Mapping[str, pa.DataType], spec
                 if left <= 0:
                     break
     return pa.concat_tables(pieces)
+
+
+def _always(first: int, count: int) -> bool:
+    """Every row is needed. Formats that are read in a process of their own send this there."""
+    return True
 
 
 def _is_flat(kind: pa.DataType) -> bool:

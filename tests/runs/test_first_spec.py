@@ -34,12 +34,12 @@ def test_a_folder_is_embedded_by_what_was_chosen_and_followed(notes, tiny_model)
     assert (chosen.place, chosen.table) == (f"{notes}.yaml", f"{notes}.embeddings")
     spec = config.load(chosen.place)
     assert spec == chosen.spec()
-    assert inline.embed(spec).counts["rows"] == 6
+    assert inline.embed(spec).counts.rows == 6
     written = (notes.parent / "notes.yaml").read_bytes()
     (notes / "note 7.md").write_text(NOTE * 20)
     assert for_source("notes/", Wishes(), writes=True) is None
     assert for_source("./notes", wishes, writes=True) is None
-    assert inline.embed(config.load(chosen.place)).counts["rows"] == 7
+    assert inline.embed(config.load(chosen.place)).counts.rows == 7
     assert (notes.parent / "notes.yaml").read_bytes() == written
 
 
@@ -195,4 +195,4 @@ def test_rows_of_json_lines_are_chosen_and_run(tmp_path, tiny_model):
     chosen = for_source(str(tmp_path / "posts.jsonl"), Wishes(model=str(tiny_model)), writes=True)
     spec = config.load(chosen.place)
     assert (spec.source.id, spec.source.text, spec.source.keep) == ("slug", ("title", "body"), ("title",))
-    assert inline.embed(spec).counts["rows"] == 9
+    assert inline.embed(spec).counts.rows == 9

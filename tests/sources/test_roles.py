@@ -25,7 +25,7 @@ def seen_of(**columns):
     file = SourceFile(path="/a/b.parquet", size=1, version="1", format="parquet", compression="", partition=())
     made = []
     for name, values in columns.items():
-        values = [values.format(row) for row in range(ROWS)] if isinstance(values, str) else list(values)
+        values = [values.replace("{}", str(row)) for row in range(ROWS)] if isinstance(values, str) else list(values)
         made.append(Column(name=name, type=pa.array(values).type, values=tuple(values)))
     return Seen(files=(file,), looked_into=1, rows=ROWS, columns=tuple(made))
 
