@@ -4,6 +4,7 @@ An error becomes a line on stderr and an exit code.
 """
 
 import argparse
+import contextvars
 import json
 import logging
 import os
@@ -12,14 +13,24 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from jobs.main import COMMAND
 from jobs.signals import Signals, exit_code
 from pipeline.errors import PipelineError, RunError, one_line
 from pipeline.redaction import redacted
 
 _OPTIONS = re.compile(r"(storage_options[\w.]*)\W.*", re.DOTALL)
+_MODULE = re.compile(r"python -m jobs\.(\w+)")
+_AS_VERB = contextvars.ContextVar("as_verb", default=False)
+_CATCHING = contextvars.ContextVar("catching", default=False)
+
+
+def spoken(text: str, *, as_verb: bool | None = None) -> str:
+    """Return a text that names commands as the user starts them: as verbs of the one command, or as modules."""
+    as_verb = _AS_VERB.get() if as_verb is None else as_verb
+    return _MODULE.sub(rf"{COMMAND} \1", text) if as_verb else text
 
 
 class Arguments(argparse.Namespace):
@@ -32,11 +43,34 @@ class Arguments(argparse.Namespace):
 
     def show(self, result: Mapping[str, Any], text: str) -> None:
         """Print for machines with --json, else for a person."""
-        print(json.dumps(result, default=str) if self.json else text)
+        print(json.dumps(result, default=str) if self.json else spoken(text))
+
+
+class _Caught(Exception):
+    """It carries a parser out of the command that built it."""
+
+    def __init__(self, parser: "Parser") -> None:
+        self.parser = parser
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Return a docstring without its example, and the example: the indented lines that it ends with, and what introduces
+    them where that is a line with a colon. Where there is no more than the usage, it is no example."""
+    *before, last = text.rstrip().split("\n\n")
+    if len(before) < 2 or not all(line.startswith("    ") for line in last.split("\n")[1:]):
+        return text.rstrip(), ""
+    if not last.startswith("    "):
+        return ("\n\n".join(before), last) if last.partition("\n")[0].endswith(":") else (text.rstrip(), "")
+    if "\n" not in before[-1] and before[-1].endswith(":"):
+        *before, said = before
+        last = f"{said}\n\n{last}"
+    return "\n\n".join(before), last
 
 
 class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if _CATCHING.get():
+            raise _Caught(self)
         return super().parse_args(args, namespace or Arguments())
 
     def error(self, message: str) -> NoReturn:
@@ -44,12 +78,23 @@ class Parser(argparse.ArgumentParser):
         super().error(_OPTIONS.sub(r"\1 ***", redacted(message)))
 
 
-def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False) -> Parser:
-    """Return a command's parser, described by its module's docstring."""
-    built = Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False, takes_sources: bool = False) -> Parser:
+    """Return a command's parser, described by its module's docstring. An example at the end of it comes last in the help,
+    too."""
+    text, example = _parted(docstring or "")
+    module = _MODULE.search(text)
+    built = Parser(
+        prog=spoken(module[0]) if module else None,
+        description=spoken(text),
+        epilog=spoken(example) or None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     if takes_tables:
         described = "the run's configuration, or the folder or URL of the table alone"
         built.add_argument("config", metavar="CONFIG.yaml|TABLE", help=described)
+    elif takes_sources:
+        described = "the run's configuration, or the folder, file, pattern or URL of documents"
+        built.add_argument("config", metavar="CONFIG.yaml|SOURCE", help=described)
     else:
         built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
     built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")
@@ -59,6 +104,18 @@ def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False) 
     return built
 
 
+def parser_of(main: Callable[[Sequence[str]], int]) -> Parser:
+    """Return the parser that a command's `main` builds: it is caught where it would parse."""
+    token = _CATCHING.set(True)
+    try:
+        main([])
+    except _Caught as caught:
+        return caught.parser
+    finally:
+        _CATCHING.reset(token)
+    raise TypeError(f"{main.__module__}.main parses no arguments")
+
+
 class _Redacting(logging.Formatter):
     """Libraries log addresses as they use them, signed ones among them."""
 
@@ -66,11 +123,14 @@ class _Redacting(logging.Formatter):
         return redacted(super().format(record))
 
 
-def main_of(main: Callable[[], int]) -> int:
+def main_of(main: Callable[[], int], *, as_verb: bool = False) -> int:
     """Run a command's main. An error of ours becomes one line on stderr and its exit code.
+
+    With `as_verb` all that is said names commands as verbs of the one command, not as modules.
 
     SIGTERM ends the command as Ctrl-C does: tidied up, with one line, and with 143, where Ctrl-C gives 130.
     """
+    _AS_VERB.set(as_verb)
     _log_warnings()
     with Signals() as signals:
         try:
@@ -80,7 +140,7 @@ def main_of(main: Callable[[], int]) -> int:
         except PipelineError as error:
             if signals.received is not None:  # It is a consequence: children of a group end together.
                 return _interrupted(signals.received)
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            print(f"error: {spoken(one_line(str(error)))}", file=sys.stderr)
             return error.exit_code
         except Exception:
             if signals.received is not None:
