@@ -10,14 +10,15 @@ pipeline.errors. Neither torch nor Ray is loaded before there is work for them.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pipeline import config
+from pipeline import config, progress
 from pipeline.config import ModelSpec, RunSpec
 
 if TYPE_CHECKING:
@@ -33,8 +34,21 @@ if TYPE_CHECKING:
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
+Given, Result = ParamSpec("Given"), TypeVar("Result")
 
 
+def _telling(call: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Let a call tell its progress, from before what it needs is imported."""
+
+    @functools.wraps(call)
+    def told(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with progress.run(call.__name__):
+            return call(*args, **kwargs)
+
+    return told
+
+
+@_telling
 def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
     """Make the table equal to its sources: embed what is new, drop what is gone, publish a version. Return what was done.
 
@@ -52,6 +66,7 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
         return runs.embed(given, executor, retry_failed=retry_failed)
 
 
+@_telling
 def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False) -> "Reindexed | Summary":
     """Bring a table up to date with its sources by row: new and changed documents are embedded, deleted ones leave, all
     else stays untouched. Return what was done.
@@ -72,6 +87,7 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
         return runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes)
 
 
+@_telling
 def plan_reindex(
     spec: Spec, *, new_model: bool = False, allow_deletes: bool = False, price_per_hour: float | None = None
 ) -> "Forecast":
@@ -95,6 +111,7 @@ def _quiet_ray() -> None:
     logging.getLogger("ray.widgets").setLevel(logging.ERROR)
 
 
+@_telling
 def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
     """Return what `embed` would do now. It writes nothing."""
     from pipeline.runs.plan_summary import summarise_plan

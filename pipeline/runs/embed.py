@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from pipeline import progress
 from pipeline.config import RunSpec
 from pipeline.errors import RunError, SourceChanged
 from pipeline.execution.executor import Executor
 from pipeline.execution.part_workers import PartWorkers
 from pipeline.model.folder import check_model_unchanged
+from pipeline.progress import Phase
 from pipeline.runs import by_row, unread_files
 from pipeline.runs import plan as planning
 from pipeline.runs.calibrate import calibrate
@@ -86,6 +88,7 @@ def publish_units(
     `check` raises of all rows of the new version, and CommitConflict when another run published meanwhile.
     """
     started = time.perf_counter()
+    progress.current().begin(Phase.COMMITTING)
     table = prepared.table
     units = [*prepared.plan.added, *prepared.plan.retried.values()]
     plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in units]))

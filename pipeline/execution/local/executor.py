@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline import progress
 from pipeline.config import ResourceSpec
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import PipelineError, RunError
@@ -65,6 +66,8 @@ class LocalExecutor:
         if flow.encode is not None and flow.write is not None:
             self.description = f"{pools.describe()} of this machine, without Ray"
         limited = pools.at_most(flow.most_encoders, len(tasks))
+        if flow.encode is not None:
+            progress.current().start_encoders(f"{limited.describe_encoders()} of this machine")
         with LocalFlow(tasks, flow, job.worker_spec(pools), limited, on_progress) as running:
             yield from running.results()
 

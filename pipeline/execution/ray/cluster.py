@@ -20,11 +20,12 @@ import ray._private.worker as ray_worker
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import errors
+from pipeline import errors, progress
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError, InputError, PipelineError, RunError
 from pipeline.execution.pools import USUAL, Load, Pools, choose_pools
 from pipeline.execution.ray.session import QUIET, signals_left_alone, start_local
+from pipeline.progress import Phase
 from pipeline.storage import Folder
 from pipeline.table import layout
 
@@ -59,7 +60,8 @@ class Cluster:
         if ray.is_initialized():
             raise InputError("this process already runs a Ray session: close it with ray.shutdown() first")
         try:
-            with _muted_stderr(), signals_left_alone():
+            what = _what(self._spec.ray_address)
+            with progress.current().during(Phase.STARTING, what), _muted_stderr(), signals_left_alone():
                 _init_ray(self._spec.ray_address)
         except (ConnectionError, ValueError) as error:
             raise ConfigError(
@@ -100,6 +102,11 @@ class Cluster:
                     )
         finally:
             table.delete([probe])
+
+
+def _what(address: str | None) -> str:
+    """Return what starts, in a word or two for people."""
+    return "Ray on this machine" if address in (None, LOCAL) else "work on the Ray cluster"
 
 
 def _init_ray(address: str | None) -> None:

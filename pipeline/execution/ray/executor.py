@@ -11,6 +11,7 @@ import ray
 import ray.data
 from ray.data import TaskPoolStrategy
 
+from pipeline import progress
 from pipeline.config import ResourceSpec
 from pipeline.execution.executor import Do, Flowing, Given, Item, Job, Result, RowComparison
 from pipeline.execution.pools import Pools
@@ -60,6 +61,8 @@ class RayExecutor:
         if flow.encode is not None and flow.write is not None:
             self.description = f"{pools.describe()} on {self._where()}"
         limited = pools.at_most(flow.most_encoders, len(tasks))
+        if flow.encode is not None:
+            progress.current().start_encoders(f"{limited.describe_encoders()} on {self._where()}")
         return run_flow(tasks, flow, job.worker_spec(pools), limited, on_progress)
 
     def _where(self) -> str:
