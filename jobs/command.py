@@ -49,7 +49,11 @@ class Parser(argparse.ArgumentParser):
         shown = _OPTIONS.sub(r"\1 ***", redacted(message))
         usage = self.format_usage()
         _log.report(
-            "error", "failed", f"{usage}{self.prog}: error: {shown}", error="ArgumentError", exit_code=InputError.exit_code
+            "error",
+            "failed",
+            f"{usage}{self.prog}: error: {shown}",
+            error="ArgumentError",
+            exit_code=InputError.exit_code,
         )
         sys.exit(InputError.exit_code)
 
@@ -80,7 +84,8 @@ def main_of(main: Callable[[], int]) -> int:
     with Signals() as signals:
         try:
             _begin_log()
-            code = main()
+            with _log.hearing():
+                code = main()
         except KeyboardInterrupt:
             return _interrupted(signals.received or signal.SIGINT)
         except PipelineError as error:

@@ -19,11 +19,13 @@ from typing import Any
 
 from jobs.log_lines import CONTEXT, now
 from pipeline.errors import ConfigError
+from pipeline.progress import Event, Progress, listening
 from pipeline.redaction import redacted
 
 KINDS = ("text", "json")
 VARIABLE = "PIPELINE_LOG"
 """This variable of the environment says which kind is wanted where no --log does."""
+PROGRESS_S = 10.0
 DRAIN_S = 5.0
 """A command waits for so many seconds at its end for the process that makes objects."""
 
@@ -53,6 +55,10 @@ class Log:
 
     def know(self, **facts: Any) -> None:
         """Add these facts to all that is told from now on."""
+
+    def hearing(self) -> contextlib.AbstractContextManager[None]:
+        """Let runs be told as people see them."""
+        return contextlib.nullcontext()
 
     def handler(self) -> logging.Handler:
         """Return what takes the warnings of libraries."""
@@ -106,6 +112,9 @@ class JsonLog(Log):
         self._facts |= facts
         self._write(CONTEXT + json.dumps(_shown(self._facts)))
 
+    def hearing(self) -> contextlib.AbstractContextManager[None]:
+        return listening(ProgressLog(self), shown=False)
+
     def handler(self) -> logging.Handler:
         return _Objects(self)
 
@@ -124,6 +133,47 @@ class JsonLog(Log):
         with self._lock, contextlib.suppress(OSError):
             while data and self._records >= 0:
                 data = data[os.write(self._records, data) :]
+
+
+class ProgressLog:
+    """It tells of a run by objects: its phases, and how far it has come each PROGRESS_S seconds. A listener of a run."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._phase = ""
+        self._ended = threading.Event()
+
+    def __call__(self, event: Event, run: Progress) -> None:
+        if event is Event.STARTED:
+            self._ended.clear()
+            threading.Thread(target=self._tell, args=(run,), name="progress", daemon=True).start()
+        elif event is Event.KNOWN:
+            self._log.know(**run.facts)
+        elif event is Event.PHASE and run.phase != self._phase:
+            self._log.note("info", "phase", message=f"{run.phase} {run.detail}".strip(), phase=run.phase)
+            self._phase = run.phase
+        elif event is Event.ENDED:
+            self._ended.set()
+            seconds = {str(phase): spent for phase, spent in run.seconds.items()}
+            self._log.note("info", "run", **_counts(run), seconds_by_phase=seconds, seconds_by_stage=run.stages)
+
+    def _tell(self, run: Progress) -> None:
+        while not self._ended.wait(PROGRESS_S):
+            self._log.note("info", "progress", message=run.describe(), phase=run.phase, **_counts(run))
+
+
+def _counts(run: Progress) -> dict[str, Any]:
+    return {
+        "rows_planned": run.rows,
+        "rows_encoded": run.encoded_rows,
+        "rows_recorded": run.recorded_rows,
+        "units_planned": run.units,
+        "units_recorded": run.done_units,
+        "dead_letters": run.failed,
+        "rows_per_second": run.rows_per_s,
+        "tokens_per_second": run.tokens_per_s,
+        "seconds_left": run.left_s,
+    }
 
 
 class _Objects(logging.Handler):
