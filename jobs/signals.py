@@ -19,7 +19,7 @@ are the same request, as `timeout` and terminals send it to a process and to its
 
 
 class Signals:
-    """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt with the exit code, and `received` says which it was.
+    """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt with its exit code; `received` says which it was.
 
     Then the process is about to end, and goes on to take signals: the same request once more must not end it by itself.
     """
