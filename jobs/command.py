@@ -4,6 +4,7 @@ An error becomes a line on stderr, for people or for machines (log.py), and an e
 """
 
 import argparse
+import contextvars
 import json
 import logging
 import os
@@ -13,10 +14,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jobs.log import KINDS, VARIABLE, JsonLog, Log, kind
+from jobs.main import COMMAND
 from jobs.signals import Signals, exit_code
 from pipeline.errors import InputError, PipelineError, RunError, one_line
 from pipeline.redaction import redacted
@@ -25,6 +27,15 @@ _log = Log()
 """It is the log of this process's command."""
 
 _OPTIONS = re.compile(r"(storage_options[\w.]*)\W.*", re.DOTALL)
+_MODULE = re.compile(r"python -m jobs\.(\w+)")
+_AS_VERB = contextvars.ContextVar("as_verb", default=False)
+_CATCHING = contextvars.ContextVar("catching", default=False)
+
+
+def spoken(text: str, *, as_verb: bool | None = None) -> str:
+    """Return a text that names commands as the user starts them: as verbs of the one command, or as modules."""
+    as_verb = _AS_VERB.get() if as_verb is None else as_verb
+    return _MODULE.sub(rf"{COMMAND} \1", text) if as_verb else text
 
 
 class Arguments(argparse.Namespace):
@@ -37,11 +48,34 @@ class Arguments(argparse.Namespace):
 
     def show(self, result: Mapping[str, Any], text: str) -> None:
         """Print for machines with --json, else for a person."""
-        print(json.dumps(result, default=str) if self.json else text)
+        print(json.dumps(result, default=str) if self.json else spoken(text))
+
+
+class _Caught(Exception):
+    """It carries a parser out of the command that built it."""
+
+    def __init__(self, parser: "Parser") -> None:
+        self.parser = parser
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Return a docstring without its example, and the example: the indented lines that it ends with, and what introduces
+    them where that is a line with a colon. Where there is no more than the usage, it is no example."""
+    *before, last = text.rstrip().split("\n\n")
+    if len(before) < 2 or not all(line.startswith("    ") for line in last.split("\n")[1:]):
+        return text.rstrip(), ""
+    if not last.startswith("    "):
+        return ("\n\n".join(before), last) if last.partition("\n")[0].endswith(":") else (text.rstrip(), "")
+    if "\n" not in before[-1] and before[-1].endswith(":"):
+        *before, said = before
+        last = f"{said}\n\n{last}"
+    return "\n\n".join(before), last
 
 
 class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if _CATCHING.get():
+            raise _Caught(self)
         return super().parse_args(args, namespace or Arguments())
 
     def error(self, message: str) -> NoReturn:
@@ -59,8 +93,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False) -> Parser:
-    """Return a command's parser, described by its module's docstring."""
-    built = Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return a command's parser, described by its module's docstring. An example at the end of it comes last in the help,
+    too."""
+    text, example = _parted(docstring or "")
+    module = _MODULE.search(text)
+    built = Parser(
+        prog=spoken(module[0]) if module else None,
+        description=spoken(text),
+        epilog=spoken(example) or None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     if takes_tables:
         described = "the run's configuration, or the folder or URL of the table alone"
         built.add_argument("config", metavar="CONFIG.yaml|TABLE", help=described)
@@ -75,15 +117,30 @@ def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False) 
     return built
 
 
-def main_of(main: Callable[[], int]) -> int:
+def parser_of(main: Callable[[Sequence[str]], int]) -> Parser:
+    """Return the parser that a command's `main` builds: it is caught where it would parse."""
+    token = _CATCHING.set(True)
+    try:
+        main([])
+    except _Caught as caught:
+        return caught.parser
+    finally:
+        _CATCHING.reset(token)
+    raise TypeError(f"{main.__module__}.main parses no arguments")
+
+
+def main_of(main: Callable[[], int], *, as_verb: bool = False) -> int:
     """Run a command's main. An error of ours becomes one line on stderr and its exit code.
+
+    With `as_verb` all that is said names commands as verbs of the one command, not as modules.
 
     SIGTERM ends the command as Ctrl-C does: tidied up, with one line, and with 143, where Ctrl-C gives 130.
     """
     started = time.monotonic()
+    _AS_VERB.set(as_verb)
     with Signals() as signals:
         try:
-            _begin_log()
+            _begin_log(sys.argv[1] if as_verb else os.path.basename(sys.argv[0]).removesuffix(".py"))
             with _log.hearing():
                 code = main()
         except KeyboardInterrupt:
@@ -91,7 +148,7 @@ def main_of(main: Callable[[], int]) -> int:
         except PipelineError as error:
             if signals.received is not None:  # It is a consequence: children of a group end together.
                 return _interrupted(signals.received)
-            return _failed(error, f"error: {one_line(str(error))}", error.exit_code)
+            return _failed(error, f"error: {spoken(one_line(str(error)))}", error.exit_code)
         except Exception as error:
             if signals.received is not None:
                 return _interrupted(signals.received)
@@ -100,11 +157,11 @@ def main_of(main: Callable[[], int]) -> int:
         return code
 
 
-def _begin_log() -> None:
+def _begin_log(command: str) -> None:
     """Let stderr be what the command line or the environment asks for. Raises ConfigError."""
     global _log
     if kind(sys.argv[1:], os.environ) == "json":
-        _log = JsonLog(command=os.path.basename(sys.argv[0]).removesuffix(".py"))
+        _log = JsonLog(command=command)
     logging.basicConfig(level=logging.WARNING, handlers=[_log.handler()])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 PROJECT = "embedding-pipeline"
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "completion": ("shtab",),
     "s3": ("s3fs",),
     "gs": ("gcsfs",),
     "az": ("adlfs",),
