@@ -47,7 +47,7 @@ def kind(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     for number, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if len(name) > len("--l") and "--log".startswith(name):
-            wanted = value if equals else (*arguments, "")[number + 1]
+            wanted = value if equals else (*arguments, wanted)[number + 1]
     if wanted not in KINDS and wanted == environment.get(VARIABLE):
         raise ConfigError(f"{VARIABLE} is {wanted!r}; give text or json")
     return wanted

@@ -116,7 +116,7 @@ def _lineage(spec: RunSpec, run: Progress, name: str, stack: contextlib.ExitStac
     if not lineage.wanted(spec.lineage):
         return
     job = lineage.LineageJob(
-        run=name, command=run.work, sources=spec.source.patterns, table=spec.table.path, release=_release()
+        run=name, command=run.work, sources=spec.source.places, table=spec.table.path, release=_release()
     )
     told = lineage.Lineage(spec.lineage, job)
     stack.callback(told.close)

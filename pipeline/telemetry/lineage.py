@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pipeline import extras
 from pipeline.errors import ConfigError, one_line
@@ -26,6 +25,8 @@ PRODUCER = "https://pypi.org/project/embedding-pipeline"
 _VARIABLES = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT__TYPE")
 """Each of these says by itself that somebody listens."""
 TIMEOUT_S = 5.0
+HUB = "dataset:"
+"""A source that begins so is a data set by its name."""
 
 _log = logging.getLogger(__name__)
 
@@ -159,15 +160,22 @@ def _outputs(table: str, run: Progress | None) -> "list[OutputDataset]":
 
 def dataset_namespace(place: str) -> str:
     """Return the store of a place, such as `s3://bucket`, `dataset` for one on the Hub, and `file` for a path on a disk."""
-    given = urlsplit(redacted_url(place))
-    if given.scheme in ("", "file"):
-        return "file"
-    return f"{given.scheme}://{given.netloc}" if given.netloc else given.scheme
+    scheme, store, _ = _parted(place)
+    return f"{scheme}://{store}" if store else scheme
 
 
 def dataset_name(place: str) -> str:
     """Return the place within its store: the absolute path on a disk, the path without its first slash elsewhere."""
-    given = urlsplit(redacted_url(place))
-    if given.scheme in ("", "file"):
-        return os.path.abspath(os.path.expanduser(given.path or place))
-    return given.path.lstrip("/") or "/"
+    return _parted(place)[2]
+
+
+def _parted(place: str) -> tuple[str, str, str]:
+    """Part a place into its scheme, its bucket or host, and its path. Paths hold whatever characters they like."""
+    shown = redacted_url(place)
+    if shown.startswith(HUB):
+        return HUB.removesuffix(":"), "", shown.removeprefix(HUB)
+    scheme, is_url, rest = shown.partition("://")
+    if not is_url or scheme == "file":
+        return "file", "", os.path.abspath(os.path.expanduser(rest if is_url else shown))
+    store, _, path = rest.partition("/")
+    return scheme, store, path or "/"

@@ -109,7 +109,7 @@ class RunMetrics:
         put("run_start_timestamp_seconds", self._began)
         for name, count in self._totals.items():
             put(f"{name}_total", count)
-        for phase, seconds in run.seconds.copy().items():
+        for phase, seconds in (run.seconds | {run.phase: run.seconds.get(run.phase, 0.0) + run.phase_s}).items():
             put("phase_seconds_total", seconds, phase=str(phase))
         for stage, seconds in run.stages.copy().items():
             put("stage_seconds_total", seconds, stage=stage)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import config, progress
-from pipeline.errors import ConfigError, GateFailed
+from pipeline.errors import ConfigError, RunError
 from pipeline.runs.observed import observed
 from pipeline.telemetry.lineage import dataset_name, dataset_namespace
 from tests.telemetry.observed_runs import corpus, free_port, run, spec
@@ -77,7 +77,7 @@ def test_a_run_is_told_with_its_sources_and_what_it_made(tiny_model, tmp_path, m
 def test_a_run_that_fails_or_is_interrupted_says_why_and_no_secret(tiny_model, tmp_path):
     corpus(tmp_path, 8, bad=5)
     with receiver() as (url, events):
-        with pytest.raises(GateFailed):
+        with pytest.raises(RunError):
             run(with_lineage(tmp_path, tiny_model, url))
         with pytest.raises(KeyboardInterrupt), progress.run("embed"), observed(with_lineage(tmp_path, tiny_model, url)):
             raise KeyboardInterrupt
@@ -114,10 +114,10 @@ def test_data_sets_are_named_as_openlineage_does():
         ("file:///data/x", "file", "/data/x"),
         ("s3://bucket/a/b", "s3://bucket", "a/b"),
         ("gs://bucket", "gs://bucket", "/"),
-        ("https://u:secret@h/x?sig=secret", "https://***@h", "x"),
+        ("https://u:secret@h/x?sig=secret", "https://***@h", "x?***"),
         ("dataset:owner/name", "dataset", "owner/name"),
-        ("delta:/data/t", "file", "/data/t"),
-        ("iceberg:s3://bucket/t", "s3://bucket", "t"),
+        ("s3://bucket/a#b?/*.jsonl", "s3://bucket", "a#b?/*.jsonl"),
+        ("/data/a#b?.jsonl", "file", "/data/a#b?.jsonl"),
     ):
         assert (dataset_namespace(place), dataset_name(place)) == (namespace, name)
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config, progress
-from pipeline.errors import ConfigError, GateFailed, InputError, TableBusy
+from pipeline.errors import ConfigError, InputError, RunError, TableBusy
 from pipeline.progress import Phase, Progress
 from pipeline.runs.observed import exit_code, observed
 from pipeline.telemetry import exposition
@@ -72,7 +72,7 @@ def test_a_file_keeps_what_others_told_and_when_it_last_went_well(tiny_model, tm
     exposition.write_file(str(path), told | {("run_exit_code", other): 1.0})
     well = values(path)["last_success_timestamp_seconds"]
     corpus(tmp_path, 8, bad=5)
-    with pytest.raises(GateFailed):
+    with pytest.raises(RunError):
         run(given_spec)
     found = exposition.read_file(str(path))
     assert found["run_exit_code", other] == 1
