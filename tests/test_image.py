@@ -1,7 +1,7 @@
 """The steps of the Dockerfile, replayed in folders of Debian that debootstrap makes. The image itself is not built here.
 
-A stage is a folder: what `FROM debian:..` says is made by debootstrap, RUN is a shell in a chroot, COPY copies. What Docker adds
-(layers, its network, its users of a running container) is not tried.
+A stage is a folder: what `FROM debian:..` says is made by debootstrap, RUN is a shell in a chroot, COPY copies. What Docker
+adds (layers, its network, its users of a running container) is not tried.
 """
 
 import json
