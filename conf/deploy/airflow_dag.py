@@ -22,7 +22,8 @@ with DAG(
         task_id="reindex",
         bash_command=(
             "ray job submit -- "
-            "embedding-pipeline reindex /app/conf/reindex-nightly.yaml --set resources.ray_address=auto --feed --json --log json"
+            "embedding-pipeline reindex /app/conf/reindex-nightly.yaml --set resources.ray_address=auto --feed "
+            "--json --log json"
         ),
         env={"RAY_API_SERVER_ADDRESS": "{{ conn.ray.host }}", "RAY_AUTH_TOKEN": "{{ conn.ray.password }}"},
         append_env=True,

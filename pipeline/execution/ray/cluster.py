@@ -24,7 +24,7 @@ from pipeline import errors, progress
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError, InputError, PipelineError, RunError
 from pipeline.execution.pools import USUAL, Load, Pools, choose_pools
-from pipeline.execution.ray.session import QUIET, signals_left_alone, start_local
+from pipeline.execution.ray.session import QUIET, same_package, signals_left_alone, start_local
 from pipeline.progress import Phase
 from pipeline.storage import Folder
 from pipeline.table import layout
@@ -117,7 +117,8 @@ def _init_ray(address: str | None) -> None:
     assert address is not None
     _check_answers(address)
     try:
-        ray.init(address=address, **QUIET)
+        # A client's server knows no class of ours.
+        ray.init(address=address, job_config=None if address.startswith("ray://") else same_package(), **QUIET)
     except KeyboardInterrupt:
         with contextlib.suppress(Exception):
             ray.shutdown()
