@@ -49,11 +49,13 @@ def _telling(call: Callable[Given, Result]) -> Callable[Given, Result]:
 
 
 @_telling
-def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
+def embed(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) -> "Summary":
     """Make the table equal to its sources: embed what is new, drop what is gone, publish a version. Return what was done.
 
-    With `retry_failed` the table's dead letters are tried again, too. Otherwise a row is tried again when its file changes.
-    After a kill at any moment, the same call goes on. Raises PipelineError.
+    A table that exists is followed by row, at the cost of what changed. With `retry_failed` its dead letters are tried
+    again, too; otherwise a row is tried again when its file changes. A table of another model is refused unless it is to
+    have a `new_model`. After a kill at any moment, the same call goes on. Raises PipelineError: TableBusy where another run
+    is at work on the table and has not ended within `limits.wait_s`.
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import embed as runs
@@ -64,18 +66,18 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
     check_shared(given)
     _quiet_ray()
     with observed(given), ExecutorBySize(resources_for(given)) as executor:
-        return tell_summary(runs.embed(given, executor, retry_failed=retry_failed))
+        return tell_summary(runs.embed(given, executor, retry_failed=retry_failed, new_model=new_model))
 
 
 @_telling
 def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False) -> "Reindexed | Summary":
-    """Bring a table up to date with its sources by row: new and changed documents are embedded, deleted ones leave, all
-    else stays untouched. Return what was done.
+    """Do what `embed` does as a schedule needs it: one that finds a run at work does nothing, and mass deletions are
+    refused. Return what was done.
 
     After a kill at any moment, the same call goes on. A table of another model is refused unless it is to have a `new_model`.
     Then, and where there is no table yet, it is built whole, and published at once. More rows than `limits.max_deleted_rows`
-    are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another reindex is at work on the table and
-    has not ended within `limits.wait_s`.
+    are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another run is at work on the table and has
+    not ended within `limits.wait_s`.
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import reindex as runs
@@ -114,14 +116,17 @@ def _quiet_ray() -> None:
 
 
 @_telling
-def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
-    """Return what `embed` would do now. It writes nothing."""
-    from pipeline.runs.plan_summary import summarise_plan
-    from pipeline.runs.prepare import check_shared, prepare
+def plan(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) -> "PlanSummary":
+    """Return what `embed` would do now. It reads the files that changed since the table was made, and writes nothing."""
+    from pipeline.execution.by_size import ExecutorBySize
+    from pipeline.runs import embed as runs
+    from pipeline.runs.prepare import check_shared, resources_for
 
     given = _spec(spec)
     check_shared(given)
-    return summarise_plan(prepare(given, writes=False, retry_failed=retry_failed))
+    _quiet_ray()
+    with ExecutorBySize(resources_for(given)) as executor:
+        return runs.plan(given, executor, retry_failed=retry_failed, new_model=new_model)
 
 
 def read(

@@ -88,10 +88,12 @@ def encode_texts(prepared: Prepared, executor: Executor, changes: Changes) -> En
 
     Raises what `encode_units` raises.
     """
-    if not changes.texts:
-        return NOTHING_ENCODED
-    plan = replace(prepared.plan, added=changes.texts, retried={}, records={})
-    return encode_units(replace(prepared, plan=plan), executor)
+    return encode_units(for_texts(prepared, changes), executor) if changes.texts else NOTHING_ENCODED
+
+
+def for_texts(prepared: Prepared, changes: Changes) -> Prepared:
+    """Return the run as far as it encodes texts."""
+    return replace(prepared, plan=replace(prepared.plan, added=changes.texts, retried={}, records={}))
 
 
 def publish_rows(

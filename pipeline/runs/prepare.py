@@ -8,8 +8,9 @@ import collections
 import datetime
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -17,7 +18,7 @@ from pipeline import identity
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.chunking import check_room
 from pipeline.encoder.tokenizer_backend import framing_tokens
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SourceChanged
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.model.tokenizer_files import check_tokenizer
 from pipeline.runs import kept_types, vector_spec
@@ -37,6 +38,8 @@ from pipeline.table import dead_letters, materialise, readiness, record, snapsho
 from pipeline.table.part import part_schema
 from pipeline.table.snapshot import Snapshot
 from pipeline.work import SourceFile
+
+Result = TypeVar("Result")
 
 
 def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_model: bool = False) -> Prepared:
@@ -103,6 +106,14 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         plan=plan,
         plan_s=time.perf_counter() - started,
     )
+
+
+def planned_again(once: Callable[[], Result]) -> Result:
+    """Return what `once` gives. If a file is replaced while it runs, plan again with the new file, a single time."""
+    try:
+        return once()
+    except SourceChanged:
+        return once()
 
 
 def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot, table: Folder) -> KeptTypes:

@@ -1,21 +1,21 @@
 """A reindex lets the table follow its sources by row, under the table's lease.
 
 A spec and an executor come in. A published version and its summary go out, or a forecast of them. The work by row is
-that of by_row.py, and whole builds are the work of embed.py.
+that of by_row.py, and whole builds are the work of by_units.py. An embedding run (embed.py) does the same without a
+schedule's guards.
 """
 
 import contextlib
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 from pipeline.config import RunSpec
 from pipeline.execution.executor import Executor
 from pipeline.runs import by_row
-from pipeline.runs.embed import embed_units, planned_again
+from pipeline.runs.by_units import embed_units
 from pipeline.runs.forecast import Forecast, forecast
-from pipeline.runs.prepare import check_paths, prepare
+from pipeline.runs.prepare import check_paths, planned_again, prepare
 from pipeline.runs.reindex_summary import Reindexed, nothing_to_reindex, summarise_rows
 from pipeline.runs.row_changes import check_built, check_deleted, find
 from pipeline.runs.summary import Summary
@@ -70,5 +70,5 @@ def plan(
     prepared = prepare(spec, writes=False, new_model=new_model)
     nothing = prepared.plan.changes_nothing or prepared.is_full
     changes = None if nothing else find(prepared, executor, writes=False)
-    found = forecast(prepared, changes, price_per_hour, started)
-    return replace(found, refusal=None) if allow_deletes else found
+    options = {"price_per_hour": price_per_hour, "allow_deletes": allow_deletes}
+    return forecast(prepared, changes, executor, started, **options)

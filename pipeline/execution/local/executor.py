@@ -16,7 +16,7 @@ from pipeline.config import ResourceSpec
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import PipelineError, RunError
 from pipeline.execution.costs import ENCODER_START_S
-from pipeline.execution.executor import Do, Flowing, Given, Item, Job, Result, RowComparison
+from pipeline.execution.executor import Do, Expected, Flowing, Given, Item, Job, Result, RowComparison
 from pipeline.execution.local.log import WorkerLog
 from pipeline.execution.local.pool import LocalFlow
 from pipeline.execution.pools import ALONE, Pools, choose_pools
@@ -60,6 +60,10 @@ class LocalExecutor:
         if self._resources.encoders == "auto" and job.expected_s * cores() < ENCODER_START_S:
             return replace(found, encoders=1)
         return found
+
+    def expected(self, job: Job) -> Expected:
+        pools = self.pools(job)
+        return Expected(workers=f"{pools.describe()} of this machine, without Ray", pools=pools)
 
     def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         pools = self.pools(job)

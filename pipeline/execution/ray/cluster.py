@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import errors, progress
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError, InputError, PipelineError, RunError
+from pipeline.execution.executor import LOCAL
 from pipeline.execution.pools import USUAL, Load, Pools, choose_pools
 from pipeline.execution.ray.session import QUIET, same_package, signals_left_alone, start_local
 from pipeline.progress import Phase
@@ -30,8 +31,6 @@ from pipeline.storage import Folder
 from pipeline.table import layout
 
 CONNECT_S = 5.0
-LOCAL = "local"
-"""This address asks for a Ray of this machine, however little there is to do."""
 
 
 class Cluster:
