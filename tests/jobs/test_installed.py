@@ -54,7 +54,10 @@ def test_all_that_is_imported_is_in_the_wheel(wheel):
     files = [path for name in ("pipeline", "jobs") for path in (ROOT / name).rglob("*") if path.is_file()]
     wanted = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     assert wanted - held == set()
-    assert {name.split("/")[0] for name in held if not name.split("/")[0].endswith(".dist-info")} == {"pipeline", "jobs"}
+    assert {name.split("/")[0] for name in held if not name.split("/")[0].endswith(".dist-info")} == {
+        "pipeline",
+        "jobs",
+    }
 
 
 @pytest.mark.slow
