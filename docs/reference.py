@@ -147,7 +147,7 @@ def parser_of(command: str) -> argparse.ArgumentParser | None:
 
     with mock.patch("argparse.ArgumentParser.parse_args", caught), mock.patch("jobs.command.Parser.parse_args", caught):
         try:
-            main([]) if main is not None else None
+            main([]) if callable(main) and command != "main" else None
         except _Built as built:
             parser: argparse.ArgumentParser = built.args[0]
             return parser
