@@ -55,7 +55,7 @@ class Lines:
         return self.add(b"\n")
 
 
-def main(records: int) -> None:
+def tell(records: int) -> None:
     """Turn lines into objects until both pipes have ended."""
     printed, own, context = Lines(), Lines(), dict[str, Any]()
     waiting = {0: printed, records: own}
@@ -93,4 +93,4 @@ def _write(line: str) -> None:
 if __name__ == "__main__":
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.SIG_IGN)
-    main(int(sys.argv[1]))
+    tell(int(sys.argv[1]))
