@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import feed as feed_job
 from pipeline import config, progress
 from pipeline.errors import ConfigError, InputError, RunError, TableBusy
 from pipeline.progress import Phase, Progress
+from pipeline.runs import feed_work
 from pipeline.runs.observed import exit_code, observed
 from pipeline.telemetry import exposition
 from pipeline.telemetry.metrics import METRICS, PREFIX, RunMetrics, labels_of, merged
@@ -278,3 +280,51 @@ def test_a_file_that_could_not_be_written_in_the_end_is_a_warning(tiny_model, tm
     with progress.listening(shown=False), progress.run("embed"), observed(given_spec):
         folder.rmdir()
     assert "metrics.textfile could not be written" in caplog.text
+
+
+# --- feeds
+
+
+def test_a_feed_says_how_far_its_store_is_behind(tiny_model, tmp_path, monkeypatch):
+    path = tmp_path / "run.prom"
+    raw = {
+        "source": {"path": str(tmp_path / "corpus.jsonl"), "id": "id", "text": "text"},
+        "model": {"path": str(tiny_model)},
+        "table": {"path": str(tmp_path / "table")},
+        "feeds": {"files": {"store": "files", "url": str(tmp_path / "store"), "name": "docs", "limits": {"min_recall": 0}}},
+        "metrics": {"textfile": str(path)},
+    }  # fmt: skip
+    configured = tmp_path / "run.yaml"
+    configured.write_text(json.dumps(raw))
+    corpus(tmp_path, 8)
+    run(config.from_mapping(raw))
+    assert feed_job.main([str(configured)]) == 0
+    found = values(path)
+    assert (found["feed_rows_behind files"], found["feed_table_version files"], found["table_version"]) == (0, 1, 1)
+    assert (found["feed_rows_sent_total files"], found["feed_exit_code files"]) == (8, 0)
+    corpus(tmp_path, 11)
+    run(config.from_mapping(raw))
+    monkeypatch.setattr(feed_work.Work, "do", _refuse)
+    assert feed_job.main([str(configured), "files", "--dry-run"]) == 10
+    assert values(path)["feed_rows_behind files"] == 0, "a look at it changes nothing"
+    with pytest.raises(RunError):
+        feed_job.main([str(configured)])
+    found = values(path)
+    assert (found["feed_rows_behind files"], found["feed_table_version files"], found["feed_exit_code files"]) == (
+        3,
+        1,
+        1,
+    )
+    monkeypatch.undo()
+    assert feed_job.main([str(configured)]) == 0
+    found = values(path)
+    assert (found["feed_rows_behind files"], found["feed_table_version files"], found["feed_exit_code files"]) == (
+        0,
+        2,
+        0,
+    )
+    assert {dict(labels)["command"] for _, labels in exposition.read_file(str(path))} == {"embed", "feed"}
+
+
+def _refuse(*_):
+    raise RunError("the store is away")
