@@ -114,6 +114,8 @@ def replay(folder: Path, wheels: Path | None) -> Stage:
             key, _, value = rest.partition("=")
             if key == "TORCH_INDEX" and wheels is not None:
                 value = index_of(wheels, stage.folder)
+            if key == "DEBIAN":
+                value = os.environ.get("PIPELINE_TEST_DEBIAN", value)
             (stage.variables if stages else everywhere)[key] = value
         elif name == "FROM":
             image, _, title = filled(rest, everywhere).partition(" AS ")

@@ -291,7 +291,7 @@ def test_a_feed_says_how_far_its_store_is_behind(tiny_model, tmp_path, monkeypat
         "source": {"path": str(tmp_path / "corpus.jsonl"), "id": "id", "text": "text"},
         "model": {"path": str(tiny_model)},
         "table": {"path": str(tmp_path / "table")},
-        "feeds": {"files": {"store": "files", "url": str(tmp_path / "store"), "name": "docs", "limits": {"min_recall": 0}}},
+        "feeds": {"files": {"store": "files", "url": str(tmp_path / "store"), "name": "docs", "options": {"format": "faiss"}}},
         "metrics": {"textfile": str(path)},
     }  # fmt: skip
     configured = tmp_path / "run.yaml"
