@@ -1,5 +1,5 @@
 # The command in an image, for CPUs: `docker build -t embedding-pipeline .`, then
-#   docker run --rm -v ~/notes:/data/notes embedding-pipeline embed /data/notes
+#   docker run --rm --user "$(id -u)" -v ~/corpus:/data embedding-pipeline embed /data/run.yaml
 # For GPUs torch comes from the index of a CUDA release:
 #   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t embedding-pipeline:cuda .
 ARG DEBIAN=bookworm
