@@ -44,6 +44,7 @@ def tell_summary(summary: Result) -> Result:
         version=summary.version,
         table_rows=counts.rows,
         table_dead_letters=counts.failed,
+        dead_letters=counts.failed_new,
         exit_code=summary.exit_code,
     )
     return summary

@@ -82,7 +82,11 @@ def test_a_file_keeps_what_others_told_and_when_it_last_went_well(tiny_model, tm
     assert found["run_exit_code", own] == 1
     assert found["last_success_timestamp_seconds", own] == well
     assert found["table_version", own] == 1
-    assert found["dead_letters_total", own] == 5
+    corpus(tmp_path, 8, bad=2)
+    assert run(given_spec).exit_code == 3
+    found = exposition.read_file(str(path))
+    assert found["dead_letters_total", own] == found["table_dead_letters", own] == 2
+    assert found["last_success_timestamp_seconds", own] > well
 
 
 def scrape(port: int) -> str:
