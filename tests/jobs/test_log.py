@@ -208,3 +208,14 @@ def test_the_kind_of_log_is_known_before_arguments_are_parsed():
     assert kind(["--log", "json"], {}) == kind(["--log=json"], {}) == kind([], {"PIPELINE_LOG": "json"}) == "json"
     with pytest.raises(ConfigError, match="PIPELINE_LOG is 'xml'"):
         kind([], {"PIPELINE_LOG": "xml"})
+
+
+def test_all_is_out_when_a_command_ends_as_the_first_process_of_a_container():
+    """Whatever lives on in it is killed with it."""
+    code = (
+        "import os, signal, sys\nfrom jobs.log import JsonLog\nlog = JsonLog(command='trial')\n"
+        "for number in range(2000): print(f'line {number}', file=sys.stderr)\n"
+        "log.report('error', 'failed', 'the last')\nlog.drain()\nos.kill(log._process.pid, signal.SIGKILL)"
+    )
+    told = [one["message"] for one in objects(run("-c", code).stderr)]
+    assert sorted(told) == sorted([*(f"line {number}" for number in range(2000)), "the last"])
