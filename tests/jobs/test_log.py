@@ -211,11 +211,12 @@ def test_the_kind_of_log_is_known_before_arguments_are_parsed():
 
 
 def test_all_is_out_when_a_command_ends_as_the_first_process_of_a_container():
-    """Whatever lives on in it is killed with it."""
+    """Whatever lives on in it is killed with it. Here it finds the end of the command and what was printed at one moment."""
     code = (
-        "import os, signal, sys\nfrom jobs.log import JsonLog\nlog = JsonLog(command='trial')\n"
+        "import os, signal, subprocess, sys, time\nfrom jobs.log import JsonLog\nlog = JsonLog(command='trial')\n"
+        "log.report('error', 'failed', 'the last')\ntime.sleep(0.3)\npid = log._process.pid\nos.kill(pid, signal.SIGSTOP)\n"
         "for number in range(2000): print(f'line {number}', file=sys.stderr)\n"
-        "log.report('error', 'failed', 'the last')\nlog.drain()\nos.kill(log._process.pid, signal.SIGKILL)"
+        "subprocess.Popen(['sh', '-c', f'sleep 0.3; kill -CONT {pid}'])\nlog.drain()\nos.kill(pid, signal.SIGKILL)"
     )
     told = [one["message"] for one in objects(run("-c", code).stderr)]
     assert sorted(told) == sorted([*(f"line {number}" for number in range(2000)), "the last"])
