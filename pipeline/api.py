@@ -60,9 +60,10 @@ def embed(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) ->
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import embed as runs
     from pipeline.runs.observed import observed, tell_summary
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
     with observed(given), ExecutorBySize(resources_for(given)) as executor:
@@ -82,9 +83,10 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import reindex as runs
     from pipeline.runs.observed import observed, tell_summary
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
     with runs.alone(given), observed(given), ExecutorBySize(resources_for(given)) as executor:
@@ -98,9 +100,10 @@ def plan_reindex(
     """Return what `reindex` would do now, with exact counts. It reads the changed files and writes nothing."""
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import reindex as runs
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
     with ExecutorBySize(resources_for(given)) as executor:
@@ -120,9 +123,10 @@ def plan(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) -> 
     """Return what `embed` would do now. It reads the files that changed since the table was made, and writes nothing."""
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import embed as runs
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
     with ExecutorBySize(resources_for(given)) as executor:

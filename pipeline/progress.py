@@ -63,6 +63,8 @@ class Progress:
         self.phase = Phase.PLANNING
         self.detail = ""
         """It says more of the phase, such as what is starting."""
+        self.share: float | None = None
+        """It is how much of the phase is done, of 1, where rows don't tell and somebody else does."""
         self.units: int | None = None
         self.rows: int | None = None
         """There are so many units and rows to do. They are None while nobody knows."""
@@ -90,7 +92,7 @@ class Progress:
         """Enter a phase."""
         now = time.monotonic()
         self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._phase_started
-        self.phase, self.detail, self._phase_started = phase, detail, now
+        self.phase, self.detail, self.share, self._phase_started = phase, detail, None, now
         self._tell(Event.PHASE)
 
     @contextlib.contextmanager
@@ -101,6 +103,11 @@ class Progress:
         yield
         if (self.phase, self.detail) == (phase, detail):
             self.begin(*before)
+
+    def reach(self, share: float) -> None:
+        """Say how much of the phase is done, of 1."""
+        self.share = share
+        self._tell(Event.ADVANCED)
 
     def start_encoders(self, what: str) -> None:
         """Say which encoders start. They then load the model, which is a phase of its own unless it is part of another."""
@@ -215,7 +222,7 @@ class Progress:
     def figures(self) -> list[str]:
         """Return what a person is told beside the phase: the counts, or for how long it has lasted."""
         if self.phase not in COUNTED:
-            return [duration(self.phase_s)]
+            return [*([f"{self.share:.0%}"] if self.share is not None else []), duration(self.phase_s)]
         return [*self.counts(), *([f"{duration(self.left_s)} left"] if self.left_s is not None else [])]
 
     def counts(self) -> list[str]:

@@ -5,6 +5,7 @@ the run has ended, and a log gets a line each ten seconds, so that short runs le
 """
 
 import html
+import logging
 import os
 import sys
 import threading
@@ -64,10 +65,18 @@ class _Bar:
         elif self._live is not None and event is Event.PHASE:
             self._live.refresh()
         elif self._live is not None and event is Event.ENDED:
+            self._lead_logs(sys.stderr, self._stream)
             self._live.stop()
             self._live = None
             if self._drawn is not self._stream:
                 self._drawn.close()
+
+    @staticmethod
+    def _lead_logs(here: TextIO, there: TextIO) -> None:
+        """Let the log handlers that write here write there."""
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is here:
+                handler.setStream(there)
 
     def _start(self, progress: Progress) -> None:
         # A run in a log needs nothing of it, and importing it takes longer than some runs.
@@ -84,6 +93,7 @@ class _Bar:
             redirect_stdout=False,  # It may be a file, and what is shown goes to stderr.
         )
         self._live.start(refresh=True)
+        self._lead_logs(self._stream, sys.stderr)  # Rich put what prints above the bar in the place of stderr.
 
 
 def _line(progress: Progress, columns: int) -> "RenderableType":
@@ -91,17 +101,23 @@ def _line(progress: Progress, columns: int) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    counts = progress.phase in COUNTED and bool(progress.rows)
+    done, total = _done(progress)
     line = Table.grid(padding=(0, 2, 0, 0))
     line.add_column(no_wrap=True)
     cells: list[RenderableType] = [Text(f"{progress.phase} {progress.detail}".strip(), style="bold")]
     if columns >= FEWEST_COLUMNS:
         line.add_column(width=BAR_COLUMNS)
-        done = progress.done_rows if counts else 0
-        cells.append(ProgressBar(total=progress.rows if counts else None, completed=done, width=BAR_COLUMNS))
+        cells.append(ProgressBar(total=total, completed=done, width=BAR_COLUMNS))
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_row(*cells, Text("  ".join(progress.figures())))
     return line
+
+
+def _done(progress: Progress) -> tuple[float, float | None]:
+    """Return how much of how much is done. The latter is None where nobody knows."""
+    if progress.phase in COUNTED and progress.rows:
+        return progress.done_rows, progress.rows
+    return (progress.share, 1.0) if progress.share is not None else (0, None)
 
 
 class _Log:
@@ -145,8 +161,8 @@ def _cell(progress: Progress, *, ended: bool) -> dict[str, str]:
         how = "done" if progress.error is None else "ended"
         counts = progress.counts() if progress.rows or progress.done_rows else []
         text = "  ".join([f"{how} in {duration(progress.total_s)}", *counts])
-    counted = progress.phase in COUNTED and progress.rows
-    share = f' value="{progress.done_rows}" max="{progress.rows}"' if counted else ""
+    done, total = _done(progress)
+    share = f' value="{done}" max="{total}"' if total is not None else ""
     bar = "" if ended else f"<progress{share}></progress> "
     return {"text/plain": text, "text/html": f"{bar}<code>{html.escape(text)}</code>"}
 

@@ -113,6 +113,10 @@ def test_a_line_says_how_far_a_run_is_and_how_long_it_takes(monkeypatch):
     run.recorded(900, 2, True)
     expected = "encoding  units 1/8  rows 1,000/7,600  100 docs/s  2,000 tokens/s  2 failed  1 min 6 s left"
     assert run.describe() == expected
+    run.begin(Phase.INDEXING, "docs")
+    run.reach(0.25)
+    assert run.describe() == "building the index docs  25%  0 s"
+    run.begin(Phase.ENCODING)
     run.expect(units=1, rows=10, about=True)
     run.recorded(12, 0, False)
     assert run.describe() == "encoding  units 0/1  rows 12/about 10"

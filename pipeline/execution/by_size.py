@@ -7,7 +7,6 @@ it.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -28,6 +27,7 @@ from pipeline.execution.executor import (
 )
 from pipeline.execution.local.executor import LocalExecutor
 from pipeline.execution.pools import Pools
+from pipeline.machine.processor import has_gpus
 from pipeline.progress import duration
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask
@@ -130,7 +130,7 @@ class ExecutorBySize:
 
     def _wants_gpus(self) -> bool:
         asked = self._resources.gpus_per_encoder
-        return bool(asked) if not isinstance(asked, str) else any(Path("/proc/driver/nvidia/gpus").glob("*"))
+        return bool(asked) if not isinstance(asked, str) else has_gpus()
 
     def _on_ray(self) -> "RayExecutor":
         if self._ray is None:

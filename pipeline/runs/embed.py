@@ -14,13 +14,14 @@ from pipeline.execution.executor import Executor
 from pipeline.runs import by_row
 from pipeline.runs.by_units import embed_units
 from pipeline.runs.forecast import forecast
+from pipeline.runs.held import held
 from pipeline.runs.plan_summary import PlanSummary, summarise_plan
 from pipeline.runs.prepare import planned_again, prepare
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.reindex_summary import sources_read, summarise_embedded_rows
 from pipeline.runs.row_changes import find
 from pipeline.runs.summary import Summary, both, nothing_to_do
-from pipeline.table import lease, snapshot
+from pipeline.table import snapshot
 
 
 def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_model: bool = False) -> Summary:
@@ -38,7 +39,7 @@ def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_
         prepared = planned()
         if prepared.plan.changes_nothing:
             return nothing_to_do(prepared)
-        with lease.held(prepared.table, "embed", spec.limits.lease_s, spec.limits.wait_s):
+        with held(prepared.table, "embed", spec.limits):
             if max(snapshot.versions(prepared.table), default=0) != prepared.parent.version:
                 prepared = planned()  # Another run published before this one had the table.
             return _done(prepared, executor, started, retry_failed=retry_failed)
@@ -50,8 +51,7 @@ def plan(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_m
     """Return what `embed` would do, with exact counts of rows where it would go by row."""
     started = time.perf_counter()
     prepared = prepare(spec, writes=False, retry_failed=retry_failed, new_model=new_model)
-    by_row = not prepared.is_full and (prepared.plan.added or prepared.plan.dropped)
-    if not by_row:
+    if not _goes_by_row(prepared):
         return summarise_plan(prepared, executor)
     changes = find(prepared, executor, writes=False)
     planned = summarise_plan(prepared, executor, forecast(prepared, changes, executor, started, allow_deletes=True))
@@ -63,12 +63,9 @@ def plan(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_m
 
 
 def _done(prepared: Prepared, executor: Executor, started: float, *, retry_failed: bool) -> Summary:
-    plan = prepared.plan
-    if plan.changes_nothing:
+    if prepared.plan.changes_nothing:
         return nothing_to_do(prepared)
-    if prepared.is_full:
-        return embed_units(prepared, executor, started)
-    if not plan.added and not plan.dropped:
+    if not _goes_by_row(prepared):
         return embed_units(prepared, executor, started)
     done = by_row.publish_changes(prepared, executor, started, allow_deletes=True)
     summary = summarise_embedded_rows(prepared, done)
@@ -76,6 +73,11 @@ def _done(prepared: Prepared, executor: Executor, started: float, *, retry_faile
         return summary
     again = _only_retries(prepared, sources_read(done.changes))
     return both(summary, embed_units(again, executor, started)) if again.plan.retried else summary
+
+
+def _goes_by_row(prepared: Prepared) -> bool:
+    """Say whether the table is followed by row. It is built by units, and so are dead letters tried again."""
+    return not prepared.is_full and bool(prepared.plan.added or prepared.plan.dropped)
 
 
 def _only_retries(before: Prepared, read: Collection[int]) -> Prepared:

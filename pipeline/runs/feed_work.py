@@ -154,7 +154,7 @@ class Work:
         found = replace(self.feed, version=snapshot.read(self.feed.table, marker.applied))
         if not marker.indexed:
             with timed(self.summary, "index"):
-                found.store.build_index(marker.generation, found.shape, lambda share: None)
+                found.store.build_index(marker.generation, found.shape, progress.current().reach)
         with timed(self.summary, "verify"):
             self.summary.verification = proven(found, marker)
         self.summary.generation = marker.generation

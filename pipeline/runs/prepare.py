@@ -14,13 +14,14 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from pipeline import identity
+from pipeline import identity, progress
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.chunking import check_room
 from pipeline.encoder.tokenizer_backend import framing_tokens
 from pipeline.errors import InputError, SourceChanged
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.model.tokenizer_files import check_tokenizer
+from pipeline.progress import Phase
 from pipeline.runs import kept_types, vector_spec
 from pipeline.runs import plan as planning
 from pipeline.runs.kept_types import KeptTypes
@@ -50,6 +51,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     configuration, model, sources or table.
     """
     started = time.perf_counter()
+    progress.current().begin(Phase.PLANNING)
     with before_work():
         resources_for(spec)
         check_paths(spec)

@@ -15,22 +15,19 @@ from pipeline.execution.executor import Executor
 from pipeline.runs import by_row
 from pipeline.runs.by_units import embed_units
 from pipeline.runs.forecast import Forecast, forecast
+from pipeline.runs.held import held
 from pipeline.runs.prepare import check_paths, planned_again, prepare
 from pipeline.runs.reindex_summary import Reindexed, nothing_to_reindex, summarise_rows
 from pipeline.runs.row_changes import check_built, check_deleted, find
 from pipeline.runs.summary import Summary
-from pipeline.storage import Folder, before_work
-from pipeline.table import lease
+from pipeline.storage import Folder
 
 
 @contextlib.contextmanager
 def alone(spec: RunSpec) -> Iterator[None]:
     """Hold the table's lease. Raises TableBusy before any work."""
     check_paths(spec)
-    table = Folder(spec.table.path, spec.table.storage_options)
-    with contextlib.ExitStack() as stack:
-        with before_work():
-            stack.enter_context(lease.held(table, "reindex", spec.limits.lease_s, spec.limits.wait_s))
+    with held(Folder(spec.table.path, spec.table.storage_options), "reindex", spec.limits):
         yield
 
 
@@ -70,5 +67,4 @@ def plan(
     prepared = prepare(spec, writes=False, new_model=new_model)
     nothing = prepared.plan.changes_nothing or prepared.is_full
     changes = None if nothing else find(prepared, executor, writes=False)
-    options = {"price_per_hour": price_per_hour, "allow_deletes": allow_deletes}
-    return forecast(prepared, changes, executor, started, **options)
+    return forecast(prepared, changes, executor, started, price_per_hour=price_per_hour, allow_deletes=allow_deletes)
