@@ -43,7 +43,7 @@ class Arguments(argparse.Namespace):
 
     def show(self, result: Mapping[str, Any], text: str) -> None:
         """Print for machines with --json, else for a person."""
-        print(json.dumps(result, default=str) if self.json else spoken(text))
+        print(json.dumps(result, default=str) if self.json else text)
 
 
 class _Caught(Exception):
