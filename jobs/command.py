@@ -48,7 +48,7 @@ class Arguments(argparse.Namespace):
 
     def show(self, result: Mapping[str, Any], text: str) -> None:
         """Print for machines with --json, else for a person."""
-        print(json.dumps(result, default=str) if self.json else spoken(text))
+        print(json.dumps(result, default=str) if self.json else text)
 
 
 class _Caught(Exception):
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(InputError.exit_code)
 
 
-def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False) -> Parser:
+def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False, takes_sources: bool = False) -> Parser:
     """Return a command's parser, described by its module's docstring. An example at the end of it comes last in the help,
     too."""
     text, example = _parted(docstring or "")
@@ -106,6 +106,9 @@ def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False) 
     if takes_tables:
         described = "the run's configuration, or the folder or URL of the table alone"
         built.add_argument("config", metavar="CONFIG.yaml|TABLE", help=described)
+    elif takes_sources:
+        described = "the run's configuration, or the folder, file, pattern or URL of documents"
+        built.add_argument("config", metavar="CONFIG.yaml|SOURCE", help=described)
     else:
         built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
     built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")

@@ -14,6 +14,11 @@ same command. Only what changed is sent, and it is read back afterwards. Another
 
 Exit codes: 0 done, nothing to do, or another one is at it; 1 failed, or --verify found differences; 2 bad configuration or
 input, found before any write; 3 done, but the store refused rows; 10 (--dry-run) changes pending.
+
+For example, all feeds of a configuration, and then a proof that one of them is what the table is:
+
+    python -m jobs.feed run.yaml
+    python -m jobs.feed run.yaml docs-pg --verify
 """
 
 import argparse

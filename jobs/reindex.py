@@ -17,6 +17,10 @@ night. A feed that fails leaves the table as it was published, and the exit code
 Exit codes: 0 done, nothing to do, or another one is at it; 1 failed, nothing published, work kept; 2 bad configuration or
 input, found before any work; 3 done, with dead letters in the files that were read, or files that can't be read, whose rows
 stay; 10 (--dry-run) changes pending. Killed at any moment, the same command goes on.
+
+For example, every night:
+
+    python -m jobs.reindex run.yaml --feed
 """
 
 import sys

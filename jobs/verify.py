@@ -7,6 +7,10 @@ Encodes a sample of the table's texts again, exactly, and compares the vectors; 
 model section alone and need no table. The table's path or URL can stand in the place of the configuration, since a table
 knows its model. Exit codes: 0 as it should be; 1 the table is outside the tolerance or can't be read; 2 bad configuration or
 input.
+
+For example:
+
+    python -m jobs.verify run.yaml --rows 1000
 """
 
 import argparse
