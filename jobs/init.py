@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jobs.command import main_of, parser
+from jobs.command import main_of, parser, spoken
 from jobs.source_or_config import add_choices, wishes_of
 from pipeline import config
 from pipeline.errors import InputError
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.load(chosen.place)
     ending = f"next: python -m jobs.embed {chosen.place}" if is_new else "which was there and says the same"
     told = {"source": chosen.source, "config": chosen.place, "written": is_new}
-    arguments.show(told, f"{chosen.told(writes=True)}\n{ending}")
+    arguments.show(told, f"{chosen.told(writes=True)}\n{spoken(ending)}")
     return 0
 
 

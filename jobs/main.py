@@ -128,8 +128,13 @@ def _unknown(verb: str) -> str:
 
 
 def _refuse(reason: str) -> int:
-    print(f"error: {reason}", file=sys.stderr)
-    return BAD_ARGUMENTS
+    from jobs import command
+    from pipeline.errors import InputError
+
+    def refuse() -> int:
+        raise InputError(reason)
+
+    return command.main_of(refuse, as_verb=True)
 
 
 def _version() -> str:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from jobs.command import Arguments, Parser, spoken
+from jobs.command import Arguments, Parser
 from pipeline.config import RunSpec, load
 from pipeline.errors import InputError
 
@@ -53,5 +53,5 @@ def spec_of(arguments: Arguments) -> RunSpec:
         place = first_spec.place_of(given)
         print(f"configuration {place}", file=stream, flush=True)
         return load(place, arguments.set)
-    print(spoken(chosen.told(writes=not arguments.dry_run)), file=stream, flush=True)
+    print(chosen.told(writes=not arguments.dry_run), file=stream, flush=True)
     return chosen.spec(arguments.set)

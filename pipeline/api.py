@@ -60,14 +60,15 @@ def embed(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) ->
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import embed as runs
+    from pipeline.runs.observed import observed, tell_summary
     from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
     given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
-    with ExecutorBySize(resources_for(given)) as executor:
-        return runs.embed(given, executor, retry_failed=retry_failed, new_model=new_model)
+    with observed(given), ExecutorBySize(resources_for(given)) as executor:
+        return tell_summary(runs.embed(given, executor, retry_failed=retry_failed, new_model=new_model))
 
 
 @_telling
@@ -82,14 +83,15 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import reindex as runs
+    from pipeline.runs.observed import observed, tell_summary
     from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
     given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
-    with runs.alone(given), ExecutorBySize(resources_for(given)) as executor:
-        return runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes)
+    with runs.alone(given), observed(given), ExecutorBySize(resources_for(given)) as executor:
+        return tell_summary(runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes))
 
 
 @_telling

@@ -15,6 +15,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "delta": ("deltalake",),
     "iceberg": ("pyiceberg",),
     "html": ("selectolax",),
+    "lineage": ("openlineage-python",),
+    "metrics": ("prometheus-client",),
     "sentencepiece": ("sentencepiece",),
     "postgres": ("psycopg",),
     "milvus": ("pymilvus",),

@@ -53,7 +53,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
             engines.add(report.engine)
             told.add(report.told)
             if report.refused is None:
-                run.recorded(report.num_rows, report.failed, report.last)
+                run.recorded(report.num_rows, report.failed, report.last, report.effort.stages)
                 failed += report.failed
                 unread |= _unread_in(report, units[report.unit_id])
                 check_unread(prepared, list(unread.values()))
@@ -110,10 +110,7 @@ def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
         **({"calibrate": prepared.calibrate_s} if prepared.calibrate_s else {}),
         "start": encoded.start_s,
         "flow": encoded.seconds,
-        "read": effort.read_s,
-        "tokenize": effort.tokenize_s,
-        "encode": effort.encode_s,
-        "write": effort.write_s,
+        **effort.stages,
     }
 
 

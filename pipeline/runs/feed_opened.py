@@ -45,7 +45,7 @@ def opened(spec: RunSpec, name: str, wishes: Wishes | None, *, writes: bool = Tr
     table = Folder(spec.table.path, spec.table.storage_options)
     current = snapshot.current(table)
     if not current.version:
-        raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
+        raise InputError(f"table {spec.table.path!r} has no published version: run `python -m jobs.embed` first")
     wanted = wishes.to if wishes is not None and wishes.to is not None else current.version
     version = current if wanted == current.version else snapshot.read(table, wanted)
     if not version.version:
