@@ -18,14 +18,14 @@ from typing import Any, Literal
 from pipeline import typed_yaml
 from pipeline.errors import ConfigError
 from pipeline.feed_spec import FeedSpec
-from pipeline.schema import is_reserved
+from pipeline.schema import PAGES, is_reserved
 from pipeline.typed_yaml import choices, dotted, told
 from pipeline.work import FormatName
 
 Auto = Literal["auto"]
 SECRET_SECTIONS = frozenset(["storage_options", "options"])
 """What stands in sections of these names may be secret: a command line may give it as `${VAR}` alone."""
-Format = Literal["auto", FormatName]
+Format = Literal["auto", "documents", FormatName]
 
 LAKES = ("delta:", "iceberg:", "hudi:")
 """A path with one of these in front leads to a lakehouse table."""
@@ -86,8 +86,9 @@ class SourceSpec:
     text: str | tuple[str, ...]
     """This column is embedded; several are joined by a newline, and nulls among them are skipped."""
     format: Format = "auto"
-    """The files have this format, and auto goes by their suffixes. `lines` takes each line for a document, `text` and
-    `html` each file."""
+    """The files have this format, and auto goes by their suffixes. `documents` does so too, but takes only what people write
+    to be read: texts, Markdown, HTML, PDF, Word, PowerPoint, EPUB, notebooks and e-mail. `lines` takes each line for a
+    document, `text` and `html` each file."""
     id: str | tuple[str, ...] | None = None
     """This column identifies a document, or several columns do together; null makes ids from file and position, so that rows
     whose place changes come back as new ones. The table's `id` is a string; `keep` carries the column under its own name and
@@ -111,6 +112,9 @@ class SourceSpec:
     encoding: str = "auto"
     """Text files have this encoding: `auto`, `utf-8`, `utf-16`, `latin-1`, `cp1252`, .. A byte order mark counts before it;
     auto is UTF-8 unless the first bytes are certainly UTF-16 or UTF-32."""
+    front_matter: Literal["text", "columns"] = "text"
+    """The front matter of Markdown files (YAML between `---`, TOML between `+++`) is part of their text, or becomes columns
+    that `keep`, `id`, `where` and `text` can name."""
     snapshot: int | str | None = None
     """This state of a lakehouse table is read: the number of a version of a Delta table; the id of a snapshot of an Iceberg
     table, or the name of a branch or a tag. Null takes the current one."""
@@ -134,6 +138,12 @@ class SourceSpec:
     @property
     def text_columns(self) -> tuple[str, ...]:
         return _several(self.text)
+
+    @property
+    def has_pages(self) -> bool:
+        """The files are asked for as documents some of which have pages, whatever is there at the moment."""
+        paged = all(place.lower().endswith((".pdf", ".pptx")) for place in self.places)
+        return self.format in ("documents", "pdf", "pptx") or (self.format == "auto" and paged)
 
     @property
     def id_columns(self) -> tuple[str, ...]:
@@ -231,6 +241,9 @@ class ChunkSpec:
     after all."""
     rows: Literal["chunks", "documents"] = "chunks"
     """The table has a row per chunk, or a row per document whose vector is the mean of its chunks' vectors."""
+    pages: bool | Auto = "auto"
+    """The rows have columns `page` and `last_page`, the pages of the document on which the chunk begins and ends, null where
+    it has no pages. Auto has them where `source.format` is documents, pdf or pptx, or `source.path` ends so."""
 
     def __post_init__(self) -> None:
         _check_counts("chunk", self, "max_tokens")
@@ -384,8 +397,17 @@ class RunSpec:
 
     @property
     def chunk_identity(self) -> dict[str, Any] | None:
-        """All of the chunking changes vectors, so all of it is part of their identity."""
-        return dataclasses.asdict(self.chunk) if self.chunk is not None else None
+        """All of the chunking that changes vectors is part of their identity."""
+        if self.chunk is None:
+            return None
+        return {name: value for name, value in dataclasses.asdict(self.chunk).items() if name != "pages"}
+
+    @property
+    def rows_have_pages(self) -> bool:
+        """Each row of the table is a chunk, and tells the pages that it stands on."""
+        if self.chunk is None or not self.rows_are_chunks:
+            return False
+        return self.source.has_pages if self.chunk.pages == "auto" else self.chunk.pages
 
     @property
     def rows_are_chunks(self) -> bool:
@@ -396,6 +418,13 @@ class RunSpec:
             raise ConfigError(
                 f"table.embedding_column {self.table.embedding_column!r} is also in source.keep: rename one of them"
             )
+        if self.rows_have_pages:
+            taken = [name for name in (*self.carried, self.table.embedding_column) if name.lower() in PAGES]
+            if taken:
+                raise ConfigError(
+                    f"the rows of chunks have a column {taken[0]!r} of their own: give yours another name, as in "
+                    f"`keep: {{{taken[0]}: number}}`, or set chunk.pages to false"
+                )
         alike: dict[str, str] = {}
         for name in (*self.carried, self.table.embedding_column):
             other = alike.setdefault(name.lower(), name)

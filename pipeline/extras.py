@@ -13,6 +13,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "az": ("adlfs",),
     "delta": ("deltalake",),
     "iceberg": ("pyiceberg",),
+    "documents": ("pypdfium2", "selectolax"),
     "html": ("selectolax",),
     "sentencepiece": ("sentencepiece",),
     "postgres": ("psycopg",),
