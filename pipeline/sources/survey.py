@@ -23,6 +23,7 @@ from pipeline.sources.column_types import (
 )
 from pipeline.sources.columns import column_names, partition_value
 from pipeline.sources.formats import registry
+from pipeline.sources.formats.document import USUAL
 from pipeline.sources.formats.form import Look, Misfit
 from pipeline.sources.formats.values import can_be_text
 from pipeline.sources.lakehouse import look as lakehouse
@@ -147,7 +148,9 @@ def survey(
     looks = _look_into(files, columns, spec, stands)
     _check_readable(files, looks)
     plain = {*spec.id_columns, *spec.text_columns, *partition_by}
-    absent = {**(before or {}), **planned} if any(not registry.FORMS[form].every for form in formats(files)) else {}
+    usual = USUAL if spec.format == "documents" else {}
+    sampled = any(not registry.FORMS[form].every for form in formats(files))
+    absent = {**usual, **(before or {}), **planned} if sampled else {}
     changes = {
         name: change_of(name, stands, files, looks, plain=name in plain)
         for name in columns

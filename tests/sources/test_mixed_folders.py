@@ -109,6 +109,7 @@ def test_files_of_no_format_are_left_out_and_told(tmp_path: Path) -> None:
         assert [file.relative for file in found.files] == ["a.md", "b.PDF"]
         assert found.unknown == ("c/d.PNG", "c/e.png", "f.zip", "g.doc", "h")
     surveyed = survey(found.files, spec_of(tmp_path))
+    assert surveyed.schema.field("attachments").type == "int64"  # though there is no mail
     told = dataclasses.replace(surveyed, unknown=found.unknown).left_out
     assert told == (
         "5 files left out for being of no format that is read (2 .png, 1 .zip, 1 .doc, 1 without a suffix), the first are "

@@ -38,6 +38,11 @@ PLACE = ("path", "file")
 """Every document has these columns: its file's path, and the path below the folder of the source."""
 COUNTS = ("pages", "attachments")
 """These columns are integers, and all others are strings."""
+USUAL: Mapping[str, pa.DataType] = {
+    **dict.fromkeys(("title", "author", "date", "subject", "from", "to"), pa.string()),
+    **dict.fromkeys(COUNTS, pa.int64()),
+}
+"""Folders of documents have these columns, whatever kinds of documents happen to be there."""
 PAGE_END = "\n\f"
 """It ends each page of a document that has pages. The line feed is there because some tokenizers drop a form feed."""
 _HELD_BYTES = 64 * 2**20

@@ -15,9 +15,9 @@ from pipeline.sources.formats.paragraphs import text_of
 
 def _extract(opened: BinaryIO) -> Mapping[str, str | None]:
     package = Package(opened, "Word document")
-    body = next(iter(package.related("officeDocument")), "word/document.xml")
-    parts = [body, *package.related("footnotes", body), *package.related("endnotes", body)]
-    texts = [text_of(package.xml(part)) for part in parts]
+    body, content = package.main("document", "word/document.xml")
+    notes = [*package.related("footnotes", body), *package.related("endnotes", body)]
+    texts = (text_of(part) for part in (content, *map(package.xml, notes)))
     text = "\n".join(filter(None, texts))
     if not has_text(text):
         raise Misfit("the Word document has no text: it is empty, or has pictures alone")

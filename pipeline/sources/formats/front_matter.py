@@ -18,6 +18,8 @@ _DEEPEST = 16
 _BLOCK = re.compile(r"(---|\+\+\+)[ \t]*\r?\n(.*?)^\1[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _NULLS = frozenset(["", "~", "null", "Null", "NULL"])
 _OWN = "text"
+_LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+"""It makes strings alone. The C library is not everywhere."""
 
 
 def split(text: str) -> tuple[Mapping[str, str | None], str]:
@@ -37,7 +39,7 @@ def _yaml(block: str) -> Mapping[Any, Any] | None:
     try:
         if not _is_tame(block):
             return None
-        told = yaml.load(block, yaml.CBaseLoader)  # it makes strings alone
+        told = yaml.load(block, _LOADER)
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) else None
@@ -46,7 +48,7 @@ def _yaml(block: str) -> Mapping[Any, Any] | None:
 def _is_tame(block: str) -> bool:
     """Whether it neither nests without end nor repeats itself by aliases, which grow without bounds."""
     depth = 0
-    for event in yaml.parse(block, yaml.CBaseLoader):
+    for event in yaml.parse(block, _LOADER):
         if isinstance(event, yaml.AliasEvent):
             return False
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

@@ -76,6 +76,15 @@ class Package:
         except (ElementTree.ParseError, ValueError, LookupError) as error:
             raise Misfit(f"the {self.what} is damaged in its part {name[:100]!r}: {error}") from None
 
+    def main(self, root: str, usual: str) -> tuple[str, Element]:
+        """The part that an Office file begins with, and what is in it. Raises Misfit where its root is another element than
+        `root`."""
+        name = next(iter(self.related("officeDocument")), usual)
+        content = self.xml(name)
+        if local(content) != root:
+            raise Misfit(f"the file is no {self.what}, whatever its name says")
+        return name, content
+
     def relations(self, name: str = "") -> Mapping[str, Relation]:
         """Where a part leads to, by the ids that it uses; "" is the package itself. Links out of the file are left out."""
         folder, base = posixpath.split(name)

@@ -30,9 +30,9 @@ def _extract(opened: BinaryIO) -> Mapping[str, str | None]:
 
 def _slides(package: Package) -> Iterator[str]:
     """The parts of the slides, in their order."""
-    presentation = next(iter(package.related("officeDocument")), "ppt/presentation.xml")
+    presentation, content = package.main("presentation", "ppt/presentation.xml")
     relations = package.relations(presentation)
-    for element in package.xml(presentation).iter():
+    for element in content.iter():
         if local(element) == "sldId":
             names = [relations[value].target for value in element.attrib.values() if value in relations]
             yield from names[:1]

@@ -211,8 +211,8 @@ def test_a_damaged_archive_says_what_is_wrong(tmp_path: Path, name: str) -> None
     assert "whatever its name says" in error_of(tmp_path, name, b"%PDF-1.7 hello")
     assert "old binary Office file" in error_of(tmp_path, name, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 512)
     assert "has no part" in error_of(tmp_path, name, documents.archive({"x": "y"}))
-    other = next(other for key, other in ARCHIVES.items() if key != name)
-    assert "has no part" in error_of(tmp_path, name, other) or "no text" in error_of(tmp_path, name, other)
+    for other in ARCHIVES.keys() - {name}:
+        assert "is no" in (error := error_of(tmp_path, name, ARCHIVES[other])) or "has no part" in error
 
 
 def test_bombs_are_refused_by_their_size_and_by_the_parser(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_bombs_are_refused_by_their_size_and_by_the_parser(tmp_path: Path) -> No
     grows = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(10))
     laughs = f'<!DOCTYPE x [<!ENTITY e0 "ha">{grows}]><x><t>&e10;</t></x>'
     assert "damaged" in error_of(tmp_path, "a.docx", documents.archive({"word/document.xml": laughs}))
-    deep = "<t>" * 50_000 + "</t>" * 50_000
+    deep = "<document>" * 50_000 + "</document>" * 50_000
     assert "no text" in error_of(tmp_path, "a.docx", documents.archive({"word/document.xml": deep}))
 
 
