@@ -27,6 +27,8 @@ SECRET_SECTIONS = frozenset(["storage_options", "options"])
 """What stands in sections of these names may be secret: a command line may give it as `${VAR}` alone."""
 Format = Literal["auto", "documents", FormatName]
 
+MAX_FAILED_DOCUMENTS = 0.5
+"""In a folder of documents this share may fail where nobody set a limit."""
 LAKES = ("delta:", "iceberg:", "hudi:")
 """A path with one of these in front leads to a lakehouse table."""
 
@@ -341,11 +343,13 @@ class LimitSpec:
     """This section bounds what a run may lose, take or wait for. A limit on rows or files below 1 is a share, else a
     count."""
 
-    max_failed_rows: float = 0.01
-    """If more of the source's rows fail, nothing is published."""
-    max_failed_files: float = 0.1
+    max_failed_rows: float | Auto = "auto"
+    """If more of the source's rows fail, nothing is published. Auto is 0.01, and 0.5 where `source.format` is documents:
+    in people's folders some are scanned, locked or damaged, and each of them is told."""
+    max_failed_files: float | Auto = "auto"
     """If more of the source's files turn out to be unreadable, wholly or from some place on, nothing is published. The
-    rows that they are known or estimated to hold count for `max_failed_rows` too."""
+    rows that they are known or estimated to hold count for `max_failed_rows` too. Auto is 0.1, and 0.5 where
+    `source.format` is documents."""
     max_deleted_rows: float = 0.2
     """If a reindex would delete more of the table's rows, it publishes nothing until `--allow-deletes` is given."""
     max_row_bytes: int = 16 * 2**20
@@ -365,7 +369,7 @@ class LimitSpec:
             (1, ("max_row_bytes", "unit_rows", "unit_timeout_s", "lease_s")),
         ):
             for name in names:
-                if not least <= getattr(self, name) < math.inf:
+                if getattr(self, name) != "auto" and not least <= getattr(self, name) < math.inf:
                     expected = f"at least {least}" if least else "0 or more"
                     raise ConfigError(f"limits.{name} is {getattr(self, name)}; give {expected}")
 
@@ -388,6 +392,21 @@ class RunSpec:
     """It bounds what the run may lose, take or wait for."""
     feeds: Mapping[str, FeedSpec] = field(default_factory=dict)
     """These vector databases hold the table's rows, each under a name of its own."""
+
+    @property
+    def max_failed_rows(self) -> float:
+        """It is `limits.max_failed_rows`, or what auto stands for."""
+        return self._or(self.limits.max_failed_rows, 0.01)
+
+    @property
+    def max_failed_files(self) -> float:
+        """It is `limits.max_failed_files`, or what auto stands for."""
+        return self._or(self.limits.max_failed_files, 0.1)
+
+    def _or(self, limit: float | Auto, usual: float) -> float:
+        if limit != "auto":
+            return limit
+        return MAX_FAILED_DOCUMENTS if self.source.format == "documents" else usual
 
     @property
     def carried(self) -> tuple[str, ...]:
