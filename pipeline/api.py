@@ -43,9 +43,10 @@ def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import embed as runs
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec))
     check_shared(given)
     _quiet_ray()
     with ExecutorBySize(resources_for(given)) as executor:
@@ -63,9 +64,10 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import reindex as runs
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
     with runs.alone(given), ExecutorBySize(resources_for(given)) as executor:
@@ -78,9 +80,10 @@ def plan_reindex(
     """Return what `reindex` would do now, with exact counts. It reads the changed files and writes nothing."""
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import reindex as runs
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
     with ExecutorBySize(resources_for(given)) as executor:
@@ -98,9 +101,10 @@ def _quiet_ray() -> None:
 def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
     """Return what `embed` would do now. It writes nothing."""
     from pipeline.runs.plan_summary import summarise_plan
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, prepare
 
-    given = _spec(spec)
+    given = settled(_spec(spec))
     check_shared(given)
     return summarise_plan(prepare(given, writes=False, retry_failed=retry_failed))
 

@@ -6,7 +6,6 @@ it.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from pipeline.execution.costs import CLUSTER_START_S, KEYS_HERE, LOCAL_ENCODING_
 from pipeline.execution.executor import Do, Executor, Flowing, Given, Item, Job, Result, RowComparison
 from pipeline.execution.local.executor import LocalExecutor
 from pipeline.execution.pools import Pools
+from pipeline.machine.processor import has_gpus
 from pipeline.progress import duration
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask
@@ -112,7 +112,7 @@ class ExecutorBySize:
 
     def _wants_gpus(self) -> bool:
         asked = self._resources.gpus_per_encoder
-        return bool(asked) if not isinstance(asked, str) else any(Path("/proc/driver/nvidia/gpus").glob("*"))
+        return bool(asked) if not isinstance(asked, str) else has_gpus()
 
     def _on_ray(self) -> "RayExecutor":
         if self._ray is None:
