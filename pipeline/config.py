@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import typed_yaml
+from pipeline.csv_spec import CsvSpec
 from pipeline.errors import ConfigError
 from pipeline.feed_spec import FeedSpec
 from pipeline.schema import PAGES, is_reserved
@@ -25,7 +26,7 @@ from pipeline.work import FormatName
 Auto = Literal["auto"]
 SECRET_SECTIONS = frozenset(["storage_options", "options"])
 """What stands in sections of these names may be secret: a command line may give it as `${VAR}` alone."""
-Format = Literal["auto", "documents", FormatName]
+Format = Literal["auto", FormatName, "documents"]
 
 MAX_FAILED_DOCUMENTS = 0.5
 """In a folder of documents this share may fail where nobody set a limit."""
@@ -35,34 +36,6 @@ LAKES = ("delta:", "iceberg:", "hudi:")
 _FOLDER_KEY = re.compile(r"""(?![_.])[^\0-\x1f\x7f-\x9f\u2028\u2029/\\=%?*:;&#"<>|\[\]{}^`]+""")
 """A column with such a name can begin a `key=value` folder. The name stands there unescaped, because pyarrow alone
 among the readers unescapes it; pyarrow and Spark hide what begins with "_" or "."."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CsvSpec:
-    """This section says how the fields of csv and tsv files are told apart."""
-
-    delimiter: str | None = None
-    """This one character separates fields; null means a comma in csv and a tab in tsv."""
-    quote: str | None = None
-    """This one character encloses fields, and "" says that there is none; null means `"` in csv and none in tsv."""
-    escape: str | None = None
-    """This one character stands before quotes, delimiters and itself, and before N alone for null, as the backslash in what
-    Spark, PostgreSQL and MySQL write; null means that a quote inside quotes is written twice."""
-    columns: tuple[str, ...] = ()
-    """These are the columns of files without a header line; none means that each file's first line names them."""
-
-    def __post_init__(self) -> None:
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in "\r\n"):
-            raise ConfigError(f"source.csv.delimiter is {self.delimiter!r}; give one character, or null")
-        if self.quote is not None and (len(self.quote) > 1 or self.quote in ("\r", "\n")):
-            raise ConfigError(f'source.csv.quote is {self.quote!r}; give one character, "" for none, or null')
-        if self.escape is not None and (len(self.escape) != 1 or self.escape in "\r\n"):
-            raise ConfigError(f"source.csv.escape is {self.escape!r}; give one character, or null")
-        if self.escape is not None and self.escape == self.delimiter:
-            raise ConfigError(f"source.csv.escape and source.csv.delimiter are both {self.escape!r}: change one")
-        if self.quote and self.quote == self.delimiter:
-            raise ConfigError(f"source.csv.quote and source.csv.delimiter are both {self.quote!r}: change one")
-        _check_distinct("source.csv.columns", self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,13 +317,12 @@ class LimitSpec:
     """This section bounds what a run may lose, take or wait for. A limit on rows or files below 1 is a share, else a
     count."""
 
-    max_failed_rows: float | Auto = "auto"
-    """If more of the source's rows fail, nothing is published. Auto is 0.01, and 0.5 where `source.format` is documents:
-    in people's folders some are scanned, locked or damaged, and each of them is told."""
-    max_failed_files: float | Auto = "auto"
+    max_failed_rows: float = 0.01
+    """If more of the source's rows fail, nothing is published. Where `source.format` is documents, and no limit is given, it
+    is 0.5: in people's folders some are scanned, locked or damaged, and each of them is told."""
+    max_failed_files: float = 0.1
     """If more of the source's files turn out to be unreadable, wholly or from some place on, nothing is published. The
-    rows that they are known or estimated to hold count for `max_failed_rows` too. Auto is 0.1, and 0.5 where
-    `source.format` is documents."""
+    rows that they are known or estimated to hold count for `max_failed_rows` too. It is 0.5 where that is."""
     max_deleted_rows: float = 0.2
     """If a reindex would delete more of the table's rows, it publishes nothing until `--allow-deletes` is given."""
     max_row_bytes: int = 16 * 2**20
@@ -370,7 +342,7 @@ class LimitSpec:
             (1, ("max_row_bytes", "unit_rows", "unit_timeout_s", "lease_s")),
         ):
             for name in names:
-                if getattr(self, name) != "auto" and not least <= getattr(self, name) < math.inf:
+                if not least <= getattr(self, name) < math.inf:
                     expected = f"at least {least}" if least else "0 or more"
                     raise ConfigError(f"limits.{name} is {getattr(self, name)}; give {expected}")
 
@@ -395,21 +367,6 @@ class RunSpec:
     """These vector databases hold the table's rows, each under a name of its own."""
 
     @property
-    def max_failed_rows(self) -> float:
-        """It is `limits.max_failed_rows`, or what auto stands for."""
-        return self._or(self.limits.max_failed_rows, 0.01)
-
-    @property
-    def max_failed_files(self) -> float:
-        """It is `limits.max_failed_files`, or what auto stands for."""
-        return self._or(self.limits.max_failed_files, 0.1)
-
-    def _or(self, limit: float | Auto, usual: float) -> float:
-        if limit != "auto":
-            return limit
-        return MAX_FAILED_DOCUMENTS if self.source.format == "documents" else usual
-
-    @property
     def carried(self) -> tuple[str, ...]:
         """These source columns go with the text: kept columns, then partition columns that aren't kept."""
         extra = tuple(name for name in self.table.partition_by if name not in self.source.keep)
@@ -432,6 +389,15 @@ class RunSpec:
     @property
     def rows_are_chunks(self) -> bool:
         return self.chunk is not None and self.chunk.rows == "chunks"
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The sections as they are written down, with the limits that a folder of documents has where none are given."""
+        source, limits = raw.get("source"), raw.get("limits") or {}
+        if not isinstance(source, Mapping) or source.get("format") != "documents" or not isinstance(limits, Mapping):
+            return raw
+        usual = dict.fromkeys(("max_failed_rows", "max_failed_files"), MAX_FAILED_DOCUMENTS)
+        return {**raw, "limits": {**usual, **limits}}
 
     def __post_init__(self) -> None:
         if self.table.embedding_column in self.source.keep:

@@ -60,7 +60,7 @@ def check_version(
 
 def check_unread(prepared: Prepared, unread: Sequence[UnreadFile]) -> None:
     """Raise RunError where more files can't be read than `limits.max_failed_files` lets."""
-    limit, files = prepared.spec.max_failed_files, len(prepared.corpus.files)
+    limit, files = prepared.spec.limits.max_failed_files, len(prepared.corpus.files)
     if len(unread) > _most(limit, files):
         raise RunError(
             f"{told_unread(unread, files)}; limits.max_failed_files allows {limit:g}: nothing was published, finished work "
@@ -94,7 +94,7 @@ def told_unread(unread: Sequence[UnreadFile], files: int) -> str:
 def check_failed(prepared: Prepared, failed: int, total: int | None, unread: Sequence[UnreadFile] = ()) -> None:
     """Raise RunError where more rows failed than `limits.max_failed_rows` lets. It is a count, or a share where the
     total is known. The message begins with what is known of the `unread` files."""
-    limit = prepared.spec.max_failed_rows
+    limit = prepared.spec.limits.max_failed_rows
     if total is None and limit < 1:
         return
     if failed > _most(limit, total or 0):
