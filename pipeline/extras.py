@@ -14,6 +14,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "az": ("adlfs",),
     "delta": ("deltalake",),
     "iceberg": ("pyiceberg",),
+    "documents": ("pypdfium2", "selectolax"),
     "html": ("selectolax",),
     "lineage": ("openlineage-python",),
     "metrics": ("prometheus-client",),
