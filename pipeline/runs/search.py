@@ -23,7 +23,7 @@ from pipeline.table import duplicates, snapshot
 from pipeline.table.conditions import Condition, told
 from pipeline.table.neighbours import unit
 from pipeline.table.row_reader import RowReader
-from pipeline.table.search import Places, Stored, all_vectors, best, rows_at, stored
+from pipeline.table.search import Places, Stored, all_places, best, rows_at, stored, vectors_at
 from pipeline.table.word_index import word_scores
 from pipeline.table.words import terms
 
@@ -88,11 +88,9 @@ def nearly_same(given: Given | RowReader, threshold: float, *, top: int = 20, wh
     reader = given if isinstance(given, RowReader) else opened(given)
     vectors = stored(reader.table, reader.version)
     condition = told(where, reader.schema)
-    total = sum(part.rows for part in reader.version.parts)
-    if condition is None:
-        _check_comparable(total)
-    places, matrix = all_vectors(reader, vectors, condition)
+    places = all_places(reader, condition)
     _check_comparable(len(places))
+    matrix = vectors_at(reader, vectors, places)
     chunked = DOC_ID in reader.schema.names
     documents = _documents_of(reader, places) if chunked else None
     found = duplicates.pairs(unit(matrix), threshold, top, documents)

@@ -13,8 +13,8 @@ Numbers = NDArray[np.int32]
 
 EXACT_ROWS = 16_384
 """Up to so many vectors each one is compared with all others."""
-_CANDIDATES = 6_000
-"""Among more, each vector is compared with about so many, those of the clusters around its own."""
+_CLUSTERS_LOOKED_INTO = 10
+"""Among more, each vector is compared with those of so many clusters, whose centres are nearest to it."""
 _TRAINING_ROWS = 16_384
 _ROUNDS = 6
 _BLOCK_NUMBERS = 2**22
@@ -37,7 +37,7 @@ def nearest_others(units: Vectors, count: int, seed: int = 0) -> Numbers:
         return np.zeros((len(units), 0), np.int32)
     if len(units) <= EXACT_ROWS:
         everything = np.arange(len(units), dtype=np.int32)
-        return _among(units, everything, everything, wanted)
+        return _among(units, everything, everything, wanted)[0]
     return _by_clusters(units, wanted, np.random.default_rng(seed))
 
 
@@ -52,17 +52,38 @@ def nearest_of(units: Vectors, others: Vectors, count: int) -> Numbers:
 
 
 def _by_clusters(units: Vectors, wanted: int, draw: np.random.Generator) -> Numbers:
+    """Return the nearest among the vectors of some clusters around each vector."""
     centres = _centres(units, max(2, round(len(units) ** 0.5)), draw)
-    own = nearest_of(units, centres, 1)[:, 0]
-    order = np.argsort(own, kind="stable").astype(np.int32)
-    stops = np.cumsum(np.bincount(own, minlength=len(centres)))
-    members = np.split(order, stops[:-1])
-    found = np.empty((len(units), wanted), np.int32)
-    for number, rows in enumerate(members):
+    looked = min(_CLUSTERS_LOOKED_INTO, len(centres))
+    probes = nearest_of(units, centres, looked)
+    own = np.argmax(_pairwise(units, centres, probes), axis=1)
+    members = _grouped(probes[np.arange(len(units)), own], len(centres))
+    askers = _grouped(probes.ravel(), len(centres))
+    scores = np.full((len(units), looked, wanted), -np.inf, np.float32)
+    found = np.zeros((len(units), looked, wanted), np.int32)
+    for rows, asking in zip(members, askers, strict=True):
         if len(rows):
-            candidates = _around(centres, number, members, max(_CANDIDATES, wanted + 1))
-            found[rows] = _among(units, rows, candidates, wanted)
-    return found
+            best = _among(units, asking // looked, rows, min(wanted, len(rows)))
+            scores[asking // looked, asking % looked, : best[0].shape[1]] = best[1]
+            found[asking // looked, asking % looked, : best[0].shape[1]] = best[0]
+    flat, numbers = scores.reshape(len(units), -1), found.reshape(len(units), -1)
+    top = _top(flat, wanted)
+    order = np.argsort(-np.take_along_axis(flat, top, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(numbers, np.take_along_axis(top, order, axis=1), axis=1)
+
+
+def _grouped(numbers: Numbers, groups: int) -> list[Numbers]:
+    """Return for each number below `groups` where it stands, in ascending order."""
+    order = np.argsort(numbers, kind="stable").astype(np.int32)
+    return np.split(order, np.cumsum(np.bincount(numbers, minlength=groups))[:-1])
+
+
+def _pairwise(units: Vectors, centres: Vectors, probes: Numbers) -> Vectors:
+    """Return float32[n, probes], the similarity of each vector to the centres that it probes."""
+    scores = np.empty(probes.shape, np.float32)
+    for place in range(probes.shape[1]):
+        scores[:, place] = np.einsum("ij,ij->i", units, centres[probes[:, place]])
+    return scores
 
 
 def _centres(units: Vectors, count: int, draw: np.random.Generator) -> Vectors:
@@ -79,27 +100,23 @@ def _centres(units: Vectors, count: int, draw: np.random.Generator) -> Vectors:
     return centres
 
 
-def _around(centres: Vectors, number: int, members: list[Numbers], least: int) -> Numbers:
-    """Return the rows of the clusters nearest to a centre, its own first, until they are `least` or all."""
-    nearest = np.argsort(-(centres @ centres[number]), kind="stable")
-    nearest = np.concatenate([[number], nearest[nearest != number]])
-    enough = np.searchsorted(np.cumsum([len(members[each]) for each in nearest]), least) + 1
-    return np.concatenate([members[each] for each in nearest[:enough]])
-
-
-def _among(units: Vectors, rows: Numbers, candidates: Numbers, wanted: int) -> Numbers:
-    """Return int32[len(rows), wanted], the nearest of the candidates to each of the rows, nearest first."""
+def _among(units: Vectors, rows: Numbers, candidates: Numbers, wanted: int) -> tuple[Numbers, Vectors]:
+    """Return int32[len(rows), wanted], the nearest of the candidates to each of the rows, nearest first, and their
+    similarities. A row itself comes last, as minus infinity."""
     others = units[candidates]
     found = np.empty((len(rows), wanted), np.int32)
+    similar = np.empty((len(rows), wanted), np.float32)
     step = max(1, _BLOCK_NUMBERS // len(candidates))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
         scores = units[some] @ others.T
         scores[candidates[None, :] == some[:, None]] = -np.inf
         top = _top(scores, wanted)
-        order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable")
+        best = np.take_along_axis(scores, top, axis=1)
+        order = np.argsort(-best, axis=1, kind="stable")
         found[start : start + step] = candidates[np.take_along_axis(top, order, axis=1)]
-    return found
+        similar[start : start + step] = np.take_along_axis(best, order, axis=1)
+    return found, similar
 
 
 def _top(scores: NDArray[Any], count: int) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ Vectors and the columns of a condition are read for all rows, a row group at a t
 read only of the row groups that hold a row to show.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,6 @@ from pipeline.machine.quotas import cores
 from pipeline.storage import Folder
 from pipeline.table import calibration
 from pipeline.table.conditions import Condition, equal_to
-from pipeline.table.part import Part
 from pipeline.table.quantize import dequantize
 from pipeline.table.row_reader import RowReader
 from pipeline.table.snapshot import Snapshot
@@ -138,35 +137,50 @@ def best(
     return places.take(order), scores[order]
 
 
-def all_vectors(reader: RowReader, vectors: Stored, where: Condition | None) -> tuple[Places, Vector]:
-    """Return the places of all rows, or of those that meet the condition, and float32[n, dim], in the order of the
-    table."""
+def all_places(reader: RowReader, where: Condition | None) -> Places:
+    """Return the places of all rows, or of those that meet the condition, in the order of the table."""
+    if where is None:
+        groups = [
+            (part, group, rows)
+            for part, named in enumerate(reader.version.parts)
+            for group, rows in enumerate(reader.groups(named))
+        ]
+        return Places.joined([_places((part, group), np.arange(rows, dtype=np.int32)) for part, group, rows in groups])
 
-    def read_group(task: tuple[int, int], read: Iterator[pa.Table]) -> tuple[Places, Vector]:
-        found = [np.zeros((0, vectors.dim), np.float32)]
-        kept = [np.zeros(0, np.int32)]
-        start = 0
+    def met(task: tuple[int, int], read: Iterator[pa.Table]) -> Places:
+        masks = [np.zeros(0, np.bool_), *(where.mask(rows) for rows in read)]
+        return _places(task, np.flatnonzero(np.concatenate(masks)).astype(np.int32))
+
+    return Places.joined(list(in_groups(reader, where.columns, met)))
+
+
+def vectors_at(reader: RowReader, vectors: Stored, places: Places) -> Vector:
+    """Return float32[n, dim], the vectors of some rows, which come in the order of the table."""
+    keys = places.part.astype(np.int64) << 32 | places.group
+    out = np.empty((len(places), vectors.dim), np.float32)
+
+    def read_group(task: tuple[int, int], read: Iterator[pa.Table]) -> None:
+        inside = np.flatnonzero(keys == (task[0] << 32 | task[1]))
+        wanted, start, done = places.index[inside], 0, 0
         for rows in read:
-            mask = where.mask(rows) if where is not None else np.ones(rows.num_rows, np.bool_)
-            chosen = np.flatnonzero(mask)
-            found.append(vectors.floats(rows.select([vectors.column]))[chosen])
-            kept.append((chosen + start).astype(np.int32))
-            start += rows.num_rows
-        return _places(task, np.concatenate(kept)), np.concatenate(found)
+            here = wanted[(wanted >= start) & (wanted < start + rows.num_rows)] - start
+            if len(here):
+                out[inside[done : done + len(here)]] = vectors.floats(rows.select([vectors.column]))[here]
+            start, done = start + rows.num_rows, done + len(here)
 
-    columns = [vectors.column, *(where.columns if where is not None else ())]
-    pieces = list(in_groups(reader, columns, read_group))
-    empty = np.zeros((0, vectors.dim), np.float32)
-    return Places.joined([piece[0] for piece in pieces]), np.concatenate([empty, *(piece[1] for piece in pieces)])
+    list(in_groups(reader, [vectors.column], read_group, set(np.unique(keys).tolist())))
+    return out
 
 
-def in_groups(reader: RowReader, columns: Sequence[str], do: Any) -> Iterator[Any]:
+def in_groups(reader: RowReader, columns: Sequence[str], do: Any, only: Collection[int] | None = None) -> Iterator[Any]:
     """Yield what `do` makes of each row group of these columns, in the order of the table; several are read at once.
 
-    `do` gets the numbers of part and group, and the group's rows some at a time.
+    `do` gets the numbers of part and group, and the group's rows some at a time. `only` names groups by part * 2³² + group.
     """
     parts = reader.version.parts
-    tasks = [(number, group) for number, part in enumerate(parts) for group in range(_groups(reader, part))]
+    tasks = [(number, group) for number, part in enumerate(parts) for group in range(len(reader.groups(part)))]
+    if only is not None:
+        tasks = [task for task in tasks if task[0] << 32 | task[1] in only]
 
     def run(task: tuple[int, int]) -> Any:
         return do(task, reader.batches(parts[task[0]], list(columns), [task[1]], ROWS_PER_READ))
@@ -191,10 +205,6 @@ def rows_at(reader: RowReader, places: Places, columns: Sequence[str]) -> pa.Tab
             start += rows.num_rows
     found = pa.concat_tables(pieces)
     return found.take(pa.array(np.argsort(np.concatenate(at), kind="stable")))
-
-
-def _groups(reader: RowReader, part: Part) -> int:
-    return len(reader.groups(part))
 
 
 def _places(task: tuple[int, int], index: NDArray[np.int32]) -> Places:
