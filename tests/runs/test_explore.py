@@ -93,8 +93,13 @@ def test_few_rows_have_a_map_too(folder, rows):
 
 @pytest.mark.parametrize(
     ("dtype", "chunk"),
-    [("float16", None), ("int8", None), ("binary", None), ("float32", {"max_tokens": 6, "overlap_tokens": 1, "rows": "chunks"})],
-)  # fmt: skip
+    [
+        ("float16", None),
+        ("int8", None),
+        ("binary", None),
+        ("float32", {"max_tokens": 6, "overlap_tokens": 1, "rows": "chunks"}),
+    ],
+)
 def test_any_dtype_and_chunks_have_a_map(tiny_model, tmp_path, dtype, chunk):
     rows = [{"id": f"d{n}", "text": f"the market of people {n} in the city of oil"} for n in range(30)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

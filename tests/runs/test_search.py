@@ -50,7 +50,7 @@ def chunked(tiny_model, tmp_path_factory):
 
 def test_rows_come_with_snippets_kept_columns_and_scores(table):
     found = pipeline.search(table, "report 8 says cats and dogs is up", top=3)
-    first = list(found)[0]
+    first = next(iter(found))
     assert (first["id"], first["n"], first["lang"]) == ("d08", 8, "a")
     assert first["score"] == pytest.approx(1, abs=1e-5)
     assert first["snippet"] == "report 8 says cats and dogs is up"
@@ -75,7 +75,7 @@ def test_neighbours_of_a_row_are_those_of_a_full_comparison(table):
     order = [ids[place] for place in np.argsort(-scores, kind="stable") if ids[place] != "d10"]
     found = pipeline.search(table, near="d10", top=4)
     assert [row["score"] for row in found] == pytest.approx(sorted(scores, reverse=True)[1:5], abs=1e-5)
-    assert list(found)[0]["id"] == order[0]
+    assert next(iter(found))["id"] == order[0]
     with pytest.raises(InputError, match="no row with the id 'd999'"):
         pipeline.search(table, near="d999")
 
@@ -146,7 +146,7 @@ def test_a_table_without_texts_says_so(tiny_model, tmp_path):
     embed(spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", table={"keep_text": False}))
     found = pipeline.search(tmp_path / "table", "a text 3", top=2)
     assert str(found).endswith("the table keeps no texts (table.keep_text: false)")
-    assert "snippet" not in list(found)[0]
+    assert "snippet" not in next(iter(found))
     with pytest.raises(InputError, match=r"table\.keep_text is false: leave out hybrid"):
         pipeline.search(tmp_path / "table", "a text 3", hybrid=True)
 
