@@ -5,9 +5,7 @@ where this way can't be taken. It is taken only where it gives the table's own v
 is short enough to be read whole.
 """
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +54,11 @@ def _is_plain(spec: EncoderSpec) -> bool:
 
 def _encoded(spec: EncoderSpec, texts: Sequence[str]) -> Vectors | None:
     """Return float32[n, dim], or None where the last text, the query, is not read whole."""
-    from pipeline.encoder.tokenizer_backend import read_backend
+    from pipeline.encoder.tokenizer_backend import lower_case, read_backend
 
-    backend = _lower(spec, read_backend(spec.transformer_folder / "tokenizer.json"))
+    backend = read_backend(spec.transformer_folder / "tokenizer.json")
+    if spec.do_lower_case:
+        lower_case(backend)
     backend.no_padding()
     backend.no_truncation()
     found = [encoding.ids for encoding in backend.encode_batch(list(texts))]
@@ -74,13 +74,6 @@ def _encoded(spec: EncoderSpec, texts: Sequence[str]) -> Vectors | None:
     mask = np.arange(ids.shape[1]) < lengths[:, None]
     hidden = NumpyBert(spec, np.unique(ids))(ids, mask)
     return _after(spec, hidden, mask)
-
-
-def _lower(spec: EncoderSpec, backend: Any) -> Any:
-    """Let the tokenizer lower-case its texts where sentence-transformers would; one that does is left alone."""
-    if spec.do_lower_case and "Lowercase" not in json.dumps(json.loads(backend.to_str())["normalizer"]):
-        raise NotBert("it is lower-cased by another rule")
-    return backend
 
 
 def _after(spec: EncoderSpec, hidden: Vectors, mask: NDArray[np.bool_]) -> Vectors:

@@ -194,7 +194,13 @@ def _is_map_table(file: Path) -> bool:
 
 
 def _framed(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the points within 0 and 1, in their proportions; a few that lie far out are drawn to the edge."""
+    """Return the points within 0 and 1, in their proportions and turned so that they spread most from left to right.
+
+    A few that lie far out are drawn to the edge.
+    """
+    points = points - points.mean(axis=0)
+    _, axes = np.linalg.eigh(points.T.astype(np.float64) @ points)
+    points = (points @ axes[:, ::-1]).astype(np.float32)
     low, high = np.percentile(points, 0.1, axis=0), np.percentile(points, 99.9, axis=0)
     span = max(float((high - low).max()), 1e-6) * 1.02
     middle = (low + high) / 2

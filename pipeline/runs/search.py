@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import RunSpec
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.runs.found import BM25, SCORE, SIMILARITY, Found, Pairs, kept_columns
 from pipeline.runs.published import Published, published
 from pipeline.runs.recorded import spec_of, table_of
@@ -57,7 +57,7 @@ def search(given: Given, query: str, *, top: int = 5, where: Sequence[str] = (),
         order, fused = _fuse(scores, by_words, max(_FUSED, 10 * top))
         columns = {SCORE: fused, SIMILARITY: scores[order], BM25: by_words[order]}
         rows = _documents(reader, every.take(order), columns, top)
-    return _shown(f'nearest to "{query}"', reader, rows, terms(query))
+    return _shown(f'nearest to "{one_line(query, 200)}"', reader, rows, terms(query))
 
 
 def near(given: Given | RowReader, row: str, *, top: int = 5, where: Sequence[str] = ()) -> Found:
@@ -74,7 +74,7 @@ def near(given: Given | RowReader, row: str, *, top: int = 5, where: Sequence[st
     rows = _documents(reader, places, {SCORE: scores}, top + 1)
     key = DOC_ID if DOC_ID in rows.column_names else ID
     rows = rows.filter(pa.array([value != own for value in rows.column(key).to_pylist()], pa.bool_())).slice(0, top)
-    return _shown(f'nearest to the row "{row}"', reader, rows, ())
+    return _shown(f'nearest to the row "{one_line(row, 200)}"', reader, rows, ())
 
 
 def nearly_same(given: Given | RowReader, threshold: float, *, top: int = 20, where: Sequence[str] = ()) -> Pairs:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError, PipelineError
 from pipeline.sources import filter as grammar
 
-_PLAIN = re.compile(r"\s*([^\W\d][\w.-]*|`[^`]+`)\s*(==|=|!=|<=|>=|<|>)\s*([^\"'`()=<>!].*|)\s*$", re.DOTALL)
+_PLAIN = re.compile(r"\s*([^\W\d][\w.-]*|`[^`]+`)\s*(==|=|!=|<=|>=|<|>)\s*([^\s\"'`()=<>!].*|)$", re.DOTALL)
 """It is a column, a sign and a value without quotes."""
 
 Mask = NDArray[np.bool_]

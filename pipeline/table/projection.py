@@ -5,6 +5,8 @@ computed on a grid by FFT. Some landmarks are laid out first, and the others beg
 vectors and the same seed give the same points on the same machine.
 """
 
+import functools
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,9 +20,15 @@ Points = NDArray[np.float32]
 LANDMARKS = 8_192
 _NEIGHBOURS = 15
 """So many neighbours attract each point."""
-_STEP = 0.5
-"""It is the width of the grid's cells; the repulsion changes at distances of about 1."""
-_MOST_CELLS = 480
+_STEP = 0.25
+"""It is the least width of the grid's cells. The repulsion changes at distances of about 1; twice this width costs half of the
+neighbours."""
+_MOST_CELLS = 640
+_CELLS_ADDED = 64
+_STEP_GROWTH = 1.05
+"""Grids of few sizes and steps are used, so that the kernels of most are there already."""
+_FEW = 30
+"""So few vectors are laid out by their principal components."""
 _MOST_MOVE = 5.0
 """No point moves further in one round."""
 
@@ -30,6 +38,8 @@ def project(units: Vectors, neighbours: Numbers, seed: int = 0) -> Points:
     if len(units) < 4:
         return np.stack([np.arange(len(units)), np.zeros(len(units))], axis=1).astype(np.float32)
     draw = np.random.default_rng(seed)
+    if len(units) < _FEW:
+        return _principal(units, draw)
     if len(units) <= LANDMARKS:
         points = _principal(units, draw) * np.float32(1e-2)
         points = _settled(points, neighbours[:, :_NEIGHBOURS], rounds=120, exaggeration=12.0, momentum=0.5)
@@ -61,7 +71,7 @@ def _settled(points: Points, neighbours: Numbers, *, rounds: int, exaggeration: 
     x, y = points[:, 0].copy(), points[:, 1].copy()
     velocity = np.zeros((2, len(x)), np.float32)
     gains = np.ones((2, len(x)), np.float32)
-    rate = np.float32(max(len(x) / exaggeration, 50.0))
+    rate = np.float32(max(len(x) / exaggeration, 10.0))
     pull = np.float32(4 * exaggeration / (2 * len(x) * neighbours.shape[1]))
     with ThreadPoolExecutor(1) as pool:
         for _ in range(rounds):
@@ -98,11 +108,11 @@ def _repulsion(x: Points, y: Points) -> NDArray[np.float32]:
 
     The sum of 1 / (1 + d²) over all points is a potential, half of whose slope is the first of these sums.
     """
-    low = np.array([x.min(), y.min()]) - 2 * _STEP
+    low = np.array([x.min(), y.min()], np.float32) - np.float32(_STEP)
     span = float(max(x.max() - x.min(), y.max() - y.min())) + 4 * _STEP
-    step = max(_STEP, span / _MOST_CELLS)
-    cells = _even(int(np.ceil(span / step)) + 2)
-    gx, gy = (x - low[0]) / step, (y - low[1]) / step
+    step = _STEP * _STEP_GROWTH ** max(0, math.ceil(math.log(span / (_MOST_CELLS - 4) / _STEP, _STEP_GROWTH)))
+    cells = -(-(math.ceil(span / step) + 2) // _CELLS_ADDED) * _CELLS_ADDED
+    gx, gy = (x - low[0]) / np.float32(step), (y - low[1]) / np.float32(step)
     column, row = gx.astype(np.int32), gy.astype(np.int32)
     right, above = (gx - column).astype(np.float32), (gy - row).astype(np.float32)
     corners = [
@@ -112,7 +122,7 @@ def _repulsion(x: Points, y: Points) -> NDArray[np.float32]:
         ((row + 1) * cells + column + 1, right * above),
     ]
     mass = sum(np.bincount(place, share, cells * cells) for place, share in corners)
-    potential = _convolved(np.asarray(mass, np.float32).reshape(cells, cells), np.float32(step))
+    potential = _convolved(np.asarray(mass, np.float32).reshape(cells, cells), step)
     slope_x, slope_y = np.zeros_like(potential), np.zeros_like(potential)
     slope_x[:, 1:-1] = (potential[:, 2:] - potential[:, :-2]) / np.float32(2 * step)
     slope_y[1:-1] = (potential[2:] - potential[:-2]) / np.float32(2 * step)
@@ -125,15 +135,15 @@ def _repulsion(x: Points, y: Points) -> NDArray[np.float32]:
     return np.stack([at(slope_x), at(slope_y)]) * np.float32(-0.5 / total)
 
 
-def _convolved(mass: NDArray[np.float32], step: np.float32) -> NDArray[np.float32]:
+def _convolved(mass: NDArray[np.float32], step: float) -> NDArray[np.float32]:
     """Return the sum of mass / (1 + d²) over the grid at each of its points."""
     cells = len(mass)
-    away = np.minimum(np.arange(2 * cells), 2 * cells - np.arange(2 * cells)).astype(np.float32) * step
-    kernel = np.reciprocal(1 + away[:, None] ** 2 + away[None, :] ** 2)
-    spectrum = np.fft.rfft2(mass, (2 * cells, 2 * cells)) * np.fft.rfft2(kernel)
+    # Twice as wide, so that what leaves the grid on one side does not come back on the other.
+    spectrum = np.fft.rfft2(mass, (2 * cells, 2 * cells)) * _kernel(cells, step)
     return np.asarray(np.fft.irfft2(spectrum, (2 * cells, 2 * cells))[:cells, :cells], np.float32)
 
 
-def _even(count: int) -> int:
-    """Return a number of cells for which the FFT is quick."""
-    return -(-count // 16) * 16
+@functools.lru_cache(maxsize=4)
+def _kernel(cells: int, step: float) -> NDArray[np.complex64]:
+    away = np.minimum(np.arange(2 * cells), 2 * cells - np.arange(2 * cells)).astype(np.float32) * np.float32(step)
+    return np.asarray(np.fft.rfft2(np.reciprocal(1 + away[:, None] ** 2 + away[None, :] ** 2)), np.complex64)

@@ -11,6 +11,7 @@ import pytest
 import pipeline
 from jobs import search as command
 from pipeline.errors import InputError
+from pipeline.runs import recorded
 from pipeline.runs.snippets import for_page, for_terminal, snippet
 from pipeline.table import word_index
 from pipeline.table.words import terms, words
@@ -95,16 +96,15 @@ def test_duplicates_are_found_and_what_is_left_out_is_told(table):
 
 
 def test_a_document_comes_once_with_its_best_chunk(chunked):
-    found = pipeline.search(chunked, "people of the government vote", top=12)
+    live = read_table(chunked)
+    query = next(text for text in live["text"].to_pylist() if "government" in text)
+    found = pipeline.search(chunked, query, top=12)
     rows = list(found)
     assert len({row["doc_id"] for row in rows}) == len(rows) == 12
-    assert rows[0]["doc_id"] == "d4"
-    assert "government" in rows[0]["snippet"]
-    live = read_table(chunked)
-    scores = vectors_of(live) @ pipeline.encode(spec_model(chunked), ["people of the government vote"])[0]
-    best = {
-        name: scores[np.array(live["doc_id"].to_pylist()) == name].max() for name in set(live["doc_id"].to_pylist())
-    }
+    assert (rows[0]["doc_id"], rows[0]["snippet"]) == ("d4", query.strip())
+    scores = vectors_of(live) @ pipeline.encode(model_of(chunked), [query])[0]
+    documents = np.array(live["doc_id"].to_pylist())
+    best = {name: scores[documents == name].max() for name in set(documents.tolist())}
     assert {row["doc_id"]: row["score"] for row in rows} == pytest.approx(best, abs=1e-5)
     near = pipeline.search(chunked, near="d4", top=5)
     assert "d4" not in {row["doc_id"] for row in near}
@@ -113,10 +113,8 @@ def test_a_document_comes_once_with_its_best_chunk(chunked):
     assert all(pair["id"].split("#")[0] != pair["other"].split("#")[0] for pair in pairs)
 
 
-def spec_model(table):
-    from pipeline.runs.recorded import spec_of as recorded
-
-    return recorded(str(table)).model.path
+def model_of(table) -> str:
+    return recorded.spec_of(str(table)).model.path
 
 
 def test_words_are_ranked_too_and_an_index_is_kept_for_each_version(table, tmp_path, monkeypatch):
