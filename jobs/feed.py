@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.command import main_of, parser
+from pipeline import progress
 from pipeline.config import RunSpec, load
 from pipeline.errors import InputError, PipelineError, TableBusy, one_line
 from pipeline.runs import feed as runs
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         executor = _executor(spec, stack)
         if len(names) == 1:
             try:
-                return _one(arguments, do(spec, names[0], executor))
+                with progress.run("feed"):
+                    summary = do(spec, names[0], executor)
+                return _one(arguments, summary)
             except TableBusy as busy:
                 arguments.show({"feeds": [{"feed": names[0], "busy": str(busy), "exit_code": 0}]}, str(busy))
                 return busy.exit_code
@@ -138,6 +141,11 @@ def _one(arguments: argparse.Namespace, summary: FeedSummary) -> int:
 
 def _each(names: Sequence[str], do: Callable[[str], FeedSummary]) -> tuple[list[dict[str, Any]], str, int]:
     """Work on all feeds. One that fails doesn't keep the others from their night."""
+    with progress.run("feed"):
+        return _each_told(names, do)
+
+
+def _each_told(names: Sequence[str], do: Callable[[str], FeedSummary]) -> tuple[list[dict[str, Any]], str, int]:
     told, lines, codes = list[dict[str, Any]](), list[str](), list[int]()
     for name in names:
         try:

@@ -205,9 +205,10 @@ class ModelSpec:
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """It multiplies the matrices. On CPUs auto takes openvino for float32 where it is installed, gives torch's vectors,
     and there is work enough to be worth its start."""
-    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "float32"
     """The transformer computes in it. float16 and bfloat16 are for GPUs; int8 is for CPUs, needs openvino, and is
-    quantised once per table."""
+    quantised once per table. auto keeps that of the table; a new one gets float32, and where this machine has GPUs
+    float16, or bfloat16 for a model that overflows in float16."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """They go to the fsspec filesystem of the store that a model's URL names."""
 

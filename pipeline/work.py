@@ -73,7 +73,7 @@ class Logged:
         return None if self.rows is None or None in deleted else self.rows - sum(rows or 0 for rows in deleted)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFile:
     path: str
     """It is an absolute path, or a URL with its scheme."""
@@ -106,7 +106,7 @@ def lasting_name(path: str) -> str:
     return re.sub(r"^(hf://(?:[a-z]+/)?[^/@]+/[^/@]+)@[0-9a-f]{40}/", r"\1/", path)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
     """It is a piece of one source file.
 
@@ -128,7 +128,7 @@ NO_PLACE = -1
 """A row without a position has this one, where rows are named by their positions."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
     """It is the grain of planning, resume and reuse. Its rows are counted 0, 1, 2, .. through its spans in order."""
 
@@ -153,7 +153,7 @@ class Unit:
         return all(position != NO_PLACE for _, position in self.only or ())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """It is a unit to read, and the rows [first, stop) of it that an earlier run recorded."""
 

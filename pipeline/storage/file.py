@@ -11,7 +11,7 @@ TEMPORARY = ".tmp-"
 """Unfinished local files begin so: hidden, and without a suffix that a reader of the folder would follow."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FileInfo:
     path: str
     """Absolute, or with its scheme; below a Folder relative to its root."""
