@@ -98,13 +98,17 @@ def report(
     `verify_rows` rows are encoded again and compared where it is above 0. Large tables are looked at by a sample, which the
     report tells. Raises PipelineError.
     """
+    from pipeline.errors import InputError
     from pipeline.reports.report import report as make
     from pipeline.runs.recorded import is_table, spec_of
     from pipeline.storage import Folder
 
     if not isinstance(table, RunSpec) and is_table(str(table)):
-        options = [] if storage_options is None else [f"table.storage_options={dict(storage_options)}"]
-        spec = spec_of(str(table), options) if verify_rows else None
+        if verify_rows and storage_options:
+            raise InputError(
+                "verify_rows with storage_options needs the table's configuration, or its RunSpec, as `table`"
+            )
+        spec = spec_of(str(table)) if verify_rows else None
         folder = Folder(str(table), storage_options or {})
         return make(folder, spec, asks_feeds=False, price_per_hour=price_per_hour, verify_rows=verify_rows)
     spec = table if isinstance(table, RunSpec) else _spec(table)

@@ -62,8 +62,8 @@ def report(
 ) -> Report:
     """Make the report on a version, by default the current one.
 
-    With a `spec` its feeds are asked, unless it was made from the table alone, and `verify_rows` rows are encoded again where it is above 0. Raises InputError where
-    nothing is published, or a price or a number of rows is none.
+    With a `spec` its feeds are asked, unless it was made from the table alone, and `verify_rows` rows are encoded again where
+    it is above 0. Raises InputError where nothing is published, or a price or a number of rows is none.
     """
     if price_per_hour is not None and not price_per_hour >= 0:
         raise InputError(f"the price per hour is {price_per_hour}; give a number, 0 or more")

@@ -97,8 +97,22 @@ def score_pairs(pairs: SentencePairs, encode: Encode, function: str) -> PairsSco
 def score_retrieval(
     judged: RetrievalSet, encode_documents: Encode, encode_queries: Encode, function: str
 ) -> RetrievalScore:
-    """Return means over the queries. Equally near documents are ranked in descending order of their ids, as in
-    trec_eval."""
+    """Return means over the queries. Equally near documents are ranked as in `query_scores`."""
+    ndcgs, recalls = query_scores(judged, encode_documents, encode_queries, function)
+    return RetrievalScore(
+        name=judged.name,
+        documents=len(judged.documents),
+        queries=len(judged.queries),
+        ndcg_at_10=float(np.mean(ndcgs)),
+        recall_at_100=float(np.mean(recalls)),
+    )
+
+
+def query_scores(
+    judged: RetrievalSet, encode_documents: Encode, encode_queries: Encode, function: str
+) -> tuple[list[float], list[float]]:
+    """Return (nDCG@10, recall@100) of each query, in the order of the set. Equally near documents are ranked in descending
+    order of their ids, as in trec_eval."""
     names = sorted(judged.documents, key=str.encode, reverse=True)
     documents = encode_documents([judged.documents[name] for name in names])
     queries = encode_queries(list(judged.queries.values()))
@@ -109,13 +123,7 @@ def score_retrieval(
             ranked = [names[document] for document in found]
             ndcgs.append(ndcg(ranked, judged.relevant[query], 10))
             recalls.append(recall(ranked, judged.relevant[query], 100))
-    return RetrievalScore(
-        name=judged.name,
-        documents=len(names),
-        queries=len(judged.queries),
-        ndcg_at_10=float(np.mean(ndcgs)),
-        recall_at_100=float(np.mean(recalls)),
-    )
+    return ndcgs, recalls
 
 
 def nearest_documents(queries: Vectors, documents: Vectors, function: str, count: int) -> NDArray[np.int64]:
