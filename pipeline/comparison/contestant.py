@@ -67,8 +67,8 @@ def contestant(name: str, spec: RunSpec) -> Contestant:
     """Load the model of a run. Raises InputError where it can't be had, or where only a table can make it."""
     if spec.model.precision == "int8":
         raise InputError(
-            f"{name}: model.precision int8 is quantised for a table, and there is none here: compare the model in float32, and "
-            "let jobs.verify say how near int8 comes to it"
+            f"{name}: model.precision int8 is quantised for a table, and there is none here: compare the model in float32, "
+            "and let jobs.verify say how near int8 comes to it"
         )
     encoder = encoder_spec(spec.model)
     documents = embedder(encoder)

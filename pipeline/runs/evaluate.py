@@ -200,15 +200,7 @@ def read_retrieval(folder: str | Path) -> RetrievalSet:
         _text(row, "_id", corpus): f"{_text(row, 'title', corpus, '')} {_text(row, 'text', corpus)}".strip()
         for row in _jsonl(corpus)
     }
-    texts = {_text(row, "_id", queries): _text(row, "text", queries) for row in _jsonl(queries)}
-    relevant: dict[str, dict[str, int]] = {}
-    qrels = _either(folder, "qrels/test.tsv", "qrels-test.tsv")
-    for number, (query, document, score) in enumerate(_tsv(qrels, ("query-id", "corpus-id", "score")), 2):
-        if query not in texts:
-            raise InputError(f"{str(qrels)!r} line {number} judges query {query!r}, which is not in {queries.name}")
-        judged = relevant.setdefault(query, {})
-        if (level := int(_number(score, qrels, number))) > 0:
-            judged[document] = level
+    texts, relevant = read_judgements(queries, _either(folder, "qrels/test.tsv", "qrels-test.tsv"))
     if not relevant or not documents:
         raise InputError(f"{str(folder)!r} holds no documents, or no judged queries")
     return RetrievalSet(
@@ -217,6 +209,23 @@ def read_retrieval(folder: str | Path) -> RetrievalSet:
         queries={query: texts[query] for query in relevant},
         relevant=relevant,
     )
+
+
+def read_judgements(queries: str | Path, qrels: str | Path) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Read queries.jsonl and a tsv file of judgements, each gzipped if its name ends in .gz. Raises InputError.
+
+    Return (query -> its text, judged query -> its relevant documents with their relevance above 0).
+    """
+    queries, qrels = Path(queries), Path(qrels)
+    texts = {_text(row, "_id", queries): _text(row, "text", queries) for row in _jsonl(queries)}
+    relevant: dict[str, dict[str, int]] = {}
+    for number, (query, document, score) in enumerate(_tsv(qrels, ("query-id", "corpus-id", "score")), 2):
+        if query not in texts:
+            raise InputError(f"{str(qrels)!r} line {number} judges query {query!r}, which is not in {queries.name}")
+        judged = relevant.setdefault(query, {})
+        if (level := int(_number(score, qrels, number))) > 0:
+            judged[document] = level
+    return texts, relevant
 
 
 def _either(folder: Path, *names: str) -> Path:
