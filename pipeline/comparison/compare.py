@@ -1,4 +1,4 @@
-"""Models are compared on a person's own documents: speed, size, truncation, neighbours, and quality with and without judgements.
+"""Models are compared on a person's own documents: speed, size, truncation, neighbours, and quality.
 
 Runs with the same source come in, one per model. A `Comparison` goes out, which is one table for a person (`str`) and for
 machines (`to_dict`). All models see one seeded sample, and nothing is written.

@@ -91,7 +91,7 @@ def timed(contestants: Sequence[Contestant], texts: Sequence[str]) -> tuple[list
             encoded = contestants[place].documents.encoder.encode(tokenized)
             seconds[place] += time.perf_counter() - started
             vectors[place].append(_finite(encoded.vectors))
-            counts[place] += (int(tokenized.n_tokens.sum()), int(tokenized.truncated.sum()), len(encoded.failed))
+            counts[place] += (int(tokenized.lengths.sum()), int(tokenized.truncated.sum()), len(encoded.failed))
     paces = [
         Pace(seconds=float(spent), tokens=int(tokens), truncated=int(cut), failed=int(failed))
         for spent, (tokens, cut, failed) in zip(seconds.tolist(), counts.tolist(), strict=True)

@@ -7,21 +7,20 @@ from pipeline.progress import duration, per_second
 from pipeline.reports import plots
 from pipeline.reports.figures import Figures
 from pipeline.reports.letters import Example
-from pipeline.reports.markup import card, grid, paragraph, section
+from pipeline.reports.markup import card, clock, grid, paragraph, section
 from pipeline.reports.versions import WALL, WORKERS, VersionFigures
 
 DRAWN = 40
 """A plot has so many of the newest versions at most."""
 LISTED = 20
-HIDES = 20
+HIDES = 8
 """A version is left out of the plot of changes if it changed so many times more rows than any other: it would hide them."""
 
 
 def sections(figures: Figures) -> Iterator[str]:
     yield section("Versions", *_versions(figures))
-    yield section("Speed", *_speed(figures))
-    yield section("Cost", card("What the runs cost", *_cost(figures)))
-    yield section("Dead letters", *_letters(figures))
+    yield section("Speed and cost", *_speed(figures), card("What the runs cost", *_cost(figures)))
+    yield section("Dead letters", card("Source rows without a vector", *_letters(figures), wide=True))
     yield section("Vector databases", card("Feeds", *_feeds(figures), wide=True))
 
 
@@ -35,7 +34,7 @@ def _versions(figures: Figures) -> Iterator[str]:
     rows = [
         (
             one.version,
-            one.time,
+            clock(one.time),
             *(f"{count:,}" for count in (one.rows, one.new, one.changed, one.deleted, one.failed, one.encoded)),
             _note(one, versions[place - 1] if place else None),
         )
@@ -155,20 +154,21 @@ def _cost(figures: Figures) -> Iterator[str]:
 def _letters(figures: Figures) -> Iterator[str]:
     letters = figures.letters
     if not letters.total:
-        yield card("Source rows without a vector", paragraph("There are none."))
+        yield paragraph("There are none.")
         return
-    rows = [(f"reason {place}", float(one.count), f"{one.count:,}") for place, one in enumerate(letters.reasons, 1)]
     whole = letters.looked >= letters.total
     told = f"{letters.total:,} source rows have no vector" + (
         "" if whole else f"; the first {letters.looked:,} were read"
     )
-    yield card("Source rows without a vector", paragraph(f"{told}."), plots.ranked(rows, "rows by reason"))
+    yield paragraph(f"{told}.")
+    if len(letters.reasons) > 1:
+        rows = [(f"reason {place}", float(one.count), f"{one.count:,}") for place, one in enumerate(letters.reasons, 1)]
+        yield plots.ranked(rows, "rows by reason")
     listed = [
         (place, f"{one.count:,}", one.stage, one.error, "; ".join(_example(some) for some in one.examples))
         for place, one in enumerate(letters.reasons, 1)
     ]
-    head = ("reason", "rows", "stage", "error of the first", "examples")
-    yield card("Reasons", grid(head, listed, frozenset([2, 3, 4])), wide=True)
+    yield grid(("reason", "rows", "stage", "error of the first", "examples"), listed, frozenset([2, 3, 4]))
 
 
 def _example(one: Example) -> str:

@@ -12,6 +12,11 @@ def shown(value: object, most: int = 300) -> str:
     return escape(redacted(one_line(str(value), most)))
 
 
+def clock(time: str) -> str:
+    """Return a UTC time in ISO 8601 as people write it."""
+    return time.removesuffix("+00:00").replace("T", " ") + " UTC"
+
+
 def paragraph(sentence: str, kind: str = "") -> str:
     """Return a paragraph of a sentence, which is HTML already."""
     named = f' class="{kind}"' if kind else ""

@@ -11,7 +11,7 @@ from html import escape
 from pipeline.progress import per_second, size
 from pipeline.reports import changes_shown, rows_shown
 from pipeline.reports.figures import Figures
-from pipeline.reports.markup import card, definitions, paragraph, section, shown, tiles
+from pipeline.reports.markup import card, clock, definitions, paragraph, section, shown, tiles
 
 
 def page(figures: Figures) -> str:
@@ -35,7 +35,8 @@ def framed(html: str) -> str:
 
 def _made(figures: Figures) -> str:
     last = figures.versions[-1]
-    return f"Report on version {last.version} of {shown(last.time)}, made at {shown(figures.made)} in {figures.seconds:.1f} s."
+    made = f"made at {shown(clock(figures.made))} in {figures.seconds:.1f} s"
+    return f"Report on version {last.version} of {shown(clock(last.time))}, {made}."
 
 
 def _headline(figures: Figures) -> list[tuple[str, str]]:

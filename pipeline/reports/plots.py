@@ -54,7 +54,7 @@ def histogram(series: Sequence[Series], x: str, limit: tuple[float, str] | None 
         shift = -4 if end == "end" else 4
         marks.append(_text(place + shift, TOP + 10, limit[1], end))
     axes = [*_x_ticks(low, high), *_y_ticks(top, lambda value: f"{value:.3g}%", 100.0), _x_title(x)]
-    return _svg(f"Histogram of {x}", [*axes, *marks], HEIGHT, [one.name for one in series])
+    return _svg(f"Histogram of {x}", [*axes, *marks], HEIGHT, [one.name for one in series] if len(series) > 1 else [])
 
 
 def bars(labels: Sequence[str], stacks: Mapping[str, Sequence[float]], y: str) -> str:
