@@ -84,6 +84,8 @@ def timed(contestants: Sequence[Contestant], texts: Sequence[str]) -> tuple[list
     counts = np.zeros((len(contestants), 3), np.int64)
     for number, some in enumerate(np.array_split(np.arange(len(texts)), ROUNDS)):
         piece = [texts[place] for place in some.tolist()]
+        if not piece:
+            continue
         order = list(range(len(contestants)))
         for place in order if number % 2 == 0 else order[::-1]:
             started = time.perf_counter()

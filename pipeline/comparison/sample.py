@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.config import RunSpec, SourceSpec
@@ -61,7 +62,7 @@ def sample(spec: RunSpec, rows: int, seed: int, *, title: str | None = None, ask
         read += some.num_rows
         keys = random.random(some.num_rows)
         # Those that are asked for come before all others.
-        keys[np.isin(some.column(schema.ID).to_numpy(zero_copy_only=False), wanted.to_pylist())] = -1.0
+        keys[pc.is_in(some.column(schema.ID), wanted).to_numpy()] = -1.0
         some = some.append_column("key", pa.array(keys))
         kept = _lowest(some if kept is None else pa.concat_tables([kept, some]), rows)
         if most is not None and read >= most:

@@ -1,6 +1,7 @@
 """A comparison is fair and repeatable: one sample for all, known answers, intervals that hold what they say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from jobs import compare as job
 from pipeline.comparison.compare import compare, with_models
+from pipeline.comparison.contestant import contestant
 from pipeline.comparison.intervals import interval
 from pipeline.comparison.questions import without_judgements
 from pipeline.comparison.sample import sample
@@ -130,7 +132,6 @@ def test_an_interval_holds_the_mean_and_narrows_with_the_number_of_queries():
         (["--models", "x", "y", "--rows", "1"], "1 rows with the seed 0 can't be sampled"),
         (["--models", "x", "y", "--queries", "q"], "queries and judgements belong together"),
         (["--models", "MODEL", "MODEL/.", "--title", "nothing"], "nothing"),
-        (["--models", "MODEL", "MODEL/.", "--set", "model.precision=int8"], "can't be had|compared"),
     ],
 )
 def test_wrong_input_is_told(arguments, told, place, tiny_model):
@@ -139,3 +140,22 @@ def test_wrong_input_is_told(arguments, told, place, tiny_model):
     (place / "run.yaml").write_text(json.dumps(config))
     with pytest.raises(InputError, match=told):
         job.main([str(place / "run.yaml"), *(one.replace("MODEL", str(tiny_model)) for one in arguments)])
+
+
+def test_int8_is_made_for_a_table_alone(runs):
+    spec = next(iter(runs.values()))
+    with pytest.raises(InputError, match="quantised for a table"):
+        contestant("a", replace(spec, model=replace(spec.model, precision="int8")))
+
+
+def test_codes_of_a_dtype_are_what_is_searched(runs):
+    spec = next(iter(runs.values()))
+    exact = contestant("a", spec)
+    texts = [row["text"] for row in documents()[:12]]
+    for dtype, size in (("float16", 64), ("int8", 32), ("binary", 4)):
+        rounded = contestant("a", replace(spec, table=replace(spec.table, dtype=dtype)))
+        assert rounded.bytes_per_row == size
+        found, wanted = rounded.encode_documents(texts), exact.encode_documents(texts)
+        cosines = (found * wanted).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert cosines.min() > (0.6 if dtype == "binary" else 0.99)
+        assert not np.array_equal(found, wanted)

@@ -16,11 +16,16 @@ from pipeline.reports import pool as pools
 from pipeline.reports import report as reports
 from pipeline.reports import vectors
 from pipeline.reports.drift import Drift
+from pipeline.reports.markup import shown
+from pipeline.reports.plots import ticks
+from pipeline.runs import embed as runs
+from pipeline.runs.prepare import prepare
+from pipeline.runs.summary import Summary, nothing_to_do
 from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
 from pipeline.table.operations import purge, vacuum
 from pipeline.table.row_reader import RowReader
-from tests.inline import embed, read_table, spec_of, vectors_of
+from tests.inline import InProcess, embed, read_table, spec_of, vectors_of
 from tests.reports.tables import HOSTILE, rows, two_versions, write
 
 
@@ -86,17 +91,19 @@ def test_what_a_table_holds_never_becomes_markup(made):
     assert not re.search(r"<[^>]+\s(?:on\w+|src|href)=(?!\"data:)", made.html)
 
 
-def test_secrets_of_addresses_are_not_shown(spec, made):
-    from pipeline.reports.markup import shown
-
+def test_secrets_of_addresses_are_not_shown():
     assert shown("https://user:hunter2@host/x?X-Amz-Signature=abcdef") == "https://***@host/x?***"
-    feed = FeedSpec(store="postgres", url="postgresql://user:hunter2@127.0.0.1:9/none", name="docs")
-    html = reports.report(Folder(spec.table.path), replace(spec, feeds={"pg": feed})).html
-    assert "hunter2" not in html
-    assert ">pg</td>" in html
 
 
-def test_what_is_not_known_is_said(spec, made):
+def test_feeds_are_asked_and_one_that_shows_nothing_says_so(spec, tmp_path):
+    feed = FeedSpec(store="files", url=str(tmp_path / "files"), name="docs")
+    told = reports.report(Folder(spec.table.path), replace(spec, feeds={"nightly": feed}))
+    assert told.figures.feeds is not None
+    assert (told.figures.feeds[0].shown, told.figures.feeds[0].problem) == (None, "it shows nothing of this table yet")
+    assert ">nightly</td>" in told.html
+
+
+def test_what_is_not_known_is_said(spec):
     alone = pipeline.report(spec.table.path).html
     assert "Only the table was given, which does not know its feeds" in alone
     assert "The price of the machines is not known" in alone
@@ -126,7 +133,7 @@ def test_a_run_leaves_a_report_that_readers_and_cleanings_do_not_see_and_a_purge
     spec = spec_of(
         tmp_path / "a.jsonl", tiny_model, tmp_path / "table", table={"report": True}, limits={"max_failed_rows": 0.5}
     )
-    summary = pipeline.embed(spec)
+    summary = reports.leave(spec, runs.embed(spec, InProcess()))
     table, path = Folder(spec.table.path), layout.report(1)
     assert table.size(path)
     assert summary.notes[-1] == f"a report is in {table.url}/{path}"
@@ -153,16 +160,20 @@ def test_a_report_of_a_version_that_was_overtaken_is_taken_back(spec):
     assert Folder(spec.table.path).size(layout.report(1)) is None
 
 
-def _summary(spec: RunSpec):
-    from pipeline.runs.prepare import prepare
-    from pipeline.runs.summary import nothing_to_do
+@pytest.mark.slow
+def test_the_functions_leave_a_report(tmp_path, tiny_model):
+    write(tmp_path / "a.jsonl", rows(5)[:-1])
+    spec = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", table={"report": True})
+    assert pipeline.embed(spec).notes[-1].startswith("a report is in")
+    write(tmp_path / "a.jsonl", rows(6)[:-1])
+    assert pipeline.reindex(spec).notes[-1].startswith("a report is in")
 
+
+def _summary(spec: RunSpec) -> Summary:
     return replace(nothing_to_do(prepare(spec, writes=False)), published=True)
 
 
 def test_scales_have_round_numbers_within_them():
-    from pipeline.reports.plots import ticks
-
     assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(-0.21, 0.97) == pytest.approx([-0.2, 0, 0.2, 0.4, 0.6, 0.8])
     assert ticks(3.0, 257.0) == pytest.approx([50, 100, 150, 200, 250])
