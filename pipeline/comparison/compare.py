@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.comparison.contestant import Contestant, Pace, contestant, timed
+from pipeline.comparison.contestant import Contestant, Pace, checked, contestant, timed
 from pipeline.comparison.intervals import Interval, interval
 from pipeline.comparison.questions import without_judgements
 from pipeline.comparison.sample import Documents, sample
@@ -131,6 +131,8 @@ def compare(
     InputError for other sources, for a model that can't be had, and for files that don't fit.
     """
     _check(runs, rows, seed, queries, judgements)
+    for name, spec in runs.items():
+        checked(name, spec)
     first = next(iter(runs.values()))
     asked = read_judgements(queries, judgements) if queries is not None and judgements is not None else None
     relevant = {name for found in asked[1].values() for name in found} if asked else set()

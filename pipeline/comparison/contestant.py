@@ -63,14 +63,19 @@ class Pace:
     failed: int
 
 
-def contestant(name: str, spec: RunSpec) -> Contestant:
-    """Load the model of a run. Raises InputError where it can't be had, or where only a table can make it."""
+def checked(name: str, spec: RunSpec) -> EncoderSpec:
+    """Return the encoder of a run. Raises InputError where it can't be had, or where only a table can make it."""
     if spec.model.precision == "int8":
         raise InputError(
             f"{name}: model.precision int8 is quantised for a table, and there is none here: compare the model in float32, "
             "and let jobs.verify say how near int8 comes to it"
         )
-    encoder = encoder_spec(spec.model)
+    return encoder_spec(spec.model)
+
+
+def contestant(name: str, spec: RunSpec) -> Contestant:
+    """Load the model of a run. Raises what `checked` raises."""
+    encoder = checked(name, spec)
     documents = embedder(encoder)
     # It shares the encoder that was loaded just now.
     return Contestant(name, encoder, spec.table.dtype, documents, embedder(encoder.for_queries()))
