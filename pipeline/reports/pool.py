@@ -42,7 +42,7 @@ class Pool:
 
     @property
     def is_whole(self) -> bool:
-        return self.rows.num_rows == self.total
+        return bool(self.rows.num_rows == self.total)
 
     def __str__(self) -> str:
         """Say which rows these are."""

@@ -102,7 +102,8 @@ def _random_pairs(unit: NDArray[np.float32], random: np.random.Generator) -> NDA
         return np.empty(0)
     first = random.integers(len(unit), size=PAIRS)
     second = (first + random.integers(1, len(unit), size=PAIRS)) % len(unit)
-    return np.einsum("ij,ij->i", unit[first], unit[second], dtype=np.float64)
+    cosines: NDArray[np.float64] = np.einsum("ij,ij->i", unit[first], unit[second], dtype=np.float64)
+    return cosines
 
 
 def _numbered(texts: list[bytes]) -> NDArray[np.int64]:

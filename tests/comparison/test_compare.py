@@ -63,7 +63,7 @@ def runs(place, tiny_model):
 
 
 def test_a_model_is_compared_with_another_on_all_that_the_columns_allow(runs):
-    found = compare(runs, rows=50, seed=1)
+    found = compare(runs, rows=30, seed=1)
     assert [one.name for one in found.quality] == [
         "title to body",
         "first sentence to the rest",
@@ -74,7 +74,7 @@ def test_a_model_is_compared_with_another_on_all_that_the_columns_allow(runs):
     assert all(one.docs_per_s > 0 and one.truncated_share == 1.0 for one in found.models)
     assert 0 <= found.overlaps[0].share <= 1
     assert "titles are of column 'title'" in found.notes
-    again = compare(runs, rows=50, seed=1)
+    again = compare(runs, rows=30, seed=1)
     assert again.quality == found.quality
     assert again.overlaps == found.overlaps
     assert "nDCG@10 title to body" in str(found)

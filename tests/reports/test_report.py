@@ -96,7 +96,7 @@ def test_secrets_of_addresses_are_not_shown():
 
 
 def test_feeds_are_asked_and_one_that_shows_nothing_says_so(spec, tmp_path):
-    feed = FeedSpec(store="files", url=str(tmp_path / "files"), name="docs")
+    feed = FeedSpec(store="files", url=str(tmp_path / "files"), name="docs", options={"format": "faiss"})
     told = reports.report(Folder(spec.table.path), replace(spec, feeds={"nightly": feed}))
     assert told.figures.feeds is not None
     assert (told.figures.feeds[0].shown, told.figures.feeds[0].problem) == (None, "it shows nothing of this table yet")
