@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
-Given, Result = ParamSpec("Given"), TypeVar("Result")
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 def _telling(call: Callable[Given, Result]) -> Callable[Given, Result]:
