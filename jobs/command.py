@@ -126,11 +126,18 @@ class _Redacting(logging.Formatter):
 def main_of(main: Callable[[], int], *, as_verb: bool = False) -> int:
     """Run a command's main. An error of ours becomes one line on stderr and its exit code.
 
-    With `as_verb` all that is said names commands as verbs of the one command, not as modules.
+    With `as_verb` what is said names commands as verbs of the one command, not as modules.
 
     SIGTERM ends the command as Ctrl-C does: tidied up, with one line, and with 143, where Ctrl-C gives 130.
     """
-    _AS_VERB.set(as_verb)
+    token = _AS_VERB.set(as_verb)
+    try:
+        return _guarded(main)
+    finally:
+        _AS_VERB.reset(token)
+
+
+def _guarded(main: Callable[[], int]) -> int:
     _log_warnings()
     with Signals() as signals:
         try:
