@@ -1,4 +1,4 @@
-"""The reference of keys and commands is made here from the code, and the JSON Schema of a configuration with it.
+"""The reference of keys, commands and metrics is made here from the code, and the JSON Schema of a configuration with it.
 
 A key's help is the string under its field, its type and default are the field's; a command's arguments are those of the
 parser that it builds. Functions give Markdown; nothing is read or written but the code itself.
@@ -22,6 +22,7 @@ import yaml
 from jobs.command import parser_of, spoken
 from jobs.main import names
 from pipeline.config import RunSpec, SourceSpec
+from pipeline.telemetry.metrics import METRICS
 from pipeline.typed_yaml import in_words, is_required
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +94,15 @@ def _cells(*cells: str) -> str:
 def _as_yaml(value: Any) -> str:
     text: str = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
     return text.removesuffix("...\n").strip()
+
+
+def metrics() -> str:
+    """Make a table of all metrics."""
+    rows = [
+        _cells(f"`{name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help)
+        for name, metric in METRICS.items()
+    ]
+    return "\n".join(["| metric | type | more labels | what it says |", "| --- | --- | --- | --- |", *rows])
 
 
 def schema() -> str:

@@ -1,6 +1,6 @@
 """All commands share their arguments, how they print a result, and how an error ends them.
 
-An error becomes a line on stderr and an exit code.
+An error becomes a line on stderr, for people or for machines (log.py), and an exit code.
 """
 
 import argparse
@@ -12,14 +12,19 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from jobs.log import KINDS, VARIABLE, JsonLog, Log, kind
 from jobs.main import COMMAND
 from jobs.signals import Signals, exit_code
-from pipeline.errors import PipelineError, RunError, one_line
+from pipeline.errors import InputError, PipelineError, RunError, one_line
 from pipeline.redaction import redacted
+
+_log = Log()
+"""It is the log of this process's command."""
 
 _OPTIONS = re.compile(r"(storage_options[\w.]*)\W.*", re.DOTALL)
 _MODULE = re.compile(r"python -m jobs\.(\w+)")
@@ -75,7 +80,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, without what options of a store hold."""
-        super().error(_OPTIONS.sub(r"\1 ***", redacted(message)))
+        shown = _OPTIONS.sub(r"\1 ***", redacted(message))
+        usage = self.format_usage()
+        _log.report(
+            "error",
+            "failed",
+            f"{usage}{self.prog}: error: {shown}",
+            error="ArgumentError",
+            exit_code=InputError.exit_code,
+        )
+        sys.exit(InputError.exit_code)
 
 
 def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False, takes_sources: bool = False) -> Parser:
@@ -99,6 +113,8 @@ def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False, 
         built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
     built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")
     built.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    described = f"how stderr is written: lines for people, or a JSON object a line ({VARIABLE}, else text)"
+    built.add_argument("--log", choices=KINDS, help=described)
     if dry_run:
         built.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     return built
@@ -116,50 +132,52 @@ def parser_of(main: Callable[[Sequence[str]], int]) -> Parser:
     raise TypeError(f"{main.__module__}.main parses no arguments")
 
 
-class _Redacting(logging.Formatter):
-    """Libraries log addresses as they use them, signed ones among them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
-
-
-def main_of(main: Callable[[], int], *, as_verb: bool = False) -> int:
+def main_of(main: Callable[[], int], *, verb: str = "") -> int:
     """Run a command's main. An error of ours becomes one line on stderr and its exit code.
 
-    With `as_verb` what is said names commands as verbs of the one command, not as modules.
+    With a `verb` of the one command, what is said names commands as verbs, not as modules.
 
     SIGTERM ends the command as Ctrl-C does: tidied up, with one line, and with 143, where Ctrl-C gives 130.
     """
-    token = _AS_VERB.set(as_verb)
+    token = _AS_VERB.set(bool(verb))
     try:
-        return _guarded(main)
+        return _guarded(main, verb or os.path.basename(sys.argv[0]).removesuffix(".py"))
     finally:
         _AS_VERB.reset(token)
 
 
-def _guarded(main: Callable[[], int]) -> int:
-    _log_warnings()
+def _guarded(main: Callable[[], int], command: str) -> int:
+    started = time.monotonic()
     with Signals() as signals:
         try:
-            return main()
+            _begin_log(command)
+            with _log.hearing():
+                code = main()
         except KeyboardInterrupt:
             return _interrupted(signals.received or signal.SIGINT)
         except PipelineError as error:
             if signals.received is not None:  # It is a consequence: children of a group end together.
                 return _interrupted(signals.received)
-            print(f"error: {spoken(one_line(str(error)))}", file=sys.stderr)
-            return error.exit_code
-        except Exception:
+            return _failed(error, f"error: {spoken(one_line(str(error)))}", error.exit_code)
+        except Exception as error:
             if signals.received is not None:
                 return _interrupted(signals.received)
-            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
-            return RunError.exit_code
+            return _failed(error, redacted(traceback.format_exc()).rstrip("\n"), RunError.exit_code)
+        _log.note("info", "ended", exit_code=code, seconds=time.monotonic() - started)
+        return code
 
 
-def _log_warnings() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Redacting("%(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+def _begin_log(command: str) -> None:
+    """Let stderr be what the command line or the environment asks for. Raises ConfigError."""
+    global _log
+    if kind(sys.argv[1:], os.environ) == "json":
+        _log = JsonLog(command=command)
+    logging.basicConfig(level=logging.WARNING, handlers=[_log.handler()])
+
+
+def _failed(error: Exception, message: str, code: int) -> int:
+    _log.report("error", "failed", message, error=type(error).__name__, exit_code=code)
+    return code
 
 
 def _interrupted(number: signal.Signals) -> int:
@@ -168,10 +186,12 @@ def _interrupted(number: signal.Signals) -> int:
     # whatever the exit code is. The next exec() makes it forget.
     exec("")
     what = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
-    print(f"{what}: finished work is kept, the same command goes on from here", file=sys.stderr)
+    code = exit_code(number)
+    message = f"{what}: finished work is kept, the same command goes on from here"
+    _log.report("warning", "interrupted", message, signal=number.name, exit_code=code)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
     if any(not thread.daemon for thread in others):
         sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code(number))
-    return exit_code(number)
+        _log.drain()
+        os._exit(code)
+    return code

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"this release of {COMMAND} has no {verb} yet")
     from jobs import command
 
-    return command.main_of(lambda: _main_of(verb, rest), as_verb=True)
+    return command.main_of(lambda: _main_of(verb, rest), verb=verb)
 
 
 def overview() -> str:
@@ -116,7 +116,7 @@ def _complete(arguments: Sequence[str]) -> int:
         print(completion.script(arguments[0]))
         return 0
 
-    return command.main_of(show, as_verb=True)
+    return command.main_of(show, verb=COMPLETION)
 
 
 def _unknown(verb: str) -> str:
@@ -128,8 +128,13 @@ def _unknown(verb: str) -> str:
 
 
 def _refuse(reason: str) -> int:
-    print(f"error: {reason}", file=sys.stderr)
-    return BAD_ARGUMENTS
+    from jobs import command
+    from pipeline.errors import InputError
+
+    def refuse() -> int:
+        raise InputError(reason)
+
+    return command.main_of(refuse, as_verb=True)
 
 
 def _version() -> str:

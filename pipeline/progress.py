@@ -8,7 +8,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from enum import StrEnum
 from typing import Any
@@ -45,6 +45,8 @@ class Event(StrEnum):
     TOTAL = "total"
     """It is known by now how much there is to do. The counts begin anew."""
     ADVANCED = "advanced"
+    KNOWN = "known"
+    """`Progress.facts` has more."""
     ENDED = "ended"
     """The run ended, and `Progress.error` says whether it failed."""
 
@@ -73,6 +75,10 @@ class Progress:
         """So many left an encoder, recorded or not."""
         self.seconds: dict[Phase, float] = {}
         """They are the seconds in each phase that ended."""
+        self.stages: dict[str, float] = {}
+        """They are the seconds that workers took to read, tokenize, encode and write, added up."""
+        self.facts: dict[str, Any] = {}
+        """They are what the run is of and has made: its table, its version, its counts."""
         self.error: BaseException | None = None
         self._listeners = listeners
         self._counting, self._telling = threading.Lock(), threading.RLock()
@@ -127,10 +133,12 @@ class Progress:
             self.encoded_tokens += tokens
         self._tell(Event.ADVANCED)
 
-    def recorded(self, rows: int, failed: int, unit_done: bool) -> None:
-        """Count a slice of `rows` source rows that was recorded."""
+    def recorded(self, rows: int, failed: int, unit_done: bool, stages: Mapping[str, float] | None = None) -> None:
+        """Count a slice of `rows` source rows that was recorded, and the seconds that it took in each stage."""
         self._loaded()
         with self._counting:
+            for stage, seconds in (stages or {}).items():
+                self.stages[stage] = self.stages.get(stage, 0.0) + seconds
             self.recorded_rows += rows
             self.failed += failed
             self.done_units += unit_done
@@ -140,6 +148,22 @@ class Progress:
         """An encoder that gives something has been loaded."""
         if self.phase in (Phase.STARTING, Phase.LOADING):
             self.begin(Phase.ENCODING)
+
+    def know(self, **facts: Any) -> None:
+        """Tell what the run is of, or what it has made."""
+        self.facts |= facts
+        self._tell(Event.KNOWN)
+
+    @contextlib.contextmanager
+    def heard_by(self, *listeners: "Listener") -> Iterator[None]:
+        """Let these hear the rest of the run too, while the block lasts."""
+        with self._telling:
+            self._listeners += listeners
+        try:
+            yield
+        finally:
+            with self._telling:
+                self._listeners = tuple(one for one in self._listeners if one not in listeners)
 
     def tell_start(self) -> None:
         self._tell(Event.STARTED)

@@ -53,7 +53,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
             engines.add(report.engine)
             told.add(report.told)
             if report.refused is None:
-                run.recorded(report.num_rows, report.failed, report.last)
+                run.recorded(report.num_rows, report.failed, report.last, report.effort.stages)
                 failed += report.failed
                 unread |= _unread_in(report, units[report.unit_id])
                 check_unread(prepared, list(unread.values()))
@@ -110,18 +110,19 @@ def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
         **({"calibrate": prepared.calibrate_s} if prepared.calibrate_s else {}),
         "start": encoded.start_s,
         "flow": encoded.seconds,
-        "read": effort.read_s,
-        "tokenize": effort.tokenize_s,
-        "encode": effort.encode_s,
-        "write": effort.write_s,
+        **effort.stages,
     }
 
 
 def pace(encoded: Encoded) -> dict[str, float]:
-    """Return the speed that forecasts go by. It is measured on this run alone, since earlier runs may have encoded
-    much of its version."""
-    tokens = encoded.effort.tokens
-    return {TOKENS_PER_S: tokens / encoded.seconds} if tokens and encoded.seconds else {}
+    """Return the speed that forecasts go by, and what else tells how well the machines were used. They are measured on this
+    run alone, since earlier runs may have encoded much of its version."""
+    effort, tokens = encoded.effort, encoded.effort.tokens
+    if not (tokens and encoded.seconds):
+        return {}
+    padding = {"padding_share": 1 - effort.tokens_encoded / effort.tokens_padded} if effort.tokens_padded else {}
+    speeds = {TOKENS_PER_S: tokens / encoded.seconds, "docs_per_s": encoded.rows / encoded.seconds}
+    return speeds | padding | {"busy_share": encoded.busy_share}
 
 
 def description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> Description:
