@@ -134,7 +134,7 @@ def _refuse(reason: str) -> int:
     def refuse() -> int:
         raise InputError(reason)
 
-    return command.main_of(refuse, as_verb=True)
+    return command.main_of(refuse, verb=COMMAND)
 
 
 def _version() -> str:
