@@ -2,6 +2,7 @@
 
 `embed(spec)`, `plan(spec)`, `read(table, version)` and `changes(table, since)` work on tables, and `vectors(rows)` on
 their rows.
+`search(table, query)` shows what is in them.
 `encode(model, texts)` and `similarity(a, b)` work on texts in this process.
 
 A spec is a `RunSpec`, the path of a YAML file, or a mapping with the same sections; a model is a `ModelSpec`, what stands
@@ -14,7 +15,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -27,14 +28,18 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
     from numpy.typing import NDArray
 
+    from pipeline.reports.report import Report
     from pipeline.runs.forecast import Forecast
+    from pipeline.runs.found import Found, Pairs
     from pipeline.runs.plan_summary import PlanSummary
     from pipeline.runs.reindex_summary import Reindexed
-    from pipeline.runs.summary import Summary
+    from pipeline.runs.summary import RunSummary, Summary
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
+AnySummary = TypeVar("AnySummary", bound="RunSummary")
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
-Given, Result = ParamSpec("Given"), TypeVar("Result")
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 def _telling(call: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -67,7 +72,8 @@ def embed(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) ->
     check_shared(given)
     _quiet_ray()
     with observed(given), ExecutorBySize(resources_for(given)) as executor:
-        return tell_summary(runs.embed(given, executor, retry_failed=retry_failed, new_model=new_model))
+        summary = tell_summary(runs.embed(given, executor, retry_failed=retry_failed, new_model=new_model))
+    return _with_report(given, summary)
 
 
 @_telling
@@ -90,7 +96,48 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
     check_shared(given)
     _quiet_ray()
     with runs.alone(given), observed(given), ExecutorBySize(resources_for(given)) as executor:
-        return tell_summary(runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes))
+        summary = tell_summary(runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes))
+    return _with_report(given, summary)
+
+
+def _with_report(spec: RunSpec, summary: AnySummary) -> AnySummary:
+    """Leave a report beside the version, if the configuration asks for one."""
+    if not spec.table.report:
+        return summary
+    from pipeline.reports.report import leave
+
+    return leave(spec, summary)
+
+
+def report(
+    table: str | Path | RunSpec,
+    *,
+    price_per_hour: float | None = None,
+    verify_rows: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+) -> "Report":
+    """Return a report on a table's current version: `report(..).write("report.html")`, and notebooks show it.
+
+    `table` is the table's folder or URL. The path of its configuration, or its RunSpec, has feeds, which are then asked, too.
+    `verify_rows` rows are encoded again and compared where it is above 0. Large tables are looked at by a sample, which the
+    report tells. Raises PipelineError.
+    """
+    from pipeline.errors import InputError
+    from pipeline.reports.report import report as make
+    from pipeline.runs.recorded import is_table, spec_of
+    from pipeline.storage import Folder
+
+    if not isinstance(table, RunSpec) and is_table(str(table)):
+        if verify_rows and storage_options:
+            raise InputError(
+                "verify_rows with storage_options needs the table's configuration, or its RunSpec, as `table`"
+            )
+        spec = spec_of(str(table)) if verify_rows else None
+        folder = Folder(str(table), storage_options or {})
+        return make(folder, spec, asks_feeds=False, price_per_hour=price_per_hour, verify_rows=verify_rows)
+    spec = table if isinstance(table, RunSpec) else _spec(table)
+    folder = Folder(spec.table.path, spec.table.storage_options)
+    return make(folder, spec, price_per_hour=price_per_hour, verify_rows=verify_rows)
 
 
 @_telling
@@ -189,6 +236,40 @@ def newest_version(table: str | Path, storage_options: Mapping[str, Any] | None 
     from pipeline.table import snapshot
 
     return max(snapshot.versions(Folder(str(table), storage_options or {})), default=0)
+
+
+def search(
+    table: Spec,
+    query: str | None = None,
+    *,
+    top: int | None = None,
+    where: "str | Sequence[str]" = (),
+    near: str | None = None,
+    duplicates: float | None = None,
+    hybrid: bool = False,
+) -> "Found | Pairs":
+    """Return the rows of a table nearest to a query, or `near` one of its rows, or pairs that are `duplicates`.
+
+    `table` is the path or URL of a table, or a spec. The five nearest rows come, or `top`: of chunks, the best one of each
+    document. With `hybrid` a ranking by the query's words (BM25) is fused with that by vectors. `near` is an id.
+    `duplicates` is the least cosine of a pair, of which the 20 nearest come, or `top`. Only rows that meet all conditions of
+    `where` count, such as `lang=en` or `year >= 2020`. What comes back is shown as a table in a notebook, and its `rows` are
+    an Arrow table. Raises InputError.
+    """
+    from pipeline.errors import InputError
+    from pipeline.runs import search as runs
+
+    asked = [value is not None for value in (query, near, duplicates)]
+    if sum(asked) != 1 or (hybrid and query is None):
+        raise InputError("search takes one of a query, near=ID and duplicates=THRESHOLD; hybrid goes with a query")
+    given = _spec(table) if isinstance(table, RunSpec | Mapping) else table
+    conditions = [where] if isinstance(where, str) else list(where)
+    if query is not None:
+        return runs.search(given, query, top=5 if top is None else top, where=conditions, hybrid=hybrid)
+    if near is not None:
+        return runs.near(given, near, top=5 if top is None else top, where=conditions)
+    assert duplicates is not None
+    return runs.nearly_same(given, duplicates, top=20 if top is None else top, where=conditions)
 
 
 def vectors(rows: "pa.Table | pa.RecordBatch", column: str | None = None) -> "NDArray[np.float32]":

@@ -14,6 +14,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "az": ("adlfs",),
     "delta": ("deltalake",),
     "iceberg": ("pyiceberg",),
+    "documents": ("pypdfium2", "selectolax"),
     "html": ("selectolax",),
     "lineage": ("openlineage-python",),
     "metrics": ("prometheus-client",),
@@ -26,6 +27,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "files": ("duckdb", "faiss-cpu", "usearch"),
     "qdrant": ("qdrant-client",),
     "opensearch": ("orjson", "urllib3"),
+    "search": ("bm25s",),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""

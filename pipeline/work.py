@@ -10,7 +10,23 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-FormatName = Literal["parquet", "jsonl", "csv", "tsv", "arrow", "lines", "text", "html"]
+FormatName = Literal[
+    "parquet",
+    "jsonl",
+    "csv",
+    "tsv",
+    "arrow",
+    "lines",
+    "text",
+    "html",
+    "pdf",
+    "docx",
+    "pptx",
+    "epub",
+    "ipynb",
+    "eml",
+    "mbox",
+]
 Compression = Literal["", "gz", "zst"]
 
 
@@ -88,11 +104,18 @@ class SourceFile:
     table's log gives the values of its partitions with their own types."""
     logged: Logged | None = None
     """It is None for a file that was found by its name."""
+    root: str = ""
+    """The path begins with the folder that all files of the source are below; it is empty where nobody asked."""
 
     @property
     def name(self) -> str:
         """It is the path without the commit of a Hub repository, so that it stays from one commit to the next."""
         return lasting_name(self.path)
+
+    @property
+    def relative(self) -> str:
+        """It is the path below the folder of the source."""
+        return self.path.removeprefix(self.root)
 
     @property
     def pinned(self) -> "SourceFile":

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.arrays import ROWS_AT_ONCE, compact, holds_dictionary, table_of
-from pipeline.schema import CHUNK, ID, LINEAGE, TEXT, embedding_type
+from pipeline.schema import CHUNK, CHUNK_PAGES, ID, LINEAGE, TEXT, embedding_type
 from pipeline.table.calibration import Calibration
 from pipeline.table.layout import Partition
 from pipeline.table.quantize import PACKED, SCALAR
@@ -64,6 +64,7 @@ def part_schema(
     dtype: str,
     *,
     chunks: bool = False,
+    pages: bool = False,
     calibration: Calibration | None = None,
 ) -> pa.Schema:
     """Columns of every part, in order; partition columns stand in the path only.
@@ -76,6 +77,8 @@ def part_schema(
         fields.append(pa.field(TEXT, pa.large_string(), nullable=False))
     if chunks:
         fields += CHUNK
+    if pages:
+        fields += CHUNK_PAGES
     fields.append(pa.field(embedding, embedding_type(dim, dtype), nullable=False))
     return pa.schema([*fields, *LINEAGE], _metadata(embedding, dim, dtype, calibration))
 
