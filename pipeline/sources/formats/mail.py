@@ -30,7 +30,7 @@ _SIGNATURE = "\n-- \n"
 
 
 def _mail(raw: bytes) -> Mapping[str, str | None]:
-    message = cast(EmailMessage, BytesParser(policy=email.policy.default).parsebytes(raw))
+    message = BytesParser(policy=email.policy.default).parsebytes(raw)
     if not any(_has(message, name) for name in _HEADERS):
         raise Misfit("the file is no e-mail: it begins with none of its headers")
     subject, sender = _header(message, "subject"), _header(message, "from")
