@@ -10,14 +10,15 @@ pipeline.errors. Neither torch nor Ray is loaded before there is work for them.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pipeline import config
+from pipeline import config, progress
 from pipeline.config import ModelSpec, RunSpec
 
 if TYPE_CHECKING:
@@ -33,47 +34,67 @@ if TYPE_CHECKING:
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
-def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
+def _telling(call: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Let a call tell its progress, from before what it needs is imported."""
+
+    @functools.wraps(call)
+    def told(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with progress.run(call.__name__):
+            return call(*args, **kwargs)
+
+    return told
+
+
+@_telling
+def embed(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) -> "Summary":
     """Make the table equal to its sources: embed what is new, drop what is gone, publish a version. Return what was done.
 
-    With `retry_failed` the table's dead letters are tried again, too. Otherwise a row is tried again when its file changes.
-    After a kill at any moment, the same call goes on. Raises PipelineError.
+    A table that exists is followed by row, at the cost of what changed. With `retry_failed` its dead letters are tried
+    again, too; otherwise a row is tried again when its file changes. A table of another model is refused unless it is to
+    have a `new_model`. After a kill at any moment, the same call goes on. Raises PipelineError: TableBusy where another run
+    is at work on the table and has not ended within `limits.wait_s`.
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import embed as runs
-    from pipeline.runs.precision import settled
-    from pipeline.runs.prepare import check_shared, resources_for
-
-    given = settled(_spec(spec))
-    check_shared(given)
-    _quiet_ray()
-    with ExecutorBySize(resources_for(given)) as executor:
-        return runs.embed(given, executor, retry_failed=retry_failed)
-
-
-def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False) -> "Reindexed | Summary":
-    """Bring a table up to date with its sources by row: new and changed documents are embedded, deleted ones leave, all
-    else stays untouched. Return what was done.
-
-    After a kill at any moment, the same call goes on. A table of another model is refused unless it is to have a `new_model`.
-    Then, and where there is no table yet, it is built whole, and published at once. More rows than `limits.max_deleted_rows`
-    are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another reindex is at work on the table and
-    has not ended within `limits.wait_s`.
-    """
-    from pipeline.execution.by_size import ExecutorBySize
-    from pipeline.runs import reindex as runs
+    from pipeline.runs.observed import observed, tell_summary
     from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
     given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
-    with runs.alone(given), ExecutorBySize(resources_for(given)) as executor:
-        return runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes)
+    with observed(given), ExecutorBySize(resources_for(given)) as executor:
+        return tell_summary(runs.embed(given, executor, retry_failed=retry_failed, new_model=new_model))
 
 
+@_telling
+def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False) -> "Reindexed | Summary":
+    """Do what `embed` does as a schedule needs it: one that finds a run at work does nothing, and mass deletions are
+    refused. Return what was done.
+
+    After a kill at any moment, the same call goes on. A table of another model is refused unless it is to have a `new_model`.
+    Then, and where there is no table yet, it is built whole, and published at once. More rows than `limits.max_deleted_rows`
+    are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another run is at work on the table and has
+    not ended within `limits.wait_s`.
+    """
+    from pipeline.execution.by_size import ExecutorBySize
+    from pipeline.runs import reindex as runs
+    from pipeline.runs.observed import observed, tell_summary
+    from pipeline.runs.precision import settled
+    from pipeline.runs.prepare import check_shared, resources_for
+
+    given = settled(_spec(spec), new_model=new_model)
+    check_shared(given)
+    _quiet_ray()
+    with runs.alone(given), observed(given), ExecutorBySize(resources_for(given)) as executor:
+        return tell_summary(runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes))
+
+
+@_telling
 def plan_reindex(
     spec: Spec, *, new_model: bool = False, allow_deletes: bool = False, price_per_hour: float | None = None
 ) -> "Forecast":
@@ -98,15 +119,19 @@ def _quiet_ray() -> None:
     logging.getLogger("ray.widgets").setLevel(logging.ERROR)
 
 
-def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
-    """Return what `embed` would do now. It writes nothing."""
-    from pipeline.runs.plan_summary import summarise_plan
+@_telling
+def plan(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) -> "PlanSummary":
+    """Return what `embed` would do now. It reads the files that changed since the table was made, and writes nothing."""
+    from pipeline.execution.by_size import ExecutorBySize
+    from pipeline.runs import embed as runs
     from pipeline.runs.precision import settled
-    from pipeline.runs.prepare import check_shared, prepare
+    from pipeline.runs.prepare import check_shared, resources_for
 
-    given = settled(_spec(spec))
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
-    return summarise_plan(prepare(given, writes=False, retry_failed=retry_failed))
+    _quiet_ray()
+    with ExecutorBySize(resources_for(given)) as executor:
+        return runs.plan(given, executor, retry_failed=retry_failed, new_model=new_model)
 
 
 def read(

@@ -20,6 +20,7 @@ from pipeline.csv_spec import CsvSpec
 from pipeline.errors import ConfigError
 from pipeline.feed_spec import FeedSpec
 from pipeline.schema import PAGES, is_reserved
+from pipeline.telemetry_spec import LineageSpec, MetricsSpec
 from pipeline.typed_yaml import choices, dotted, told
 from pipeline.work import FormatName
 
@@ -365,6 +366,10 @@ class RunSpec:
     """It bounds what the run may lose, take or wait for."""
     feeds: Mapping[str, FeedSpec] = field(default_factory=dict)
     """These vector databases hold the table's rows, each under a name of its own."""
+    metrics: MetricsSpec = field(default_factory=MetricsSpec)
+    """It gives the figures of a run to Prometheus."""
+    lineage: LineageSpec = field(default_factory=LineageSpec)
+    """It tells an OpenLineage server what a table is made of."""
 
     @property
     def carried(self) -> tuple[str, ...]:

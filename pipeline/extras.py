@@ -8,6 +8,7 @@ from collections.abc import Mapping
 PROJECT = "embedding-pipeline"
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "completion": ("shtab",),
     "s3": ("s3fs",),
     "gs": ("gcsfs",),
     "az": ("adlfs",),
@@ -15,6 +16,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "iceberg": ("pyiceberg",),
     "documents": ("pypdfium2", "selectolax"),
     "html": ("selectolax",),
+    "lineage": ("openlineage-python",),
+    "metrics": ("prometheus-client",),
     "sentencepiece": ("sentencepiece",),
     "postgres": ("psycopg",),
     "milvus": ("pymilvus",),

@@ -8,18 +8,20 @@ import collections
 import datetime
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import pyarrow as pa
 
-from pipeline import identity
+from pipeline import identity, progress
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.chunking import check_room
 from pipeline.encoder.tokenizer_backend import framing_tokens
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SourceChanged
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.model.tokenizer_files import check_tokenizer
+from pipeline.progress import Phase
 from pipeline.runs import kept_types, vector_spec
 from pipeline.runs import plan as planning
 from pipeline.runs.kept_types import KeptTypes
@@ -40,6 +42,8 @@ from pipeline.table.part import part_schema
 from pipeline.table.snapshot import Snapshot
 from pipeline.work import SourceFile, lasting_name
 
+Result = TypeVar("Result")
+
 
 def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_model: bool = False) -> Prepared:
     """Check everything and plan.
@@ -49,6 +53,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     configuration, model, sources or table.
     """
     started = time.perf_counter()
+    progress.current().begin(Phase.PLANNING)
     with before_work():
         resources_for(spec)
         check_paths(spec)
@@ -105,6 +110,14 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         plan=plan,
         plan_s=time.perf_counter() - started,
     )
+
+
+def planned_again(once: Callable[[], Result]) -> Result:
+    """Return what `once` gives. If a file is replaced while it runs, plan again with the new file, a single time."""
+    try:
+        return once()
+    except SourceChanged:
+        return once()
 
 
 def _root(spec: RunSpec, files: Sequence[SourceFile]) -> str | None:

@@ -40,6 +40,11 @@ class Effort:
     encode_s: float = 0.0
     write_s: float = 0.0
 
+    @property
+    def stages(self) -> dict[str, float]:
+        """They are the seconds by stage."""
+        return {"read": self.read_s, "tokenize": self.tokenize_s, "encode": self.encode_s, "write": self.write_s}
+
     def __add__(self, other: "Effort") -> "Effort":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return Effort(
