@@ -8,7 +8,19 @@ queries = pipeline.encode("sentence-transformers/all-MiniLM-L6-v2", ["a question
 scores = pipeline.similarity(queries, pipeline.vectors(rows))
 """
 
-from pipeline.api import changes, embed, encode, newest_version, plan, plan_reindex, read, reindex, similarity, vectors
+from pipeline.api import (
+    changes,
+    embed,
+    encode,
+    newest_version,
+    plan,
+    plan_reindex,
+    read,
+    reindex,
+    search,
+    similarity,
+    vectors,
+)
 from pipeline.config import ModelSpec, RunSpec
 from pipeline.errors import PipelineError
 
@@ -24,6 +36,7 @@ __all__ = [
     "plan_reindex",
     "read",
     "reindex",
+    "search",
     "similarity",
     "vectors",
 ]

@@ -2,6 +2,7 @@
 
 `embed(spec)`, `plan(spec)`, `read(table, version)` and `changes(table, since)` work on tables, and `vectors(rows)` on
 their rows.
+`search(table, query)` shows what is in them.
 `encode(model, texts)` and `similarity(a, b)` work on texts in this process.
 
 A spec is a `RunSpec`, the path of a YAML file, or a mapping with the same sections; a model is a `ModelSpec`, what stands
@@ -14,7 +15,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.runs.forecast import Forecast
+    from pipeline.runs.found import Found, Pairs
     from pipeline.runs.plan_summary import PlanSummary
     from pipeline.runs.reindex_summary import Reindexed
     from pipeline.runs.summary import Summary
@@ -190,6 +192,40 @@ def newest_version(table: str | Path, storage_options: Mapping[str, Any] | None 
     from pipeline.table import snapshot
 
     return max(snapshot.versions(Folder(str(table), storage_options or {})), default=0)
+
+
+def search(
+    table: Spec,
+    query: str | None = None,
+    *,
+    top: int | None = None,
+    where: "str | Sequence[str]" = (),
+    near: str | None = None,
+    duplicates: float | None = None,
+    hybrid: bool = False,
+) -> "Found | Pairs":
+    """Return the rows of a table nearest to a query, or `near` one of its rows, or pairs that are `duplicates`.
+
+    `table` is the path or URL of a table, or a spec. The five nearest rows come, or `top`: of chunks, the best one of each
+    document. With `hybrid` a ranking by the query's words (BM25) is fused with that by vectors. `near` is an id.
+    `duplicates` is the least cosine of a pair, of which the 20 nearest come, or `top`. Only rows that meet all conditions of
+    `where` count, such as `lang=en` or `year >= 2020`. What comes back is shown as a table in a notebook, and its `rows` are
+    an Arrow table. Raises InputError.
+    """
+    from pipeline.errors import InputError
+    from pipeline.runs import search as runs
+
+    asked = [value is not None for value in (query, near, duplicates)]
+    if sum(asked) != 1 or (hybrid and query is None):
+        raise InputError("search takes one of a query, near=ID and duplicates=THRESHOLD; hybrid goes with a query")
+    given = _spec(table) if isinstance(table, RunSpec | Mapping) else table
+    conditions = [where] if isinstance(where, str) else list(where)
+    if query is not None:
+        return runs.search(given, query, top=5 if top is None else top, where=conditions, hybrid=hybrid)
+    if near is not None:
+        return runs.near(given, near, top=5 if top is None else top, where=conditions)
+    assert duplicates is not None
+    return runs.nearly_same(given, duplicates, top=20 if top is None else top, where=conditions)
 
 
 def vectors(rows: "pa.Table | pa.RecordBatch", column: str | None = None) -> "NDArray[np.float32]":

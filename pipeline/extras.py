@@ -27,6 +27,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "files": ("duckdb", "faiss-cpu", "usearch"),
     "qdrant": ("qdrant-client",),
     "opensearch": ("orjson", "urllib3"),
+    "search": ("bm25s",),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator, Mapping
 from email.message import EmailMessage
 from email.parser import BytesParser
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -30,7 +30,7 @@ _SIGNATURE = "\n-- \n"
 
 
 def _mail(raw: bytes) -> Mapping[str, str | None]:
-    message = BytesParser(policy=email.policy.default).parsebytes(raw)
+    message: EmailMessage = BytesParser(policy=email.policy.default).parsebytes(raw)
     if not any(_has(message, name) for name in _HEADERS):
         raise Misfit("the file is no e-mail: it begins with none of its headers")
     subject, sender = _header(message, "subject"), _header(message, "from")
