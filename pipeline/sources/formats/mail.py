@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator, Mapping
 from email.message import EmailMessage
 from email.parser import BytesParser
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
