@@ -135,12 +135,19 @@ def parser_of(main: Callable[[Sequence[str]], int]) -> Parser:
 def main_of(main: Callable[[], int], *, as_verb: bool = False) -> int:
     """Run a command's main. An error of ours becomes one line on stderr and its exit code.
 
-    With `as_verb` all that is said names commands as verbs of the one command, not as modules.
+    With `as_verb` what is said names commands as verbs of the one command, not as modules.
 
     SIGTERM ends the command as Ctrl-C does: tidied up, with one line, and with 143, where Ctrl-C gives 130.
     """
+    token = _AS_VERB.set(as_verb)
+    try:
+        return _guarded(main, as_verb=as_verb)
+    finally:
+        _AS_VERB.reset(token)
+
+
+def _guarded(main: Callable[[], int], *, as_verb: bool) -> int:
     started = time.monotonic()
-    _AS_VERB.set(as_verb)
     with Signals() as signals:
         try:
             _begin_log(sys.argv[1] if as_verb else os.path.basename(sys.argv[0]).removesuffix(".py"))

@@ -8,7 +8,7 @@ documents, said, and written down beside them as SOURCE.yaml, by which the same 
 
 A table that exists is followed by row: files that did not change are not read, and a text that the table has is not encoded
 again. --retry-failed tries the table's dead letters again, too; without it a row is tried again when its file changes.
---new-model lets another model take the place of the table's. jobs.reindex does the same work with a schedule's guards.
+--new-model lets another model take the place of the table's. `python -m jobs.reindex` does the same with a schedule's guards.
 
 Exit codes: 0 done, or nothing to do; 1 failed, or another run has the table: nothing published, work kept; 2 bad
 configuration or input, found before any work; 3 done, with new dead letters, or with files that can't be read, whose rows

@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     import pyarrow.dataset as pads
     from numpy.typing import NDArray
 
+    from pipeline.reports.report import Report
     from pipeline.runs.forecast import Forecast
     from pipeline.runs.found import Found, Pairs
     from pipeline.runs.plan_summary import PlanSummary
     from pipeline.runs.reindex_summary import Reindexed
-    from pipeline.runs.summary import Summary
+    from pipeline.runs.summary import RunSummary, Summary
 
 Spec = RunSpec | Mapping[str, Any] | str | Path
+AnySummary = TypeVar("AnySummary", bound="RunSummary")
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -70,7 +72,8 @@ def embed(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) ->
     check_shared(given)
     _quiet_ray()
     with observed(given), ExecutorBySize(resources_for(given)) as executor:
-        return tell_summary(runs.embed(given, executor, retry_failed=retry_failed, new_model=new_model))
+        summary = tell_summary(runs.embed(given, executor, retry_failed=retry_failed, new_model=new_model))
+    return _with_report(given, summary)
 
 
 @_telling
@@ -93,7 +96,48 @@ def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False)
     check_shared(given)
     _quiet_ray()
     with runs.alone(given), observed(given), ExecutorBySize(resources_for(given)) as executor:
-        return tell_summary(runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes))
+        summary = tell_summary(runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes))
+    return _with_report(given, summary)
+
+
+def _with_report(spec: RunSpec, summary: AnySummary) -> AnySummary:
+    """Leave a report beside the version, if the configuration asks for one."""
+    if not spec.table.report:
+        return summary
+    from pipeline.reports.report import leave
+
+    return leave(spec, summary)
+
+
+def report(
+    table: str | Path | RunSpec,
+    *,
+    price_per_hour: float | None = None,
+    verify_rows: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+) -> "Report":
+    """Return a report on a table's current version: `report(..).write("report.html")`, and notebooks show it.
+
+    `table` is the table's folder or URL. The path of its configuration, or its RunSpec, has feeds, which are then asked, too.
+    `verify_rows` rows are encoded again and compared where it is above 0. Large tables are looked at by a sample, which the
+    report tells. Raises PipelineError.
+    """
+    from pipeline.errors import InputError
+    from pipeline.reports.report import report as make
+    from pipeline.runs.recorded import is_table, spec_of
+    from pipeline.storage import Folder
+
+    if not isinstance(table, RunSpec) and is_table(str(table)):
+        if verify_rows and storage_options:
+            raise InputError(
+                "verify_rows with storage_options needs the table's configuration, or its RunSpec, as `table`"
+            )
+        spec = spec_of(str(table)) if verify_rows else None
+        folder = Folder(str(table), storage_options or {})
+        return make(folder, spec, asks_feeds=False, price_per_hour=price_per_hour, verify_rows=verify_rows)
+    spec = table if isinstance(table, RunSpec) else _spec(table)
+    folder = Folder(spec.table.path, spec.table.storage_options)
+    return make(folder, spec, price_per_hour=price_per_hour, verify_rows=verify_rows)
 
 
 @_telling

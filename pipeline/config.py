@@ -249,6 +249,9 @@ class TableSpec:
     some readers can't read it; changing it encodes nothing anew."""
     keep_text: bool = True
     """True stores the text beside its vector."""
+    report: bool = False
+    """True leaves a report on each version that is published, an HTML file in meta/reports of the table. It shows ids and
+    beginnings of texts."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """They go to the fsspec filesystem of the table's store."""
 

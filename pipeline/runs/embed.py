@@ -27,8 +27,8 @@ from pipeline.table import snapshot
 def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_model: bool = False) -> Summary:
     """Make the table equal to its sources. After a kill at any moment, the same call goes on.
 
-    Where nothing is to do, nothing is written. Raises TableBusy where another run has the table and does not give it back
-    within `limits.wait_s`, and other PipelineErrors.
+    Where nothing is to do, nothing is written. Raises TableBusy where another run that gives signs of life has the table and
+    does not give it back within `limits.wait_s`, and other PipelineErrors.
     """
     started = time.perf_counter()
 
@@ -39,7 +39,8 @@ def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_
         prepared = planned()
         if prepared.plan.changes_nothing:
             return nothing_to_do(prepared)
-        with held(prepared.table, "embed", spec.limits):
+        # A run that died on another machine can't be seen to be dead: the same command goes on when its lease runs out.
+        with held(prepared.table, "embed", spec.limits, outlasts=True):
             if max(snapshot.versions(prepared.table), default=0) != prepared.parent.version:
                 prepared = planned()  # Another run published before this one had the table.
             return _done(prepared, executor, started, retry_failed=retry_failed)

@@ -115,10 +115,14 @@ def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
 
 
 def pace(encoded: Encoded) -> dict[str, float]:
-    """Return the speed that forecasts go by. It is measured on this run alone, since earlier runs may have encoded
-    much of its version."""
-    tokens = encoded.effort.tokens
-    return {TOKENS_PER_S: tokens / encoded.seconds} if tokens and encoded.seconds else {}
+    """Return the speed that forecasts go by, and what else tells how well the machines were used. They are measured on this
+    run alone, since earlier runs may have encoded much of its version."""
+    effort, tokens = encoded.effort, encoded.effort.tokens
+    if not (tokens and encoded.seconds):
+        return {}
+    padding = {"padding_share": 1 - effort.tokens_encoded / effort.tokens_padded} if effort.tokens_padded else {}
+    speeds = {TOKENS_PER_S: tokens / encoded.seconds, "docs_per_s": encoded.rows / encoded.seconds}
+    return speeds | padding | {"busy_share": encoded.busy_share}
 
 
 def description(prepared: Prepared, run: str, timings: Mapping[str, float]) -> Description:

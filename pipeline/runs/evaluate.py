@@ -97,8 +97,22 @@ def score_pairs(pairs: SentencePairs, encode: Encode, function: str) -> PairsSco
 def score_retrieval(
     judged: RetrievalSet, encode_documents: Encode, encode_queries: Encode, function: str
 ) -> RetrievalScore:
-    """Return means over the queries. Equally near documents are ranked in descending order of their ids, as in
-    trec_eval."""
+    """Return means over the queries. Equally near documents are ranked as in `query_scores`."""
+    ndcgs, recalls = query_scores(judged, encode_documents, encode_queries, function)
+    return RetrievalScore(
+        name=judged.name,
+        documents=len(judged.documents),
+        queries=len(judged.queries),
+        ndcg_at_10=float(np.mean(ndcgs)),
+        recall_at_100=float(np.mean(recalls)),
+    )
+
+
+def query_scores(
+    judged: RetrievalSet, encode_documents: Encode, encode_queries: Encode, function: str
+) -> tuple[list[float], list[float]]:
+    """Return (nDCG@10, recall@100) of each query, in the order of the set. Equally near documents are ranked in descending
+    order of their ids, as in trec_eval."""
     names = sorted(judged.documents, key=str.encode, reverse=True)
     documents = encode_documents([judged.documents[name] for name in names])
     queries = encode_queries(list(judged.queries.values()))
@@ -109,13 +123,7 @@ def score_retrieval(
             ranked = [names[document] for document in found]
             ndcgs.append(ndcg(ranked, judged.relevant[query], 10))
             recalls.append(recall(ranked, judged.relevant[query], 100))
-    return RetrievalScore(
-        name=judged.name,
-        documents=len(names),
-        queries=len(judged.queries),
-        ndcg_at_10=float(np.mean(ndcgs)),
-        recall_at_100=float(np.mean(recalls)),
-    )
+    return ndcgs, recalls
 
 
 def nearest_documents(queries: Vectors, documents: Vectors, function: str, count: int) -> NDArray[np.int64]:
@@ -192,15 +200,7 @@ def read_retrieval(folder: str | Path) -> RetrievalSet:
         _text(row, "_id", corpus): f"{_text(row, 'title', corpus, '')} {_text(row, 'text', corpus)}".strip()
         for row in _jsonl(corpus)
     }
-    texts = {_text(row, "_id", queries): _text(row, "text", queries) for row in _jsonl(queries)}
-    relevant: dict[str, dict[str, int]] = {}
-    qrels = _either(folder, "qrels/test.tsv", "qrels-test.tsv")
-    for number, (query, document, score) in enumerate(_tsv(qrels, ("query-id", "corpus-id", "score")), 2):
-        if query not in texts:
-            raise InputError(f"{str(qrels)!r} line {number} judges query {query!r}, which is not in {queries.name}")
-        judged = relevant.setdefault(query, {})
-        if (level := int(_number(score, qrels, number))) > 0:
-            judged[document] = level
+    texts, relevant = read_judgements(queries, _either(folder, "qrels/test.tsv", "qrels-test.tsv"))
     if not relevant or not documents:
         raise InputError(f"{str(folder)!r} holds no documents, or no judged queries")
     return RetrievalSet(
@@ -209,6 +209,23 @@ def read_retrieval(folder: str | Path) -> RetrievalSet:
         queries={query: texts[query] for query in relevant},
         relevant=relevant,
     )
+
+
+def read_judgements(queries: str | Path, qrels: str | Path) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Read queries.jsonl and a tsv file of judgements, each gzipped if its name ends in .gz. Raises InputError.
+
+    Return (query -> its text, judged query -> its relevant documents with their relevance above 0).
+    """
+    queries, qrels = Path(queries), Path(qrels)
+    texts = {_text(row, "_id", queries): _text(row, "text", queries) for row in _jsonl(queries)}
+    relevant: dict[str, dict[str, int]] = {}
+    for number, (query, document, score) in enumerate(_tsv(qrels, ("query-id", "corpus-id", "score")), 2):
+        if query not in texts:
+            raise InputError(f"{str(qrels)!r} line {number} judges query {query!r}, which is not in {queries.name}")
+        judged = relevant.setdefault(query, {})
+        if (level := int(_number(score, qrels, number))) > 0:
+            judged[document] = level
+    return texts, relevant
 
 
 def _either(folder: Path, *names: str) -> Path:

@@ -9,10 +9,10 @@ from pipeline.table import lease
 
 
 @contextlib.contextmanager
-def held(table: Folder, work: str, limits: LimitSpec) -> Iterator[None]:
+def held(table: Folder, work: str, limits: LimitSpec, *, outlasts: bool = False) -> Iterator[None]:
     """Hold the table while the block runs. Raises TableBusy where another run does not give it back within
-    `limits.wait_s`."""
+    `limits.wait_s`, with `outlasts` only after that run gave a sign of life."""
     with contextlib.ExitStack() as stack:
         with before_work():
-            stack.enter_context(lease.held(table, work, limits.lease_s, limits.wait_s))
+            stack.enter_context(lease.held(table, work, limits.lease_s, limits.wait_s, outlasts=outlasts))
         yield

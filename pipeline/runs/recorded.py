@@ -22,7 +22,7 @@ _NO_SOURCE = {"path": "-", "text": "-"}
 
 def table_of(given: str, overrides: Sequence[str] = ()) -> Folder:
     """Return the folder of a table, which its path or its configuration names. Raises InputError."""
-    if not _is_table(given):
+    if not is_table(given):
         table = config.load(given, overrides).table
     else:
         raw = {"source": _NO_SOURCE, "model": {"path": "-"}, "table": {"path": given}}
@@ -36,7 +36,7 @@ def spec_of(given: str, overrides: Sequence[str] = ()) -> RunSpec:
     The overrides hold in both cases: `model.path` says where the model of a table stands now. Raises InputError, also
     where the table's model is not there any more, or is another one.
     """
-    if not _is_table(given):
+    if not is_table(given):
         return config.load(given, overrides)
     table = table_of(given, overrides)
     version = snapshot.current(table)
@@ -49,9 +49,8 @@ def spec_of(given: str, overrides: Sequence[str] = ()) -> RunSpec:
     return spec
 
 
-def _is_table(given: str) -> bool:
-    """A file is a configuration. A folder or a store's URL is a table. A name of nothing is told of as what it looks
-    like."""
+def is_table(given: str) -> bool:
+    """Say whether a folder or URL of a table was given, and not a configuration. Raises InputError for a name of nothing."""
     if is_remote(given):
         return True
     if os.path.lexists(given) or given.endswith((".yaml", ".yml", ".json")):

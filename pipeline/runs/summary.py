@@ -321,7 +321,7 @@ def both(first: Summary, then: Summary) -> Summary:
         counts |= {name: counts[name] + getattr(first.counts, name) for name in ADDED_UP}
         counts["unchanged"] = counts["rows"] - counts["new"] - counts["changed"]
     seconds = {
-        name: first.seconds.get(name, 0.0) + then.seconds.get(name, 0.0) for name in {*first.seconds, *then.seconds}
+        name: first.seconds.get(name, 0.0) + then.seconds.get(name, 0.0) for name in {**first.seconds, **then.seconds}
     }
     total = then.seconds.get("total", first.seconds.get("total"))
     faster = first if first.docs_per_s else then

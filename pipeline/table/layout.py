@@ -25,6 +25,8 @@ PURGES = "meta/leases/purge/"
 """The lease of whoever writes lists anew without purged rows."""
 CLEANINGS = "staging/cleanings/"
 ROW_SOURCES = "meta/owners/"
+REPORTS = "meta/reports/"
+"""Reports show ids and texts: a purge deletes all of them."""
 
 PartitionValue = str | int | bool | datetime.date | None
 Partition = tuple[tuple[str, PartitionValue], ...]
@@ -74,6 +76,10 @@ def changes(version: int) -> str:
 
 def dead_letters(version: int) -> str:
     return f"{DEAD_LETTERS}{version:06d}/"
+
+
+def report(version: int) -> str:
+    return f"{REPORTS}{version:06d}.html"
 
 
 def version_of_list(path: str) -> int | None:

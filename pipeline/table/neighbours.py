@@ -123,6 +123,6 @@ def _top(scores: NDArray[Any], count: int) -> NDArray[np.int64]:
     if count >= scores.shape[1]:
         return np.tile(np.arange(scores.shape[1]), (len(scores), 1))
     if count == 1:
-        return np.argmax(scores, axis=1)[:, None]
+        return np.asarray(np.argmax(scores, axis=1)[:, None], np.int64)
     best: NDArray[np.int64] = np.argpartition(scores, scores.shape[1] - count, axis=1)[:, -count:]
     return best

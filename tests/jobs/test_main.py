@@ -58,7 +58,6 @@ def test_help_ends_with_an_example_and_names_the_command_as_it_was_started(verb,
     assert "python -m jobs" not in said
     assert f"\n    embedding-pipeline {verb} " in said
     assert said.rstrip().splitlines()[-1].startswith(f"    embedding-pipeline {verb} "), "the example comes last"
-    command._AS_VERB.set(False)
     with pytest.raises(SystemExit):
         importlib.import_module(f"jobs.{verb}").main(["--help"])
     assert capsys.readouterr().out.startswith(f"usage: python -m jobs.{verb} [-h]")

@@ -68,6 +68,9 @@ def purge(table: Folder, ids: Sequence[str]) -> Purged:
         closed=attempts if published else (),
         own=layout.changes(version.version) if published else None,
     )
+    # A report that is left after this list was made is of an earlier version than the current one, and taken back.
+    reports = [info.path for info in table.list(layout.REPORTS)]
+    table.delete(reports)
     again = [info for info in table.list(layout.STAGED_PARTS) if info.path not in looked]
     left = erased.left + len(erasure.holding(table, again, wanted))
     files = len(staged) + erased.files
@@ -76,7 +79,7 @@ def purge(table: Folder, ids: Sequence[str]) -> Purged:
             f"table {table.url} holds none of the {len(wanted.ids)} ids, the first is {ids[0]!r}: give them as the id "
             "column has them"
         )
-    return Purged(version=version.version, rows=rows, dead_letters=letters, files=files, left=left)
+    return Purged(version=version.version, rows=rows, dead_letters=letters, files=files + len(reports), left=left)
 
 
 def _forget_staged(table: Folder, wanted: Wanted) -> tuple[set[str], list[str]]:
