@@ -31,7 +31,9 @@ TITLES = ("title", "headline", "heading", "subject", "name")
 @dataclass(frozen=True, kw_only=True)
 class Documents:
     texts: dict[str, str]
-    """They are the texts of the sample and of documents that were asked for, by id."""
+    """They are the texts of the sample, by id."""
+    asked: dict[str, str]
+    """They are the texts of the documents that were asked for and found, by id. The sample has none of them."""
     titles: dict[str, str]
     """They are by id. There are none where no column holds them."""
     title: str | None
@@ -55,7 +57,7 @@ def sample(spec: RunSpec, rows: int, seed: int, *, title: str | None = None, ask
         source, title, found = _surveyed(spec, title)
     most = None if asked else max(READ * rows, LEAST_READ)
     kept: pa.Table | None = None
-    read = 0
+    read, is_whole = 0, True
     random = np.random.default_rng(seed)
     wanted = pa.array(sorted(asked), pa.string())
     for some in _documents(spec, source, found, title, random):
@@ -66,16 +68,20 @@ def sample(spec: RunSpec, rows: int, seed: int, *, title: str | None = None, ask
         some = some.append_column("key", pa.array(keys))
         kept = _lowest(some if kept is None else pa.concat_tables([kept, some]), rows)
         if most is not None and read >= most:
+            is_whole = False
             break
     if kept is None or not kept.num_rows:
         raise InputError("the source has no document with a text: there is nothing to compare models on")
-    ids, texts = kept.column(schema.ID).to_pylist(), kept.column(schema.TEXT).to_pylist()
+    named = pc.less(kept.column("key"), 0.0)
+    found_asked, kept = kept.filter(named), kept.filter(pc.invert(named))
+    ids = kept.column(schema.ID).to_pylist()
     titles = kept.column("title").to_pylist() if title is not None else []
     return Documents(
-        texts=dict(zip(ids, texts, strict=True)),
+        texts=dict(zip(ids, kept.column(schema.TEXT).to_pylist(), strict=True)),
+        asked=dict(zip(*(found_asked.column(name).to_pylist() for name in (schema.ID, schema.TEXT)), strict=True)),
         titles={name: str(head) for name, head in zip(ids, titles, strict=False) if head},
         title=title,
-        rows_estimate=max(found.rows_estimate, read),
+        rows_estimate=read if is_whole else max(found.rows_estimate, read),
         read=read,
         seed=seed,
     )
