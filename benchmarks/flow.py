@@ -198,7 +198,7 @@ def _job_here(given: dict[str, Any]) -> dict[str, Any]:
         "parts": dict(summary.seconds),
         "driver_s": own.ru_utime + own.ru_stime,
         "workers_s": children.ru_utime + children.ru_stime,
-        "ran": next((note for note in summary.notes if note.startswith("ran ")), ""),
+        "ran": f"{summary.runs.workers}, on {summary.runs.engine}",
     }
 
 

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from docs.code_map import imports, tree
-from docs.reference import commands, configuration, schema
+from docs.reference import commands, configuration, metrics, schema
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 MARKED = re.compile(r"(<!-- made: ([\w-]+) -->\n).*?(\n<!-- end of \2 -->)", re.DOTALL)
-MADE = {"configuration": configuration, "commands": commands, "tree": tree, "imports": imports}
+MADE = {"configuration": configuration, "commands": commands, "metrics": metrics, "tree": tree, "imports": imports}
 
 
 def pages() -> Mapping[Path, str]:

@@ -1,4 +1,4 @@
-"""The reference of keys and commands is made here from the code, and the JSON Schema of a configuration with it.
+"""The reference of keys, commands and metrics is made here from the code, and the JSON Schema of a configuration with it.
 
 A key's help is the string under its field, its type and default are the field's; a command's arguments are those of the
 parser that it builds. Functions give Markdown; nothing is read or written but the code itself.
@@ -8,6 +8,7 @@ import argparse
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import json
 import textwrap
@@ -15,11 +16,13 @@ import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-from unittest import mock
 
 import yaml
 
+from jobs.command import parser_of, spoken
+from jobs.main import names
 from pipeline.config import RunSpec, SourceSpec
+from pipeline.telemetry.metrics import METRICS
 from pipeline.typed_yaml import in_words, is_required
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +96,15 @@ def _as_yaml(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
+def metrics() -> str:
+    """Make a table of all metrics."""
+    rows = [
+        _cells(f"`{name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help)
+        for name, metric in METRICS.items()
+    ]
+    return "\n".join(["| metric | type | more labels | what it says |", "| --- | --- | --- | --- |", *rows])
+
+
 def schema() -> str:
     """Make the JSON Schema of a configuration, as the text of docs/schema.json."""
     described = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A run of embedding-pipeline"}
@@ -124,35 +136,17 @@ def _schema_of(hint: Any) -> dict[str, Any]:
     return {"type": names[hint]}
 
 
-class _Built(Exception):
-    """It carries a command's parser out of its `main`."""
-
-
-def parser_of(command: str) -> argparse.ArgumentParser | None:
-    """Catch the parser that the module jobs.<command> builds in its `main`; a module that is no command has none."""
-    main = getattr(importlib.import_module(f"jobs.{command}"), "main", None)
-
-    def caught(parser: argparse.ArgumentParser, *_: Any) -> Any:
-        raise _Built(parser)
-
-    with mock.patch("argparse.ArgumentParser.parse_args", caught), mock.patch("jobs.command.Parser.parse_args", caught):
-        try:
-            main([]) if main is not None else None
-        except _Built as built:
-            parser: argparse.ArgumentParser = built.args[0]
-            return parser
-    return None
-
-
 def commands() -> str:
-    """Tell what each command says of itself, with a table of its arguments."""
+    """Tell what each verb says of itself, with a table of its arguments."""
     parts = []
-    for path in sorted((ROOT / "jobs").glob("*.py")):
-        parser = parser_of(path.stem) if path.stem != "__init__" else None
-        if parser is not None:
-            rows = [_argument(action) for action in parser._actions if not isinstance(action, argparse._HelpAction)]
-            table = ["| argument | what it does |", "| --- | --- |", *rows]
-            parts.append("\n".join([f"## jobs.{path.stem}", "", _wrapped(parser.description or ""), "", *table]))
+    for verb in names():
+        if importlib.util.find_spec(f"jobs.{verb}") is None:
+            continue
+        parser = parser_of(importlib.import_module(f"jobs.{verb}").main)
+        rows = [_argument(action) for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+        table = ["| argument | what it does |", "| --- | --- |", *rows]
+        said = "\n\n".join(filter(None, [parser.description, parser.epilog]))
+        parts.append("\n".join([f"## {verb}", "", _wrapped(spoken(said, as_verb=True)), "", *table]))
     return "\n\n".join(parts)
 
 

@@ -6,6 +6,10 @@ Each id comes once, with what holds now: an upsert with its hashes, or a delete.
 --output a JSON object per line is printed; --rows adds the rows, with their vectors as floats. The table's path or URL can
 stand in the place of the configuration. Exit codes: 0 done; 1 storage failed; 2 bad input, or changes that are not complete
 any more.
+
+For example, the rows that came, went or changed since version 3:
+
+    python -m jobs.changes run.yaml --since 3
 """
 
 import json

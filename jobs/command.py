@@ -1,9 +1,10 @@
 """All commands share their arguments, how they print a result, and how an error ends them.
 
-An error becomes a line on stderr and an exit code.
+An error becomes a line on stderr, for people or for machines (log.py), and an exit code.
 """
 
 import argparse
+import contextvars
 import json
 import logging
 import os
@@ -11,15 +12,30 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from jobs.log import KINDS, VARIABLE, JsonLog, Log, kind
+from jobs.main import COMMAND
 from jobs.signals import Signals, exit_code
-from pipeline.errors import PipelineError, RunError, one_line
+from pipeline.errors import InputError, PipelineError, RunError, one_line
 from pipeline.redaction import redacted
 
+_log = Log()
+"""It is the log of this process's command."""
+
 _OPTIONS = re.compile(r"(storage_options[\w.]*)\W.*", re.DOTALL)
+_MODULE = re.compile(r"python -m jobs\.(\w+)")
+_AS_VERB = contextvars.ContextVar("as_verb", default=False)
+_CATCHING = contextvars.ContextVar("catching", default=False)
+
+
+def spoken(text: str, *, as_verb: bool | None = None) -> str:
+    """Return a text that names commands as the user starts them: as verbs of the one command, or as modules."""
+    as_verb = _AS_VERB.get() if as_verb is None else as_verb
+    return _MODULE.sub(rf"{COMMAND} \1", text) if as_verb else text
 
 
 class Arguments(argparse.Namespace):
@@ -35,64 +51,133 @@ class Arguments(argparse.Namespace):
         print(json.dumps(result, default=str) if self.json else text)
 
 
+class _Caught(Exception):
+    """It carries a parser out of the command that built it."""
+
+    def __init__(self, parser: "Parser") -> None:
+        self.parser = parser
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Return a docstring without its example, and the example: the indented lines that it ends with, and what introduces
+    them where that is a line with a colon. Where there is no more than the usage, it is no example."""
+    *before, last = text.rstrip().split("\n\n")
+    if len(before) < 2 or not all(line.startswith("    ") for line in last.split("\n")[1:]):
+        return text.rstrip(), ""
+    if not last.startswith("    "):
+        return ("\n\n".join(before), last) if last.partition("\n")[0].endswith(":") else (text.rstrip(), "")
+    if "\n" not in before[-1] and before[-1].endswith(":"):
+        *before, said = before
+        last = f"{said}\n\n{last}"
+    return "\n\n".join(before), last
+
+
 class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if _CATCHING.get():
+            raise _Caught(self)
         return super().parse_args(args, namespace or Arguments())
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, without what options of a store hold."""
-        super().error(_OPTIONS.sub(r"\1 ***", redacted(message)))
+        shown = _OPTIONS.sub(r"\1 ***", redacted(message))
+        usage = self.format_usage()
+        _log.report(
+            "error",
+            "failed",
+            f"{usage}{self.prog}: error: {shown}",
+            error="ArgumentError",
+            exit_code=InputError.exit_code,
+        )
+        sys.exit(InputError.exit_code)
 
 
-def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False) -> Parser:
-    """Return a command's parser, described by its module's docstring."""
-    built = Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False, takes_sources: bool = False) -> Parser:
+    """Return a command's parser, described by its module's docstring. An example at the end of it comes last in the help,
+    too."""
+    text, example = _parted(docstring or "")
+    module = _MODULE.search(text)
+    built = Parser(
+        prog=spoken(module[0]) if module else None,
+        description=spoken(text),
+        epilog=spoken(example) or None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     if takes_tables:
         described = "the run's configuration, or the folder or URL of the table alone"
         built.add_argument("config", metavar="CONFIG.yaml|TABLE", help=described)
+    elif takes_sources:
+        described = "the run's configuration, or the folder, file, pattern or URL of documents"
+        built.add_argument("config", metavar="CONFIG.yaml|SOURCE", help=described)
     else:
         built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
     built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")
     built.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    described = f"how stderr is written: lines for people, or a JSON object a line ({VARIABLE}, else text)"
+    built.add_argument("--log", choices=KINDS, help=described)
     if dry_run:
         built.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     return built
 
 
-class _Redacting(logging.Formatter):
-    """Libraries log addresses as they use them, signed ones among them."""
+def parser_of(main: Callable[[Sequence[str]], int]) -> Parser:
+    """Return the parser that a command's `main` builds: it is caught where it would parse."""
+    token = _CATCHING.set(True)
+    try:
+        main([])
+    except _Caught as caught:
+        return caught.parser
+    finally:
+        _CATCHING.reset(token)
+    raise TypeError(f"{main.__module__}.main parses no arguments")
 
-    def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
 
-
-def main_of(main: Callable[[], int]) -> int:
+def main_of(main: Callable[[], int], *, as_verb: bool = False) -> int:
     """Run a command's main. An error of ours becomes one line on stderr and its exit code.
+
+    With `as_verb` what is said names commands as verbs of the one command, not as modules.
 
     SIGTERM ends the command as Ctrl-C does: tidied up, with one line, and with 143, where Ctrl-C gives 130.
     """
-    _log_warnings()
+    token = _AS_VERB.set(as_verb)
+    try:
+        return _guarded(main, as_verb=as_verb)
+    finally:
+        _AS_VERB.reset(token)
+
+
+def _guarded(main: Callable[[], int], *, as_verb: bool) -> int:
+    started = time.monotonic()
     with Signals() as signals:
         try:
-            return main()
+            _begin_log(sys.argv[1] if as_verb else os.path.basename(sys.argv[0]).removesuffix(".py"))
+            with _log.hearing():
+                code = main()
         except KeyboardInterrupt:
             return _interrupted(signals.received or signal.SIGINT)
         except PipelineError as error:
             if signals.received is not None:  # It is a consequence: children of a group end together.
                 return _interrupted(signals.received)
-            print(f"error: {one_line(str(error))}", file=sys.stderr)
-            return error.exit_code
-        except Exception:
+            return _failed(error, f"error: {spoken(one_line(str(error)))}", error.exit_code)
+        except Exception as error:
             if signals.received is not None:
                 return _interrupted(signals.received)
-            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
-            return RunError.exit_code
+            return _failed(error, redacted(traceback.format_exc()).rstrip("\n"), RunError.exit_code)
+        _log.note("info", "ended", exit_code=code, seconds=time.monotonic() - started)
+        return code
 
 
-def _log_warnings() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Redacting("%(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+def _begin_log(command: str) -> None:
+    """Let stderr be what the command line or the environment asks for. Raises ConfigError."""
+    global _log
+    if kind(sys.argv[1:], os.environ) == "json":
+        _log = JsonLog(command=command)
+    logging.basicConfig(level=logging.WARNING, handlers=[_log.handler()])
+
+
+def _failed(error: Exception, message: str, code: int) -> int:
+    _log.report("error", "failed", message, error=type(error).__name__, exit_code=code)
+    return code
 
 
 def _interrupted(number: signal.Signals) -> int:
@@ -101,10 +186,12 @@ def _interrupted(number: signal.Signals) -> int:
     # whatever the exit code is. The next exec() makes it forget.
     exec("")
     what = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
-    print(f"{what}: finished work is kept, the same command goes on from here", file=sys.stderr)
+    code = exit_code(number)
+    message = f"{what}: finished work is kept, the same command goes on from here"
+    _log.report("warning", "interrupted", message, signal=number.name, exit_code=code)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
     if any(not thread.daemon for thread in others):
         sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code(number))
-    return exit_code(number)
+        _log.drain()
+        os._exit(code)
+    return code

@@ -14,6 +14,11 @@ same command. Only what changed is sent, and it is read back afterwards. Another
 
 Exit codes: 0 done, nothing to do, or another one is at it; 1 failed, or --verify found differences; 2 bad configuration or
 input, found before any write; 3 done, but the store refused rows; 10 (--dry-run) changes pending.
+
+For example, all feeds of a configuration, and then a proof that one of them is what the table is:
+
+    python -m jobs.feed run.yaml
+    python -m jobs.feed run.yaml docs-pg --verify
 """
 
 import argparse
@@ -24,12 +29,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.command import main_of, parser
+from pipeline import progress
 from pipeline.config import RunSpec, load
 from pipeline.errors import InputError, PipelineError, TableBusy, one_line
 from pipeline.runs import feed as runs
 from pipeline.runs.feed_checks import DEEP_ROWS
 from pipeline.runs.feed_plan import Wishes
 from pipeline.runs.feed_summary import FeedSummary
+from pipeline.runs.observed import observed
 
 if TYPE_CHECKING:
     from pipeline.execution.executor import Executor
@@ -46,11 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         executor = _executor(spec, stack)
         if len(names) == 1:
             try:
-                return _one(arguments, do(spec, names[0], executor))
+                with progress.run("feed") as run, _observed(arguments, spec):
+                    summary = do(spec, names[0], executor)
+                    run.know(exit_code=summary.exit_code)
+                return _one(arguments, summary)
             except TableBusy as busy:
                 arguments.show({"feeds": [{"feed": names[0], "busy": str(busy), "exit_code": 0}]}, str(busy))
                 return busy.exit_code
-        told, text, code = _each(names, lambda name: do(spec, name, executor))
+        with progress.run("feed"), _observed(arguments, spec):
+            told, text, code = _each(names, lambda name: do(spec, name, executor))
         arguments.show({"feeds": told}, text)
         return code
 
@@ -76,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rows", metavar="N", type=int, default=DEEP_ROWS, help="rows that --verify reads back")
     command.add_argument("--seed", metavar="S", type=int, default=0, help="which rows: another seed takes others")
     return command
+
+
+def _observed(arguments: argparse.Namespace, spec: RunSpec) -> contextlib.AbstractContextManager[None]:
+    """Tell monitoring of what changes a store, and not of a look at it."""
+    looks = arguments.dry_run or arguments.status or (arguments.verify and not arguments.repair)
+    return contextlib.nullcontext() if looks else observed(spec)
 
 
 def _chosen(arguments: argparse.Namespace) -> "Callable[[RunSpec, str, Callable[[], Executor]], FeedSummary]":
@@ -110,7 +127,7 @@ def _chosen(arguments: argparse.Namespace) -> "Callable[[RunSpec, str, Callable[
 
 def feed_all(spec: RunSpec) -> tuple[list[dict[str, Any]], str, int]:
     """Bring all feeds of a run to the table's version. Return what machines and people are told, and the exit code."""
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, progress.run("feed"), observed(spec):
         return _each(list(spec.feeds), lambda name: runs.feed(spec, name, _executor(spec, stack)))
 
 
@@ -146,7 +163,9 @@ def _each(names: Sequence[str], do: Callable[[str], FeedSummary]) -> tuple[list[
             lines.append(str(summary))
             codes.append(summary.exit_code)
     # A failure before a refusal, that before dead letters, those before changes that are pending.
-    return told, "\n".join(lines), next((code for code in (1, 2, 3, 10) if code in codes), 0)
+    code = next((code for code in (1, 2, 3, 10) if code in codes), 0)
+    progress.current().know(exit_code=code)
+    return told, "\n".join(lines), code
 
 
 if __name__ == "__main__":

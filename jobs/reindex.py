@@ -3,12 +3,13 @@
     python -m jobs.reindex CONFIG.yaml [--set key=value ...] [--new-model] [--allow-deletes] [--wait SECONDS]
                            [--feed] [--dry-run] [--price-per-hour P] [--json]
 
-Files that did not change are not read; a text that the table has, under whatever id, is not encoded. --new-model lets another
-model take the place of the table's: all is built beside the live version and published at once. --dry-run counts what a run
-would do, exactly; with --price-per-hour it says what encoding would cost.
+It does what jobs.embed does, as a schedule needs it. Files that did not change are not read; a text that the table has,
+under whatever id, is not encoded. --new-model lets another model take the place of the table's: all is built beside the
+live version and published at once. --dry-run counts what a run would do, exactly; with --price-per-hour it says what
+encoding would cost.
 
 Where more rows would be deleted than limits.max_deleted_rows, nothing is published unless --allow-deletes is given. A start
-that meets another reindex at work on the table waits for so long as --wait or limits.wait_s say, then ends and says so.
+that meets another run at work on the table waits for so long as --wait or limits.wait_s say, then ends and says so.
 
 --feed then brings all feeds of the configuration to the table's version, as `python -m jobs.feed` does: one command for a
 night. A feed that fails leaves the table as it was published, and the exit code tells.
@@ -16,6 +17,10 @@ night. A feed that fails leaves the table as it was published, and the exit code
 Exit codes: 0 done, nothing to do, or another one is at it; 1 failed, nothing published, work kept; 2 bad configuration or
 input, found before any work; 3 done, with dead letters in the files that were read, or files that can't be read, whose rows
 stay; 10 (--dry-run) changes pending. Killed at any moment, the same command goes on.
+
+For example, every night:
+
+    python -m jobs.reindex run.yaml --feed
 """
 
 import sys

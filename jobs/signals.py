@@ -19,7 +19,7 @@ are the same request, as `timeout` and terminals send it to a process and to its
 
 
 class Signals:
-    """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt, and `received` says which it was.
+    """Within the block the first SIGINT or SIGTERM raises KeyboardInterrupt with its exit code; `received` says which it was.
 
     Then the process is about to end, and goes on to take signals: the same request once more must not end it by itself.
     """
@@ -60,7 +60,7 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._since = signal.Signals(number), time.monotonic()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(exit_code(number))
         if time.monotonic() - self._since > AT_ONCE_AFTER_S:
             os._exit(exit_code(number))
 

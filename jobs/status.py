@@ -9,6 +9,11 @@
 
 The table's path or URL can stand in the place of the configuration, of which only the table section is used. Exit codes: 0
 done; 1 failed; 2 bad configuration or input, nothing was done; 10 (--clean --dry-run) there is something to clean.
+
+For example, what stands there, and then what a cleaning would remove:
+
+    python -m jobs.status run.yaml
+    python -m jobs.status run.yaml --clean --dry-run
 """
 
 import sys

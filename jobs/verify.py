@@ -7,20 +7,27 @@ Encodes a sample of the table's texts again, exactly, and compares the vectors; 
 model section alone and need no table. The table's path or URL can stand in the place of the configuration, since a table
 knows its model. Exit codes: 0 as it should be; 1 the table is outside the tolerance or can't be read; 2 bad configuration or
 input.
+
+For example:
+
+    python -m jobs.verify run.yaml --rows 1000
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.command import main_of, parser
+from pipeline import progress
 from pipeline.config import RunSpec
 from pipeline.encoder.embedder import embedder
 from pipeline.errors import InputError, StorageError
 from pipeline.model.folder import EncoderSpec, encoder_spec
+from pipeline.progress import Phase
 from pipeline.runs.evaluate import (
     Encode,
     PairsScore,
@@ -45,6 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--sts", metavar="FILE", nargs="+", action="extend", default=[], help="scored sentence pairs")
     command.add_argument("--retrieval", metavar="FOLDER", nargs="+", action="extend", default=[], help="retrieval sets")
     arguments = command.parse_args(argv)
+    with progress.run("verify"):
+        result, text, passed = _verified(arguments)
+    arguments.show(result, text)
+    return 0 if passed else OUTSIDE_TOLERANCE
+
+
+def _verified(arguments: argparse.Namespace) -> tuple[dict[str, Any], str, bool]:
+    """Return what machines and people are told, and whether all is as it should be."""
     spec = spec_of(arguments.config, arguments.set)
     pairs = [read_pairs(path) for path in arguments.sts]
     judged = [read_retrieval(path) for path in arguments.retrieval]
@@ -67,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         | {"prompt": model.prompt, "query_prompt": queries.prompt},
         "scores": [score.to_dict() for score in scores],
     }
-    arguments.show(result, "\n".join(lines))
-    return OUTSIDE_TOLERANCE if checked and not checked.passed else 0
+    return result, "\n".join(lines), checked is None or checked.passed
 
 
 def _missing(spec: RunSpec) -> str:
@@ -81,7 +95,10 @@ def _missing(spec: RunSpec) -> str:
 
 def _encode(model: EncoderSpec) -> Encode:
     def encode(texts: Sequence[str]) -> NDArray[np.float32]:
-        encoded = embedder(model).encode(texts)
+        run = progress.current()
+        run.expect(units=None, rows=len(texts))
+        run.begin(Phase.LOADING)
+        encoded = embedder(model).encode(texts, run.encoded)
         # A text without tokens gets zeros, as in sentence-transformers. It is like nothing else, and last in every ranking.
         return np.where(np.isfinite(encoded.vectors), encoded.vectors, np.float32(0))
 

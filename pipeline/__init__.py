@@ -18,6 +18,7 @@ from pipeline.api import (
     read,
     reindex,
     report,
+    search,
     similarity,
     vectors,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "read",
     "reindex",
     "report",
+    "search",
     "similarity",
     "vectors",
 ]

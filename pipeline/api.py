@@ -2,6 +2,7 @@
 
 `embed(spec)`, `plan(spec)`, `read(table, version)` and `changes(table, since)` work on tables, and `vectors(rows)` on
 their rows.
+`search(table, query)` shows what is in them.
 `encode(model, texts)` and `similarity(a, b)` work on texts in this process.
 
 A spec is a `RunSpec`, the path of a YAML file, or a mapping with the same sections; a model is a `ModelSpec`, what stands
@@ -10,14 +11,15 @@ pipeline.errors. Neither torch nor Ray is loaded before there is work for them.
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pipeline import config
+from pipeline import config, progress
 from pipeline.config import ModelSpec, RunSpec
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from pipeline.reports.report import Report
     from pipeline.runs.forecast import Forecast
+    from pipeline.runs.found import Found, Pairs
     from pipeline.runs.plan_summary import PlanSummary
     from pipeline.runs.reindex_summary import Reindexed
     from pipeline.runs.summary import RunSummary, Summary
@@ -35,44 +38,65 @@ if TYPE_CHECKING:
 Spec = RunSpec | Mapping[str, Any] | str | Path
 AnySummary = TypeVar("AnySummary", bound="RunSummary")
 Model = ModelSpec | RunSpec | Mapping[str, Any] | str | Path
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
-def embed(spec: Spec, *, retry_failed: bool = False) -> "Summary":
+def _telling(call: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Let a call tell its progress, from before what it needs is imported."""
+
+    @functools.wraps(call)
+    def told(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with progress.run(call.__name__):
+            return call(*args, **kwargs)
+
+    return told
+
+
+@_telling
+def embed(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) -> "Summary":
     """Make the table equal to its sources: embed what is new, drop what is gone, publish a version. Return what was done.
 
-    With `retry_failed` the table's dead letters are tried again, too. Otherwise a row is tried again when its file changes.
-    After a kill at any moment, the same call goes on. Raises PipelineError.
+    A table that exists is followed by row, at the cost of what changed. With `retry_failed` its dead letters are tried
+    again, too; otherwise a row is tried again when its file changes. A table of another model is refused unless it is to
+    have a `new_model`. After a kill at any moment, the same call goes on. Raises PipelineError: TableBusy where another run
+    is at work on the table and has not ended within `limits.wait_s`.
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import embed as runs
+    from pipeline.runs.observed import observed, tell_summary
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
-    with ExecutorBySize(resources_for(given)) as executor:
-        summary = runs.embed(given, executor, retry_failed=retry_failed)
+    with observed(given), ExecutorBySize(resources_for(given)) as executor:
+        summary = tell_summary(runs.embed(given, executor, retry_failed=retry_failed, new_model=new_model))
     return _with_report(given, summary)
 
 
+@_telling
 def reindex(spec: Spec, *, new_model: bool = False, allow_deletes: bool = False) -> "Reindexed | Summary":
-    """Bring a table up to date with its sources by row: new and changed documents are embedded, deleted ones leave, all
-    else stays untouched. Return what was done.
+    """Do what `embed` does as a schedule needs it: one that finds a run at work does nothing, and mass deletions are
+    refused. Return what was done.
 
     After a kill at any moment, the same call goes on. A table of another model is refused unless it is to have a `new_model`.
     Then, and where there is no table yet, it is built whole, and published at once. More rows than `limits.max_deleted_rows`
-    are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another reindex is at work on the table and
-    has not ended within `limits.wait_s`.
+    are deleted only with `allow_deletes`. Raises PipelineError: TableBusy where another run is at work on the table and has
+    not ended within `limits.wait_s`.
     """
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import reindex as runs
+    from pipeline.runs.observed import observed, tell_summary
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
-    with runs.alone(given), ExecutorBySize(resources_for(given)) as executor:
-        summary = runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes)
+    with runs.alone(given), observed(given), ExecutorBySize(resources_for(given)) as executor:
+        summary = tell_summary(runs.reindex(given, executor, new_model=new_model, allow_deletes=allow_deletes))
     return _with_report(given, summary)
 
 
@@ -116,15 +140,17 @@ def report(
     return make(folder, spec, price_per_hour=price_per_hour, verify_rows=verify_rows)
 
 
+@_telling
 def plan_reindex(
     spec: Spec, *, new_model: bool = False, allow_deletes: bool = False, price_per_hour: float | None = None
 ) -> "Forecast":
     """Return what `reindex` would do now, with exact counts. It reads the changed files and writes nothing."""
     from pipeline.execution.by_size import ExecutorBySize
     from pipeline.runs import reindex as runs
+    from pipeline.runs.precision import settled
     from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
     _quiet_ray()
     with ExecutorBySize(resources_for(given)) as executor:
@@ -139,14 +165,19 @@ def _quiet_ray() -> None:
     logging.getLogger("ray.widgets").setLevel(logging.ERROR)
 
 
-def plan(spec: Spec, *, retry_failed: bool = False) -> "PlanSummary":
-    """Return what `embed` would do now. It writes nothing."""
-    from pipeline.runs.plan_summary import summarise_plan
-    from pipeline.runs.prepare import check_shared, prepare
+@_telling
+def plan(spec: Spec, *, retry_failed: bool = False, new_model: bool = False) -> "PlanSummary":
+    """Return what `embed` would do now. It reads the files that changed since the table was made, and writes nothing."""
+    from pipeline.execution.by_size import ExecutorBySize
+    from pipeline.runs import embed as runs
+    from pipeline.runs.precision import settled
+    from pipeline.runs.prepare import check_shared, resources_for
 
-    given = _spec(spec)
+    given = settled(_spec(spec), new_model=new_model)
     check_shared(given)
-    return summarise_plan(prepare(given, writes=False, retry_failed=retry_failed))
+    _quiet_ray()
+    with ExecutorBySize(resources_for(given)) as executor:
+        return runs.plan(given, executor, retry_failed=retry_failed, new_model=new_model)
 
 
 def read(
@@ -205,6 +236,40 @@ def newest_version(table: str | Path, storage_options: Mapping[str, Any] | None 
     from pipeline.table import snapshot
 
     return max(snapshot.versions(Folder(str(table), storage_options or {})), default=0)
+
+
+def search(
+    table: Spec,
+    query: str | None = None,
+    *,
+    top: int | None = None,
+    where: "str | Sequence[str]" = (),
+    near: str | None = None,
+    duplicates: float | None = None,
+    hybrid: bool = False,
+) -> "Found | Pairs":
+    """Return the rows of a table nearest to a query, or `near` one of its rows, or pairs that are `duplicates`.
+
+    `table` is the path or URL of a table, or a spec. The five nearest rows come, or `top`: of chunks, the best one of each
+    document. With `hybrid` a ranking by the query's words (BM25) is fused with that by vectors. `near` is an id.
+    `duplicates` is the least cosine of a pair, of which the 20 nearest come, or `top`. Only rows that meet all conditions of
+    `where` count, such as `lang=en` or `year >= 2020`. What comes back is shown as a table in a notebook, and its `rows` are
+    an Arrow table. Raises InputError.
+    """
+    from pipeline.errors import InputError
+    from pipeline.runs import search as runs
+
+    asked = [value is not None for value in (query, near, duplicates)]
+    if sum(asked) != 1 or (hybrid and query is None):
+        raise InputError("search takes one of a query, near=ID and duplicates=THRESHOLD; hybrid goes with a query")
+    given = _spec(table) if isinstance(table, RunSpec | Mapping) else table
+    conditions = [where] if isinstance(where, str) else list(where)
+    if query is not None:
+        return runs.search(given, query, top=5 if top is None else top, where=conditions, hybrid=hybrid)
+    if near is not None:
+        return runs.near(given, near, top=5 if top is None else top, where=conditions)
+    assert duplicates is not None
+    return runs.nearly_same(given, duplicates, top=20 if top is None else top, where=conditions)
 
 
 def vectors(rows: "pa.Table | pa.RecordBatch", column: str | None = None) -> "NDArray[np.float32]":

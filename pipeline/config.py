@@ -16,51 +16,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import typed_yaml
+from pipeline.csv_spec import CsvSpec
 from pipeline.errors import ConfigError
 from pipeline.feed_spec import FeedSpec
-from pipeline.schema import is_reserved
+from pipeline.schema import PAGES, is_reserved
+from pipeline.telemetry_spec import LineageSpec, MetricsSpec
 from pipeline.typed_yaml import choices, dotted, told
 from pipeline.work import FormatName
 
 Auto = Literal["auto"]
 SECRET_SECTIONS = frozenset(["storage_options", "options"])
 """What stands in sections of these names may be secret: a command line may give it as `${VAR}` alone."""
-Format = Literal["auto", FormatName]
+Format = Literal["auto", FormatName, "documents"]
 
+MAX_FAILED_DOCUMENTS = 0.5
+"""In a folder of documents this share may fail where nobody set a limit."""
 LAKES = ("delta:", "iceberg:", "hudi:")
 """A path with one of these in front leads to a lakehouse table."""
 
 _FOLDER_KEY = re.compile(r"""(?![_.])[^\0-\x1f\x7f-\x9f\u2028\u2029/\\=%?*:;&#"<>|\[\]{}^`]+""")
 """A column with such a name can begin a `key=value` folder. The name stands there unescaped, because pyarrow alone
 among the readers unescapes it; pyarrow and Spark hide what begins with "_" or "."."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CsvSpec:
-    """This section says how the fields of csv and tsv files are told apart."""
-
-    delimiter: str | None = None
-    """This one character separates fields; null means a comma in csv and a tab in tsv."""
-    quote: str | None = None
-    """This one character encloses fields, and "" says that there is none; null means `"` in csv and none in tsv."""
-    escape: str | None = None
-    """This one character stands before quotes, delimiters and itself, and before N alone for null, as the backslash in what
-    Spark, PostgreSQL and MySQL write; null means that a quote inside quotes is written twice."""
-    columns: tuple[str, ...] = ()
-    """These are the columns of files without a header line; none means that each file's first line names them."""
-
-    def __post_init__(self) -> None:
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in "\r\n"):
-            raise ConfigError(f"source.csv.delimiter is {self.delimiter!r}; give one character, or null")
-        if self.quote is not None and (len(self.quote) > 1 or self.quote in ("\r", "\n")):
-            raise ConfigError(f'source.csv.quote is {self.quote!r}; give one character, "" for none, or null')
-        if self.escape is not None and (len(self.escape) != 1 or self.escape in "\r\n"):
-            raise ConfigError(f"source.csv.escape is {self.escape!r}; give one character, or null")
-        if self.escape is not None and self.escape == self.delimiter:
-            raise ConfigError(f"source.csv.escape and source.csv.delimiter are both {self.escape!r}: change one")
-        if self.quote and self.quote == self.delimiter:
-            raise ConfigError(f"source.csv.quote and source.csv.delimiter are both {self.quote!r}: change one")
-        _check_distinct("source.csv.columns", self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +62,9 @@ class SourceSpec:
     text: str | tuple[str, ...]
     """This column is embedded; several are joined by a newline, and nulls among them are skipped."""
     format: Format = "auto"
-    """The files have this format, and auto goes by their suffixes. `lines` takes each line for a document, `text` and
-    `html` each file."""
+    """The files have this format, and auto goes by their suffixes. `documents` does so too, but takes only what people write
+    to be read: texts, Markdown, HTML, PDF, Word, PowerPoint, EPUB, notebooks and e-mail. `lines` takes each line for a
+    document, `text` and `html` each file."""
     id: str | tuple[str, ...] | None = None
     """This column identifies a document, or several columns do together; null makes ids from file and position, so that rows
     whose place changes come back as new ones. The table's `id` is a string; `keep` carries the column under its own name and
@@ -111,6 +88,9 @@ class SourceSpec:
     encoding: str = "auto"
     """Text files have this encoding: `auto`, `utf-8`, `utf-16`, `latin-1`, `cp1252`, .. A byte order mark counts before it;
     auto is UTF-8 unless the first bytes are certainly UTF-16 or UTF-32."""
+    front_matter: Literal["text", "columns"] = "text"
+    """The front matter of Markdown files (YAML between `---`, TOML between `+++`) is part of their text, or becomes columns
+    that `keep`, `id`, `where` and `text` can name."""
     snapshot: int | str | None = None
     """This state of a lakehouse table is read: the number of a version of a Delta table; the id of a snapshot of an Iceberg
     table, or the name of a branch or a tag. Null takes the current one."""
@@ -134,6 +114,12 @@ class SourceSpec:
     @property
     def text_columns(self) -> tuple[str, ...]:
         return _several(self.text)
+
+    @property
+    def has_pages(self) -> bool:
+        """The files are asked for as documents some of which have pages, whatever is there at the moment."""
+        paged = all(place.lower().endswith((".pdf", ".pptx")) for place in self.places)
+        return self.format in ("documents", "pdf", "pptx") or (self.format == "auto" and paged)
 
     @property
     def id_columns(self) -> tuple[str, ...]:
@@ -205,9 +191,10 @@ class ModelSpec:
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """It multiplies the matrices. On CPUs auto takes openvino for float32 where it is installed, gives torch's vectors,
     and there is work enough to be worth its start."""
-    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "float32"
     """The transformer computes in it. float16 and bfloat16 are for GPUs; int8 is for CPUs, needs openvino, and is
-    quantised once per table."""
+    quantised once per table. auto keeps that of the table; a new one gets float32, and where this machine has GPUs
+    float16, or bfloat16 for a model that overflows in float16."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """They go to the fsspec filesystem of the store that a model's URL names."""
 
@@ -231,6 +218,9 @@ class ChunkSpec:
     after all."""
     rows: Literal["chunks", "documents"] = "chunks"
     """The table has a row per chunk, or a row per document whose vector is the mean of its chunks' vectors."""
+    pages: bool | Auto = "auto"
+    """The rows have columns `page` and `last_page`, the pages of the document on which the chunk begins and ends, null where
+    it has no pages. Auto has them where `source.format` is documents, pdf or pptx, or `source.path` ends so."""
 
     def __post_init__(self) -> None:
         _check_counts("chunk", self, "max_tokens")
@@ -332,10 +322,11 @@ class LimitSpec:
     count."""
 
     max_failed_rows: float = 0.01
-    """If more of the source's rows fail, nothing is published."""
+    """If more of the source's rows fail, nothing is published. Where `source.format` is documents, and no limit is given, it
+    is 0.5: in people's folders some are scanned, locked or damaged, and each of them is told."""
     max_failed_files: float = 0.1
     """If more of the source's files turn out to be unreadable, wholly or from some place on, nothing is published. The
-    rows that they are known or estimated to hold count for `max_failed_rows` too."""
+    rows that they are known or estimated to hold count for `max_failed_rows` too. It is 0.5 where that is."""
     max_deleted_rows: float = 0.2
     """If a reindex would delete more of the table's rows, it publishes nothing until `--allow-deletes` is given."""
     max_row_bytes: int = 16 * 2**20
@@ -378,6 +369,10 @@ class RunSpec:
     """It bounds what the run may lose, take or wait for."""
     feeds: Mapping[str, FeedSpec] = field(default_factory=dict)
     """These vector databases hold the table's rows, each under a name of its own."""
+    metrics: MetricsSpec = field(default_factory=MetricsSpec)
+    """It gives the figures of a run to Prometheus."""
+    lineage: LineageSpec = field(default_factory=LineageSpec)
+    """It tells an OpenLineage server what a table is made of."""
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -387,18 +382,43 @@ class RunSpec:
 
     @property
     def chunk_identity(self) -> dict[str, Any] | None:
-        """All of the chunking changes vectors, so all of it is part of their identity."""
-        return dataclasses.asdict(self.chunk) if self.chunk is not None else None
+        """All of the chunking that changes vectors is part of their identity."""
+        if self.chunk is None:
+            return None
+        return {name: value for name, value in dataclasses.asdict(self.chunk).items() if name != "pages"}
+
+    @property
+    def rows_have_pages(self) -> bool:
+        """Each row of the table is a chunk, and tells the pages that it stands on."""
+        if self.chunk is None or not self.rows_are_chunks:
+            return False
+        return self.source.has_pages if self.chunk.pages == "auto" else self.chunk.pages
 
     @property
     def rows_are_chunks(self) -> bool:
         return self.chunk is not None and self.chunk.rows == "chunks"
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The sections as they are written down, with the limits that a folder of documents has where none are given."""
+        source, limits = raw.get("source"), raw.get("limits") or {}
+        if not isinstance(source, Mapping) or source.get("format") != "documents" or not isinstance(limits, Mapping):
+            return raw
+        usual = dict.fromkeys(("max_failed_rows", "max_failed_files"), MAX_FAILED_DOCUMENTS)
+        return {**raw, "limits": {**usual, **limits}}
 
     def __post_init__(self) -> None:
         if self.table.embedding_column in self.source.keep:
             raise ConfigError(
                 f"table.embedding_column {self.table.embedding_column!r} is also in source.keep: rename one of them"
             )
+        if self.rows_have_pages:
+            taken = [name for name in (*self.carried, self.table.embedding_column) if name.lower() in PAGES]
+            if taken:
+                raise ConfigError(
+                    f"the rows of chunks have a column {taken[0]!r} of their own: give yours another name, as in "
+                    f"`keep: {{{taken[0]}: number}}`, or set chunk.pages to false"
+                )
         alike: dict[str, str] = {}
         for name in (*self.carried, self.table.embedding_column):
             other = alike.setdefault(name.lower(), name)

@@ -50,6 +50,10 @@ class PipelineError(Exception):
     def __init__(self, message: str = "") -> None:
         super().__init__(redacted(message))
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows of the error: one line, as a terminal does. IPython asks for it."""
+        return [f"{type(self).__name__}: {one_line(str(self))}"]
+
 
 class InputError(PipelineError):
     """The configuration or the input is wrong; no work was started."""

@@ -8,12 +8,16 @@ from collections.abc import Mapping
 PROJECT = "embedding-pipeline"
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "completion": ("shtab",),
     "s3": ("s3fs",),
     "gs": ("gcsfs",),
     "az": ("adlfs",),
     "delta": ("deltalake",),
     "iceberg": ("pyiceberg",),
+    "documents": ("pypdfium2", "selectolax"),
     "html": ("selectolax",),
+    "lineage": ("openlineage-python",),
+    "metrics": ("prometheus-client",),
     "sentencepiece": ("sentencepiece",),
     "postgres": ("psycopg",),
     "milvus": ("pymilvus",),
@@ -23,6 +27,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "files": ("duckdb", "faiss-cpu", "usearch"),
     "qdrant": ("qdrant-client",),
     "opensearch": ("orjson", "urllib3"),
+    "search": ("bm25s",),
     "openvino": ("openvino", "nncf"),
 }
 """It maps the name of each extra to the packages that it brings."""

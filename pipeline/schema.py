@@ -28,6 +28,10 @@ CHUNK_INDEX = "chunk_index"
 CHUNK_START = "chunk_start"
 CHUNK_END = "chunk_end"
 """Characters, not bytes: text[chunk_start:chunk_end] of the document's text is the chunk."""
+PAGE = "page"
+LAST_PAGE = "last_page"
+"""The pages on which a chunk begins and ends, from 1 on; null in a document without pages."""
+PAGES = (PAGE, LAST_PAGE)
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """Stands for null in the name of a partition's folder, as Hive has it."""
 UNESCAPED = " !$'()+,-.@_~"
@@ -51,6 +55,9 @@ CHUNK: tuple[pa.Field, ...] = (
     pa.field(CHUNK_END, pa.int64(), nullable=False),
 )
 """The columns before the embedding in a table of chunks; the id of a chunk is `<doc_id>#<chunk_index>`."""
+
+CHUNK_PAGES: tuple[pa.Field, ...] = tuple(pa.field(name, pa.int32()) for name in PAGES)
+"""The columns after those of the chunk, in a table of documents with pages."""
 
 _WRITTEN = frozenset([ID, TEXT, *(field.name for field in (*CHUNK, *LINEAGE))])
 _RESERVED = _WRITTEN | {POSITION, TOKENS}

@@ -10,7 +10,23 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-FormatName = Literal["parquet", "jsonl", "csv", "tsv", "arrow", "lines", "text", "html"]
+FormatName = Literal[
+    "parquet",
+    "jsonl",
+    "csv",
+    "tsv",
+    "arrow",
+    "lines",
+    "text",
+    "html",
+    "pdf",
+    "docx",
+    "pptx",
+    "epub",
+    "ipynb",
+    "eml",
+    "mbox",
+]
 Compression = Literal["", "gz", "zst"]
 
 
@@ -73,7 +89,7 @@ class Logged:
         return None if self.rows is None or None in deleted else self.rows - sum(rows or 0 for rows in deleted)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFile:
     path: str
     """It is an absolute path, or a URL with its scheme."""
@@ -88,11 +104,18 @@ class SourceFile:
     table's log gives the values of its partitions with their own types."""
     logged: Logged | None = None
     """It is None for a file that was found by its name."""
+    root: str = ""
+    """The path begins with the folder that all files of the source are below; it is empty where nobody asked."""
 
     @property
     def name(self) -> str:
         """It is the path without the commit of a Hub repository, so that it stays from one commit to the next."""
         return lasting_name(self.path)
+
+    @property
+    def relative(self) -> str:
+        """It is the path below the folder of the source."""
+        return self.path.removeprefix(self.root)
 
     @property
     def pinned(self) -> "SourceFile":
@@ -106,7 +129,7 @@ def lasting_name(path: str) -> str:
     return re.sub(r"^(hf://(?:[a-z]+/)?[^/@]+/[^/@]+)@[0-9a-f]{40}/", r"\1/", path)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
     """It is a piece of one source file.
 
@@ -128,7 +151,7 @@ NO_PLACE = -1
 """A row without a position has this one, where rows are named by their positions."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
     """It is the grain of planning, resume and reuse. Its rows are counted 0, 1, 2, .. through its spans in order."""
 
@@ -153,7 +176,7 @@ class Unit:
         return all(position != NO_PLACE for _, position in self.only or ())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """It is a unit to read, and the rows [first, stop) of it that an earlier run recorded."""
 

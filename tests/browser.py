@@ -1,135 +1,144 @@
-"""A headless Chromium opens a file, and tells what a person would meet: requests, errors, overflow, colours.
+"""A headless Chromium that tests open pages in: what it asked the network for, and what it complained of, is known.
 
-It is spoken to by its own protocol over two pipes, so that no package is needed.
+It is driven by its own protocol over two pipes, which needs no other package.
 """
 
 import base64
+import contextlib
+import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-"""It is None where there is no browser: Debian has it as `apt-get install chromium`."""
+import pytest
+
+_SECONDS = 40
 
 
-@dataclass
-class Page:
-    requests: list[str] = field(default_factory=list)
-    """They are the addresses that were asked for, the file's own left out."""
-    errors: list[str] = field(default_factory=list)
-    """They are what the console says of warnings and errors."""
-    width: int = 0
-    """It is the width that the content needs, in CSS pixels."""
-    background: str = ""
-    letters: float = 0.0
-    """It is the height of the smallest letters of all plots, in CSS pixels as they are shown."""
-    screenshot: bytes = b""
+def chromium() -> str:
+    """Return the path of the browser; without one the test is skipped."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("Chromium is missing: apt-get install chromium")
+    return found
+
+
+@contextlib.contextmanager
+def browser(folder: Path) -> Iterator["Browser"]:
+    to_browser, from_browser = os.pipe(), os.pipe()
+    # High numbers: the shell puts them on 3 and 4, where the browser expects them.
+    ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 50) for fd in (to_browser[0], from_browser[1])]
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-dev-shm-usage", "--remote-debugging-pipe", f"--user-data-dir={folder}"]
+    command = ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", chromium(), *flags, "about:blank"]
+    with subprocess.Popen(command, pass_fds=ends, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        for fd in (to_browser[0], from_browser[1], *ends):
+            os.close(fd)
+        made = Browser(to_browser[1], from_browser[0])
+        try:
+            yield made
+        finally:
+            os.close(to_browser[1])
+            os.close(from_browser[0])
+            process.terminate()
 
 
 class Browser:
-    def __init__(self, process: "subprocess.Popen[bytes]", to: int, answers: int) -> None:
-        self._process, self._to, self._answers = process, to, answers
-        self._rest, self._number = b"", 0
+    def __init__(self, into: int, out: int) -> None:
+        self._into, self._out, self._held, self._number = into, out, b"", 0
         self.events: list[dict[str, Any]] = []
 
-    def ask(self, method: str, session: str | None = None, **given: Any) -> dict[str, Any]:
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         self._number += 1
-        message = {"id": self._number, "method": method, "params": given} | ({"sessionId": session} if session else {})
-        os.write(self._to, json.dumps(message).encode() + b"\0")
+        message = {"id": self._number, "method": method, "params": parameters}
+        os.write(self._into, json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
         while True:
-            told = self._next()
-            if told.get("id") == self._number:
-                assert "error" not in told, told
-                return told["result"]
-            self.events.append(told)
-
-    def wait(self, method: str) -> None:
-        while not any(event.get("method") == method for event in self.events):
-            self.events.append(self._next())
+            answer = self._next()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
 
     def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            piece = os.read(self._answers, 2**16)
-            assert piece, f"the browser ended with {self._process.wait()}"
-            self._rest += piece
-        message, _, self._rest = self._rest.partition(b"\0")
+        while b"\0" not in self._held:
+            ready, _, _ = select.select([self._out], [], [], _SECONDS)
+            assert ready, "the browser doesn't answer"
+            content = os.read(self._out, 2**20)
+            assert content, "the browser ended"
+            self._held += content
+        message, _, self._held = self._held.partition(b"\0")
         return json.loads(message)
 
-    def look(self, path: Path, width: int, scheme: str, *, screenshot: bool = False) -> Page:
-        """Open the file in a window of this width, with the colour `scheme` light or dark."""
+    def open(
+        self, url: str, *, width: int = 1280, height: int = 800, dark: bool = False, ready: str = "true"
+    ) -> "Page":
+        """Open a page, and wait until the expression `ready` is true of it."""
         self.events.clear()
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Network", "Log", "Runtime", "Page"):
-            self.ask(f"{domain}.enable", session)
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.ask("Emulation.setDeviceMetricsOverride", session, **size)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.ask("Emulation.setEmulatedMedia", session, features=features)
-        self.ask("Page.navigate", session, url=path.resolve().as_uri())
-        self.wait("Page.loadEventFired")
-        found = Page(
-            width=self._value(session, "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"),
-            background=self._value(session, "getComputedStyle(document.body).backgroundColor"),
-            letters=self._value(session, _LETTERS),
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        page = Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+        for domain in ("Runtime", "Log", "Network", "Page"):
+            page.call(f"{domain}.enable")
+        page.call(
+            "Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1
         )
-        if screenshot:
-            shot = self.ask("Page.captureScreenshot", session, captureBeyondViewport=True)
-            found.screenshot = base64.b64decode(shot["data"])
-        for event in self.events:
-            params = event.get("params", {})
-            if (
-                event.get("method") == "Network.requestWillBeSent"
-                and params["request"]["url"] != path.resolve().as_uri()
-            ):
-                found.requests.append(params["request"]["url"])
-            elif event.get("method") == "Log.entryAdded":
-                found.errors.append(params["entry"]["text"])
-            elif event.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
-                found.errors.append(str(params))
-        self.ask("Target.closeTarget", targetId=target)
-        return found
-
-    def _value(self, session: str, expression: str) -> Any:
-        return self.ask("Runtime.evaluate", session, expression=expression)["result"].get("value")
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        page.call("Emulation.setEmulatedMedia", features=[scheme])
+        page.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        page.call("Page.navigate", url=url)
+        end = time.monotonic() + _SECONDS
+        while not page.value(f"document.readyState === 'complete' && Boolean({ready})"):
+            assert time.monotonic() < end, (page.complaints, page.value("document.body.innerText")[:300])
+            time.sleep(0.1)
+        return page
 
 
-_LETTERS = """Math.min(...[...document.querySelectorAll("svg")].map(
-    svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width * 11.5))"""
+class Page:
+    def __init__(self, browser: Browser, session: str) -> None:
+        self._browser, self._session = browser, session
 
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self._browser.call(method, self._session, **parameters)
 
-@contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """Start Chromium with a profile of its own. It must be installed."""
-    assert CHROMIUM is not None
-    commands, to = os.pipe()
-    answers, said = os.pipe()
-    # The protocol is spoken over the descriptors 3 and 4.
-    script = f'exec "$0" "$@" 3<&{commands} 4>&{said}'
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
-    process = subprocess.Popen(
-        ["bash", "-c", script, CHROMIUM, *flags, "--disable-background-networking", f"--user-data-dir={profile}"],
-        pass_fds=(commands, said),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(commands)
-    os.close(said)
-    opened = Browser(process, to, answers)
-    try:
-        yield opened
-        opened.ask("Browser.close")
-    finally:
-        os.close(to)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        os.close(answers)
+    def value(self, expression: str) -> Any:
+        """Return what a JavaScript expression is on the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, key: str, text: str = "") -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, **({"text": text} if text and kind == "keyDown" else {})
+            )
+
+    def click(self, x: float, y: float) -> None:
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def screenshot(self) -> bytes:
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+
+    @property
+    def requests(self) -> list[str]:
+        """Return what was asked of anybody else than this file itself."""
+        sent = [event["params"]["request"]["url"] for event in self._events("Network.requestWillBeSent")]
+        return [url for url in sent if not url.startswith(("file:", "data:", "blob:"))]
+
+    @property
+    def complaints(self) -> list[Any]:
+        """Return exceptions, errors and warnings of the page."""
+        thrown = [event["params"] for event in self._events("Runtime.exceptionThrown")]
+        logged = [event["params"]["entry"] for event in self._events("Log.entryAdded")]
+        said = [event["params"] for event in self._events("Runtime.consoleAPICalled")]
+        return thrown + logged + said
+
+    def _events(self, method: str) -> list[dict[str, Any]]:
+        return [event for event in self._browser.events if event.get("method") == method]

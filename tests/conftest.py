@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
+from tests import slow
 from tests.servers import AzServer, GsServer, S3Server, az_server, gs_server, has_azurite, moto_server, rclone_server
 from tests.tiny import build_tiny_model
 
@@ -29,7 +30,10 @@ HEAVY_SERVERS = ("milvus", "chroma")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    measured = slow.slow()
     for item in items:
+        if item.nodeid in measured:
+            item.add_marker(pytest.mark.slow)
         for server in HEAVY_SERVERS:
             if f"test_{server}" in item.nodeid or f"[{server}" in item.nodeid:
                 item.add_marker(pytest.mark.xdist_group(server))

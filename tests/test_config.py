@@ -449,3 +449,15 @@ def test_what_is_no_override_is_not_shown(text, tmp_path):
     with pytest.raises(ConfigError) as caught:
         load(path, [text])
     assert "{" not in str(caught.value)
+
+
+def test_half_of_a_folder_of_documents_may_fail_where_no_limit_is_given():
+    def limits(form: str, **given: float) -> tuple[float, float]:
+        found = config.from_mapping(
+            {**MINIMAL, "source": {**MINIMAL["source"], "format": form}, "limits": given or None}
+        ).limits
+        return found.max_failed_rows, found.max_failed_files
+
+    assert limits("auto") == limits("jsonl") == (0.01, 0.1)
+    assert limits("documents") == (0.5, 0.5)
+    assert limits("documents", max_failed_rows=0.01) == (0.01, 0.5)

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from jobs.main import COMMAND
+
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "conf" / "deploy"
 CONFIG = ROOT / "conf" / "reindex-nightly.yaml"
@@ -58,16 +60,17 @@ def corpus(tmp_path) -> Path:
 def check_command(words: list[str], corpus: Path, tiny_model: Path) -> list[str]:
     """One of our commands, with flags that it takes and the nightly configuration, planned for real on a small corpus.
     Returns the overrides that it has."""
-    at = words.index("-m")
-    assert words[at - 1].endswith("python")
-    name, config, flags = words[at + 1], words[at + 2], words[at + 3 :]
+    command, verb, config, *flags = words
+    assert Path(command).name == COMMAND
     assert Path(config).name == CONFIG.name
+    name = f"jobs.{verb}"
     assert importlib.util.find_spec(name) is not None
     here = [f"source.path={corpus}", f"table.path={corpus.parent / 'table'}", f"model.path={tiny_model}"]
     here += ["source.storage_options={}", "table.storage_options={}", "resources.ray_address=null"]
     sets = [word for override in here for word in ("--set", override)]
     assert importlib.import_module(name).main([str(CONFIG), *flags, *sets, "--dry-run"]) == 10
-    return [value for flag, value in itertools.pairwise(flags) if flag == "--set"]
+    joined = [flag.removeprefix("--set=") for flag in flags if flag.startswith("--set=")]
+    return [value for flag, value in itertools.pairwise(flags) if flag == "--set"] + joined
 
 
 def check_fields(section: dict[str, Any], known: dict[str, type]) -> None:
@@ -93,7 +96,8 @@ def test_the_crontab_line_runs_our_command_with_the_keys_it_needs(corpus, tiny_m
     found = re.fullmatch(r"((?:[\d*]+ ){5}) *(cd /\S+) && set -a && \. (/\S+) && (.+) >> (/\S+)", lines[-1])
     assert found is not None, lines[-1]
     check_cron(found[1])
-    assert check_command(shlex.split(found[4]), corpus, tiny_model) == []
+    (metrics,) = check_command(shlex.split(found[4]), corpus, tiny_model)
+    assert re.fullmatch(r"metrics\.textfile=/\S+\.prom", metrics)
 
 
 def test_the_ray_job_is_one_of_kuberay_with_our_ray_our_command_and_keys_from_a_secret(corpus, tiny_model):
@@ -105,7 +109,12 @@ def test_the_ray_job_is_one_of_kuberay_with_our_ray_our_command_and_keys_from_a_
     assert spec["shutdownAfterJobFinishes"] is True
     # KubeRay puts the entrypoint into a shell's line, and Ray into another.
     assert not set(spec["entrypoint"]) & set("'\"$;&|<>\\`\n")
-    assert check_command(spec["entrypoint"].split(), corpus, tiny_model) == ["resources.ray_address=auto"]
+    assert check_command(spec["entrypoint"].split(), corpus, tiny_model) == [
+        "resources.ray_address=auto", "metrics.port=9464", "metrics.address=0.0.0.0"
+    ]  # fmt: skip
+    assert (
+        spec["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == "9464"
+    )
     cluster = spec["rayClusterSpec"]
     check_fields(cluster, CLUSTER)
     assert cluster["authOptions"] == {"mode": "token"}
@@ -151,6 +160,27 @@ def test_the_cron_job_creates_the_ray_job_and_may_do_nothing_else():
     assert command == f"kubectl create -f {mount['mountPath']}/ray-job.yaml"
     comment = (DEPLOY / "cron-job.yaml").read_text()
     assert f"create configmap {volume['configMap']['name']} --from-file=conf/deploy/ray-job.yaml" in comment
+
+
+def test_the_pod_runs_our_image_and_command_as_the_images_own_user(corpus, tiny_model):
+    job = yaml.safe_load((DEPLOY / "one-pod.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
+    check_fields(job["spec"], CRON_JOB)
+    check_cron(job["spec"]["schedule"])
+    template = job["spec"]["jobTemplate"]["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert "command" not in container
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (entrypoint,) = re.findall(r'ENTRYPOINT \["(.+)"\]', dockerfile)
+    assert check_command([entrypoint, *container["args"]], corpus, tiny_model) == [
+        "metrics.port=9464", "metrics.address=0.0.0.0"
+    ]  # fmt: skip
+    assert f"USER {template['spec']['securityContext']['runAsUser']}\n" in dockerfile
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(container["ports"][0]["containerPort"])
+    given = set(re.findall(r"--from-literal=(\w+)=", (DEPLOY / "one-pod.yaml").read_text()))
+    assert given >= NEEDED
+    cluster = yaml.safe_load((DEPLOY / "ray-job.yaml").read_text())["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert container["image"] == cluster["template"]["spec"]["containers"][0]["image"]
 
 
 def test_the_airflow_dag_submits_our_command_and_holds_no_secret(corpus, tiny_model):

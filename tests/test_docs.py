@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import yaml
 
 from docs import code_map, generate
 from jobs import embed, search, verify
+from jobs.main import names
 from pipeline import config
 
 ROOT = Path(__file__).parents[1]
@@ -129,19 +132,19 @@ def test_every_key_is_in_the_reference_and_its_default_is_true():
         assert names == {item.name for item in dataclasses.fields(built)}
 
 
-COMMANDS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "def main(" in path.read_text())
+VERBS = [verb for verb in names() if importlib.util.find_spec(f"jobs.{verb}") is not None]
 
 
 def test_every_command_is_in_the_reference_with_all_its_arguments(capsys):
     found = sections(page("command-line"))
-    assert sorted(found) == [f"jobs.{name}" for name in COMMANDS]
-    for name in COMMANDS:
+    assert list(found) == VERBS
+    for name in VERBS:
         with pytest.raises(SystemExit):
             importlib.import_module(f"jobs.{name}").main(["--help"])
         options = set(re.findall(r"(?m)^  (--[\w-]+)", capsys.readouterr().out))
         assert {"--json", "--set"} <= options
-        assert "| None |" not in found[f"jobs.{name}"], "an argument has no help"
-        assert options == set(re.findall(r"(?m)^\| `(--[\w-]+)", found[f"jobs.{name}"]))
+        assert "| None |" not in found[name], "an argument has no help"
+        assert options == set(re.findall(r"(?m)^\| `(--[\w-]+)", found[name]))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +179,30 @@ def test_a_command_says_how_to_run_it(command, capsys):
         command.main(["--help"])
     assert ended.value.code == 0
     assert f"python -m {command.__name__} CONFIG.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_first_steps_are_taken_as_they_stand(tmp_path):
+    """All commands below the installation, in order, by a shell with a home of its own."""
+    text = page("first-steps").split("## Embed a folder", 1)[1]
+    blocks = re.findall(r"(?m)(?:^    .*\n)+", text)
+    commands = [block for block in blocks if re.match(r" +(?:mkdir|embedding-pipeline|echo) ", block)]
+    assert len(commands) >= 6
+    script = f'set -ex\nembedding-pipeline() {{ {sys.executable} -m jobs.main "$@"; }}\n' + textwrap.dedent(
+        "".join(commands)
+    )
+    script = script.replace("embedding-pipeline plan ~/notes", "! embedding-pipeline plan ~/notes")  # It ends with 10.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    said = block_after("and tells it before it works:", page("first-steps")).strip().replace("/home/you", str(tmp_path))
+    assert said in done.stdout
+    nearest = done.stdout.split("nearest to", 1)[1].splitlines()[1]
+    assert "garden.md" in nearest
+    assert "1 changed" in done.stdout
+    assert (tmp_path / "other.yaml").exists()
 
 
 def test_every_make_verb_that_the_pages_name_exists():

@@ -1,8 +1,8 @@
 """An Airflow DAG that submits the nightly reindex to a standing Ray cluster, and fails with it.
 
 The connection `ray` names the cluster: its host is the address of the dashboard, http://..:8265, its password the cluster's
-token. The workers of Airflow need Ray's command line alone (`ray[default]` of the cluster's version). The package, the
-configuration and the keys that it names are on the nodes of the cluster.
+token. The workers of Airflow need Ray's command line alone (`ray[default]` of the cluster's version). The nodes of the cluster
+run the image of the Dockerfile, and have the keys that the configuration names.
 """
 
 from datetime import datetime, timedelta
@@ -22,7 +22,8 @@ with DAG(
         task_id="reindex",
         bash_command=(
             "ray job submit -- "
-            "python -m jobs.reindex /app/conf/reindex-nightly.yaml --set resources.ray_address=auto --feed --json"
+            "embedding-pipeline reindex /app/conf/reindex-nightly.yaml --set resources.ray_address=auto --feed "
+            "--json --log json"
         ),
         env={"RAY_API_SERVER_ADDRESS": "{{ conn.ray.host }}", "RAY_AUTH_TOKEN": "{{ conn.ray.password }}"},
         append_env=True,

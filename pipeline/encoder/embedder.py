@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.encoder.encoder import Embeddings, Encoder, build_encoder
+from pipeline.encoder.encoder import Embeddings, Encoder, OnProgress, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.machine.quotas import cores
 from pipeline.model.folder import EncoderSpec
@@ -19,9 +19,12 @@ class Embedder:
     tokenizer: Tokenizer
     encoder: Encoder
 
-    def encode(self, texts: Sequence[str]) -> Embeddings:
-        """The vectors of all texts; a text that has none is named with its reason."""
-        return self.encoder.encode(self.tokenizer.tokenize(texts))
+    def encode(self, texts: Sequence[str], on_progress: OnProgress | None = None) -> Embeddings:
+        """The vectors of all texts; a text that has none is named with its reason.
+
+        `on_progress(texts, tokens)` hears what was encoded since its last call.
+        """
+        return self.encoder.encode(self.tokenizer.tokenize(texts), on_progress)
 
 
 def embedder(spec: EncoderSpec, device: str | None = None) -> Embedder:

@@ -326,7 +326,8 @@ def _openvino_engine(spec: EncoderSpec, threads: int, prompt_length: int, *, tok
     if spec.precision == "int8":
         if spec.int8 is None or not spec.int8.file:
             raise InputError(
-                "model.precision 'int8' means a table's own quantised model, and this one has none yet: run jobs.embed first"
+                "model.precision 'int8' means a table's own quantised model, and this one has none yet: run "
+                "`python -m jobs.embed` first"
             )
         return OpenVinoEngine(spec, Path(spec.int8.file), threads, prompt_length)
     try:

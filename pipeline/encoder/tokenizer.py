@@ -70,6 +70,9 @@ class Tokenizer:
 
     def _try_out(self, length: int | None, *, is_static: bool) -> None:
         """Find out how the tokenizer frames and cuts texts."""
+        own = self._backend.truncation if is_static else None
+        if own is not None:
+            length, self._side = own["max_length"], own["direction"]
         self._prefix, self._suffix = special_frame(self._backend) if self._adds_special_tokens else ([], [])
         frame = len(self._prefix) + len(self._suffix)
         if length is not None and length <= frame:
@@ -79,13 +82,15 @@ class Tokenizer:
             )
         self._room = None if length is None else length - frame
         """Tokens of a text that are kept; None is all."""
-        self._framed_here = self._backend.truncation is None if is_static else self._agrees_with_library()
+        self._framed_here = self._agrees_with_library()
         self._whole = self._backend
         """A copy of the tokenizer that never truncates."""
         if not self._framed_here:
             self._whole = copy.deepcopy(self._backend)
             self._whole.no_truncation()
-            if length is not None:
+            if own is not None:
+                self._backend.enable_truncation(**own)
+            elif length is not None:
                 self._backend.enable_truncation(length, direction=self._side)
         cuts = safe_cuts(self._backend) if self._framed_here and self._side == "right" else None
         self._cut = re.compile(f"[{cuts}]") if cuts and length is not None else None
@@ -243,9 +248,9 @@ class Tokenizer:
         room = min(self._room or _PROBE_TOKENS, _PROBE_TOKENS)
         probes = [*_PROBES, "word " * (2 * room), "字" * (2 * room)]
         self._backend.enable_truncation(room + len(self._prefix) + len(self._suffix), direction=self._side)
-        expected = self._backend.encode_batch(probes)
+        expected = self._backend.encode_batch(probes, add_special_tokens=self._adds_special_tokens)
         self._backend.no_truncation()
-        if any(any(encoding.type_ids) for encoding in expected):
+        if self._adds_special_tokens and any(any(encoding.type_ids) for encoding in expected):
             raise InputError("the model's tokenizer gives token types other than 0: not supported")
         bare = self._backend.encode_batch_fast(probes, add_special_tokens=False)
         rows = self._framed(*_flat([encoding.ids for encoding in bare]), room)

@@ -99,10 +99,16 @@ def load_fast(spec: EncoderSpec) -> Any:
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = tokenizer.split_special_tokens
-    own = _normalizers(backend)
-    if spec.do_lower_case and not any(isinstance(normalizer, Lowercase) for normalizer in own):
-        backend.normalizer = NormalizerSequence([Lowercase(), *own])
+    if spec.do_lower_case:
+        lower_case(backend)
     return tokenizer
+
+
+def lower_case(backend: Any) -> None:
+    """Put a Lowercase normaliser in front of the tokenizer's own, unless it has one."""
+    own = _normalizers(backend)
+    if not any(isinstance(normalizer, Lowercase) for normalizer in own):
+        backend.normalizer = NormalizerSequence([Lowercase(), *own])
 
 
 def special_frame(backend: Any) -> tuple[list[int], list[int]]:

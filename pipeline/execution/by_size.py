@@ -6,16 +6,28 @@ it.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.config import ResourceSpec
 from pipeline.execution.costs import CLUSTER_START_S, KEYS_HERE, LOCAL_ENCODING_S, SEND_ROWS_HERE
-from pipeline.execution.executor import Do, Executor, Flowing, Given, Item, Job, Result, RowComparison
+from pipeline.execution.executor import (
+    Do,
+    Executor,
+    Expected,
+    Flowing,
+    Given,
+    Item,
+    Job,
+    Result,
+    RowComparison,
+    where_of,
+)
 from pipeline.execution.local.executor import LocalExecutor
 from pipeline.execution.pools import Pools
+from pipeline.machine.processor import has_gpus
 from pipeline.progress import duration
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask
@@ -98,21 +110,27 @@ class ExecutorBySize:
         """Choose the executor that reads, encodes and writes slices."""
         if self._ray is not None and self._ray.description:
             return self._ray
+        here, reason = self._choice(job)
+        self._reason = f"{reason} were expected" if reason.endswith("encoding") else reason
+        return self._either(here)
+
+    def _choice(self, job: Job) -> tuple[bool, str]:
+        """Return (this machine encodes without Ray, why)."""
         if self._resources.ray_address is not None:
-            self._reason = ""
-            return self._on_ray()
+            return False, ""
         if self._wants_gpus():
-            self._reason = "GPUs"
-            return self._on_ray()
-        if job.expected_s > LOCAL_ENCODING_S:
-            self._reason = f"about {duration(job.expected_s)} of encoding were expected"
-            return self._on_ray()
-        self._reason = f"about {duration(max(1.0, job.expected_s))} of encoding were expected"
-        return self._local
+            return False, "GPUs"
+        return job.expected_s <= LOCAL_ENCODING_S, f"about {duration(max(1.0, job.expected_s))} of encoding"
+
+    def expected(self, job: Job) -> Expected:
+        here, reason = self._choice(job)
+        # Asking for Ray's executor would import Ray.
+        found = self._local.expected(job) if here else Expected(workers=where_of(self._resources), pools=None)
+        return replace(found, workers=f"{found.workers} ({reason})") if reason else found
 
     def _wants_gpus(self) -> bool:
         asked = self._resources.gpus_per_encoder
-        return bool(asked) if not isinstance(asked, str) else any(Path("/proc/driver/nvidia/gpus").glob("*"))
+        return bool(asked) if not isinstance(asked, str) else has_gpus()
 
     def _on_ray(self) -> "RayExecutor":
         if self._ray is None:

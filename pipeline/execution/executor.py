@@ -12,7 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
+from pipeline.config import ResourceSpec
 from pipeline.execution.pools import Load, Pools
+from pipeline.redaction import redacted
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import GetTokenizer, KeyResult, KeyTask
 from pipeline.stages.slice_row import SOURCE_CHANGED, unfit_of, unread_of
@@ -24,6 +26,8 @@ from pipeline.table.part import Part
 from pipeline.table.record import Effort
 from pipeline.work import Task, Unfit, Unreadable
 
+LOCAL = "local"
+"""This address asks for a Ray of this machine, however little there is to do."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Given = TypeVar("Given")
@@ -63,6 +67,16 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expected:
+    """It says who would encode."""
+
+    workers: str
+    """It names them, with the reason why they are chosen."""
+    pools: Pools | None
+    """They are the sizes of the pools, and None where only a cluster that has not started knows them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowComparison:
     """It says which rows of units are compared with which rows of the table's parts."""
 
@@ -86,6 +100,10 @@ class Executor(Protocol):
     @property
     def description(self) -> str:
         """It says who did the work, and why. It is "" while there was none."""
+        ...
+
+    def expected(self, job: Job) -> "Expected":
+        """Say who would encode for this job, and start nothing."""
         ...
 
     def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
@@ -182,6 +200,12 @@ def report_of(row: Mapping[str, Any]) -> Report:
         unfit=unfit_of(row["unfit"]),
         told=row["told"] or "",
     )
+
+
+def where_of(resources: ResourceSpec) -> str:
+    """Name the Ray that these resources lead to."""
+    address = resources.ray_address
+    return "a Ray of this machine" if address in (None, LOCAL) else f"the Ray cluster at {redacted(str(address))}"
 
 
 class Busy:

@@ -42,8 +42,11 @@ class Pools:
         return self if encoders is None else replace(self, encoders=max(1, min(self.encoders, encoders, tasks)))
 
     def describe(self) -> str:
+        return f"{self.describe_encoders()}, {self.tokenizers} tokenizers, {self.writers} writers"
+
+    def describe_encoders(self) -> str:
         use = f"{self.gpus_per_encoder:g} GPU" if self.device == "cuda" else f"{self.cpus_per_encoder} CPU"
-        return f"{self.encoders} x {use} encoders, {self.tokenizers} tokenizers, {self.writers} writers"
+        return f"{self.encoders} x {use} encoders"
 
 
 @dataclass(frozen=True, kw_only=True)

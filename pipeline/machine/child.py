@@ -38,7 +38,8 @@ class Child:
         path = os.pathsep.join(dict.fromkeys([str(Path(__file__).parents[2]), *filter(None, sys.path)]))
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())],
+                # Without -P a pipeline.py in the working directory would come before this package.
+                [sys.executable, "-P", "-m", module, str(theirs.fileno())],
                 env=os.environ | {"PYTHONPATH": path, **(environment or {})},
                 stdin=subprocess.PIPE,  # closed by the parent's end, whatever ends it
                 stdout=subprocess.DEVNULL,

@@ -1,11 +1,19 @@
-"""What kind of processor this machine has, as a key for what was measured on it: a cache folder may be shared by machines."""
+"""What kind of processor this machine has, as a key for what was measured on it: a cache folder may be shared by machines.
+
+It also tells whether there are GPUs, without a library that could use them."""
 
 import platform
 import re
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+_GPUS = Path("/proc/driver/nvidia/gpus")
 _KINDS_OF_INSTRUCTIONS = ("avx", "amx", "vnni", "bf16", "asimd", "sve", "i8mm")
+
+
+def has_gpus(driver: Path = _GPUS) -> bool:
+    """Return whether the driver of this machine's GPUs shows one."""
+    return any(driver.glob("*"))
 
 
 def processor(cpuinfo: Path = _CPUINFO) -> str:

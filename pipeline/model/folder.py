@@ -142,6 +142,8 @@ def encoder_spec(spec: ModelSpec, table: Mapping[str, Any] | None = None) -> Enc
     `table` is the `identity()` of the encoder that built a table, where there is one: a table that this model built before
     documents got their own prompt keeps the prompt it has, unless `spec` names one.
     """
+    if spec.precision == "auto":
+        spec = replace(spec, precision=(table or {}).get("precision", "float32"))
     origin, folder = locate(spec)
     try:
         saved = load_unchanged(folder, origin.digest, lambda: read_saved_model(folder))

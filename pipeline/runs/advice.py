@@ -49,21 +49,23 @@ def about_length(prepared: Prepared, truncated: int, texts: int, *, sampled: boo
     ]
 
 
-def about_sampled_length(prepared: Prepared) -> list[str]:
-    """Say it of a sample of the texts to encode, before they are."""
+def sampled_lengths(prepared: Prepared) -> tuple[int, int]:
+    """Return how many of a sample of the texts to encode are longer than what the model reads, and how many it has.
+
+    Both are 0 where texts are chunked, or where nothing limits their length.
+    """
     encoder = prepared.encoder
     if prepared.spec.chunk is not None or encoder.max_seq_length is None or not prepared.plan.added:
-        return []
+        return 0, 0
     texts = _some_texts(prepared)
     file = encoder.transformer_folder / "tokenizer.json"
     if not texts or not file.is_file():
-        return []
+        return 0, 0
     tokenizer = encoder.load(lambda: read_backend(file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     lengths = [len(found.ids) for found in tokenizer.encode_batch([encoder.prompt + text for text in texts])]
-    truncated = sum(length > encoder.max_seq_length for length in lengths)
-    return about_length(prepared, truncated, len(texts), sampled=True)
+    return sum(length > encoder.max_seq_length for length in lengths), len(texts)
 
 
 def _some_texts(prepared: Prepared) -> list[str]:

@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pipeline import progress
 from pipeline.execution.costs import READ_ROWS_PER_S
 from pipeline.execution.executor import Executor
 from pipeline.execution.part_workers import PartWorkers
 from pipeline.model.folder import check_model_unchanged
+from pipeline.progress import Phase
 from pipeline.runs.encode_units import description, encode_units, pace, timings
 from pipeline.runs.guard import check_unread, check_version
 from pipeline.runs.prepared import Prepared
@@ -47,6 +49,7 @@ def publish_changes(prepared: Prepared, executor: Executor, started: float, *, a
     what the steps raise.
     """
     planned = time.perf_counter()
+    progress.current().begin(Phase.COMPARING)
     changes = find(prepared, executor, writes=True)
     found_s = time.perf_counter() - planned
     check_unread(prepared, changes.stale_files)
@@ -85,10 +88,12 @@ def encode_texts(prepared: Prepared, executor: Executor, changes: Changes) -> En
 
     Raises what `encode_units` raises.
     """
-    if not changes.texts:
-        return NOTHING_ENCODED
-    plan = replace(prepared.plan, added=changes.texts, retried={}, records={})
-    return encode_units(replace(prepared, plan=plan), executor)
+    return encode_units(for_texts(prepared, changes), executor) if changes.texts else NOTHING_ENCODED
+
+
+def for_texts(prepared: Prepared, changes: Changes) -> Prepared:
+    """Return the run as far as it encodes texts."""
+    return replace(prepared, plan=replace(prepared.plan, added=changes.texts, retried={}, records={}))
 
 
 def publish_rows(
@@ -100,6 +105,7 @@ def publish_rows(
     too many rows failed, GateFailed, SourceChanged, and CommitConflict when another run published meanwhile.
     """
     started = time.perf_counter()
+    progress.current().begin(Phase.WRITING)
     table, parent = prepared.table, prepared.parent
     with changes.publication.guarded(prepared.vectors.fingerprint):
         changes.publication.check_current(prepared.vectors.fingerprint)
@@ -115,6 +121,7 @@ def publish_rows(
     failed = tally.failed + sum(item.rows for item in unread)
     check_version(prepared, failed=failed, total=tally.documents + failed, effort=made.effort, unread=unread)
     assembled = time.perf_counter()
+    progress.current().begin(Phase.COMMITTING)
     check_model_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version, upkeep = merge_rows.publish(changes.publication, made, description(prepared, name, timings), workers)

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from pipeline import schema
+from pipeline import progress, schema
 from pipeline.execution.executor import Executor
 from pipeline.execution.pools import Load, Pools
-from pipeline.progress import say
+from pipeline.progress import Phase, say
 from pipeline.runs import vector_spec
 from pipeline.runs.prepare import part_schema_of, plan_of
 from pipeline.runs.prepared import Prepared, slice_bytes
@@ -35,10 +35,13 @@ def calibrate(prepared: Prepared, executor: Executor) -> Prepared:
     if not prepared.vectors.needs_calibration:
         return prepared
     started = time.perf_counter()
+    run = progress.current()
     if prepared.vectors.needs_int8:
+        run.begin(Phase.CALIBRATING, "int8")
         prepared = _quantise(prepared, executor)
         say(str(prepared.vectors.int8))
     if prepared.vectors.needs_ranges:
+        run.begin(Phase.CALIBRATING, f"the value ranges of {prepared.spec.table.dtype}")
         prepared = _measure_ranges(prepared, executor)
     return replace(prepared, calibrate_s=time.perf_counter() - started)
 

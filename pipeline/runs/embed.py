@@ -1,148 +1,97 @@
-"""An embedding run goes by units: it encodes what has no record, commits, and updates the folder.
+"""An embedding run makes a table equal to its sources, under the table's lease.
 
-A spec, or a run that is prepared, and an executor come in. A published version and its summary go out. A reindex
-builds whole tables by these functions, too.
+A spec and an executor come in. A published version and its summary go out. A table that exists is followed by row, at the
+cost of what changed (by_row.py). A table that is built whole goes by units (by_units.py), and so do dead letters that are
+tried again. A reindex (reindex.py) does the same with the guards that a schedule needs.
 """
 
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import replace
-from typing import TypeVar
 
 from pipeline.config import RunSpec
-from pipeline.errors import RunError, SourceChanged
 from pipeline.execution.executor import Executor
-from pipeline.execution.part_workers import PartWorkers
-from pipeline.model.folder import check_model_unchanged
-from pipeline.runs import by_row, unread_files
-from pipeline.runs import plan as planning
-from pipeline.runs.calibrate import calibrate
-from pipeline.runs.encode_units import description, encode_units, pace, timings
-from pipeline.runs.guard import check_version
-from pipeline.runs.plan import Plan
-from pipeline.runs.prepare import prepare
+from pipeline.runs import by_row
+from pipeline.runs.by_units import embed_units
+from pipeline.runs.forecast import forecast
+from pipeline.runs.held import held
+from pipeline.runs.plan_summary import PlanSummary, summarise_plan
+from pipeline.runs.prepare import planned_again, prepare
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.summary import Summary, nothing_to_do, summarise
-from pipeline.runs.unread_files import UnreadFile
-from pipeline.table import materialise, record, snapshot
-from pipeline.table.operations import replace_units
-from pipeline.table.publication import Publication
-from pipeline.table.record import Effort
-from pipeline.table.snapshot import Snapshot
-
-Result = TypeVar("Result")
-Check = Callable[[snapshot.Tally], None]
-"""It looks at all rows of the new version before it is committed, and raises what stands against it."""
+from pipeline.runs.reindex_summary import sources_read, summarise_embedded_rows
+from pipeline.runs.row_changes import find
+from pipeline.runs.summary import Summary, both, nothing_to_do
+from pipeline.table import snapshot
 
 
-def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False) -> Summary:
-    """Make the table equal to its sources. After a kill at any moment, the same call goes on. Raises PipelineError."""
+def embed(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_model: bool = False) -> Summary:
+    """Make the table equal to its sources. After a kill at any moment, the same call goes on.
+
+    Where nothing is to do, nothing is written. Raises TableBusy where another run that gives signs of life has the table and
+    does not give it back within `limits.wait_s`, and other PipelineErrors.
+    """
     started = time.perf_counter()
 
+    def planned() -> Prepared:
+        return prepare(spec, writes=True, retry_failed=retry_failed, new_model=new_model)
+
     def once() -> Summary:
-        prepared = prepare(spec, writes=True, retry_failed=retry_failed)
+        prepared = planned()
         if prepared.plan.changes_nothing:
             return nothing_to_do(prepared)
-        if prepared.target.retyped:
-            # All units are other ones under the new types, but their texts have vectors.
-            done = by_row.publish_changes(prepared, executor, started, allow_deletes=True)
-            return summarise(prepared, done.version, done.encoded, done.seconds, done.changes.stale_files)
-        return embed_units(prepared, executor, started)
+        # A run that died on another machine can't be seen to be dead: the same command goes on when its lease runs out.
+        with held(prepared.table, "embed", spec.limits, outlasts=True):
+            if max(snapshot.versions(prepared.table), default=0) != prepared.parent.version:
+                prepared = planned()  # Another run published before this one had the table.
+            return _done(prepared, executor, started, retry_failed=retry_failed)
 
     return planned_again(once)
 
 
-def planned_again(once: Callable[[], Result]) -> Result:
-    """Return what `once` gives. If a file is replaced while it runs, plan again with the new file, a single time."""
-    try:
-        return once()
-    except SourceChanged:
-        return once()
-
-
-def embed_units(prepared: Prepared, executor: Executor, started: float, check: Check = lambda tally: None) -> Summary:
-    """Run a plan by units to its end. The run `started` at this reading of time.perf_counter."""
-    prepared = calibrate(prepared, executor)
-    encoded = encode_units(prepared, executor)
-    seconds = timings(prepared, encoded)
-    name = uuid.uuid4().hex[:12]
-    version, unread, published = publish_units(prepared, executor, name, seconds | pace(encoded), check)
-    total = {"total": time.perf_counter() - started}
-    return summarise(prepared, version, encoded, seconds | published | total, unread)
-
-
-def publish_units(
-    prepared: Prepared,
-    executor: Executor,
-    run: str,
-    timings: Mapping[str, float],
-    check: Check = lambda tally: None,
-) -> tuple[Snapshot, tuple[UnreadFile, ...], dict[str, float]]:
-    """Commit the version and materialise it. Return it with the files that can't be read and the seconds that it took.
-
-    Where a run only tried dead letters again, and all of them failed again, there is nothing to commit and the parent
-    is returned. Raises RunError when slices are missing, too many rows or files failed or a limit is passed. Raises what
-    `check` raises of all rows of the new version, and CommitConflict when another run published meanwhile.
-    """
+def plan(spec: RunSpec, executor: Executor, *, retry_failed: bool = False, new_model: bool = False) -> PlanSummary:
+    """Return what `embed` would do, with exact counts of rows where it would go by row."""
     started = time.perf_counter()
-    table = prepared.table
-    units = [*prepared.plan.added, *prepared.plan.retried.values()]
-    plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in units]))
-    attempt = Publication(table, prepared.parent)
-    attempt.check_current(prepared.vectors.fingerprint)
-    if plan.tasks:
-        raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
-    retried = _recovered(prepared.parent, plan)
-    done = [(unit, plan.records[unit.unit_id]) for unit in plan.added]
-    work = replace_units.Work(done=done, kept=plan.kept, retried=retried)
-    # A record that gave nothing is deleted, or the next run would take its unit for done.
-    record.forget(table, [again.unit_id for unit, again in plan.retried.items() if unit not in retried])
-    if not plan.added and not plan.dropped and not retried:
-        return prepared.parent, (), {}
-    tally = work.tally(prepared.parent)
-    unread = unread_files.of_records(prepared, plan)
-    # The units of an earlier version know the rows of all their files together.
-    failed = tally.failed + max(_lost_rows(prepared.parent, plan), sum(item.rows for item in unread))
-    effort = sum((item.effort for item in work.records), Effort())
-    check_version(prepared, failed=failed, total=tally.documents + failed, effort=effort, unread=unread)
-    check(replace(tally, failed=failed))
-    check_model_unchanged(prepared.encoder)
-    workers = PartWorkers(executor, prepared)
-    version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)
-    committed = time.perf_counter()
-    materialise.materialise(table, version)
-    return version, unread, {"commit": committed - started, "materialise": time.perf_counter() - committed}
+    prepared = prepare(spec, writes=False, retry_failed=retry_failed, new_model=new_model)
+    if not _goes_by_row(prepared):
+        return summarise_plan(prepared, executor)
+    changes = find(prepared, executor, writes=False)
+    planned = summarise_plan(prepared, executor, forecast(prepared, changes, executor, started, allow_deletes=True))
+    if not retry_failed:
+        return planned
+    more = sum(part.tally.failed for part in changes.unchanged_spans)
+    pending = planned.changes_pending or bool(more)
+    return replace(planned, rows_to_retry=planned.rows_to_retry + more, changes_pending=pending)
 
 
-def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record]]:
-    """Map each unit to its new records, if some of its dead letters now have a vector or are left out."""
-    if not plan.retried:
-        return {}
-    before = parent.tallies()
-    found = {unit: (again, plan.records[again.unit_id]) for unit, again in plan.retried.items()}
-    return {
-        unit: items
-        for unit, (again, items) in found.items()
-        if replace_units.mends(before[unit], replace_units.tally_of(items), placed=again.is_placed)
+def _done(prepared: Prepared, executor: Executor, started: float, *, retry_failed: bool) -> Summary:
+    if prepared.plan.changes_nothing:
+        return nothing_to_do(prepared)
+    if not _goes_by_row(prepared):
+        return embed_units(prepared, executor, started)
+    done = by_row.publish_changes(prepared, executor, started, allow_deletes=True)
+    summary = summarise_embedded_rows(prepared, done)
+    if not retry_failed:
+        return summary
+    again = _only_retries(prepared, sources_read(done.changes))
+    return both(summary, embed_units(again, executor, started)) if again.plan.retried else summary
+
+
+def _goes_by_row(prepared: Prepared) -> bool:
+    """Say whether the table is followed by row. It is built by units, and so are dead letters tried again."""
+    return not prepared.is_full and bool(prepared.plan.added or prepared.plan.dropped)
+
+
+def _only_retries(before: Prepared, read: Collection[int]) -> Prepared:
+    """Plan to try dead letters again after all else was published by row.
+
+    Units whose dead letters are all of sources that were `read` just now are left alone. So is a source that changed
+    meanwhile: the next run sees it.
+    """
+    again = prepare(before.spec, writes=True, retry_failed=True)
+    retried = {
+        unit: rows
+        for unit, rows in again.plan.retried.items()
+        if any(source not in read for source, _ in rows.only or ())
     }
-
-
-def _lost_rows(parent: Snapshot, plan: Plan) -> int:
-    """Count the rows that broken files had in the table and no longer give. One dead letter stands for many of them."""
-    broken = {
-        span.file.path
-        for unit in plan.added
-        if any(item.broken for item in plan.records[unit.unit_id])
-        for span in unit.spans
-    }
-    broken_units = {row["unit_id"] for row in parent.sources.to_pylist() if row["path"] in broken}
-    lost = plan.dropped & broken_units
-    before = sum(tally.source_rows for unit, tally in parent.tallies().items() if unit in lost)
-    after = sum(
-        item.num_rows
-        for unit in plan.added
-        if any(span.file.path in broken for span in unit.spans)
-        for item in plan.records[unit.unit_id]
-    )
-    return max(0, before - after)
+    plan = replace(again.plan, added=(), dropped=frozenset(), kept=again.parent.live_units(), retried=retried)
+    return replace(again, plan=plan)

@@ -7,11 +7,13 @@ version says of the run that made it.
 import contextlib
 import time
 from collections.abc import Generator, Mapping
+from typing import Any
 
+from pipeline import progress
 from pipeline.encoder import probes
 from pipeline.errors import RunError, SourceChanged
 from pipeline.execution.executor import Busy, Executor, Report, report_of
-from pipeline.progress import Progress
+from pipeline.progress import Phase
 from pipeline.runs import unread_files
 from pipeline.runs.estimate import TOKENS_PER_S
 from pipeline.runs.guard import check_clipped, check_failed, check_unfit, check_unread
@@ -38,26 +40,27 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
     filtered = prepared.spec.source.where is not None or prepared.spec.source.on_null == "skip"
     # Reports are added up and not kept: a large corpus has millions of slices.
     busy, engines, told, changed = Busy(), set[str](), set[str](), ""
-    rows, effort = 0, Effort()
+    rows, failed, effort = 0, 0, Effort()
     units = {task.unit.unit_id: task.unit for task in tasks}
     unread: dict[str, UnreadFile] = {}
     unfit: list[Unfit] = []
-    with (
-        Progress(units=len(tasks), rows=prepared.rows_to_do) as progress,
-        contextlib.closing(reports_of(prepared, executor, progress.encoded)) as coming,
-    ):
+    run = progress.current()
+    run.begin(Phase.STARTING)
+    run.expect(units=len(tasks), **_rows_to_do(prepared))
+    with contextlib.closing(reports_of(prepared, executor, run.encoded)) as coming:
         for report in coming:
             busy.add(report)
             engines.add(report.engine)
             told.add(report.told)
             if report.refused is None:
-                progress.recorded(report.num_rows, report.failed, report.last)
+                run.recorded(report.num_rows, report.failed, report.last, report.effort.stages)
+                failed += report.failed
                 unread |= _unread_in(report, units[report.unit_id])
                 check_unread(prepared, list(unread.values()))
                 unfit += [report.unfit] if report.unfit is not None else []
                 check_unfit(prepared, unfit)
                 # Only in the end it is known how many rows the filter lets through.
-                check_failed(prepared, progress.failed, prepared.survey.rows_known if not filtered else None)
+                check_failed(prepared, failed, prepared.survey.rows_known if not filtered else None)
                 rows, effort = rows + report.num_rows, effort + report.effort
                 check_clipped(prepared, effort, done=rows / max(1, rows, prepared.survey.rows_estimate))
             elif not report.source_changed:
@@ -76,6 +79,14 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         engines="; ".join(sorted(engines - {""})),
         told=tuple(sorted(told - {""})),
     )
+
+
+def _rows_to_do(prepared: Prepared) -> dict[str, Any]:
+    """Return how many rows the tasks have, or about how many where all of a source is to be read that doesn't tell."""
+    rows = prepared.rows_to_do
+    if rows is None and not prepared.plan.kept and not prepared.plan.records:
+        return {"rows": prepared.survey.rows_estimate, "about": True}
+    return {"rows": rows}
 
 
 def _unread_in(report: Report, unit: Unit) -> dict[str, UnreadFile]:
@@ -99,10 +110,7 @@ def timings(prepared: Prepared, encoded: Encoded) -> dict[str, float]:
         **({"calibrate": prepared.calibrate_s} if prepared.calibrate_s else {}),
         "start": encoded.start_s,
         "flow": encoded.seconds,
-        "read": effort.read_s,
-        "tokenize": effort.tokenize_s,
-        "encode": effort.encode_s,
-        "write": effort.write_s,
+        **effort.stages,
     }
 
 

@@ -16,6 +16,7 @@ from pipeline.feeds.shape import shape_of
 from pipeline.feeds.store import Marker
 from pipeline.runs.feed_changes import Changes
 from pipeline.runs.feed_checks import DEEP_ROWS, look_deep
+from pipeline.runs.feed_observed import observed_feed
 from pipeline.runs.feed_opened import (
     begun,
     check_deletes,
@@ -43,8 +44,7 @@ LOOKS = 3
 def feed(spec: RunSpec, name: str, executor: "Callable[[], Executor]", wishes: Wishes | None = None) -> FeedSummary:
     """Bring the store of the feed to the table's version, and return what was done. The executor is made if there is a
     load. Raises PipelineError."""
-    with opened(spec, name, wishes) as found:
-        summary = begun(found)
+    with opened(spec, name, wishes) as found, observed_feed(spec, found, summary := begun(found)):
         decided = plan(found, wishes or Wishes())
         if isinstance(decided, Nothing):
             summary.generation = decided.marker.generation

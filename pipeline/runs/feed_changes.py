@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
-from pipeline import schema
+from pipeline import progress, schema
 from pipeline.feeds import verify
 from pipeline.feeds.load import Pace
 from pipeline.feeds.shape import columns_of, shaped
@@ -107,6 +107,7 @@ class Changes:
             delta.delete(pa.array([one.id for one in refused], pa.string()))
         written.known |= self._excluded.intersection(rows.column(schema.ID).to_pylist())
         written.sent += rows.num_rows - len(refused)
+        progress.current().encoded(rows.num_rows, 0)
         written.bytes += matrix(fit, self._found.shape).nbytes
         room = SAMPLE_ROWS - sum(some.num_rows for some in written.sample)
         if room > 0:

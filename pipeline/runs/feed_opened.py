@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schema
+from pipeline import progress, schema
 from pipeline.config import RunSpec
 from pipeline.errors import GateFailed, InputError
 from pipeline.feed_spec import FeedSpec
@@ -22,6 +22,7 @@ from pipeline.feeds import load
 from pipeline.feeds.registry import open_store
 from pipeline.feeds.shape import columns_of, shape_of, shaped
 from pipeline.feeds.store import Generation, Marker, Rejection, Store
+from pipeline.progress import Phase
 from pipeline.runs.feed_plan import Feed, Wishes, version_of
 from pipeline.runs.feed_summary import FeedSummary, lacking
 from pipeline.storage import Folder
@@ -44,7 +45,7 @@ def opened(spec: RunSpec, name: str, wishes: Wishes | None, *, writes: bool = Tr
     table = Folder(spec.table.path, spec.table.storage_options)
     current = snapshot.current(table)
     if not current.version:
-        raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
+        raise InputError(f"table {spec.table.path!r} has no published version: run `python -m jobs.embed` first")
     wanted = wishes.to if wishes is not None and wishes.to is not None else current.version
     version = current if wanted == current.version else snapshot.read(table, wanted)
     if not version.version:
@@ -117,9 +118,24 @@ def drop_generation(found: Feed, generation: str) -> None:
     found.table.delete([info.path for info in _letters(found, generation)])
 
 
+PHASES = {
+    "check": Phase.READING,
+    "send": Phase.SENDING,
+    "finish": Phase.COMMITTING,
+    "index": Phase.INDEXING,
+    "verify": Phase.VERIFYING,
+    "switch": Phase.SWITCHING,
+}
+"""They are the phases of a feed, by the names that its summary has for them."""
+
+
 @contextlib.contextmanager
 def timed(summary: FeedSummary, name: str) -> Iterator[None]:
+    """Count the seconds of a phase, which begins now."""
     started = time.perf_counter()
+    run = progress.current()
+    run.expect(units=None, rows=None)
+    run.begin(PHASES[name], summary.feed)
     try:
         yield
     finally:

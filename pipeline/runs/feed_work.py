@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from pipeline import progress
 from pipeline.errors import GateFailed, InputError
 from pipeline.feeds import load, verify
 from pipeline.feeds.load import LoadWork
 from pipeline.feeds.store import Loaded, Marker, Rejection
 from pipeline.feeds.unit_rows import LoadUnit
 from pipeline.feeds.verify import Differences
-from pipeline.progress import Progress
 from pipeline.runs.feed_changes import Changes, Written
 from pipeline.runs.feed_checks import DEEP_ROWS, look_deep, proven, still_right
 from pipeline.runs.feed_opened import (
@@ -127,15 +127,16 @@ class Work:
         done: dict[str, Loaded] = {}
         # A store that wants few rows a second is sent them from one place, where one clock counts them.
         where = rows if found.spec.limits.rate == "auto" else 0
-        with Progress(units=len(todo), rows=rows) as progress:
-            progress.encoded(0, 0)
-            for unit, loaded in self.executor().spread(load.load_unit, work, todo, rows=where, writers=writers):
-                self._alive()
-                done[unit.name] = loaded
-                progress.encoded(unit.rows, 0)
-                progress.recorded(unit.rows, len(loaded.rejected), True)
-                self.summary.sent += loaded.rows
-                self.summary.sent_bytes += loaded.rows * width
+        run = progress.current()
+        run.expect(units=len(todo), rows=rows)
+        run.encoded(0, 0)
+        for unit, loaded in self.executor().spread(load.load_unit, work, todo, rows=where, writers=writers):
+            self._alive()
+            done[unit.name] = loaded
+            run.encoded(unit.rows, 0)
+            run.recorded(unit.rows, len(loaded.rejected), True)
+            self.summary.sent += loaded.rows
+            self.summary.sent_bytes += loaded.rows * width
         return done
 
     def _ready(self, marker: Marker) -> None:
@@ -153,7 +154,7 @@ class Work:
         found = replace(self.feed, version=snapshot.read(self.feed.table, marker.applied))
         if not marker.indexed:
             with timed(self.summary, "index"):
-                found.store.build_index(marker.generation, found.shape, lambda share: None)
+                found.store.build_index(marker.generation, found.shape, progress.current().reach)
         with timed(self.summary, "verify"):
             self.summary.verification = proven(found, marker)
         self.summary.generation = marker.generation

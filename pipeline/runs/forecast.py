@@ -16,16 +16,18 @@ import pyarrow.parquet as pq
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError
 from pipeline.execution import pools
+from pipeline.execution.executor import Executor
 from pipeline.progress import ShownInNotebooks, duration, size
 from pipeline.runs import advice, estimate
+from pipeline.runs.by_row import for_texts
 from pipeline.runs.estimate import Rate
 from pipeline.runs.guard import check_unread
 from pipeline.runs.prepared import Prepared
-from pipeline.runs.reindex_summary import stale_line
 from pipeline.runs.row_changes import Changes, check_deleted
-from pipeline.runs.summary import widened
+from pipeline.runs.summary import stale_lines, widened
 from pipeline.runs.unread_files import UnreadFile
-from pipeline.schema import N_TOKENS
+from pipeline.runs.what_runs import WhatRuns, planned
+from pipeline.schema import N_TOKENS, TRUNCATED
 from pipeline.stages.distinct_texts import read_texts
 from pipeline.stages.slice_row import from_cell
 from pipeline.table import snapshot
@@ -76,13 +78,30 @@ class Forecast(ShownInNotebooks):
     """It says why a run would publish nothing."""
     notes: tuple[str, ...] = ()
     """They say what the settings of the run cost."""
+    runs: WhatRuns | None = None
+    """It is what will run."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"plan for {self.table} (now at version {self.version})"]
-        lines += [f"  snapshot   {self.snapshot}"] if self.snapshot else []
+        return "\n".join(
+            [
+                f"plan for {self.table} (now at version {self.version})",
+                *([f"  snapshot   {self.snapshot}"] if self.snapshot else []),
+                *(self.runs.lines(sampled=True) if self.runs is not None else []),
+                *self.lines(),
+                *(f"  types      {reason}" for reason in self.widened),
+                *([f"  refused    {self.refusal}"] if self.refusal else []),
+                *(f"  note       {note}" for note in self.notes),
+                f"  planned in {duration(self.plan_s)}",
+                "  changes pending" if self.changes_pending else "  nothing to do",
+            ]
+        )
+
+    def lines(self) -> list[str]:
+        """Return the lines about rows, texts, files and time."""
+        lines = list[str]()
         if self.full:
             lines.append(f"  build      all of {self.to_encode:,} rows, about {self.tokens:,} tokens")
         elif self.changes_pending:
@@ -99,23 +118,26 @@ class Forecast(ShownInNotebooks):
                 f"  encoding   about {duration(self.seconds)}, at the {self.rate.tokens_per_s:,.0f} tokens/s of version "
                 f"{self.rate.version}{price}"
             )
-        lines += [f"  types      {reason}" for reason in self.widened]
-        lines += [stale_line(item) for item in self.stale_files[:5]]
-        lines += [f"  refused    {self.refusal}"] if self.refusal else []
-        lines += [f"  note       {note}" for note in self.notes]
-        lines += [
-            f"  planned in {duration(self.plan_s)}",
-            "  changes pending" if self.changes_pending else "  nothing to do",
-        ]
-        return "\n".join(lines)
+        return [*lines, *stale_lines(self.stale_files)]
 
 
-def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float | None, started: float) -> Forecast:
+def forecast(
+    prepared: Prepared,
+    changes: Changes | None,
+    executor: Executor,
+    started: float,
+    *,
+    price_per_hour: float | None = None,
+    allow_deletes: bool = False,
+) -> Forecast:
     """Forecast the run. The `changes` are None for a full build, or where nothing changed."""
     full = changes is None and not prepared.plan.changes_nothing
-    tokens = _count_tokens(prepared, changes) if changes is not None else 0
+    sample = _sample(prepared, changes) if changes is not None else Sample()
+    tokens = round(sample.tokens / max(1, sample.texts) * changes.to_encode) if changes is not None else 0
     if full:
         tokens = round(prepared.survey.rows_estimate * _tokens_per_document(prepared))
+        sample = Sample(**dict(zip(("truncated", "texts"), advice.sampled_lengths(prepared), strict=True)))
+    encoding = for_texts(prepared, changes) if changes is not None else prepared
     expected = estimate.estimate(tokens, _history(prepared), price_per_hour)
     losing = np.unique(changes.removed["part"]).tolist() if changes is not None else []
     return Forecast(
@@ -134,8 +156,12 @@ def forecast(prepared: Prepared, changes: Changes | None, price_per_hour: float 
         rate=expected.rate,
         snapshot=prepared.survey.snapshot,
         widened=tuple(widened(prepared)),
-        refusal=_refusal(prepared, changes),
-        notes=(*advice.about_ids(prepared), *(advice.about_sampled_length(prepared) if full else ())),
+        refusal=_refusal(prepared, changes, allow_deletes=allow_deletes),
+        notes=(
+            *advice.about_ids(prepared),
+            *advice.about_length(prepared, sample.truncated, sample.texts, sampled=True),
+        ),
+        runs=planned(encoding, executor, sample.truncated, sample.texts),
     )
 
 
@@ -157,11 +183,11 @@ def _row_counts(prepared: Prepared, changes: Changes | None, full: bool) -> dict
     return counts | {"changed" if prepared.parent.version else "new": rows, "to_encode": rows}
 
 
-def _refusal(prepared: Prepared, changes: Changes | None) -> str | None:
+def _refusal(prepared: Prepared, changes: Changes | None, *, allow_deletes: bool) -> str | None:
     try:
         if changes is not None:
             check_unread(prepared, changes.stale_files)
-        check_deleted(prepared, changes)
+        check_deleted(prepared, changes, allowed=allow_deletes)
     except RunError as error:
         return str(error)
     return None
@@ -186,20 +212,30 @@ def _tokens_per_document(prepared: Prepared) -> float:
     return float(tokens / rows * parent.counts.rows / max(1, parent.counts.documents))
 
 
-def _count_tokens(prepared: Prepared, changes: Changes) -> int:
-    """Estimate the tokens of the texts to encode from a sample of them."""
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """It is what was seen of some of the texts to encode."""
+
+    tokens: int = 0
+    truncated: int = 0
+    texts: int = 0
+
+
+def _sample(prepared: Prepared, changes: Changes) -> Sample:
+    """Look at some of the texts to encode."""
     if not changes.texts:
-        return 0
+        return Sample()
     spec = prepared.worker_spec(pools.ALONE)
     tokenizer = Tokenizer(spec.encode.encoder, 1)
     chosen = [changes.texts[number] for number in np.linspace(0, len(changes.texts) - 1, 4).astype(int)]
-    tokens = counted = 0
+    tokens = truncated = counted = 0
     for unit in dict.fromkeys(chosen):
         most = math.ceil(SAMPLE_TEXTS / 4)
         step = max(1, len(unit.only or ()) // most)
         some = replace(unit, only=(unit.only or ())[::step])
         for row in read_texts(Task(unit=some, done=()), spec, tokenizer):
             found = from_cell(row, "documents")
-            tokens += sum(found.column("n_tokens").to_pylist())
+            tokens += sum(found.column(N_TOKENS).to_pylist())
+            truncated += sum(found.column(TRUNCATED).to_pylist())
             counted += found.num_rows
-    return round(tokens / max(1, counted) * changes.to_encode)
+    return Sample(tokens=tokens, truncated=truncated, texts=counted)

@@ -54,13 +54,18 @@ class Plan:
 
 
 def output_spec(
-    spec: RunSpec, source: pa.Schema, forms: Collection[str], words: Mapping[str, str] | None = None
+    spec: RunSpec,
+    source: pa.Schema,
+    forms: Collection[str],
+    words: Mapping[str, str] | None = None,
+    root: str | None = None,
 ) -> dict[str, Any]:
     """Return all that shapes the table's files: roles, order and types of columns, rules, partitioning, and format
     version.
 
     The source files have these `forms`. Options of other formats shape nothing. A type keeps its name in `words` where
-    the table's files don't depend on which of several types a column is read as.
+    the table's files don't depend on which of several types a column is read as. Where a column has paths below the source's
+    folder, that folder is `root`.
     """
     delimited = bool({"csv", "tsv"} & set(forms))
     return {
@@ -75,11 +80,16 @@ def output_spec(
         "csv": _csv_shape(spec) if delimited else None,
         **({"renamed": dict(spec.source.renamed)} if spec.source.renamed else {}),
         **({"encoding": spec.source.encoding} if spec.source.encoding != "auto" else {}),
+        **(
+            {"front_matter": spec.source.front_matter} if spec.source.front_matter != "text" and "text" in forms else {}
+        ),
+        **({"root": root} if root is not None else {}),
         "schema": {column.name: str(column.type) for column in source} | dict(words or {}),
         "partition_by": spec.table.partition_by,
         "embedding_column": spec.table.embedding_column,
         "keep_text": spec.table.keep_text,
         "rows": spec.chunk.rows if spec.chunk else "documents",
+        **({"pages": True} if spec.rows_have_pages else {}),
     }
 
 
@@ -100,7 +110,8 @@ def shape(output: Mapping[str, Any]) -> str:
     kept = [*output.get("keep", ()), *output.get("partition_by", ())]
     shaping = ("format", "keep", "partition_by", "embedding_column", "keep_text", "rows")
     types = {name: output.get("schema", {}).get(name) for name in kept}
-    return identity.digest({name: output.get(name) for name in shaping} | {"types": types})
+    pages = {"pages": True} if output.get("pages") else {}
+    return identity.digest({name: output.get(name) for name in shaping} | {"types": types} | pages)
 
 
 def unit_ids(groups: Iterable[tuple[Span, ...]], output: str, fingerprint: str) -> dict[str, tuple[Span, ...]]:

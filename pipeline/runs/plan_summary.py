@@ -6,12 +6,21 @@ It is made for a person (`str`), for machines (`to_dict`) and for notebooks.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.execution.executor import Executor
 from pipeline.progress import ShownInNotebooks, duration, size
 from pipeline.runs import advice
+from pipeline.runs.forecast import Forecast
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.summary import widened
+from pipeline.runs.what_runs import WhatRuns, planned
 from pipeline.table import calibration
 from pipeline.work import lasting_name
+
+BY_ROW = (
+    "new", "changed", "deleted", "unchanged", "reusable", "to_encode", "tokens", "seconds",
+    "parts_rewritten", "bytes_rewritten", "stale_files", "refusal",
+)  # fmt: skip
+"""They are the figures of a forecast that a plan has, too, where it would be carried out by row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +56,15 @@ class PlanSummary(ShownInNotebooks):
     """It says which columns take another type, and what that costs."""
     notes: tuple[str, ...] = ()
     """They say what the settings of the run cost."""
+    runs: WhatRuns | None = None
+    """It is what will run."""
+    by_row: Forecast | None = None
+    """It has the counts of rows and texts where a table that exists would be followed by row."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the figures, with the counts by row beside them where there are some."""
+        rows = {name: getattr(self.by_row, name) for name in BY_ROW} if self.by_row is not None else {}
+        return {name: value for name, value in asdict(self).items() if name != "by_row"} | rows
 
     def __str__(self) -> str:
         rows = f"{self.rows:,}" if self.rows is not None else f"about {self.rows_estimate:,}"
@@ -60,15 +75,22 @@ class PlanSummary(ShownInNotebooks):
                 *([f"  snapshot   {self.snapshot}"] if self.snapshot else []),
                 *(f"  left out   {reason}" for reason in self.left_out),
                 *(f"  types      {reason}" for reason in self.widened),
-                f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
-                f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
+                *(self.runs.lines(sampled=True) if self.runs is not None else []),
+                *(self._units() if self.by_row is None else self.by_row.lines()),
                 *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
                 *self._calibration(),
+                *([f"  refused    {self.by_row.refusal}"] if self.by_row is not None and self.by_row.refusal else []),
                 *(f"  note       {note}" for note in self.notes),
                 f"  planned in {duration(self.plan_s)}",
                 "  changes pending" if self.changes_pending else "  nothing to do",
             ]
         )
+
+    def _units(self) -> list[str]:
+        return [
+            f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
+            f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop"
+        ]
 
     def _calibration(self) -> list[str]:
         if self.fingerprint is not None:
@@ -82,8 +104,10 @@ def _known_files(prepared: Prepared) -> frozenset[tuple[str, str]]:
     return frozenset((lasting_name(row["path"]), row["version"]) for row in rows)
 
 
-def summarise_plan(prepared: Prepared) -> PlanSummary:
+def summarise_plan(prepared: Prepared, executor: Executor, by_row: Forecast | None = None) -> PlanSummary:
+    """Summarise the plan, with the forecast of a run `by_row` where it would be one."""
     plan = prepared.plan
+    runs = by_row.runs if by_row is not None else planned(prepared, executor, *advice.sampled_lengths(prepared))
     added = {unit.unit_id for unit in plan.added}
     tasks = [task for task in plan.tasks if task.unit.unit_id in added]
     # Under another type all units are other ones, but the texts of files that the table knows have vectors.
@@ -104,10 +128,15 @@ def summarise_plan(prepared: Prepared) -> PlanSummary:
         rows_to_retry=plan.rows_to_retry,
         dim=prepared.encoder.dim,
         fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
-        plan_s=round(prepared.plan_s, 3),
-        changes_pending=not plan.changes_nothing,
+        plan_s=round(prepared.plan_s, 3) if by_row is None else by_row.plan_s,
+        changes_pending=bool(plan.retried) or (not plan.changes_nothing if by_row is None else by_row.changes_pending),
+        by_row=by_row,
         left_out=prepared.survey.left_out,
         snapshot=prepared.survey.snapshot,
         widened=tuple(widened(prepared)),
-        notes=(*advice.about_ids(prepared), *advice.about_sampled_length(prepared)),
+        notes=(
+            *advice.about_ids(prepared),
+            *(advice.about_length(prepared, runs.truncated, runs.texts, sampled=True) if runs is not None else ()),
+        ),
+        runs=runs,
     )

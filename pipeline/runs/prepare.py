@@ -8,18 +8,20 @@ import collections
 import datetime
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import pyarrow as pa
 
-from pipeline import identity
+from pipeline import identity, progress
 from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.chunking import check_room
 from pipeline.encoder.tokenizer_backend import framing_tokens
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SourceChanged
 from pipeline.model.folder import EncoderSpec, encoder_spec
 from pipeline.model.tokenizer_files import check_tokenizer
+from pipeline.progress import Phase
 from pipeline.runs import kept_types, vector_spec
 from pipeline.runs import plan as planning
 from pipeline.runs.kept_types import KeptTypes
@@ -27,6 +29,8 @@ from pipeline.runs.plan import Plan
 from pipeline.runs.prepared import Corpus, Prepared, Target
 from pipeline.runs.vector_spec import VectorSpec
 from pipeline.sources import filter
+from pipeline.sources.columns import column_names
+from pipeline.sources.formats import registry
 from pipeline.sources.lakehouse.find import is_lakehouse
 from pipeline.sources.listing import Recorded, Sources, find_sources
 from pipeline.sources.reader import first_spans
@@ -36,7 +40,9 @@ from pipeline.storage import Folder, before_work, contains, is_shared
 from pipeline.table import dead_letters, materialise, readiness, record, snapshot
 from pipeline.table.part import part_schema
 from pipeline.table.snapshot import Snapshot
-from pipeline.work import SourceFile
+from pipeline.work import SourceFile, lasting_name
+
+Result = TypeVar("Result")
 
 
 def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_model: bool = False) -> Prepared:
@@ -47,6 +53,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     configuration, model, sources or table.
     """
     started = time.perf_counter()
+    progress.current().begin(Phase.PLANNING)
     with before_work():
         resources_for(spec)
         check_paths(spec)
@@ -77,7 +84,7 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
         if spec.source.where is not None:
             filter.check(spec.source.where, surveyed.schema)
         surveyed = _limited(spec, surveyed)
-        output_spec = planning.output_spec(spec, surveyed.schema, forms, kept.words)
+        output_spec = planning.output_spec(spec, surveyed.schema, forms, kept.words, _root(spec, files))
         output = identity.digest(output_spec)
         if described.needs_calibration:
             described = vector_spec.describe(spec, encoder, table, snapshot.empty() if renews else parent, output)
@@ -105,13 +112,28 @@ def prepare(spec: RunSpec, *, writes: bool, retry_failed: bool = False, new_mode
     )
 
 
+def planned_again(once: Callable[[], Result]) -> Result:
+    """Return what `once` gives. If a file is replaced while it runs, plan again with the new file, a single time."""
+    try:
+        return once()
+    except SourceChanged:
+        return once()
+
+
+def _root(spec: RunSpec, files: Sequence[SourceFile]) -> str | None:
+    """Return the folder below which files are named, if some column is made of these names."""
+    columns = set(column_names(spec.source, spec.carried))
+    named = any(registry.FORMS[file.format].is_document and "file" not in dict(file.partition) for file in files)
+    return lasting_name(files[0].root) if "file" in columns and named else None
+
+
 def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot, table: Folder) -> KeptTypes:
     """Survey the files. The types that the table was built with are known before, and kept."""
     before = snapshot.hex_to_schema(parent.source_schema) if parent.source_schema else pa.schema([])
     known = dict(zip(before.names, before.types, strict=True))
     stands = kept_types.standing(spec, parent, {file.format for file in found.files})
     surveyed = survey(found.files, spec.source, spec.table.partition_by, known, stands)
-    surveyed = replace(surveyed, hidden=found.hidden, excluded=found.excluded)
+    surveyed = replace(surveyed, hidden=found.hidden, excluded=found.excluded, unknown=found.unknown)
     return KeptTypes(survey=surveyed) if stands is None else kept_types.settle(spec, surveyed, parent, table)
 
 
@@ -255,5 +277,6 @@ def part_schema_of(spec: RunSpec, source: pa.Schema, vectors: VectorSpec) -> pa.
         vectors.encoder.dim,
         spec.table.dtype,
         chunks=spec.rows_are_chunks,
+        pages=spec.rows_have_pages,
         calibration=vectors.calibration,
     )

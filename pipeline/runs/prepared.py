@@ -181,6 +181,7 @@ class Prepared:
                 slice_rows=rows,
                 slice_bytes=slice_bytes(spec, rows),
                 threads=max(1, int(pools.cpus_per_task)),
+                pages=spec.rows_have_pages,
             ),
             chunk=spec.chunk,
             encode=EncodeSpec(

@@ -44,7 +44,7 @@ def published(spec: RunSpec) -> Published:
     table = Folder(spec.table.path, spec.table.storage_options)
     version = snapshot.current(table)
     if not version.version:
-        raise InputError(f"table {spec.table.path!r} has no published version: run jobs.embed first")
+        raise InputError(f"table {spec.table.path!r} has no published version: run `python -m jobs.embed` first")
     encoder = encoder_spec(spec.model, version.fingerprint_of.get("encoder"))
     ranges = calibration.stored(table, version.embeddings[0])
     quantised = int8.stored(table, version.embeddings[0])

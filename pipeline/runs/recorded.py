@@ -41,7 +41,9 @@ def spec_of(given: str, overrides: Sequence[str] = ()) -> RunSpec:
     table = table_of(given, overrides)
     version = snapshot.current(table)
     if not version.version:
-        raise InputError(f"table {given!r} has no published version: run jobs.embed first, or check the path")
+        raise InputError(
+            f"table {given!r} has no published version: run `python -m jobs.embed` first, or check the path"
+        )
     spec = config.from_mapping(_recorded(given, version), overrides)
     _check_model(spec, given, version)
     return spec

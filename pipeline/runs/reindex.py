@@ -1,36 +1,33 @@
 """A reindex lets the table follow its sources by row, under the table's lease.
 
 A spec and an executor come in. A published version and its summary go out, or a forecast of them. The work by row is
-that of by_row.py, and whole builds are the work of embed.py.
+that of by_row.py, and whole builds are the work of by_units.py. An embedding run (embed.py) does the same without a
+schedule's guards.
 """
 
 import contextlib
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 from pipeline.config import RunSpec
 from pipeline.execution.executor import Executor
 from pipeline.runs import by_row
-from pipeline.runs.embed import embed_units, planned_again
+from pipeline.runs.by_units import embed_units
 from pipeline.runs.forecast import Forecast, forecast
-from pipeline.runs.prepare import check_paths, prepare
+from pipeline.runs.held import held
+from pipeline.runs.prepare import check_paths, planned_again, prepare
 from pipeline.runs.reindex_summary import Reindexed, nothing_to_reindex, summarise_rows
 from pipeline.runs.row_changes import check_built, check_deleted, find
 from pipeline.runs.summary import Summary
-from pipeline.storage import Folder, before_work
-from pipeline.table import lease
+from pipeline.storage import Folder
 
 
 @contextlib.contextmanager
 def alone(spec: RunSpec) -> Iterator[None]:
     """Hold the table's lease. Raises TableBusy before any work."""
     check_paths(spec)
-    table = Folder(spec.table.path, spec.table.storage_options)
-    with contextlib.ExitStack() as stack:
-        with before_work():
-            stack.enter_context(lease.held(table, "reindex", spec.limits.lease_s, spec.limits.wait_s))
+    with held(Folder(spec.table.path, spec.table.storage_options), "reindex", spec.limits):
         yield
 
 
@@ -70,5 +67,4 @@ def plan(
     prepared = prepare(spec, writes=False, new_model=new_model)
     nothing = prepared.plan.changes_nothing or prepared.is_full
     changes = None if nothing else find(prepared, executor, writes=False)
-    found = forecast(prepared, changes, price_per_hour, started)
-    return replace(found, refusal=None) if allow_deletes else found
+    return forecast(prepared, changes, executor, started, price_per_hour=price_per_hour, allow_deletes=allow_deletes)

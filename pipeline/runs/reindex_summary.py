@@ -1,13 +1,23 @@
-"""A summary says what a reindex did, row by row and file by file."""
+"""A summary says what a run by row did, row by row and file by file: a reindex, or an embedding run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pipeline.progress import per_second, size
+from pipeline.progress import per_second
 from pipeline.runs.by_row import Outcome
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_changes import Changes
-from pipeline.runs.summary import RunSummary, first_failures, notes_of
+from pipeline.runs.summary import (
+    NOTHING_ENCODED,
+    RunSummary,
+    Summary,
+    files_line,
+    first_failures,
+    notes_of,
+    ran,
+    stale_lines,
+    summarise,
+)
 from pipeline.runs.unread_files import UnreadFile
 from pipeline.table.operations.merge_rows import Upkeep
 
@@ -32,33 +42,21 @@ class Reindexed(RunSummary):
         return 3 if self.stale_files else super().exit_code
 
     def _figures(self) -> list[str]:
-        upkeep = self.upkeep
         return [
             self._rows("untouched"),
             self._failed("in files that were read"),
             *(f"             {reason}" for reason in self.failures),
             f"  texts      {self.to_encode:,} encoded, {self.reusable:,} rows with a "
             f"vector that was there{self._resumed()}, {per_second(self.docs_per_s)} docs/s",
-            f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
-            f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
-            f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean",
+            files_line(self.upkeep),
             self._seconds(),
         ]
 
     def _remarks(self) -> list[str]:
-        lines = [stale_line(item) for item in self.stale_files[:5]]
-        if len(self.stale_files) > 5:
-            lines.append(f"  stale      {len(self.stale_files) - 5:,} more files that can't be read")
-        return lines
+        return stale_lines(self.stale_files)
 
     def _resumed(self) -> str:
         return f" ({self.resumed:,} texts from a run that did not publish)" if self.resumed else ""
-
-
-def stale_line(item: UnreadFile) -> str:
-    """Return the line about a file that can't be read."""
-    what = f"about {item.rows:,} rows of it are missing" if item.rows else "its rows stay"
-    return f"  stale      {item.path}: {item.reason}; {what}"
 
 
 def summarise_rows(prepared: Prepared, done: Outcome) -> Reindexed:
@@ -75,13 +73,33 @@ def summarise_rows(prepared: Prepared, done: Outcome) -> Reindexed:
         stale_files=changes.stale_files,
         docs_per_s=encoded.rows / encoded.seconds if encoded.seconds else 0.0,
         seconds=done.seconds,
-        failures=first_failures(prepared, version, _sources_read(changes)),
+        failures=first_failures(prepared, version, sources_read(changes)),
         resumed=len(changes.staged),
         notes=notes_of(prepared, encoded, version, changes.to_encode + len(changes.staged)),
+        runs=ran(prepared, encoded, version, changes.to_encode + len(changes.staged)),
     )
 
 
-def _sources_read(changes: Changes) -> set[int]:
+def summarise_embedded_rows(prepared: Prepared, done: Outcome) -> Summary:
+    """Summarise an embedding run that followed a table by row. It may have published nothing."""
+    changes, version = done.changes, done.version
+    plan = replace(prepared.plan, added=(), retried={}, records={})
+    told = summarise(replace(prepared, plan=plan), version, done.encoded, done.seconds, changes.stale_files)
+    return replace(
+        told,
+        by_row=True,
+        to_encode=changes.to_encode,
+        reusable=len(changes.upserts) - changes.to_encode,
+        upkeep=done.upkeep,
+        failures=first_failures(prepared, version, sources_read(changes)),
+        resumed=len(changes.staged),
+        notes=notes_of(prepared, done.encoded, version, changes.to_encode + len(changes.staged)),
+        runs=ran(prepared, done.encoded, version, changes.to_encode + len(changes.staged)),
+    )
+
+
+def sources_read(changes: Changes) -> set[int]:
+    """Return the numbers of the sources that were read, in the version that was made."""
     numbers = {number for numbers in changes.numbers for number in numbers}
     return numbers - {number for part in changes.unchanged_spans for number in part.numbers}
 
@@ -101,4 +119,5 @@ def nothing_to_reindex(
         stale_files=tuple(stale_files),
         docs_per_s=0.0,
         seconds=seconds or {"plan": prepared.plan_s},
+        runs=ran(prepared, NOTHING_ENCODED, prepared.parent, 0),
     )

@@ -4,7 +4,7 @@ It is made for a person (`str`), for machines (`to_dict`) and for notebooks.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.progress import ShownInNotebooks, per_second, size
@@ -12,13 +12,17 @@ from pipeline.runs import advice, kept_types
 from pipeline.runs.guard import told_unread
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.unread_files import UnreadFile
+from pipeline.runs.what_runs import WhatRuns, what_runs
 from pipeline.table import calibration, dead_letters, layout, publication, snapshot
+from pipeline.table.operations.merge_rows import Upkeep
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
 
 NOTICEABLE = 0.005
 """A summary mentions this share of clipped numbers. Ranges that are measured on 1,024 texts leave 0.2 % of such
 texts' numbers outside."""
+ADDED_UP = ("new", "changed", "deleted", "encoded", "failed_new", "tokens", "truncated")
+"""These counts of two versions after one another are added up to those of both."""
 NOT_EXCLUSIVE = (
     "this object store ignores create-only writes: two runs that publish at once are told apart unless a write takes "
     f"longer than {publication.SETTLE_S:g} s, so let the scheduler see to one run at a time"
@@ -62,6 +66,8 @@ class RunSummary(ShownInNotebooks):
     docs_per_s: float
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    runs: WhatRuns | None = None
+    """It is what ran."""
 
     @property
     def exit_code(self) -> int:
@@ -72,7 +78,8 @@ class RunSummary(ShownInNotebooks):
 
     def __str__(self) -> str:
         if self.published:
-            lines = [f"published version {self.version} of {self.table}", *self._figures()]
+            runs = self.runs.lines() if self.runs is not None else []
+            lines = [f"published version {self.version} of {self.table}", *self._figures(), *runs]
         else:
             lines = [f"{self._idle()}: {self.table} is at version {self.version} with {self.counts.rows:,} rows"]
         return "\n".join([*lines, *self._remarks(), *(f"  note       {note}" for note in self.notes)])
@@ -125,23 +132,34 @@ class Summary(RunSummary):
     files: int = 0
     """The source has so many files."""
     unread_files: tuple[UnreadFile, ...] = ()
-    """They can't be read to their end, among those that the table did not know."""
+    """They can't be read to their end. A build counts them among its dead letters; by row, what the table has of them
+    stays as it is."""
+    by_row: bool = False
+    """The table was followed by row; otherwise it was built, or dead letters were tried again, by units."""
+    to_encode: int = 0
+    """A run by row had to encode so many distinct texts."""
+    reusable: int = 0
+    """By row: so many new and changed rows have a text with a vector, or share their text with another such row."""
+    upkeep: Upkeep | None = None
+    """By row: it is what became of the table's files."""
 
     @property
     def exit_code(self) -> int:
-        return 3 if self.published and self.unread_files else super().exit_code
+        return 3 if self.unread_files else super().exit_code
 
     def _figures(self) -> list[str]:
         counts = self.counts
         return [
-            self._rows(f"unchanged ({counts.reused:,} in reused units)"),
+            self._rows("unchanged" if self.by_row else f"unchanged ({counts.reused:,} in reused units)"),
             *self._documents(),
             self._failed("new"),
             *(f"             {reason}" for reason in self.failures),
-            *([f"  unread     {told_unread(self.unread_files, self.files)}"] if self.unread_files else []),
+            *([] if self.by_row else self._unread()),
             *self._retried(),
             *self._resumed(),
-            f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated",
+            f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated"
+            + (f", {self.reusable:,} rows with a vector that was there" if self.by_row else ""),
+            *([files_line(self.upkeep)] if self.upkeep is not None else []),
             f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
             f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
             self._seconds(),
@@ -152,7 +170,10 @@ class Summary(RunSummary):
         return "nothing changed" if self.retried else "nothing to do"
 
     def _remarks(self) -> list[str]:
-        return [] if self.published else self._retried()
+        return [*([] if self.published else self._retried()), *(stale_lines(self.unread_files) if self.by_row else [])]
+
+    def _unread(self) -> list[str]:
+        return [f"  unread     {told_unread(self.unread_files, self.files)}"] if self.unread_files else []
 
     def _retried(self) -> list[str]:
         if not self.retried:
@@ -162,7 +183,8 @@ class Summary(RunSummary):
     def _resumed(self) -> list[str]:
         if not self.resumed:
             return []
-        return [f"  resumed    {self.resumed:,} rows that were finished before; the speed leaves them out"]
+        what = "texts" if self.by_row else "rows"
+        return [f"  resumed    {self.resumed:,} {what} that were finished before; the speed leaves them out"]
 
     def _documents(self) -> list[str]:
         """Return the lines about documents that the rows don't tell by themselves."""
@@ -172,6 +194,26 @@ class Summary(RunSummary):
             left_out = "by source.where, by source.on_null, or as a lakehouse table's deleted rows"
             return [*chunked, f"  left out   {counts.skipped:,} {left_out}"]
         return chunked
+
+
+def stale_lines(files: Sequence[UnreadFile]) -> list[str]:
+    """Return the lines about files that can't be read, and of which the table keeps what it has."""
+    lines = [stale_line(item) for item in files[:5]]
+    return lines + ([f"  stale      {len(files) - 5:,} more files that can't be read"] if len(files) > 5 else [])
+
+
+def stale_line(item: UnreadFile) -> str:
+    what = f"about {item.rows:,} rows of it are missing" if item.rows else "its rows stay"
+    return f"  stale      {item.path}: {item.reason}; {what}"
+
+
+def files_line(upkeep: Upkeep) -> str:
+    """Return the line about what a run by row did to the files of the table."""
+    return (
+        f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
+        f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
+        f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean"
+    )
 
 
 def summarise(
@@ -199,6 +241,7 @@ def summarise(
         failures=first_failures(prepared, version, {number for unit in prepared.plan.added for number in unit.sources}),
         resumed=_resumed_rows(prepared) if version.version != prepared.parent.version else 0,
         notes=notes_of(prepared, encoded, version, version.counts.rows - version.counts.reused),
+        runs=ran(prepared, encoded, version, version.counts.rows - version.counts.reused),
         files=len(prepared.corpus.files),
         unread_files=tuple(unread),
     )
@@ -225,8 +268,6 @@ def notes_of(prepared: Prepared, encoded: Encoded, version: Snapshot, texts: int
     if version.version != prepared.parent.version:
         notes += advice.about_ids(prepared)
         notes += advice.about_length(prepared, version.counts.truncated, texts)
-    if encoded.workers:
-        notes.append(f"ran {encoded.workers}" + (f", on {encoded.engines}" if encoded.engines else ""))
     notes += encoded.told
     if prepared.vectors.int8 is not None:
         notes.append(str(prepared.vectors.int8))
@@ -247,6 +288,18 @@ def notes_of(prepared: Prepared, encoded: Encoded, version: Snapshot, texts: int
     return tuple(notes)
 
 
+def ran(prepared: Prepared, encoded: Encoded, version: Snapshot, texts: int) -> WhatRuns:
+    """Describe what ran. So many `texts` were tokenized for the version."""
+    published = version.version != prepared.parent.version
+    return what_runs(
+        prepared,
+        engine=encoded.engines,
+        workers=encoded.workers,
+        truncated=version.counts.truncated if published else 0,
+        texts=texts if published else 0,
+    )
+
+
 def widened(prepared: Prepared) -> list[str]:
     """Return what is said of columns that take another type, with the cost once."""
     told = [kept_types.told(change) for change in prepared.target.widened]
@@ -259,6 +312,35 @@ def _recovered_rows(prepared: Prepared, version: Snapshot) -> int:
         return 0
     before, now = prepared.parent.tallies(), version.tallies()
     return sum(now[unit].documents - before[unit].documents for unit in prepared.plan.retried)
+
+
+def both(first: Summary, then: Summary) -> Summary:
+    """Summarise a run by row after which dead letters were tried again, as one run that may have published twice."""
+    counts = asdict(then.counts) if then.published else asdict(first.counts)
+    if first.published and then.published:
+        counts |= {name: counts[name] + getattr(first.counts, name) for name in ADDED_UP}
+        counts["unchanged"] = counts["rows"] - counts["new"] - counts["changed"]
+    seconds = {
+        name: first.seconds.get(name, 0.0) + then.seconds.get(name, 0.0) for name in {**first.seconds, **then.seconds}
+    }
+    total = then.seconds.get("total", first.seconds.get("total"))
+    faster = first if first.docs_per_s else then
+    return replace(
+        first,
+        version=then.version,
+        published=first.published or then.published,
+        counts=snapshot.Counts(**counts),
+        seconds=seconds | ({"total": total} if total is not None else {}),
+        docs_per_s=faster.docs_per_s,
+        tokens_per_s=faster.tokens_per_s,
+        padding_share=faster.padding_share,
+        busy_share=faster.busy_share,
+        output_bytes=then.output_bytes,
+        retried=then.retried,
+        recovered=then.recovered,
+        resumed=first.resumed + then.resumed,
+        notes=tuple(dict.fromkeys([*first.notes, *then.notes])),
+    )
 
 
 def nothing_to_do(prepared: Prepared) -> Summary:

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import identity, schema
+from pipeline import identity, progress, schema
 from pipeline.config import ChunkSpec
 from pipeline.encoder.chunking import chunk, mean_vectors
 from pipeline.encoder.embedder import embedder
 from pipeline.errors import InputError, StorageError
 from pipeline.model.folder import EncoderSpec
+from pipeline.progress import Phase
 from pipeline.runs.published import Published
 from pipeline.runs.vector_comparison import NEIGHBOURS, Tolerance, Vectors, compare_vectors, stored_vectors, tolerance
 from pipeline.storage import Folder
@@ -134,10 +135,15 @@ def verify(found: Published, num_rows: int = 256, seed: int = 0, oracle: Oracle 
         )
     columns = [schema.ID, schema.TEXT, embedding, schema.CONTENT_HASH]
     columns += _CHUNK_FIELDS if found.spec.rows_are_chunks else []
+    run = progress.current()
+    run.begin(Phase.READING)
     rows = sample_rows(found.table, found.version, num_rows, seed, columns)
+    run.expect(units=None, rows=rows.num_rows if found.spec.chunk is None or found.spec.rows_are_chunks else None)
+    run.begin(Phase.LOADING)
     exact = dataclasses.replace(found.encoder, precision="float32", int8=None)
     encode, name = _oracle(exact, oracle)
     vectors, failed = _encode_rows(rows.column(schema.TEXT).to_pylist(), exact, found.spec.chunk, encode)
+    run.begin(Phase.VERIFYING)
     compared = compare_vectors(found, stored_vectors(rows.column(embedding), found), vectors)
     limits = tolerance(found.encoder.precision, found.spec.table.dtype)
     problems = itertools.chain(
@@ -250,7 +256,7 @@ def _oracle(spec: EncoderSpec, oracle: Oracle) -> tuple[_Encode, str]:
         return _sentence_transformers(spec)
 
     def encode(texts: Sequence[str]) -> tuple[Vectors, dict[int, str]]:
-        encoded = embedder(spec, "cpu").encode(texts)
+        encoded = embedder(spec, "cpu").encode(texts, progress.current().encoded)
         return encoded.vectors, encoded.failed
 
     return encode, "this program, in float32 on the CPU"

@@ -44,6 +44,8 @@ class Sources:
     """So many files were left out because a name begins with "_" or "."."""
     excluded: int
     """So many files are left out by `source.exclude`."""
+    unknown: tuple[str, ...] = ()
+    """These files are left out, since their names stand for no format. The paths are those below the source's folder."""
 
 
 def list_sources(spec: SourceSpec) -> list[SourceFile]:
@@ -54,7 +56,7 @@ def list_sources(spec: SourceSpec) -> list[SourceFile]:
 def find_sources(spec: SourceSpec, recorded: Recorded | None = None, partition_by: Sequence[str] = ()) -> Sources:
     """Return the files of all patterns, and count those that were left out.
 
-    Raises InputError for a pattern without files, for a file whose format is unknown, and for files of a lakehouse table that
+    Raises InputError for a pattern without files, or without one of a known format, and for files of a lakehouse table that
     are named as if they were plain ones.
     """
     if is_lakehouse(spec):
@@ -66,17 +68,29 @@ def find_sources(spec: SourceSpec, recorded: Recorded | None = None, partition_b
     excluded = _excluded(spec.exclude, found)
     folders = frozenset().union(*(listing.folders for listing in listings))
     check_plain(patterns, found.keys() - excluded, folders, spec.storage_options)
+    root = _common_folder([listing.root for listing in listings])
+    chosen = {path: file for path, file in sorted(found.items()) if path not in excluded}
+    known = {path for path in chosen if _has_format(path, asked)}
+    for listing in listings:
+        there = [file.path for file in listing.files if file.path in chosen]
+        if there and known.isdisjoint(there):
+            registry.format_of(there[0], asked)  # it raises
     files = [
-        _source_file(file, asked, spec.renamed, recorded or Recorded())
-        for path, file in sorted(found.items())
-        if path not in excluded
+        _source_file(file, asked, spec.renamed, recorded or Recorded(), root)
+        for path, file in chosen.items()
+        if path in known
     ]
     if not files:
         raise InputError(
             f"source.exclude leaves out all {len(found):,} files of source.path: {', '.join(map(repr, spec.exclude))}"
         )
     hidden = {file.path for listing in listings for file in listing.hidden if _may_be_source(file, asked)}
-    return Sources(files=tuple(files), hidden=len(hidden - found.keys()), excluded=len(excluded))
+    return Sources(
+        files=tuple(files),
+        hidden=len(hidden - found.keys()),
+        excluded=len(excluded),
+        unknown=tuple(path.removeprefix(root) for path in chosen if path not in known),
+    )
 
 
 def _patterns(spec: SourceSpec) -> tuple[Sequence[str], str]:
@@ -87,7 +101,18 @@ def _patterns(spec: SourceSpec) -> tuple[Sequence[str], str]:
     return files.paths, files.format
 
 
-def _source_file(file: FileInfo, asked: str, renamed: Mapping[str, str], recorded: Recorded) -> SourceFile:
+def _common_folder(roots: Sequence[str]) -> str:
+    """Return the folder that all patterns have in common, with a slash at its end: it names a file in the source whatever
+    other files there are."""
+    common: list[str] = []
+    for pieces in zip(*(root.rstrip("/").split("/") for root in roots), strict=False):
+        if len(set(pieces)) > 1:
+            break
+        common.append(pieces[0])
+    return "".join(f"{piece}/" for piece in common)
+
+
+def _source_file(file: FileInfo, asked: str, renamed: Mapping[str, str], recorded: Recorded, root: str) -> SourceFile:
     form, compression = registry.format_of(file.path, asked)
     folders = hive_partition(file.path)
     known = dict(folders)
@@ -98,6 +123,7 @@ def _source_file(file: FileInfo, asked: str, renamed: Mapping[str, str], recorde
         format=form,
         compression=compression,
         partition=(*folders, *((new, known[old]) for new, old in renamed.items() if old in known and new not in known)),
+        root=root,
     )
 
 
@@ -143,8 +169,12 @@ def _may_be_source(file: FileInfo, asked: str) -> bool:
     name = file.path.rpartition("/")[2].lstrip("._")
     if not file.size or "." not in name or name.endswith(".crc"):
         return False
+    return _has_format(name, asked)
+
+
+def _has_format(path: str, asked: str) -> bool:
     try:
-        registry.format_of(name, asked)
+        registry.format_of(path, asked)
     except InputError:
         return False
     return True

@@ -6,6 +6,8 @@ there are stands in listing.py, how a span becomes documents in reader.py, what 
 
 import contextlib
 import difflib
+import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from pipeline.sources.column_types import (
 )
 from pipeline.sources.columns import column_names, partition_value
 from pipeline.sources.formats import registry
+from pipeline.sources.formats.document import USUAL
 from pipeline.sources.formats.form import Look, Misfit
 from pipeline.sources.formats.values import can_be_text
 from pipeline.sources.lakehouse import look as lakehouse
@@ -42,9 +45,12 @@ from pipeline.work import FormatName, SourceFile, Span
 _SAMPLED_FILES = 8
 _SAMPLED_BYTES, _MOST_SAMPLED_FILES = 64 * 2**20, 256
 """Up to so many stored bytes in so many files all of a format are looked into."""
+_MOST_FRONT_MATTERS = 4096
+"""Up to so many texts are all looked into for the columns of their front matter, which each file names by itself."""
 _THREADS = 16
 _LOOK_BYTES = 2**16
 _SHOWN_REASONS = 3
+_SHOWN_SUFFIXES = 5
 _ROW_BYTES_GUESS = 1000
 
 
@@ -82,6 +88,8 @@ class Survey:
     """Files that were left out because a name begins with "_" or "."."""
     excluded: int = 0
     """Files that `source.exclude` leaves out."""
+    unknown: tuple[str, ...] = ()
+    """Files that are left out since their names stand for no format, by their paths below the source's folder."""
     snapshot: str | None = None
     """The state of a lakehouse table that is read, for people."""
 
@@ -98,7 +106,19 @@ class Survey:
             else []
         )
         excluded = [f"{_files(self.excluded)} left out by source.exclude"] if self.excluded else []
-        return (*hidden, *excluded)
+        unknown = [_unknown(self.unknown)] if self.unknown else []
+        return (*hidden, *excluded, *unknown)
+
+
+def _unknown(paths: Sequence[str]) -> str:
+    """How many files of which suffixes are left out, and the first few of them."""
+    suffixes = Counter(posixpath.splitext(path)[1].lower() or "without a suffix" for path in paths)
+    counts = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(_SHOWN_SUFFIXES)]
+    rest = len(paths) - sum(count for _, count in suffixes.most_common(_SHOWN_SUFFIXES))
+    more = f", {rest:,} others" if rest else ""
+    shown = ", ".join(map(repr, paths[:_SHOWN_REASONS]))
+    first = "the first are" if len(paths) > _SHOWN_REASONS else "namely"
+    return f"{_files(len(paths))} left out for being of no format that is read ({', '.join(counts)}{more}), {first} {shown}"
 
 
 def _files(count: int) -> str:
@@ -128,7 +148,9 @@ def survey(
     looks = _look_into(files, columns, spec, stands)
     _check_readable(files, looks)
     plain = {*spec.id_columns, *spec.text_columns, *partition_by}
-    absent = {**(before or {}), **planned} if any(not registry.FORMS[form].every for form in formats(files)) else {}
+    usual = USUAL if spec.format == "documents" else {}
+    sampled = any(not registry.FORMS[form].every for form in formats(files))
+    absent = {**usual, **(before or {}), **planned} if sampled else {}
     changes = {
         name: change_of(name, stands, files, looks, plain=name in plain)
         for name in columns
@@ -223,6 +245,9 @@ def _look_into(
             chosen += those
             continue
         those = [file for file in those if file.size] or those
+        if form == "text" and spec.front_matter == "columns" and len(those) <= _MOST_FRONT_MATTERS:
+            chosen += those
+            continue
         fresh = [file for file in those if not standing.knows(file)]
         chosen += dict.fromkeys((*_sampled(those), *_sampled(fresh)))
 

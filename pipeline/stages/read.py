@@ -19,6 +19,7 @@ from pipeline.encoder.token_rows import tokens_to_arrow
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import SourceChanged
 from pipeline.sources.reader import read_slices
+from pipeline.stages.pages import pages_of
 from pipeline.stages.slice_row import (
     SOURCE_CHANGED,
     dead_letters_of,
@@ -132,6 +133,7 @@ def tokenize_chunks(documents: pa.Table, spec: WorkerSpec, tokenizer: Tokenizer)
             schema.CHUNK_INDEX: pa.array(cut.index.astype(np.int32)),
             schema.CHUNK_START: pa.array(cut.start),
             schema.CHUNK_END: pa.array(cut.end),
+            **(pages_of(texts, cut.text, cut.start, cut.end) if spec.read.pages else {}),
         }
         columns = {
             schema.DOCUMENT: number,

@@ -33,6 +33,8 @@ class ReadSpec:
     """A slice has at most so many bytes of text and kept columns."""
     threads: int
     """The tokenizer uses so many threads."""
+    pages: bool = False
+    """Each chunk is told the pages that it stands on."""
     sample_depth: int = 0
     """A sample is spread over so many first rows of a unit; see calibration.Sample.depth."""
 

@@ -9,7 +9,16 @@ whole or not at all. This is the one home of fsspec; it knows paths, bytes and v
     source   list and read, pinned         folder   a table's folder
 """
 
-from pipeline.storage.address import checks_itself, contains, is_remote, is_shared, local_path, same_place, store_of
+from pipeline.storage.address import (
+    MAGIC,
+    checks_itself,
+    contains,
+    is_remote,
+    is_shared,
+    local_path,
+    same_place,
+    store_of,
+)
 from pipeline.storage.error import NoMatch, before_work
 from pipeline.storage.file import FileInfo, Listing, Options, Pinned
 from pipeline.storage.folder import Folder
@@ -26,6 +35,7 @@ from pipeline.storage.source import (
 )
 
 __all__ = [
+    "MAGIC",
     "FileInfo",
     "Folder",
     "Listing",

@@ -22,12 +22,12 @@ def matching_files(path: str) -> Listing:
     """The files of an absolute file, folder or glob, in no order; none if there are none. Raises OSError."""
     if os.path.isdir(path):
         walk = _Walk(visible_below_folder, None)
-        return _listing(walk.files(path), walk)
+        return _listing(walk.files(path), walk, path)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "is no regular file", path)  # opening a pipe would wait for ever
-        return Listing(files=(_stat_info(path, status),))
+        return Listing(files=(_stat_info(path, status),), root=os.path.dirname(path))
     except (FileNotFoundError, NotADirectoryError):
         pass
     if not MAGIC.search(path):
@@ -35,15 +35,15 @@ def matching_files(path: str) -> Listing:
     root, pieces = split_pattern(path)
     shown, matches = visible_to(pieces), matcher(path)
     walk = _Walk(shown, None if "**" in pieces else pieces)
-    return _listing(((file, visible) for file, visible in walk.files(root or os.sep) if matches(file.path)), walk)
+    return _listing(((file, visible) for file, visible in walk.files(root or os.sep) if matches(file.path)), walk, root)
 
 
-def _listing(found: Iterable[tuple[FileInfo, bool]], walk: "_Walk") -> Listing:
+def _listing(found: Iterable[tuple[FileInfo, bool]], walk: "_Walk", root: str) -> Listing:
     files: list[FileInfo] = []
     hidden: list[FileInfo] = []
     for file, visible in found:
         (files if visible else hidden).append(file)
-    return Listing(files=tuple(files), hidden=tuple(hidden), folders=frozenset(walk.folders))
+    return Listing(files=tuple(files), hidden=tuple(hidden), folders=frozenset(walk.folders), root=root)
 
 
 class _Walk:

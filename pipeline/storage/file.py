@@ -11,7 +11,7 @@ TEMPORARY = ".tmp-"
 """Unfinished local files begin so: hidden, and without a suffix that a reader of the folder would follow."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FileInfo:
     path: str
     """Absolute, or with its scheme; below a Folder relative to its root."""
@@ -34,6 +34,8 @@ class Listing:
     folders whose names begin with "." is not looked for."""
     folders: frozenset[str] = frozenset()
     """The folders that were come across, whether their names begin so or not."""
+    root: str = ""
+    """The folder that all of these files are below, whatever files there are: that of the pattern, or of the one file."""
 
 
 def is_version(found: FileInfo, file: "Pinned") -> bool:

@@ -44,7 +44,7 @@ def list_all(pattern: str, options: Options) -> Listing:
         )
     for file in found.files:
         _check_name(file.path)
-    return Listing(files=_sorted(found.files), hidden=_sorted(found.hidden), folders=found.folders)
+    return dataclasses.replace(found, files=_sorted(found.files), hidden=_sorted(found.hidden))
 
 
 def is_folder(path: str, options: Options) -> bool:
@@ -139,22 +139,24 @@ def _list_store(pattern: str, options: Options) -> Listing:
         stem = MAGIC.split(key, maxsplit=1)[0]
         listed = list(store.list(stem))
         exact = [file for file in listed if file.path == key]
-        matches, visible, start = matcher(key), visible_to(pieces), len(root) + 1 if root else 0
+        matches, visible = matcher(key), visible_to(pieces)
+        start = len(root) + 1 if root else 0
         found = exact or [file for file in listed if matches(file.path)]
         shown = {file.path for file in exact} or {
             file.path for file in found if all_visible(file.path[start:], visible)
         }
     else:
         found = listed = list(store.list(f"{key}/" if key else ""))
-        start = len(key) + 1 if key else 0
+        start, root = len(key) + 1 if key else 0, key
         shown = {file.path for file in found if all_visible(file.path[start:], visible_below_folder)}
         if key and not found and (file := store.look_up(key)):
-            found, shown = [file], {file.path}
+            found, shown, root = [file], {file.path}, key.rpartition("/")[0]
     urls = {file.path: dataclasses.replace(file, path=address.url(file.path)) for file in found}
     return Listing(
         files=tuple(url for path, url in urls.items() if path in shown),
         hidden=tuple(url for path, url in urls.items() if path not in shown),
         folders=frozenset(map(address.url, _folders(file.path for file in listed))),
+        root=address.url(root),
     )
 
 

@@ -173,16 +173,47 @@ def take_patiently(
         time.sleep(min(left, POLL_S))
 
 
+def outlast(table: Folder, folder: str = layout.LEASES) -> None:
+    """Wait while somebody has the table and gives no sign of life, at the longest until the lease runs out.
+
+    A run that died where nobody can see it leaves its lease behind. One that lives renews it soon.
+    """
+    number, found = _last(table, folder)
+    told = False
+    while found is not None and not is_dead(found.owner) and found.until > clock.now(table):
+        if not told:
+            _log.warning(
+                "table %s was being worked on (%s): waiting for a sign of life of that run, until %s at most",
+                table.url,
+                found,
+                found.until_utc,
+            )
+        told = True
+        time.sleep(POLL_S)
+        last, found = _last(table, folder)
+        if last != number:
+            return
+
+
 @contextlib.contextmanager
 def held(
-    table: Folder, work: str, seconds: float = LEASE_S, wait_s: float = 0.0, folder: str = layout.LEASES
+    table: Folder,
+    work: str,
+    seconds: float = LEASE_S,
+    wait_s: float = 0.0,
+    folder: str = layout.LEASES,
+    *,
+    outlasts: bool = False,
 ) -> Iterator[Lease]:
-    """Hold the table while the block runs, and renew the lease. Raises TableBusy before the block runs.
+    """Hold the table while the block runs, and renew the lease. Raises TableBusy before the block runs, with `outlasts` only
+    after another one gave a sign of life.
 
     A lease that is lost meanwhile ends nothing, because the commit decides which of two runs publishes.
     """
     ended, renewing, leases = threading.Event(), None, list[Lease]()
     try:
+        if outlasts:
+            outlast(table, folder)
         lease = take_patiently(table, work, seconds, wait_s, folder, leases)
         thread = threading.Thread(target=_renew, args=(lease, ended), name="lease", daemon=True)
         thread.start()

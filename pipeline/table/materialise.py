@@ -4,12 +4,12 @@ Idempotent and roll-forward only: every step may be repeated, by the publisher o
 parts stand in `data/` before superseded ones leave it, so that a row is never missing from both.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pipeline.errors import StorageError
 from pipeline.storage import Folder
+from pipeline.storage.parallel import in_parallel
 from pipeline.table import layout, record, snapshot
 from pipeline.table.part import materialised, parts_to_table
 from pipeline.table.snapshot import Snapshot, to_parquet
@@ -96,7 +96,8 @@ def _copy_all(table: Folder, pairs: Iterable[tuple[str, str]], needed_by: Snapsh
                 "publisher on a store that doesn't keep two apart: bring one of the two back from a copy"
             )
 
-    _in_parallel(copy, pairs)
+    for _ in in_parallel(copy, pairs, COPIERS):
+        pass
 
 
 def _copy_lists(table: Folder, version: Snapshot) -> None:
@@ -123,9 +124,3 @@ def _remove_staged(table: Folder, version: Snapshot) -> None:
     record.delete_staged(table, staged)
     # Last, as it lists what was to go.
     table.delete(publication)
-
-
-def _in_parallel(work: Callable[[tuple[str, str]], None], pairs: Iterable[tuple[str, str]]) -> None:
-    with ThreadPoolExecutor(COPIERS) as pool:
-        for _ in pool.map(work, pairs):
-            pass

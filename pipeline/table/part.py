@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.arrays import compact, holds_dictionary
-from pipeline.schema import CHUNK, ID, LINEAGE, TEXT, embedding_type
+from pipeline.arrays import ROWS_AT_ONCE, compact, holds_dictionary, table_of
+from pipeline.schema import CHUNK, CHUNK_PAGES, ID, LINEAGE, TEXT, embedding_type
 from pipeline.table.calibration import Calibration
 from pipeline.table.layout import Partition
 from pipeline.table.quantize import PACKED, SCALAR
@@ -32,7 +32,7 @@ QUANTISED = b"embedding"
 """Key in the metadata of a part's schema: how its codes are read back, as JSON; see `part_schema`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     path: str
     """Where it stands, or will stand, below the table's root."""
@@ -64,6 +64,7 @@ def part_schema(
     dtype: str,
     *,
     chunks: bool = False,
+    pages: bool = False,
     calibration: Calibration | None = None,
 ) -> pa.Schema:
     """Columns of every part, in order; partition columns stand in the path only.
@@ -76,6 +77,8 @@ def part_schema(
         fields.append(pa.field(TEXT, pa.large_string(), nullable=False))
     if chunks:
         fields += CHUNK
+    if pages:
+        fields += CHUNK_PAGES
     fields.append(pa.field(embedding, embedding_type(dim, dtype), nullable=False))
     return pa.schema([*fields, *LINEAGE], _metadata(embedding, dim, dtype, calibration))
 
@@ -199,7 +202,7 @@ _PARTS = pa.schema(
 
 def parts_to_table(parts: Iterable[Part]) -> pa.Table:
     """The list of parts that stands beside a snapshot; partition values as JSON, dates in ISO form."""
-    rows = [
+    rows = (
         {
             "path": part.path,
             "size": part.size,
@@ -212,8 +215,8 @@ def parts_to_table(parts: Iterable[Part]) -> pa.Table:
             "owners": part.row_sources,
         }
         for part in parts
-    ]
-    return pa.Table.from_pylist(rows, _PARTS)
+    )
+    return table_of(rows, _PARTS)
 
 
 def table_to_parts(table: pa.Table) -> list[Part]:
@@ -230,7 +233,8 @@ def table_to_parts(table: pa.Table) -> list[Part]:
             staged=row["staged"],
             row_sources=row.get("owners"),
         )
-        for row in table.to_pylist()
+        for batch in table.to_batches(ROWS_AT_ONCE)
+        for row in batch.to_pylist()
     ]
 
 

@@ -7,11 +7,11 @@ of a unit that cover its rows without a gap, the final one saying so, make the u
 import dataclasses
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.storage import Folder
+from pipeline.storage.parallel import in_parallel
 from pipeline.table import layout
 from pipeline.table.part import Part, partition_from_json, partition_to_json
 from pipeline.work import Unreadable
@@ -20,7 +20,7 @@ READERS = 32
 """Records are small: reading many is a matter of waiting in parallel."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
     """What a slice cost; adds up over slices, attempts that lost the race not counted."""
 
@@ -40,6 +40,11 @@ class Effort:
     encode_s: float = 0.0
     write_s: float = 0.0
 
+    @property
+    def stages(self) -> dict[str, float]:
+        """They are the seconds by stage."""
+        return {"read": self.read_s, "tokenize": self.tokenize_s, "encode": self.encode_s, "write": self.write_s}
+
     def __add__(self, other: "Effort") -> "Effort":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return Effort(
@@ -47,7 +52,7 @@ class Effort:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     unit_id: str
     first_row: int
@@ -104,9 +109,13 @@ class Record:
         return json.dumps(raw, separators=(",", ":")).encode()
 
     @staticmethod
-    def from_json(data: bytes) -> "Record":
-        """Make the record of its file. Fields that a newer program writes are left out: its slice is done all the same."""
+    def from_json(data: bytes, units: Mapping[str, str] | None = None) -> "Record":
+        """Make the record of its file. Fields that a newer program writes are left out: its slice is done all the same.
+
+        Of a million records each holds the one string for its unit that `units` has.
+        """
         raw = json.loads(data)
+        raw["unit_id"] = (units or {}).get(raw["unit_id"], raw["unit_id"])
         raw["parts"] = tuple(
             Part(
                 path=part["path"],
@@ -150,19 +159,17 @@ def read_all(
 ) -> dict[str, list[Record]]:
     """Valid records of the given units, by first row. With `writes` a record that can't be read or whose parts are gone
     is deleted: it would block its slice for ever, and its rows are to be encoded again."""
-    wanted = set(units)
+    wanted = {unit: unit for unit in units}
     paths = [info.path for info in table.list(layout.RECORDS) if layout.staged_unit(info.path) in wanted]
     # Listed after the records: parts are durable before their record, so none of a valid record can be missing.
     staged = {info.path: info.size for info in table.list(layout.STAGED_PARTS)} if paths else {}
-    with ThreadPoolExecutor(READERS) as pool:
-        contents = list(pool.map(table.read, paths))
     found: dict[str, list[Record]] = {}
     broken = []
-    for path, content in zip(paths, contents, strict=True):
+    for path, content in zip(paths, in_parallel(table.read, paths, READERS), strict=True):
         if content is None:
             continue
         try:
-            record = Record.from_json(content)
+            record = Record.from_json(content, wanted)
         except (ValueError, KeyError, TypeError):
             broken.append(path)
             continue

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from pipeline.arrays import table_of
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
@@ -48,7 +49,7 @@ CONSUMED = pa.schema([pa.field("path", pa.string(), nullable=False), pa.field("v
 """The list names staged files, each with its version, because a later run may stage another under the same name."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tally:
     """It counts what becomes of source rows. Tallies add up over units."""
 
@@ -249,8 +250,8 @@ def write_lists(
     """Put the lists where the snapshot will name them, before it is created."""
     table.write(f"{folder}parts.parquet", to_parquet(parts_to_table(parts)))
     table.write(f"{folder}sources.parquet", to_parquet(sources))
-    files = [{"path": info.path, "version": info.version} for info in consumed]
-    table.write(layout.consumed(folder), to_parquet(pa.Table.from_pylist(files, CONSUMED)))
+    files = ({"path": info.path, "version": info.version} for info in consumed)
+    table.write(layout.consumed(folder), to_parquet(table_of(files, CONSUMED)))
 
 
 def consumed(table: Folder, version: Snapshot) -> Collection[tuple[str, str]]:

@@ -221,12 +221,12 @@ def test_the_library_path_cuts_on_the_left_too(tmp_path, monkeypatch):
 # --- static embeddings
 
 
-def static_folder(folder, *, truncation=None) -> Path:
+def static_folder(folder, *, truncation=None, **how) -> Path:
     """A StaticEmbedding as sentence-transformers saves it, on the tiny model's tokenizer."""
     tokenizer = library.Tokenizer.from_file(str(build_tiny_model(folder / "bert") / "tokenizer.json"))
     tokenizer.no_truncation()
     if truncation is not None:
-        tokenizer.enable_truncation(truncation)
+        tokenizer.enable_truncation(truncation, **how)
     return build_static(folder / "static", tokenizer)
 
 
@@ -243,9 +243,15 @@ def test_a_static_embedding_has_no_special_tokens_and_no_limit(tmp_path):
     assert framing_tokens(spec) == 2
 
 
-def test_a_block_of_truncation_cuts_a_static_embeddings_texts(tmp_path):
-    folder = static_folder(tmp_path, truncation=16)
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("how", [{}, {"direction": "left"}, {"stride": 4}])
+def test_a_block_of_truncation_cuts_a_static_embeddings_texts(tmp_path, monkeypatch, how, here):
+    """Whether they are cut here or by the library."""
+    folder = static_folder(tmp_path, truncation=16, **how)
     oracle = load_oracle(folder)
+    assert tokenizer_of(folder)._framed_here
+    if not here:
+        monkeypatch.setattr(Tokenizer, "_agrees_with_library", lambda self: False)
     rows = tokenizer_of(folder, prompt="oil ").tokenize(TEXTS)
     for number, text in enumerate(TEXTS):
         assert row(rows, number) == oracle.preprocess([text], prompt="oil ")["input_ids"].tolist(), text

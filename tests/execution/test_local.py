@@ -48,9 +48,9 @@ def test_its_table_is_that_of_one_process_and_a_second_run_finds_nothing_to_do(t
     spec = spec_of(corpus, tiny_model, tmp_path / "table", **sections)
     summary = pipeline.embed(spec)
     assert (summary.counts.rows, summary.counts.failed) == (ROWS, 0)
-    (told,) = [note for note in summary.notes if note.startswith("ran ")]
-    assert told.startswith("ran 2 x 1 CPU encoders")
-    assert "of this machine, without Ray (about 1 s of encoding were expected), on torch" in told
+    assert summary.runs.workers.startswith("2 x 1 CPU encoders")
+    assert summary.runs.workers.endswith("of this machine, without Ray (about 1 s of encoding were expected)")
+    assert summary.runs.engine == "torch"
     inline.embed(spec_of(corpus, tiny_model, tmp_path / "apart", **sections))
     same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "apart"), vectors=table["dtype"] == "float32")
     assert column_of(tmp_path / "table") == column_of(tmp_path / "apart")
@@ -71,7 +71,8 @@ def test_a_reindex_names_who_worked_and_on_what(corpus, tiny_model, tmp_path):
     (tmp_path / "new" / "3.jsonl").write_text('{"id": "new", "text": "one more", "lang": "l0"}\n')
     summary = pipeline.reindex(spec_of(f"{tmp_path}/new", tiny_model, tmp_path / "table"))
     assert (summary.counts.new, summary.to_encode) == (1, 1)
-    assert any("without Ray" in note and note.endswith("on torch") for note in summary.notes), summary.notes
+    assert "without Ray" in summary.runs.workers
+    assert summary.runs.engine == "torch"
 
 
 PROGRAM = """

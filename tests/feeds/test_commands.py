@@ -109,7 +109,8 @@ def test_a_question_to_the_store(nights: Nights, config: str, capsys: pytest.Cap
     assert "in docs__g1_" in said
     assert "100% of it are above" in said
     for arguments, message in [
-        (["--where", "lang=de"], "go with --feed alone"),
+        (["--compare"], "--compare goes with --feed alone"),
+        (["--hybrid", "--feed", "one"], "--hybrid and --feed don't go together"),
         (["--feed", "one", "--where", "lang"], "not of the form column=value"),
         (["--feed", "one", "--where", "number=3"], r"names 'number', which the feed doesn't have; it has title, lang"),
         (["--feed", "three"], "has no feed 'three'; it has one, two"),

@@ -40,7 +40,7 @@ def create_record(state: State, me: Process, rules: Rules) -> Outcomes:
     yield "", standing.go(me, "read_records")
 
 
-@step("pipeline.runs.embed:publish_units")
+@step("pipeline.runs.by_units:publish_units")
 def read_records(state: State, me: Process, rules: Rules) -> Outcomes:
     """The new part is published as it was staged, like all that are large enough."""
     record = state.file(RECORD)

@@ -35,7 +35,7 @@ def write(folder: Path, long: int, short: int, suffix: str = "jsonl") -> Path:
 def test_rows_without_an_id_are_told_what_they_are_known_by(suffix, names, told, tiny_model, tmp_path):
     corpus = write(tmp_path / "corpus", 0, 3, suffix)
     spec = spec_of(corpus, tiny_model, tmp_path / "table", source={"id": names})
-    planned = summarise_plan(prepare(spec, writes=False))
+    planned = summarise_plan(prepare(spec, writes=False), InProcess())
     summary = runs.embed(spec, InProcess())
     for each in (planned, summary):
         assert (
@@ -50,14 +50,14 @@ def test_rows_without_an_id_are_told_what_they_are_known_by(suffix, names, told,
 @pytest.mark.parametrize(("long", "short", "share"), [(12, 8, "60%"), (2, 18, "10%"), (1, 19, ""), (0, 9, "")])
 def test_a_chunk_section_is_named_where_many_texts_are_cut(long, short, share, tiny_model, tmp_path):
     spec = spec_of(write(tmp_path / "corpus", long, short), tiny_model, tmp_path / "table")
-    planned = summarise_plan(prepare(spec, writes=False))
+    planned = summarise_plan(prepare(spec, writes=False), InProcess())
     summary = runs.embed(spec, InProcess())
     said = f"{long:,} of {long + short:,} texts ({share}) are longer than the 64 tokens that the model reads"
     assert any(said in note and "chunk: {max_tokens: 64}" in note for note in summary.notes) == bool(share)
     # The plan looks at the first 16 texts of a span.
     assert any("of a sample of 16 texts are longer" in note for note in planned.notes) == (long >= 2)
     chunked = spec_of(spec.source.path, tiny_model, tmp_path / "chunked", chunk={"max_tokens": 16})
-    assert not any("longer than" in note for note in summarise_plan(prepare(chunked, writes=False)).notes)
+    assert not any("longer than" in note for note in summarise_plan(prepare(chunked, writes=False), InProcess()).notes)
     assert not any("longer than" in note for note in runs.embed(chunked, InProcess()).notes)
 
 

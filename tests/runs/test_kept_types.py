@@ -260,7 +260,7 @@ def test_a_wider_type_says_what_it_costs_and_encodes_nothing_again(by_row, tiny_
     first = read_table(tmp_path / "table")
     write(tmp_path / "corpus" / "b.parquet", pa.array([2**40], pa.int64()))
     told = f"column 'n' from int32 to int64 for '{tmp_path}/corpus/b.parquet'; all 1 files of the table ("
-    planned = summarise_plan(prepare.prepare(spec, writes=False))
+    planned = summarise_plan(prepare.prepare(spec, writes=False), inline.InProcess())
     assert told in str(planned)
     assert (planned.units_to_encode, planned.units_reused) == (1, 0)  # both files are of one unit
     assert told in str(reindexing.plan(spec, LocalExecutor(spec.resources)))
@@ -293,7 +293,7 @@ def test_a_type_that_source_schema_gives_a_table_encodes_nothing_again(tiny_mode
     inline.embed(spec_for(tmp_path, tiny_model))
     spec = spec_for(tmp_path, tiny_model, source={"keep": ["n"], "schema": {"n": "double"}})
     assert "column 'n' from int32 to double by source.schema" in str(
-        summarise_plan(prepare.prepare(spec, writes=False))
+        summarise_plan(prepare.prepare(spec, writes=False), inline.InProcess())
     )
     version = inline.embed(spec)
     assert (version.counts.rows, version.counts.encoded) == (2, 0)

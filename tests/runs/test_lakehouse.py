@@ -196,7 +196,7 @@ def test_a_large_file_stays_closed_while_it_is_the_same(
 def test_plans_name_the_snapshot(lake: Lake, tiny_model: Path, tmp_path: Path) -> None:
     lake.append(documents(1, 2))
     spec = spec_of(lake.path, tiny_model, tmp_path / "table")
-    planned = summarise_plan(prepare.prepare(spec, writes=False))
+    planned = summarise_plan(prepare.prepare(spec, writes=False), InProcess())
     assert planned.snapshot is not None
     assert planned.snapshot in str(planned)
     assert lake.path.partition(":")[2] in planned.snapshot

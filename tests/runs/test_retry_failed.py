@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import plan
+from pipeline.runs import embed as runs
 from pipeline.storage import Folder
 from pipeline.table import layout, snapshot
 from pipeline.table.operations import purge
-from tests.inline import Died, embed, read_table, same_rows, spec_of
+from tests.inline import Died, InProcess, embed, read_table, same_rows, spec_of
 
 SHORT, LONG = 60, 1000
 """Bytes of `limits.max_row_bytes`: between them, a long row fails or not."""
@@ -96,9 +97,9 @@ def test_rows_of_a_dropped_unit_are_not_retried_and_others_change_with_the_sourc
     embed(spec_of(tmp_path / "source", tiny_model, tmp_path / "table", limits=limits))
     (tmp_path / "source" / "b.jsonl").write_text(json.dumps({"id": "new", "text": "new"}) + "\n")
     spec = spec_of(tmp_path / "source", tiny_model, tmp_path / "table", limits=limits | {"max_row_bytes": LONG})
-    version = embed(spec, retry_failed=True)
+    counts = runs.embed(spec, InProcess(), retry_failed=True).counts
     assert read_table(tmp_path / "table")["id"].to_pylist() == ["000", "001", "new"]
-    assert (version.counts.failed, version.counts.new, version.counts.deleted) == (0, 2, 1)
+    assert (counts.failed, counts.new, counts.deleted) == (0, 2, 1)
 
 
 def test_what_was_purged_is_not_tried_again(tiny_model, tmp_path):

@@ -18,6 +18,7 @@ from pipeline.execution.local.executor import LocalExecutor
 from pipeline.runs import embed as embedding
 from pipeline.runs import prepare
 from pipeline.runs import reindex as reindexing
+from pipeline.runs.by_units import embed_units
 from pipeline.runs.reindex_summary import Reindexed
 from pipeline.runs.summary import Summary
 from pipeline.storage import Folder
@@ -91,6 +92,11 @@ def run_reindex(spec: RunSpec) -> Summary | Reindexed:
     return reindexing.reindex(spec, inline.InProcess(), allow_deletes=True)
 
 
+def run_build(spec: RunSpec) -> Summary:
+    """By units, as a table is built whole."""
+    return embed_units(prepare.prepare(spec, writes=True), inline.InProcess(), 0.0)
+
+
 def version_of(spec: RunSpec) -> int:
     return snapshot.current(Folder(spec.table.path)).version
 
@@ -142,7 +148,7 @@ def test_unreadable_files_count_as_files_and_by_their_rows(
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-def test_rows_that_the_table_knows_of_a_file_count_exactly_and_stay_in_a_reindex(by_row, tiny_model, tmp_path):
+def test_rows_that_the_table_knows_of_a_file_stay_and_count_exactly_in_a_build(by_row, tiny_model, tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for name in "abc":
@@ -155,15 +161,16 @@ def test_rows_that_the_table_knows_of_a_file_count_exactly_and_stay_in_a_reindex
     run_embed(spec)
     (corpus / "b.jsonl.gz").write_bytes(b"\x1f\x8b not gzip")
     if by_row:
-        summary = run_reindex(spec)
-        assert (summary.exit_code, summary.counts.rows) == (3, 210)
-        assert [(Path(item.path).name, item.rows) for item in summary.stale_files] == [("b.jsonl.gz", 0)]
-        assert "its rows stay" in str(summary)
+        for summary in (run_embed(spec), run_reindex(spec)):
+            assert (summary.exit_code, summary.counts.rows) == (3, 210)
+            stay = summary.stale_files if isinstance(summary, Reindexed) else summary.unread_files
+            assert [(Path(item.path).name, item.rows) for item in stay] == [("b.jsonl.gz", 0)]
+            assert "its rows stay" in str(summary)
         return
     with pytest.raises(RunError, match="70 rows of 210 failed"):
-        run_embed(spec)
+        run_build(spec)
     spec = spec_for(corpus, tiny_model, {"max_failed_files": 1, "max_failed_rows": 0.4})
-    summary = run_embed(spec)
+    summary = run_build(spec)
     assert [(Path(item.path).name, item.rows) for item in summary.unread_files] == [("b.jsonl.gz", 69)]
 
 

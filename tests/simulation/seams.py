@@ -5,7 +5,6 @@ Nothing else of the program is replaced. What the tiny model computes is remembe
 
 import contextlib
 import functools
-import io
 import random
 import secrets
 import threading
@@ -21,8 +20,6 @@ from pipeline.encoder.encoder import Encoder, build_encoder
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.model import digest
 from pipeline.model.folder import EncoderSpec
-from pipeline.progress import Progress
-from pipeline.runs import encode_units
 from pipeline.storage import disk, retry, stores
 from pipeline.table import lease, materialise, publication, readiness, record, status
 from pipeline.table.lease import Lease
@@ -62,7 +59,6 @@ def simulated(scheduler: Scheduler, objects: ObjectStore, files: FileSystem, cha
         put(random, "uniform", lambda low, high: high)
         put(digest, "_load_cache", dict)
         put(digest, "_save_cache", lambda entries: None)
-        put(encode_units, "Progress", functools.partial(Progress, stream=io.StringIO()))
         put(inline, "built", _built)
         yield
 

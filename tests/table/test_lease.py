@@ -163,6 +163,29 @@ def soon(happened) -> None:
         time.sleep(0.02)
 
 
+def test_who_outlasts_waits_for_a_sign_of_life_alone(table, monkeypatch, caplog):
+    """A run that died on another machine holds up the next one until its lease runs out; one that lives is told of at
+    once, and one that gave the table back not at all."""
+    monkeypatch.setattr(lease, "POLL_S", 0.05)
+    dead = elsewhere(lease.Lease(table=table, number=1, work="embed", seconds=1.0, since="then"))
+    assert dead.create()
+    with lease.held(table, "embed", HOUR_S, outlasts=True) as held:
+        assert held.number == 2
+    assert "waiting for a sign of life of that run" in caplog.text
+    alive = elsewhere(lease.Lease(table=table, number=4, work="embed", seconds=HOUR_S, since="now"))
+    assert alive.create()
+    signs = threading.Timer(0.3, alive.renew)
+    signs.start()
+    with pytest.raises(TableBusy), lease.held(table, "embed", HOUR_S, outlasts=True):
+        pass
+    signs.join()
+    back = threading.Timer(0.3, alive.release)
+    back.start()
+    with lease.held(table, "embed", HOUR_S, outlasts=True) as held:
+        assert held.number == alive.number + 1
+    back.join()
+
+
 def test_a_block_keeps_its_lease_alive_and_gives_it_back(table):
     with lease.held(table, "reindex", seconds=4) as held:
         soon(lambda: held.number >= 6)

@@ -11,11 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline import progress
 from pipeline.config import ResourceSpec
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import PipelineError, RunError
 from pipeline.execution.costs import ENCODER_START_S
-from pipeline.execution.executor import Do, Flowing, Given, Item, Job, Result, RowComparison
+from pipeline.execution.executor import Do, Expected, Flowing, Given, Item, Job, Result, RowComparison
 from pipeline.execution.local.log import WorkerLog
 from pipeline.execution.local.pool import LocalFlow
 from pipeline.execution.pools import ALONE, Pools, choose_pools
@@ -60,11 +61,17 @@ class LocalExecutor:
             return replace(found, encoders=1)
         return found
 
+    def expected(self, job: Job) -> Expected:
+        pools = self.pools(job)
+        return Expected(workers=f"{pools.describe()} of this machine, without Ray", pools=pools)
+
     def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         pools = self.pools(job)
         if flow.encode is not None and flow.write is not None:
             self.description = f"{pools.describe()} of this machine, without Ray"
         limited = pools.at_most(flow.most_encoders, len(tasks))
+        if flow.encode is not None:
+            progress.current().start_encoders(f"{limited.describe_encoders()} of this machine")
         with LocalFlow(tasks, flow, job.worker_spec(pools), limited, on_progress) as running:
             yield from running.results()
 

@@ -20,17 +20,17 @@ import ray._private.worker as ray_worker
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import errors
+from pipeline import errors, progress
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError, InputError, PipelineError, RunError
+from pipeline.execution.executor import LOCAL
 from pipeline.execution.pools import USUAL, Load, Pools, choose_pools
-from pipeline.execution.ray.session import QUIET, signals_left_alone, start_local
+from pipeline.execution.ray.session import QUIET, same_package, signals_left_alone, start_local
+from pipeline.progress import Phase
 from pipeline.storage import Folder
 from pipeline.table import layout
 
 CONNECT_S = 5.0
-LOCAL = "local"
-"""This address asks for a Ray of this machine, however little there is to do."""
 
 
 class Cluster:
@@ -59,7 +59,8 @@ class Cluster:
         if ray.is_initialized():
             raise InputError("this process already runs a Ray session: close it with ray.shutdown() first")
         try:
-            with _muted_stderr(), signals_left_alone():
+            what = _what(self._spec.ray_address)
+            with progress.current().during(Phase.STARTING, what), _muted_stderr(), signals_left_alone():
                 _init_ray(self._spec.ray_address)
         except (ConnectionError, ValueError) as error:
             raise ConfigError(
@@ -102,6 +103,11 @@ class Cluster:
             table.delete([probe])
 
 
+def _what(address: str | None) -> str:
+    """Return what starts, in a word or two for people."""
+    return "Ray on this machine" if address in (None, LOCAL) else "work on the Ray cluster"
+
+
 def _init_ray(address: str | None) -> None:
     """Join the cluster at the address. For None or `local`, start a fresh Ray."""
     if address in (None, LOCAL):
@@ -110,7 +116,8 @@ def _init_ray(address: str | None) -> None:
     assert address is not None
     _check_answers(address)
     try:
-        ray.init(address=address, **QUIET)
+        # A client's server knows no class of ours.
+        ray.init(address=address, job_config=None if address.startswith("ray://") else same_package(), **QUIET)
     except KeyboardInterrupt:
         with contextlib.suppress(Exception):
             ray.shutdown()

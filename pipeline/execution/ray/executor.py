@@ -11,14 +11,14 @@ import ray
 import ray.data
 from ray.data import TaskPoolStrategy
 
+from pipeline import progress
 from pipeline.config import ResourceSpec
-from pipeline.execution.executor import Do, Flowing, Given, Item, Job, Result, RowComparison
+from pipeline.execution.executor import Do, Expected, Flowing, Given, Item, Job, Result, RowComparison, where_of
 from pipeline.execution.pools import Pools
 from pipeline.execution.ray import shuffle, workers
-from pipeline.execution.ray.cluster import LOCAL, Cluster, alive_nodes
+from pipeline.execution.ray.cluster import Cluster, alive_nodes
 from pipeline.execution.ray.flow import monitored, run_flow
 from pipeline.execution.ray.shuffle import items_of, light
-from pipeline.redaction import redacted
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask
 from pipeline.table import compare
@@ -54,17 +54,21 @@ class RayExecutor:
     def pools(self, job: Job) -> Pools:
         return self._cluster.pools(job.encoder_bytes, job.load)
 
+    def expected(self, job: Job) -> Expected:
+        """Look at pools only where the cluster has started already."""
+        where = where_of(self._resources)
+        pools = self.pools(job) if self._cluster.started else None
+        return Expected(workers=f"{pools.describe()} on {where}" if pools is not None else where, pools=pools)
+
     def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         pools = self.pools(job)
         self._cluster.check_reachable(job.table)
         if flow.encode is not None and flow.write is not None:
-            self.description = f"{pools.describe()} on {self._where()}"
+            self.description = f"{pools.describe()} on {where_of(self._resources)}"
         limited = pools.at_most(flow.most_encoders, len(tasks))
+        if flow.encode is not None:
+            progress.current().start_encoders(f"{limited.describe_encoders()} on {where_of(self._resources)}")
         return run_flow(tasks, flow, job.worker_spec(pools), limited, on_progress)
-
-    def _where(self) -> str:
-        address = self._resources.ray_address
-        return "a Ray of this machine" if address in (None, LOCAL) else f"the Ray cluster at {redacted(str(address))}"
 
     def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
         """Do it on one worker, with all of a node's CPUs but one, and MOST_THREADS at most."""

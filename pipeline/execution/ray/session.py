@@ -8,9 +8,10 @@ import contextlib
 import logging
 import os
 import signal
+import site
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import psutil  # It comes with Ray.
 import ray
 import ray._private.ray_constants as ray_constants
 import ray._private.utils as ray_utils
+import ray.job_config
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from pipeline.errors import ConfigError, RunError
 from pipeline.machine.folders import why_unusable
@@ -38,6 +41,8 @@ MOST_FOLDER_BYTES = 40
 `/sockets/plasma_store`, and a number where there is one already."""
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 END_TIMEOUT_S = 3.0
+PACKAGES = Path(__file__).parents[3]
+"""This folder holds the package that runs here."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -56,6 +61,7 @@ def start_local() -> None:
                 # There is one logical CPU more than cores, since reading and writing mostly wait while encoders compute.
                 num_cpus=cores() + 1,
                 include_dashboard=False,
+                job_config=same_package(),
                 _node_ip_address=LOOPBACK,
                 _temp_dir=folder,
                 **({"object_spilling_directory": spilling} if spilling else {}),
@@ -70,6 +76,26 @@ def start_local() -> None:
         raise RunError(
             f"a Ray of this machine does not start ({type(error).__name__}: {said}): its logs below {folder} may say why"
         ) from None
+
+
+class _Fixed(list[str]):
+    """Ray extends the list by the working directory, and workers put what it holds before all other folders."""
+
+    def extend(self, paths: Iterable[str]) -> None:
+        pass
+
+
+def same_package() -> ray.job_config.JobConfig | None:
+    """Return what makes workers import this package, whatever the working directory holds under its name.
+
+    None stands for a submitted job, of which Ray knows the folder.
+    """
+    if RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ:
+        return None
+    installed = [*site.getsitepackages(), site.getusersitepackages()]
+    config = ray.job_config.JobConfig()
+    config._py_driver_sys_path = _Fixed([] if str(PACKAGES) in installed else [str(PACKAGES)])
+    return config
 
 
 def memory_settings(memory: int | None) -> dict[str, int]:

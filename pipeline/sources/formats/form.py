@@ -102,5 +102,7 @@ class Form:
     """Whether all values are strings, which other types must be parsed from."""
     rows_per_file: int | None = None
     """None where only reading can tell."""
+    is_document: bool = False
+    """Whether people write such files to be read: a file, or a mail of it, is a document."""
     join: Join | None = None
     """The type of a column that two files have with two types; None where exact types must be united."""

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.errors import InputError
-from pipeline.extras import install
+from pipeline.config import SourceSpec
 from pipeline.sources.formats.content import HEAD_BYTES, UTF8, encoding_of
-from pipeline.sources.formats.document import blocks_of, look_of
+from pipeline.sources.formats.document import blocks_of, look_of, needs
 from pipeline.sources.formats.form import Form, Misfit
+from pipeline.work import SourceFile
 
 _META_BYTES = 1024
 _COMMENT = re.compile(rb"<!--.*?(?:-->|\Z)", re.DOTALL)
@@ -49,23 +49,15 @@ _BLOCKS = frozenset(
 _SPACE = re.compile(r"[ \t\n\f\r]+")
 
 
-def _check() -> None:
-    try:
-        import selectolax.lexbor  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"source files in HTML need the packages of the extra `html` ({error}): {install('html')} on every node"
-        ) from None
-
-
-def _parse(content: bytes, encoding: str = "auto") -> Mapping[str, str]:
+def page(content: bytes, encoding: str = "auto") -> Mapping[str, str]:
+    """The text and the title of a page. Raises Misfit for one that can't be decoded or parsed."""
     from selectolax.lexbor import LexborHTMLParser, SelectolaxError
 
     markup = _decode(content, encoding)
     try:
-        page = LexborHTMLParser(markup)
-        title = page.css_first("title")
-        text = _text(page.root) if page.root is not None else ""
+        parsed = LexborHTMLParser(markup)
+        title = parsed.css_first("title")
+        text = _text(parsed.root) if parsed.root is not None else ""
         return {"text": text, "title": _SPACE.sub(" ", title.text()).strip(" ") if title is not None else ""}
     except (SelectolaxError, ValueError, RuntimeError, MemoryError) as error:
         raise Misfit(f"the page can't be parsed: {' '.join(str(error).split())[:200]}") from None
@@ -96,6 +88,10 @@ def _charset(content: bytes, encoding: str) -> str:
     except (LookupError, ValueError):
         return asked
     return _BROWSERS_NAMES.get(known, known)
+
+
+def _parse(content: bytes, file: SourceFile, spec: SourceSpec) -> Mapping[str, str]:
+    return page(content, spec.encoding)
 
 
 # --- what can be seen
@@ -153,9 +149,10 @@ def _pieces(root: Any) -> Iterator[str]:
 
 FORM = Form(
     blocks=blocks_of(_parse),
-    look=look_of(("text", "title", "path"), _check),
+    look=look_of(("text", "title"), needs("selectolax.lexbor", "HTML", "html")),
     suffixes=(".html", ".htm"),
     isolated=True,
     strings_only=True,
     rows_per_file=1,
+    is_document=True,
 )

@@ -9,7 +9,21 @@ import pyarrow as pa
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError
 from pipeline.sources.columns import Block
-from pipeline.sources.formats import arrow, delimited, html, jsonl, lines, parquet, text
+from pipeline.sources.formats import (
+    arrow,
+    delimited,
+    docx,
+    epub,
+    html,
+    jsonl,
+    lines,
+    mail,
+    notebook,
+    parquet,
+    pdf,
+    pptx,
+    text,
+)
 from pipeline.sources.formats.form import Form, Look, Needed
 from pipeline.sources.spans import PACKED_RATIO, Extent
 from pipeline.work import Compression, FormatName, SourceFile, Span
@@ -23,7 +37,16 @@ FORMS: Mapping[FormatName, Form] = {
     "lines": lines.FORM,
     "text": text.FORM,
     "html": html.FORM,
+    "pdf": pdf.FORM,
+    "docx": docx.FORM,
+    "pptx": pptx.FORM,
+    "epub": epub.FORM,
+    "ipynb": notebook.FORM,
+    "eml": mail.MAIL,
+    "mbox": mail.BOX,
 }
+GUESSED = ("auto", "documents")
+"""Under these values of `source.format` the name of a file says which format it has."""
 _CUTTABLE = ("auto", "utf-8", "utf8")
 """The values of `source.encoding` under which files are cut by bytes: the places in others are those of their UTF-8."""
 _COMPRESSIONS: Mapping[str, Compression] = {".gz": "gz", ".zst": "zst"}
@@ -32,7 +55,8 @@ _COMPRESSIONS: Mapping[str, Compression] = {".gz": "gz", ".zst": "zst"}
 def format_of(path: str, asked: str) -> tuple[FormatName, Compression]:
     """The format asked for, or with "auto" the one that the name's end stands for, and how the file is compressed.
 
-    Raises InputError for a name that stands for no format.
+    With "documents" the name's end decides too, but only among formats of documents. Raises InputError for a name that
+    stands for no format.
     """
     name = path.rpartition("/")[2].lower()
     compression: Compression = ""
@@ -40,17 +64,23 @@ def format_of(path: str, asked: str) -> tuple[FormatName, Compression]:
         if name.endswith(suffix):
             name, compression = name.removesuffix(suffix), packed
             break
-    for known, form in FORMS.items():
-        fits = asked == known or (asked == "auto" and name.endswith(form.suffixes))
-        if fits and (form.packable or asked != "auto"):
+    candidates = _candidates(asked)
+    for known, form in candidates.items():
+        fits = asked == known or (asked in GUESSED and name.endswith(form.suffixes))
+        if fits and (form.packable or asked not in GUESSED):
             return known, compression if form.packable else ""
         if fits and not compression:
             return known, ""
-    suffixes = [suffix for form in FORMS.values() for suffix in form.suffixes]
+    plain = [suffix for form in candidates.values() if not form.packable for suffix in form.suffixes]
+    packable = [suffix for form in candidates.values() if form.packable for suffix in form.suffixes]
     raise InputError(
-        f"the format of {path!r} is unknown: expected one of {', '.join(suffixes)}, all but Parquet and Arrow also with "
-        f".gz or .zst; narrow source.path, or set source.format to one of {', '.join(FORMS)}"
+        f"the format of {path!r} is unknown: expected one of {', '.join(plain)}, or {', '.join(packable)}, which may be "
+        f"followed by .gz or .zst; narrow source.path, or set source.format to one of {', '.join(FORMS)}"
     )
+
+
+def _candidates(asked: str) -> Mapping[FormatName, Form]:
+    return {name: form for name, form in FORMS.items() if form.is_document} if asked == "documents" else FORMS
 
 
 def readahead_bytes(file: SourceFile) -> int:

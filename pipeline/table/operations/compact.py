@@ -40,7 +40,7 @@ NewNumbers = Mapping[int, int | None]
 """Source number -> its new one, or None to drop its rows; a number that is missing stays."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Input:
     part: Part
     new_numbers: tuple[tuple[int, int | None], ...] = ()

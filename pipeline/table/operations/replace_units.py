@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
+from pipeline.arrays import table_of
 from pipeline.errors import GateFailed
 from pipeline.storage import Folder
 from pipeline.table import changelog, dead_letters, snapshot
@@ -212,8 +213,8 @@ def _sources(parent: Snapshot, work: Work) -> pa.Table:
     kept = parent.sources.filter(pc.is_in(parent.sources.column("unit_id"), pa.array(sorted(work.kept), pa.string())))
     if work.retried:
         kept = snapshot.with_tallies(kept, work.kept_tallies(parent))
-    rows = [row for unit, records in work.done for row in snapshot.span_rows(unit, tally_of(records))]
-    added = pa.Table.from_pylist(rows, snapshot.SOURCES)
+    rows = (row for unit, records in work.done for row in snapshot.span_rows(unit, tally_of(records)))
+    added = table_of(rows, snapshot.SOURCES)
     return pa.concat_tables([kept, added]).sort_by([(schema.SOURCE, "ascending")])
 
 

