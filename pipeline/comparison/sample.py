@@ -45,7 +45,9 @@ class Documents:
     seed: int
 
     def __str__(self) -> str:
-        return f"{len(self.texts):,} documents, sampled from {self.read:,} of about {self.rows_estimate:,} (seed {self.seed})"
+        whole = self.read == self.rows_estimate
+        of = f"all {self.read:,}" if whole else f"{self.read:,} of about {self.rows_estimate:,}"
+        return f"{len(self.texts):,} documents, sampled from {of} (seed {self.seed})"
 
 
 def sample(spec: RunSpec, rows: int, seed: int, *, title: str | None = None, asked: Collection[str] = ()) -> Documents:
@@ -70,8 +72,8 @@ def sample(spec: RunSpec, rows: int, seed: int, *, title: str | None = None, ask
         if most is not None and read >= most:
             is_whole = False
             break
-    if kept is None or not kept.num_rows:
-        raise InputError("the source has no document with a text: there is nothing to compare models on")
+    if kept is None or kept.num_rows < 2:
+        raise InputError("the source has fewer than two documents with a text: there is nothing to compare models on")
     named = pc.less(kept.column("key"), 0.0)
     found_asked, kept = kept.filter(named), kept.filter(pc.invert(named))
     ids = kept.column(schema.ID).to_pylist()

@@ -96,8 +96,9 @@ def test_a_sample_is_the_same_for_a_seed_and_another_for_another(runs):
     assert set(one.texts) != set(other.texts)
     assert one.titles.keys() == one.texts.keys()
     asked = sample(spec, 5, 0, asked={"d59", "d58"})
-    assert {"d58", "d59"} <= asked.texts.keys()
-    assert len(asked.texts) == 7
+    assert asked.asked.keys() == {"d58", "d59"}
+    assert len(asked.texts) == 5
+    assert not asked.texts.keys() & asked.asked.keys()
 
 
 @settings(deadline=None, max_examples=30)
