@@ -33,7 +33,7 @@ class Documents:
     texts: dict[str, str]
     """They are the texts of the sample, by id."""
     asked: dict[str, str]
-    """They are the texts of the documents that were asked for and found, by id. The sample has none of them."""
+    """They are the texts of the documents that were asked for and found, by id. The sample may have some of them."""
     titles: dict[str, str]
     """They are by id. There are none where no column holds them."""
     title: str | None
@@ -64,18 +64,15 @@ def sample(spec: RunSpec, rows: int, seed: int, *, title: str | None = None, ask
     wanted = pa.array(sorted(asked), pa.string())
     for some in _documents(spec, source, found, title, random):
         read += some.num_rows
-        keys = random.random(some.num_rows)
-        # Those that are asked for come before all others.
-        keys[pc.is_in(some.column(schema.ID), wanted).to_numpy()] = -1.0
-        some = some.append_column("key", pa.array(keys))
+        named = pc.is_in(some.column(schema.ID), wanted)
+        some = some.append_column("key", pa.array(random.random(some.num_rows))).append_column("named", named)
         kept = _lowest(some if kept is None else pa.concat_tables([kept, some]), rows)
         if most is not None and read >= most:
             is_whole = False
             break
     if kept is None or kept.num_rows < 2:
         raise InputError("the source has fewer than two documents with a text: there is nothing to compare models on")
-    named = pc.less(kept.column("key"), 0.0)
-    found_asked, kept = kept.filter(named), kept.filter(pc.invert(named))
+    found_asked, kept = kept.filter(kept.column("named")), kept.sort_by("key").slice(0, rows)
     ids = kept.column(schema.ID).to_pylist()
     titles = kept.column("title").to_pylist() if title is not None else []
     return Documents(
@@ -129,7 +126,7 @@ def _documents(
 
 
 def _lowest(rows: pa.Table, count: int) -> pa.Table:
-    """Return the rows that are asked for, and of the others as many as have the lowest keys."""
-    keys = rows.column("key").to_numpy()
-    asked = int((keys < 0).sum())
-    return rows.take(pa.array(np.argsort(keys, kind="stable")[: asked + count]))
+    """Return the rows that have the lowest keys, and those that are asked for."""
+    lowest = np.zeros(rows.num_rows, np.bool_)
+    lowest[np.argsort(rows.column("key").to_numpy(), kind="stable")[:count]] = True
+    return rows.filter(pc.or_(pa.array(lowest), rows.column("named")))
