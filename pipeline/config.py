@@ -310,7 +310,7 @@ class ResourceSpec:
         whole = ("encoders", "cpus_per_encoder", "batch_tokens", "tokenizers", "writers")
         _check_counts("resources", self, *whole, otherwise=", or auto")
         gpus = self.gpus_per_encoder
-        if gpus != "auto" and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+        if gpus != "auto" and not (0 <= gpus <= 1 or (math.isfinite(gpus) and gpus > 1 and gpus == int(gpus))):
             raise ConfigError(
                 f"resources.gpus_per_encoder is {gpus}; give 0, a share of a GPU below 1, a whole number, or auto"
             )
