@@ -132,25 +132,25 @@ def parser_of(main: Callable[[Sequence[str]], int]) -> Parser:
     raise TypeError(f"{main.__module__}.main parses no arguments")
 
 
-def main_of(main: Callable[[], int], *, as_verb: bool = False) -> int:
+def main_of(main: Callable[[], int], *, verb: str = "") -> int:
     """Run a command's main. An error of ours becomes one line on stderr and its exit code.
 
-    With `as_verb` what is said names commands as verbs of the one command, not as modules.
+    With a `verb` of the one command, what is said names commands as verbs, not as modules.
 
     SIGTERM ends the command as Ctrl-C does: tidied up, with one line, and with 143, where Ctrl-C gives 130.
     """
-    token = _AS_VERB.set(as_verb)
+    token = _AS_VERB.set(bool(verb))
     try:
-        return _guarded(main, as_verb=as_verb)
+        return _guarded(main, verb or os.path.basename(sys.argv[0]).removesuffix(".py"))
     finally:
         _AS_VERB.reset(token)
 
 
-def _guarded(main: Callable[[], int], *, as_verb: bool) -> int:
+def _guarded(main: Callable[[], int], command: str) -> int:
     started = time.monotonic()
     with Signals() as signals:
         try:
-            _begin_log(sys.argv[1] if as_verb else os.path.basename(sys.argv[0]).removesuffix(".py"))
+            _begin_log(command)
             with _log.hearing():
                 code = main()
         except KeyboardInterrupt:

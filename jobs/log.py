@@ -87,6 +87,7 @@ class JsonLog(Log):
     def __init__(self, **facts: Any) -> None:
         self._facts: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self._owner = os.getpid()
         read, self._records = os.pipe()
         told, self._told = os.pipe()
         os.set_inheritable(read, True)
@@ -129,7 +130,7 @@ class JsonLog(Log):
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         with self._lock:
-            if self._records < 0:
+            if self._records < 0 or os.getpid() != self._owner:  # The end of a fork is not the end of the command.
                 return
             os.close(self._records)
             self._records = -1

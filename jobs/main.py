@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"this release of {COMMAND} has no {verb} yet")
     from jobs import command
 
-    return command.main_of(lambda: _main_of(verb, rest), as_verb=True)
+    return command.main_of(lambda: _main_of(verb, rest), verb=verb)
 
 
 def overview() -> str:
@@ -116,7 +116,7 @@ def _complete(arguments: Sequence[str]) -> int:
         print(completion.script(arguments[0]))
         return 0
 
-    return command.main_of(show, as_verb=True)
+    return command.main_of(show, verb=COMPLETION)
 
 
 def _unknown(verb: str) -> str:
@@ -134,7 +134,7 @@ def _refuse(reason: str) -> int:
     def refuse() -> int:
         raise InputError(reason)
 
-    return command.main_of(refuse, as_verb=True)
+    return command.main_of(refuse, verb=COMMAND)
 
 
 def _version() -> str:

@@ -181,25 +181,28 @@ def _judged_here(
     documents: Documents, texts: Mapping[str, str], relevant: Mapping[str, Mapping[str, int]], notes: list[str]
 ) -> RetrievalSet:
     """Make a set of queries whose judged documents stand in the source."""
-    missing = {name for found in relevant.values() for name in found} - documents.texts.keys()
+    here = documents.texts | documents.asked
+    missing = {name for found in relevant.values() for name in found} - here.keys()
     if missing:
         notes.append(f"{len(missing):,} judged documents are not in the source, such as {min(missing)!r}")
-    known = {query: found for query, found in relevant.items() if found.keys() & documents.texts.keys()}
+    known = {query: found for query, found in relevant.items() if found.keys() & here.keys()}
     if not known:
         raise InputError("no judged document is in the source: the judgements name documents by the ids of source.id")
     return RetrievalSet(
         name="your judgements",
-        documents=documents.texts,
+        documents=here,
         queries={query: texts[query] for query in known},
         relevant=known,
     )
 
 
 def _notes(documents: Documents, made: Sequence[str], runs: Mapping[str, RunSpec]) -> Iterator[str]:
-    if documents.title is not None and "title to body" in made:
-        yield f"titles are of column {documents.title!r}"
-    elif documents.title is None:
+    if documents.title is None:
         yield "no column holds titles, so that title to body is left out; --title COLUMN names one"
+    elif "title to body" in made:
+        yield f"titles are of column {documents.title!r}"
+    else:
+        yield f"too few documents have a title of their own in column {documents.title!r} for title to body"
     left_out = {"first sentence to the rest", "chunk to its document"} - set(made)
     if left_out:
         yield f"too few documents are long enough for: {', '.join(sorted(left_out))}"

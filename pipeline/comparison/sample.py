@@ -31,7 +31,9 @@ TITLES = ("title", "headline", "heading", "subject", "name")
 @dataclass(frozen=True, kw_only=True)
 class Documents:
     texts: dict[str, str]
-    """They are the texts of the sample and of documents that were asked for, by id."""
+    """They are the texts of the sample, by id."""
+    asked: dict[str, str]
+    """They are the texts of the documents that were asked for and found, by id. The sample may have some of them."""
     titles: dict[str, str]
     """They are by id. There are none where no column holds them."""
     title: str | None
@@ -43,7 +45,9 @@ class Documents:
     seed: int
 
     def __str__(self) -> str:
-        return f"{len(self.texts):,} documents, sampled from {self.read:,} of about {self.rows_estimate:,} (seed {self.seed})"
+        whole = self.read == self.rows_estimate
+        of = f"all {self.read:,}" if whole else f"{self.read:,} of about {self.rows_estimate:,}"
+        return f"{len(self.texts):,} documents, sampled from {of} (seed {self.seed})"
 
 
 def sample(spec: RunSpec, rows: int, seed: int, *, title: str | None = None, asked: Collection[str] = ()) -> Documents:
@@ -55,27 +59,28 @@ def sample(spec: RunSpec, rows: int, seed: int, *, title: str | None = None, ask
         source, title, found = _surveyed(spec, title)
     most = None if asked else max(READ * rows, LEAST_READ)
     kept: pa.Table | None = None
-    read = 0
+    read, is_whole = 0, True
     random = np.random.default_rng(seed)
     wanted = pa.array(sorted(asked), pa.string())
     for some in _documents(spec, source, found, title, random):
         read += some.num_rows
-        keys = random.random(some.num_rows)
-        # Those that are asked for come before all others.
-        keys[pc.is_in(some.column(schema.ID), wanted).to_numpy()] = -1.0
-        some = some.append_column("key", pa.array(keys))
+        named = pc.is_in(some.column(schema.ID), wanted)
+        some = some.append_column("key", pa.array(random.random(some.num_rows))).append_column("named", named)
         kept = _lowest(some if kept is None else pa.concat_tables([kept, some]), rows)
         if most is not None and read >= most:
+            is_whole = False
             break
-    if kept is None or not kept.num_rows:
-        raise InputError("the source has no document with a text: there is nothing to compare models on")
-    ids, texts = kept.column(schema.ID).to_pylist(), kept.column(schema.TEXT).to_pylist()
+    if kept is None or kept.num_rows < 2:
+        raise InputError("the source has fewer than two documents with a text: there is nothing to compare models on")
+    found_asked, kept = kept.filter(kept.column("named")), kept.sort_by("key").slice(0, rows)
+    ids = kept.column(schema.ID).to_pylist()
     titles = kept.column("title").to_pylist() if title is not None else []
     return Documents(
-        texts=dict(zip(ids, texts, strict=True)),
+        texts=dict(zip(ids, kept.column(schema.TEXT).to_pylist(), strict=True)),
+        asked=dict(zip(*(found_asked.column(name).to_pylist() for name in (schema.ID, schema.TEXT)), strict=True)),
         titles={name: str(head) for name, head in zip(ids, titles, strict=False) if head},
         title=title,
-        rows_estimate=max(found.rows_estimate, read),
+        rows_estimate=read if is_whole else max(found.rows_estimate, read),
         read=read,
         seed=seed,
     )
@@ -121,7 +126,7 @@ def _documents(
 
 
 def _lowest(rows: pa.Table, count: int) -> pa.Table:
-    """Return the rows that are asked for, and of the others as many as have the lowest keys."""
-    keys = rows.column("key").to_numpy()
-    asked = int((keys < 0).sum())
-    return rows.take(pa.array(np.argsort(keys, kind="stable")[: asked + count]))
+    """Return the rows that have the lowest keys, and those that are asked for."""
+    lowest = np.zeros(rows.num_rows, np.bool_)
+    lowest[np.argsort(rows.column("key").to_numpy(), kind="stable")[:count]] = True
+    return rows.filter(pc.or_(pa.array(lowest), rows.column("named")))

@@ -163,7 +163,8 @@ def choose(given: str, wishes: Wishes, overrides: Sequence[str] = ()) -> Chosen:
             raise InputError(f"{value!r} holds ${{, which a configuration takes for a variable: rename it")
     base = _base(source)
     _check_no_table(given, source)
-    least = {"source": {"path": source, "text": "text"}, "model": {"path": "-"}, "table": {"path": "-"}}
+    read = {"path": source, "text": "text", "front_matter": "columns"}
+    least = {"source": read, "model": {"path": "-"}, "table": {"path": "-"}}
     seen = look_at(config.from_mapping(least, overrides).source)
     roles = roles_of(seen, wishes.text, wishes.id)
     model, reason = _model(wishes)

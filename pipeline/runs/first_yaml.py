@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 _WIDTH = 118
 _SHOWN_CHARS = 60
 _MOST_COLUMNS = 100
+_DOCUMENTS = [
+    "  # Each file is read by its kind: texts, HTML, PDF, Office, EPUB, notebooks, e-mail. Others are left out, and told.",
+    "  format: documents",
+    "  # The front matter of Markdown files becomes columns, which `keep` can name.",
+    "  front_matter: columns",
+]
 
 
 def told(chosen: "Chosen", *, writes: bool) -> str:
@@ -66,6 +72,7 @@ def written(chosen: "Chosen") -> str:
         "source:",
         *_comment(_files(chosen.seen), 2),
         f"  path: {_value(chosen.source)}",
+        *(_DOCUMENTS if chosen.seen.are_documents else []),
         *_comment(f"This identifies a document; {roles.id_reason}.", 2),
         f"  id: {_value(id_columns)}",
         *_comment(f"This is embedded; {roles.text_reason}. {_sentence(_lengths(chosen.lengths))}", 2),

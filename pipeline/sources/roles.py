@@ -106,8 +106,8 @@ def _is_title(column: Column) -> bool:
 
 
 def _id(seen: Seen, texts: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    if seen.are_documents and seen.column("path") is not None:
-        return ("path",), "each file has its own"
+    if seen.are_documents and seen.column("file") is not None:
+        return ("file",), "the path of each file below the folder, which stays when the folder moves"
     able = [column for column in seen.columns if _can_be_id(column) and column.name not in texts]
     if not seen.rows:
         able = []
@@ -148,7 +148,8 @@ def _kept(seen: Seen, texts: Sequence[str], ids: Sequence[str]) -> tuple[tuple[s
     for column in seen.columns:
         if column.name in ids or (column.name in texts and not _is_title(column)):
             continue
-        reason = _why_not_kept(column, known)
+        own_path = seen.are_documents and column.name == "path"
+        reason = "the file's whole path" if own_path else _why_not_kept(column, known)
         if reason:
             left_out.append(f"{column.name} ({reason})")
         else:

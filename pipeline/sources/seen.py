@@ -106,8 +106,8 @@ class Seen:
 
     @property
     def are_documents(self) -> bool:
-        """Whether each file is one document."""
-        return all(registry.FORMS[form].rows_per_file == 1 for form in self.formats)
+        """Whether the files are documents, each one or, as a box of mails, many of them."""
+        return all(registry.FORMS[form].is_document for form in self.formats)
 
     def column(self, name: str) -> Column | None:
         return next((column for column in self.columns if column.name == name), None)
@@ -149,7 +149,7 @@ def look_at(spec: SourceSpec) -> Seen:
 
 
 def _check_alike(files: Sequence[SourceFile], spec: SourceSpec) -> None:
-    counts = collections.Counter(registry.FORMS[file.format].rows_per_file == 1 for file in files)
+    counts = collections.Counter(is_document(file) for file in files)
     if len(counts) < 2:
         return
     one, other = (next(file for file in files if is_document(file) is kind) for kind in (True, False))
@@ -161,7 +161,7 @@ def _check_alike(files: Sequence[SourceFile], spec: SourceSpec) -> None:
 
 
 def is_document(file: SourceFile) -> bool:
-    return registry.FORMS[file.format].rows_per_file == 1
+    return registry.FORMS[file.format].is_document
 
 
 def _name(file: SourceFile) -> str:

@@ -50,7 +50,14 @@ def test_everything_that_was_chosen_is_said_and_written(notes, tiny_model):
         assert value in told
     raw = yaml.safe_load(chosen.yaml)
     assert raw == {
-        "source": {"path": str(notes), "id": "path", "text": "text", "keep": []},
+        "source": {
+            "path": str(notes),
+            "format": "documents",
+            "front_matter": "columns",
+            "id": "file",
+            "text": "text",
+            "keep": [],
+        },
         "model": {"path": str(tiny_model)},
         "table": {"path": f"{notes}.embeddings"},
     }

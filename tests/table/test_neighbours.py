@@ -78,7 +78,7 @@ def test_neighbours_in_space_are_neighbours_on_the_map():
     shown = np.argsort(away, axis=1)[:, :15]
     assert (shown % 12 == np.arange(1500)[:, None] % 12).mean() > 0.97
     kept = np.mean([len(set(a) & set(b)) / 15 for a, b in zip(shown.tolist(), near.tolist(), strict=True)])
-    assert kept > 0.25
+    assert kept > 0.25  # 0.12 would be chance within the clusters, and scikit-learn's t-SNE keeps 0.37.
     assert np.array_equal(points, project(units, near))
 
 
