@@ -63,7 +63,10 @@ def test_a_minimal_configuration_has_the_documented_defaults():
         (with_keys("model", max_seq_length=0), "model.max_seq_length is 0"),
         (with_keys("model", prompt="a", prompt_name="b"), "both given"),
         (with_keys("model", normalize="yes"), "model.normalize is 'yes'; expected true or false or null"),
-        (with_keys("model", precision="int4"), "model.precision is 'int4'; expected float32 | float16 | bfloat16"),
+        (
+            with_keys("model", precision="int4"),
+            "model.precision is 'int4'; expected auto | float32 | float16 | bfloat16",
+        ),
         (with_keys("table", path="s3://"), "table.path is 's3://'"),
         (with_keys("table", partition_by=["a", "a"]), "table.partition_by names a column twice"),
         (with_keys("source", storage_options="AKIASECRET"), "source.storage_options is str; expected a section"),

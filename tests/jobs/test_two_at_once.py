@@ -21,8 +21,9 @@ from tests.inline import read_table, same_rows, spec_of
 from tests.tiny import build_tiny_model
 
 ROWS = 600
-BOTH_AT_IT = {"SLOW": "pipeline.table.publication:Publication.create:6"}
-"""Both have planned before either commits."""
+BOTH_AT_IT = {"SLOW": "pipeline.table.publication:Publication.create:15"}
+"""The one that has the table gives signs of life while the other one looks for them."""
+LEASE_S = 6
 TIMEOUT_S = 240
 
 
@@ -73,7 +74,7 @@ def race(one: Path, other: Path) -> tuple[Path, Path]:
 @pytest.mark.timeout(3 * TIMEOUT_S)
 def test_the_same_job_twice_at_once_publishes_one_version(corpus, tiny_model, tmp_path):
     table = tmp_path / "table"
-    folders = [configure(tmp_path / name, corpus, tiny_model, table) for name in ("one", "other")]
+    folders = [configure(tmp_path / name, corpus, tiny_model, table, lease_s=LEASE_S) for name in ("one", "other")]
     winner, loser = race(*folders)
     assert result(winner)["version"] == 1
     assert faulty.said(loser).splitlines()[-1].startswith(f"error: table {table} is being worked on (embed, process ")
@@ -88,7 +89,7 @@ def test_the_same_job_twice_at_once_publishes_one_version(corpus, tiny_model, tm
 def test_of_two_models_at_once_one_has_the_table_and_the_other_is_refused(corpus, tiny_model, tmp_path):
     table, another = tmp_path / "table", build_tiny_model(tmp_path / "another", seed=1)
     models = {
-        configure(tmp_path / name, corpus, model, table): model
+        configure(tmp_path / name, corpus, model, table, lease_s=LEASE_S): model
         for name, model in [("one", tiny_model), ("other", another)]
     }
     winner, loser = race(*models)

@@ -142,9 +142,11 @@ def test_dead_letters_are_tried_again_after_what_changed_was_published_by_row(ti
 
 
 @pytest.fixture
-def taken(spec) -> Iterator[Folder]:
+def taken(spec, monkeypatch) -> Iterator[Folder]:
+    """Somebody has the table, and gives a sign of life each half second."""
+    monkeypatch.setattr(lease, "POLL_S", 0.1)
     table = Folder(spec.table.path)
-    with lease.held(table, "somebody"):
+    with lease.held(table, "somebody", seconds=2.0):
         yield table
 
 
@@ -170,9 +172,11 @@ def test_a_second_run_says_who_has_the_table_and_writes_nothing(spec, taken, tmp
 
 
 def test_a_run_with_nothing_to_do_asks_nobody_and_writes_nothing(spec, taken, tmp_path):
-    before = files_of(tmp_path / "table")
+    before = files_of(tmp_path / "table" / "data")
     assert not embedded(spec)[0].published
-    assert files_of(tmp_path / "table") == before
+    assert files_of(tmp_path / "table" / "data") == before
+    (own,) = [info.path for info in taken.list("meta/leases")]
+    assert json.loads(taken.read(own))["work"] == "somebody"
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first build", "by row"])

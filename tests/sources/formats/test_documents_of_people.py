@@ -188,6 +188,8 @@ def test_a_box_has_a_document_per_mail(tmp_path: Path) -> None:
     places = [int(row["file"].removeprefix(f"{tmp_path}/a.mbox:")) for row in good]
     assert all(content[place:].startswith(b"From ann@") for place in places)
     assert len(set(places)) == 3
+    unquoted = b"From a@b\nSubject: x\n\nline\nFrom here on\n\nFrom a@b\nSubject: y\n\n\n"
+    assert [row["text"] for row in rows(tmp_path, "a.mbox", unquoted)[0]] == ["line\nFrom here on", ""]
     assert "no mbox" in error_of(tmp_path, "a.mbox", b"\x89PNG")
     assert rows(tmp_path, "a.mbox", b"") == ([], [])
 
