@@ -6,6 +6,7 @@ leave the cache.
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def _library() -> Any:
         import bm25s
     except ImportError:
         raise InputError(f"a search by words needs bm25s: {install('search')}") from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # It comes with DEBUG.
     return bm25s
 
 

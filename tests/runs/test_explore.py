@@ -210,6 +210,10 @@ def test_keys_search_and_a_click_shows_a_row_and_its_neighbours(tab):
     # What a row holds is text on the page, and nothing of it ran.
     assert page.value("document.querySelectorAll('#side img, #side script, #legend img').length") == 0
     assert page.value("document.title") == "Map of table"
+    # Rows that match are drawn among those that don't.
+    shades = "new Set(new Uint32Array(ctx.getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size"
+    ask = "$('query').value = 'cats'; search(); data.labels = []; paint();"
+    assert page.value(f"(() => {{ {ask} return {shades} }})()") > 3
     page.press("Escape")
     assert page.value("selected") == -1
     x, y = page.value(
