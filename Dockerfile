@@ -6,7 +6,7 @@ ARG DEBIAN=bookworm
 
 FROM debian:${DEBIAN}-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=s3,gs,az,delta,iceberg,html,postgres,openvino,metrics,lineage
+ARG EXTRAS=s3,gs,az,delta,iceberg,documents,search,html,postgres,openvino,metrics,lineage
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates python3 python3-venv \

@@ -69,7 +69,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,openvino,demo]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[s3,openvino,demo,documents,search]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed fast-tokenizers.txt
