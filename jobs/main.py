@@ -6,7 +6,6 @@ its name here in jobs/ with a function `main`, and an entry in VERBS.
 
 import difflib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -59,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complete(rest)
     if verb not in names():
         return _refuse(_unknown(verb))
-    if importlib.util.find_spec(f"jobs.{verb}") is None:
-        return _refuse(f"this release of {COMMAND} has no {verb} yet")
     from jobs import command
 
     return command.main_of(lambda: _main_of(verb, rest), verb=verb)
