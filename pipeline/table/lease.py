@@ -46,6 +46,14 @@ class Holder:
     """It is the UTC time by the owner's clock, for people."""
     until: float
     """The lease runs out at these Unix seconds of the store's clock."""
+    nonce: str
+    """It tells one lease of the owner from another."""
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether nobody works by this lease any more, as far as it is certain: its owner is dead, or is this process,
+        which could not give it back when it was done."""
+        return is_dead(self.owner) or (self.owner == this_process() and self.nonce not in _held_here)
 
     def __str__(self) -> str:
         return f"{self.work}, {self.owner}, since {self.since}"
@@ -58,6 +66,10 @@ class Holder:
         return {"host": self.owner.host, "pid": self.owner.pid, "work": self.work, "since": self.since} | {
             "until": self.until_utc
         }
+
+
+_held_here = set[str]()
+"""These are the nonces of the leases by which this process works, or is about to."""
 
 
 @dataclass(kw_only=True)
@@ -84,6 +96,7 @@ class Lease:
 
     def release(self) -> None:
         """Give the table back, unless another has it."""
+        _held_here.discard(self.nonce)
         if not self.lost:
             self._go_on(released=True)
 
@@ -106,6 +119,8 @@ class Lease:
     def create(self, *, released: bool = False) -> bool:
         """Write it under its number, and delete the lower ones. Return False if another was first."""
         path = layout.lease(self.number, self.folder)
+        if not released:
+            _held_here.add(self.nonce)
         if self.table.create_once(path, self._content(released=released)) is not None:
             return False
         # A number that was deleted as done with can be created again, and some stores tell everybody that they were first.
@@ -123,7 +138,7 @@ class Lease:
 def holder(table: Folder, now: float) -> Holder | None:
     """Return who has the table at a moment of the store's clock."""
     _, found = _last(table)
-    return found if found is not None and found.until > now and not is_dead(found.owner) else None
+    return found if found is not None and found.until > now and not found.is_over else None
 
 
 def take(
@@ -136,7 +151,7 @@ def take(
     """Take the table. Raises TableBusy, which says who has it until when. `tried` gets each lease before it is created."""
     while True:
         number, found = _last(table, folder)
-        if found is not None and not is_dead(found.owner) and found.until > clock.now(table):
+        if found is not None and not found.is_over and found.until > clock.now(table):
             raise TableBusy(
                 f"table {table.url} is being worked on ({found}), its lease runs until {found.until_utc} and is renewed "
                 "while it lives: nothing was done"
@@ -180,7 +195,7 @@ def outlast(table: Folder, folder: str = layout.LEASES) -> None:
     """
     number, found = _last(table, folder)
     told = False
-    while found is not None and not is_dead(found.owner) and found.until > clock.now(table):
+    while found is not None and not found.is_over and found.until > clock.now(table):
         if not told:
             _log.warning(
                 "table %s was being worked on (%s): waiting for a sign of life of that run, until %s at most",
@@ -233,6 +248,7 @@ def _give_back(leases: list[Lease], ended: threading.Event, renewing: threading.
     if renewing is not None:
         renewing.join()
     for lease in leases[-1:]:
+        _held_here.discard(lease.nonce)
         with _told("can't give back"):
             lease.release_if_ours()
 
@@ -280,6 +296,7 @@ def _holder(content: bytes, written: float) -> Holder | None:
         if raw["released"]:
             return None
         until = written + raw["seconds"]
-        return Holder(owner=Process(**raw["owner"]), work=raw["work"], since=raw["since"], until=until)
+        owner, nonce = Process(**raw["owner"]), raw.get("nonce", "")
+        return Holder(owner=owner, work=raw["work"], since=raw["since"], until=until, nonce=nonce)
     except (ValueError, KeyError, TypeError):
         return None  # damaged, or of another program: it binds nobody

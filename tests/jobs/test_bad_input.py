@@ -249,9 +249,11 @@ def test_a_file_that_breaks_does_not_quietly_delete_its_rows(tiny_model, tmp_pat
     spec = spec_of(folder, tiny_model, tmp_path / "table", limits={"max_failed_rows": 0.1, "max_failed_files": 1})
     embed(spec)
     (folder / "b.parquet").write_bytes((folder / "b.parquet").read_bytes()[:300])
-    with pytest.raises(RunError, match="max_failed_rows"):
-        embed(spec)
+    assert job.embed(spec).exit_code == 3
     assert read_table(tmp_path / "table").num_rows == 100
+    with pytest.raises(RunError, match="max_failed_rows"):
+        embed(dataclasses.replace(spec, table=dataclasses.replace(spec.table, path=str(tmp_path / "another"))))
+    assert not (tmp_path / "another" / "data").exists()
 
 
 def test_partition_values_too_long_for_a_key_are_refused_before_the_commit(corpus, tiny_model, tmp_path):

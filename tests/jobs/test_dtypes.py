@@ -19,7 +19,8 @@ from jobs import embed as job
 from jobs import search
 from pipeline.config import RunSpec
 from pipeline.errors import GateFailed, InputError, RunError, SourceChanged
-from pipeline.runs import guard, prepare, summary
+from pipeline.runs import by_units, guard, prepare, summary
+from pipeline.runs import embed as runs
 from pipeline.runs import prepared as prepared_run
 from pipeline.runs.calibrate import calibrate
 from pipeline.stages import encode, sample
@@ -492,10 +493,12 @@ def test_a_later_run_with_clipped_numbers_says_so_in_its_summary(tiny_model, tmp
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(replace_units, "publish", lambda attempt, work, *_: written.extend(work.done) or 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            inline.embed(spec)
+            by_units.embed_units(prepared, inline.InProcess(), 0.0)
     assert {unit.unit_id for unit, _ in written} == units
     effort = sum((item.effort for _, items in written for item in items), Effort())
-    second = inline.embed(spec)
+    told = str(runs.embed(spec, inline.InProcess()))  # It goes by row.
+    assert "of the uint8 numbers of this run lie outside the table's value ranges" in told
+    second = snapshot.current(prepared.table)
     assert second.fingerprint == first.fingerprint
     share = clipped_share(tiny_model, source, tmp_path, ranges_of(tmp_path / "table"))
     assert effort.clipped / effort.coded == pytest.approx(share, abs=1e-3)

@@ -186,6 +186,18 @@ def test_who_outlasts_waits_for_a_sign_of_life_alone(table, monkeypatch, caplog)
     back.join()
 
 
+def test_a_lease_that_could_not_be_given_back_holds_up_nobody_here(table, monkeypatch, caplog):
+    """A disk may be full just then; the process that failed to write may go on, as one of a notebook does."""
+    with monkeypatch.context() as patched, lease.held(table, "embed", HOUR_S):
+        patched.setattr(Folder, "create_once", lambda *_: (_ for _ in ()).throw(StorageError("the disk is full")))
+        patched.setattr(Folder, "read", lambda *_: (_ for _ in ()).throw(StorageError("the disk is full")))
+    with lease.held(table, "embed", HOUR_S, outlasts=True) as held:
+        assert lease.holder(table, clock.now(table)) is not None
+        with pytest.raises(TableBusy):
+            lease.take(table, "reindex")
+    assert not held.lost
+
+
 def test_a_block_keeps_its_lease_alive_and_gives_it_back(table):
     with lease.held(table, "reindex", seconds=4) as held:
         soon(lambda: held.number >= 6)

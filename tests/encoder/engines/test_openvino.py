@@ -161,7 +161,7 @@ def test_int8_needs_texts(tiny_model):
 
 
 def test_int8_without_a_table_is_refused(tiny_model):
-    with pytest.raises(InputError, match=r"run jobs\.embed first"):
+    with pytest.raises(InputError, match=r"run `python -m jobs\.embed` first"):
         build_encoder(encoder_spec(ModelSpec(path=str(tiny_model), precision="int8")), "cpu", 1)
 
 
