@@ -145,7 +145,7 @@ def _pair(given: str) -> tuple[str, str]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    values = [one_line(str(value), 200) for name, value in row.items() if name != SCORE]
+    values = [one_line(str(value), 200) for name, value in row.items() if name != SCORE and value is not None]
     return f"{row[SCORE]:.3f}  {'  '.join(values)}"
 
 

@@ -57,7 +57,7 @@ class Found:
     def lines(self, *, colour: bool = False) -> Iterator[str]:
         yield self.title
         for row in self.to_dicts():
-            values = [row[ID], *(row[name] for name in self.kept)]
+            values = [row[ID], *(row[name] for name in self.kept if row[name] is not None)]
             yield "  ".join([_numbers(row), *(one_line(str(value), _VALUE_WIDTH) for value in values)])
             if row.get("snippet"):
                 text = row["snippet"]
@@ -140,4 +140,4 @@ def _numbers(row: Mapping[str, Any]) -> str:
 def _cell(name: str, value: Any) -> str:
     if name in _NUMBERS:
         return f"{value:.4f}" if name == SCORE else f"{value:.3f}"
-    return html.escape(one_line(str(value), _VALUE_WIDTH))
+    return "" if value is None else html.escape(one_line(str(value), _VALUE_WIDTH))

@@ -229,3 +229,12 @@ def test_writing_without_spaces_becomes_pairs():
     assert words("Ｆｕｌｌ width, snake_case 42") == ["full", "width", "snake", "case", "42"]
     assert words("北京天气 ok 字") == ["北京", "京天", "天气", "ok", "字"]
     assert words("안녕하세요") == ["안녕", "녕하", "하세", "세요"]
+
+
+def test_a_value_that_a_row_lacks_is_left_out(tiny_model, tmp_path):
+    write(tmp_path / "a.jsonl", [{"id": "d1", "text": "one", "kind": None}, {"id": "d2", "text": "two", "kind": "k"}])
+    embed(spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", source={"keep": ["kind"]}))
+    found = pipeline.search(tmp_path / "table", "one", top=2)
+    assert [row["kind"] for row in found] == [None, "k"]
+    assert re.search(r"(?m)^1\.000  d1$", str(found))
+    assert "None" not in str(found) + found._repr_html_()
