@@ -191,7 +191,7 @@ def test_the_first_steps_are_taken_as_they_stand(tmp_path):
     script = f'set -ex\nembedding-pipeline() {{ {sys.executable} -m jobs.main "$@"; }}\n' + textwrap.dedent(
         "".join(commands)
     )
-    script = script.replace("embedding-pipeline plan ~/notes", "! embedding-pipeline plan ~/notes")  # It ends with 10.
+    script = script.replace("embedding-pipeline plan ~", "! embedding-pipeline plan ~")  # It ends with 10.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250

@@ -104,6 +104,7 @@ class _Beginning:
         world.scheduler.clock.now = begun.scheduler.clock.now
         world.corpus = copy.deepcopy(begun.corpus)
         world.objects.objects = dict(begun.objects.objects)
+        world.objects.writes = begun.objects.writes  # No object gets a version that an earlier one had.
         world.files._root = copy.deepcopy(begun.files._root)
         world.watch.versions = dict(begun.watch.versions)
         return world
