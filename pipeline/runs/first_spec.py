@@ -44,6 +44,19 @@ class Wishes:
     def __bool__(self) -> bool:
         return self != Wishes()
 
+    @property
+    def model_path(self) -> str | None:
+        """It is the model as the configuration has it, wherever a later command starts."""
+        if self.model is None or "://" in self.model:
+            return self.model
+        local = local_path(self.model)
+        return local if os.path.isdir(local) else self.model
+
+    @property
+    def table_path(self) -> str | None:
+        """It is the table as the configuration has it."""
+        return self.table if self.table is None or is_remote(self.table) else local_path(self.table)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
@@ -168,13 +181,12 @@ def choose(given: str, wishes: Wishes, overrides: Sequence[str] = ()) -> Chosen:
     seen = look_at(config.from_mapping(least, overrides).source)
     roles = roles_of(seen, wishes.text, wishes.id)
     model, reason = _model(wishes)
-    table = wishes.table if wishes.table is None or is_remote(wishes.table) else local_path(wishes.table)
     return Chosen(
         source=source,
         place=place_of(given),
         model=model,
         model_reason=reason,
-        table=table or _table(source, base),
+        table=wishes.table_path or _table(source, base),
         seen=seen,
         roles=roles,
         lengths=text_lengths(seen, roles.text, model),
@@ -190,9 +202,8 @@ def _check_no_table(given: str, source: str) -> None:
 
 
 def _model(wishes: Wishes) -> tuple[str, str]:
-    if wishes.model is not None:
-        local = local_path(wishes.model) if "://" not in wishes.model else ""
-        return (local if os.path.isdir(local) else wishes.model), "as you said"
+    if wishes.model_path is not None:
+        return wishes.model_path, "as you said"
     package, folder = BUNDLED
     if importlib.util.find_spec(package) is not None:
         return f"package:{package}/{folder}", "small, and installed here"
@@ -231,12 +242,11 @@ def _check_own(place: str, source: str, wishes: Wishes) -> None:
             f"the configuration of {source!r} would be {place!r}, but that is for {', '.join(spec.source.patterns)}: give it "
             "as the argument to use it, or move it"
         )
-    table = wishes.table if wishes.table is None or is_remote(wishes.table) else local_path(wishes.table)
     for option, key, wished, stands in (
-        ("--model", "model.path", wishes.model, spec.model.path),
+        ("--model", "model.path", wishes.model_path, spec.model.path),
         ("--text", "source.text", wishes.text or None, spec.source.text_columns),
         ("--id", "source.id", wishes.id, spec.source.id_columns),
-        ("--table", "table.path", table, spec.table.path),
+        ("--table", "table.path", wishes.table_path, spec.table.path),
     ):
         if wished is not None and wished != stands:
             raise InputError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import yaml
@@ -41,6 +42,17 @@ def test_a_folder_is_embedded_by_what_was_chosen_and_followed(notes, tiny_model)
     assert for_source("./notes", wishes, writes=True) is None
     assert inline.embed(config.load(chosen.place)).counts.rows == 7
     assert (notes.parent / "notes.yaml").read_bytes() == written
+
+
+@pytest.mark.parametrize("home", ["", "~/"])
+def test_the_same_command_goes_on_however_its_paths_are_written(notes, tiny_model, monkeypatch, home):
+    monkeypatch.setenv("HOME", str(notes.parent))
+    shutil.copytree(tiny_model, notes.parent / "own model")
+    (notes.parent / "rows.jsonl").write_text('{"name": "a", "title": "one", "body": "two"}\n')
+    wishes = Wishes(model=f"{home}own model", text=("title", "body"), id=("name",), table=f"{home}a table")
+    chosen = for_source(f"{home}rows.jsonl", wishes, writes=True)
+    assert (chosen.model, chosen.table) == (f"{notes.parent}/own model", f"{notes.parent}/a table")
+    assert for_source("rows.jsonl", wishes, writes=True) is None
 
 
 def test_everything_that_was_chosen_is_said_and_written(notes, tiny_model):
