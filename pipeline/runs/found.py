@@ -26,8 +26,20 @@ def kept_columns(names: Sequence[str], embedding: str) -> list[str]:
     return [name for name in names if name not in others]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Found:
+class _Lines:
+    """What is shown as lines, in a terminal and where Python shows a value."""
+
+    def lines(self, *, colour: bool = False) -> Iterator[str]:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Found(_Lines):
     """The rows that a search found, best first. It is iterated as dictionaries."""
 
     title: str
@@ -64,12 +76,6 @@ class Found:
                 yield f"       {for_terminal(text, self.terms) if colour else text}"
         yield from self.notes
 
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    def __repr__(self) -> str:
-        return str(self)
-
     def _repr_html_(self) -> str:
         names = [name for name in (*_NUMBERS, ID, *self.kept) if name in self.rows.column_names]
         with_text = any(self.snippets)
@@ -82,8 +88,8 @@ class Found:
         return page_table(self.title, head, body, self.notes)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pairs:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Pairs(_Lines):
     """Pairs of rows whose vectors are nearly the same, nearest first. It is iterated as dictionaries."""
 
     title: str
@@ -109,12 +115,6 @@ class Pairs:
             if pair.get("other_snippet") and not pair["same_text"]:
                 yield f"       {pair['other_snippet']}"
         yield from self.notes
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    def __repr__(self) -> str:
-        return str(self)
 
     def _repr_html_(self) -> str:
         names = [SCORE, ID, "other", "same_text", "snippet", "other_snippet"]

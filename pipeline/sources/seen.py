@@ -71,10 +71,6 @@ class Column:
         """The mean characters of the values that are strings."""
         return sum(map(len, map(str, self.filled))) / max(1, len(self.filled)) if self.is_text else 0.0
 
-    @property
-    def most_chars(self) -> int:
-        return max((len(value) for value in self.filled), default=0) if self.is_text else 0
-
     @cached_property
     def is_prose(self) -> bool:
         """Whether most values look like words that somebody wrote: they are several, or many letters without any space."""

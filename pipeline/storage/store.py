@@ -4,7 +4,6 @@ A store knows keys (paths below its root), bytes and versions. It raises what it
 a file that is not there, and NoRoot if the root isn't.
 """
 
-import concurrent.futures
 import contextlib
 import errno
 import json
@@ -18,6 +17,7 @@ from pipeline.extras import PROJECT, install
 from pipeline.storage.address import Address
 from pipeline.storage.error import NoRoot, said
 from pipeline.storage.file import FileInfo, Options
+from pipeline.storage.parallel import in_parallel
 
 Info = dict[str, Any]
 """The description of a file by fsspec's `info` and `find`."""
@@ -112,8 +112,8 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm_file(self.path(key))
 
-        with concurrent.futures.ThreadPoolExecutor(_DELETERS) as pool:
-            list(pool.map(delete_one, keys))
+        for _ in in_parallel(delete_one, keys, _DELETERS):
+            pass
 
     def check_root(self) -> None:
         """Raises NoRoot unless the root was found once; for where a missing file could be a missing bucket."""

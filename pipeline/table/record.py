@@ -112,7 +112,7 @@ class Record:
     def from_json(data: bytes, units: Mapping[str, str] | None = None) -> "Record":
         """Make the record of its file. Fields that a newer program writes are left out: its slice is done all the same.
 
-        Of a million records each holds the one string for its unit that `units` has.
+        `units` gives the string of a unit's id that all of its records share, because there may be a million of them.
         """
         raw = json.loads(data)
         raw["unit_id"] = (units or {}).get(raw["unit_id"], raw["unit_id"])

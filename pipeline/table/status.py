@@ -6,7 +6,6 @@ Comes in: a table's folder. Goes out: a Status, for a person (`str`) and for mac
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.progress import duration, size
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
+from pipeline.storage.parallel import in_parallel
 from pipeline.table import dead_letters, layout, lease, rows, snapshot
 from pipeline.table.record import READERS
 
@@ -121,8 +121,7 @@ def status(table: Folder) -> Status:
     orphans = [info for info in in_data if info.path not in live]
     stages, errors = _failures(table, current)
     holder = lease.holder(table, time.time())
-    with ThreadPoolExecutor(READERS) as pool:
-        versions = tuple(pool.map(lambda number: _version(table, number, layout.done(number) in done), numbers))
+    versions = tuple(in_parallel(lambda number: _version(table, number, layout.done(number) in done), numbers, READERS))
     return Status(
         table=table.url,
         versions=versions,

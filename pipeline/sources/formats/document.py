@@ -29,9 +29,11 @@ from pipeline.sources.formats.content import (
 from pipeline.sources.formats.form import Blocks, Look, LookInto, Misfit, Needed
 from pipeline.work import SourceFile, Span
 
-Parse = Callable[[bytes, SourceFile, SourceSpec], Mapping[str, str | None]]
-"""The columns of a file's content, those of its place excepted; raises Misfit if there is no document in it."""
-Extract = Callable[[BinaryIO], Mapping[str, str | None]]
+Found = Mapping[str, str | None]
+"""The columns of one document, those of its place excepted."""
+Parse = Callable[[bytes, SourceFile, SourceSpec], Found]
+"""The columns of a file's content; raises Misfit if there is no document in it."""
+Extract = Callable[[BinaryIO], Found]
 """The columns of an open file that a library reads; raises Misfit likewise."""
 
 PLACE = ("path", "file")
@@ -77,28 +79,29 @@ def _is_told_by_file(name: str, file: SourceFile) -> bool:
 def blocks_of(parse: Parse) -> Blocks:
     """Files are texts of some kind, which may be packed, and are read whole."""
 
-    def blocks(
-        opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
-    ) -> Iterator[Block]:
-        if not needed(0, 1):
-            yield skipped_block(1)
-            return
-        try:
-            content = _content(uncompressed(opened, span.file), max_row_bytes)
-            if is_filled_with_nuls(content) and encoding_of(content[:HEAD_BYTES], spec.encoding) == UTF8:
-                raise Misfit(f"the file {NUL_FILLED}")
-            found = parse(content, span.file, spec)
-        except (Misfit, Broken) as error:
-            yield failed_block(schema, pa.array([0], pa.int64()), str(error))
-            return
-        yield row(found, 0, schema, span.file)
+    def found(opened: BinaryIO, file: SourceFile, spec: SourceSpec, max_row_bytes: int) -> Found:
+        content = _content(uncompressed(opened, file), max_row_bytes)
+        if is_filled_with_nuls(content) and encoding_of(content[:HEAD_BYTES], spec.encoding) == UTF8:
+            raise Misfit(f"the file {NUL_FILLED}")
+        return parse(content, file, spec)
 
-    return blocks
+    return _one_each(found)
 
 
 def extracted(extract: Extract) -> Blocks:
     """Files are containers that a library reads; their text alone has to keep to limits.max_row_bytes."""
 
+    def found(opened: BinaryIO, file: SourceFile, spec: SourceSpec, max_row_bytes: int) -> Found:
+        columns = extract(_at_hand(opened))
+        check_size(columns, max_row_bytes)
+        return columns
+
+    return _one_each(found)
+
+
+def _one_each(find: Callable[[BinaryIO, SourceFile, SourceSpec, int], Found]) -> Blocks:
+    """A file is one document, or one dead letter with the reason why it is none."""
+
     def blocks(
         opened: BinaryIO, span: Span, schema: pa.Schema, spec: SourceSpec, max_row_bytes: int, needed: Needed
     ) -> Iterator[Block]:
@@ -106,9 +109,8 @@ def extracted(extract: Extract) -> Blocks:
             yield skipped_block(1)
             return
         try:
-            found = extract(_at_hand(opened))
-            check_size(found, max_row_bytes)
-        except Misfit as error:
+            found = find(opened, span.file, spec, max_row_bytes)
+        except (Misfit, Broken) as error:
             yield failed_block(schema, pa.array([0], pa.int64()), str(error))
             return
         yield row(found, 0, schema, span.file)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import GateFailed
 from pipeline.schema import ID, SOURCE
 from pipeline.storage import Folder
+from pipeline.storage.parallel import in_parallel
 from pipeline.table import row_sources
 from pipeline.table.layout import Partition
 from pipeline.table.part import Encoding, Part, distinct_sources, encode_sorted, raw_bytes
@@ -123,8 +124,7 @@ def _groups(inputs: Collection[Input], full: int) -> Iterator[list[Input]]:
 def rewrite(table: Folder, job: Rewrite, embedding: str, encoding: Encoding = "plain") -> Part:
     """Do one job; its part has the units of all inputs whose rows are still in it, and its vectors are in this encoding,
     whatever the inputs' is."""
-    with ThreadPoolExecutor(READERS) as pool:
-        files = list(pool.map(functools.partial(_read, table), (item.part for item in job.inputs)))
+    files = list(in_parallel(functools.partial(_read, table), (item.part for item in job.inputs), READERS))
     seen = _Seen()
     streams = [seen.watched(item, _rows(table, item, file)) for item, file in zip(job.inputs, files, strict=True)]
     content = encode_sorted(_ahead(merged(streams)), files[0].schema_arrow, embedding, encoding)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
+from pipeline.arrays import table_of
 from pipeline.errors import GateFailed
 from pipeline.table import changelog, dead_letters, layout, snapshot
 from pipeline.table.diff import Keys
@@ -233,7 +234,7 @@ def _sources(parent: Snapshot, revision: Revision) -> pa.Table:
         if row["source"] in revision.stale:
             unit, tally = revision.stale[row["source"]]
             rows.append(row | {"unit_id": unit} | snapshot.tally_columns(tally))
-    added = pa.Table.from_pylist(rows, snapshot.SOURCES)
+    added = table_of(rows, snapshot.SOURCES)
     return pa.concat_tables([kept, added]).sort_by([(schema.SOURCE, "ascending")])
 
 
