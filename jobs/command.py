@@ -150,7 +150,8 @@ def _guarded(main: Callable[[], int], command: str) -> int:
     started = time.monotonic()
     with Signals() as signals:
         try:
-            _begin_log(command)
+            with signals.held():  # What is said of a signal is said in the log that was asked for.
+                _begin_log(command)
             with _log.hearing():
                 code = main()
         except KeyboardInterrupt:

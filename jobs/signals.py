@@ -5,10 +5,12 @@ signals: a library call in somebody else's process never does.
 """
 
 import atexit
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,6 +29,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._since = 0.0
+        self._held = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -45,6 +48,17 @@ class Signals:
         if self.received is None:
             self.restore()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Raise for a signal at the end of this block, which is short, and not within it."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self.received is not None:
+            raise KeyboardInterrupt(exit_code(self.received))
+
     def restore(self) -> None:
         """Let signals do what they did before."""
         for number, handler in self._before.items():
@@ -60,6 +74,8 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._since = signal.Signals(number), time.monotonic()
+            if self._held:
+                return
             raise KeyboardInterrupt(exit_code(number))
         if time.monotonic() - self._since > AT_ONCE_AFTER_S:
             os._exit(exit_code(number))

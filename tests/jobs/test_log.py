@@ -97,9 +97,10 @@ def test_an_error_is_an_object_that_says_what_people_are_told(arguments, error):
     assert "verysecret" not in people.stderr + machines.stderr
 
 
-def test_an_interrupted_command_says_so(tiny_model, tmp_path):
+@pytest.mark.parametrize("slow", ["pipeline.runs.prepare:find_sources:60", "jobs.log:kind:3"], ids=["run", "log"])
+def test_an_interrupted_command_says_so(tiny_model, tmp_path, slow):
     path = configure(tmp_path, tiny_model)
-    environment = faulty.environment(tmp_path, SLOW="pipeline.runs.prepare:find_sources:60")
+    environment = faulty.environment(tmp_path, SLOW=slow)
     started = subprocess.Popen(
         [sys.executable, "-m", "jobs.embed", str(path), "--log", "json"], cwd=faulty.ROOT, stderr=subprocess.PIPE,
         env=environment, text=True, start_new_session=True,

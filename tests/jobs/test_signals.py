@@ -67,6 +67,25 @@ def catches(pid: int, number: int) -> bool:
     return False
 
 
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_in_a_held_block_counts_at_its_end(number):
+    done = []
+    signals = Signals()
+
+    def work() -> None:
+        with signals, signals.held():
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            done.append("the block")
+        done.append("what comes after it")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    signals.restore()
+    assert done == ["the block"]
+    assert signals.received == number
+
+
 def is_left(one: processes.Process) -> bool:
     """Whether the process goes on; one that ended and that nobody has waited for doesn't."""
     with contextlib.suppress(OSError):

@@ -141,18 +141,21 @@ def _wide_encoding(head: bytes) -> str | None:
             continue
         places = [place for place in range(width) if place != low]
         nuls = sum(whole[place::width].count(0) for place in places)
-        if 2 * nuls >= units * (width - 1) and _decodes(whole, name):
+        if 2 * nuls >= units * (width - 1) and _is_latin(whole, name):
             return name
     return None
 
 
-def _decodes(raw: bytes, name: str) -> bool:
+def _is_latin(raw: bytes, name: str) -> bool:
+    """Whether it is text in the encoding `name`, with three Latin letters or signs of four. The NULs of line ends alone
+    prove nothing: lines of "ab" and a NUL, as C writes them, are Chinese characters in UTF-16."""
     try:
         # The head may end inside a surrogate pair.
         text = codecs.getincrementaldecoder(name)().decode(raw)
     except UnicodeError:
         return False
-    return _NO_TEXT.search(text) is None
+    seen = "".join(text.split())
+    return _NO_TEXT.search(text) is None and 4 * sum(char < "\u0100" for char in seen) >= 3 * len(seen)
 
 
 def _is_packed(head: bytes) -> bool:

@@ -100,6 +100,13 @@ def test_what_is_utf8_is_never_taken_for_another_encoding(raw: bytes) -> None:
         assert content.encoding_of(raw, "auto") == "utf-8"
 
 
+@pytest.mark.parametrize("line", ["00\0", "ab\0", "ab\0cd\0", "\0ab", "a\0b", "abcdef\0"])
+def test_lines_that_c_wrote_are_no_utf_16(tmp_path: Path, line: str) -> None:
+    for count in (4, 8, 40):
+        assert content.encoding_of(f"{line}\n".encode() * count, "auto") == "utf-8"
+        assert texts_of(str(tmp_path), "lines", f"{line}\n".encode() * count) == [line] * count
+
+
 def test_a_byte_that_the_encoding_lacks_spoils_its_row_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("text,n\né,1\n\x81,2\nü,3\n".encode("latin-1"))
