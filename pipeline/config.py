@@ -190,7 +190,8 @@ class ModelSpec:
     """Vectors are cut to so many numbers after all modules, as Matryoshka models allow; null takes the model's own."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """It multiplies the matrices. On CPUs auto takes openvino for float32 where it is installed, gives torch's vectors,
-    and there is work enough to be worth its start."""
+    and there is work enough to be worth its start. For a few texts of a plain BERT it takes numpy, which gives torch's
+    vectors and starts some seconds sooner."""
     precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "float32"
     """The transformer computes in it. float16 and bfloat16 are for GPUs; int8 is for CPUs, needs openvino, and is
     quantised once per table. auto keeps that of the table; a new one gets float32, and where this machine has GPUs

@@ -286,7 +286,9 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int, *, packs: bool =
         return Encoder(table, static.BUDGET_TOKENS[device], static.OVERHEAD_TOKENS[device])
     prompt_length = 0 if spec.include_prompt else Tokenizer(spec, threads).prompt_length
     token_types = token_types_of(spec, threads)
-    if device == "cpu" and (spec.precision == "int8" or (spec.precision == "float32" and spec.engine != "torch")):
+    if device == "cpu" and (
+        spec.precision == "int8" or (spec.precision == "float32" and spec.engine in ("auto", "openvino"))
+    ):
         graph = _openvino_engine(spec, threads, prompt_length, token_types=token_types)
         if graph is not None:
             return Encoder(graph, BUDGET_TOKENS[device], COMPILING_OVERHEAD_TOKENS)

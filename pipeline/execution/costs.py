@@ -12,6 +12,12 @@ memory."""
 ENCODER_START_S = 5.0
 """A process that encodes takes about so long to load torch and a model. A second one must have more to do than that."""
 
+LIGHT_THREADS = 8
+"""An encoder without torch uses at most so many cores: it computes a batch on each, and Python stands between them."""
+LIGHT_S = 6.0
+"""Encoding that torch would do in less, on these cores, is done without torch. That takes a third longer and starts at
+once."""
+
 READ_ROWS_PER_S = 50_000
 """A process reads and hashes so many source rows a second."""
 SCAN_ROWS_PER_S = 500_000

@@ -52,6 +52,11 @@ class Job(Protocol):
         ...
 
     @property
+    def may_be_light(self) -> bool:
+        """Its model may run without torch."""
+        ...
+
+    @property
     def encoder_bytes(self) -> int:
         """A process that encodes holds about so many bytes of memory."""
         ...

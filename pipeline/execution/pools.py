@@ -31,6 +31,8 @@ class Pools:
     writers: int
     cpus_per_task: float
     """A tokenizer or writer task has so many logical CPUs."""
+    light: bool = False
+    """There is so little to encode that a start without torch is worth a slower encoder; see costs.LIGHT_S."""
 
     @property
     def most_unrecorded(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.encoder import probes
+from pipeline.encoder import light, probes
 from pipeline.encoder.deadline import Deadline
 from pipeline.encoder.encoder import Encoder
 from pipeline.encoder.engines.base import DeviceLost
@@ -22,6 +22,7 @@ from pipeline.encoder.token_rows import arrow_to_tokens
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.encoder.tuning import tuned, untuned
 from pipeline.errors import PipelineError, RunError
+from pipeline.model.lean import FOR_TOKENIZERS, hide
 from pipeline.stages import slice_row
 from pipeline.stages.flow import Encode, Flow
 from pipeline.stages.worker_spec import WorkerSpec
@@ -97,8 +98,9 @@ class SliceEncoder:
             with Deadline(spec.limits.unit_timeout_s):
                 self._spec = spec = replace(spec, encode=replace(spec.encode, encoder=spec.encoder_here()))
                 self._tokenizer = tokenizer
-                self._encoder = self._proven(untuned(spec.encode.setup))
-                self._is_tuned = spec.encode.encoder.is_static
+                light = self._light()
+                self._encoder = light or self._proven(untuned(spec.encode.setup))
+                self._is_tuned = light is not None or spec.encode.encoder.is_static
         except PipelineError as error:
             self._refused = str(error)
         except Exception as error:
@@ -117,6 +119,21 @@ class SliceEncoder:
             encoder = self._tuned(row, self._encoder)
             deadline.renew()
             return self._encoded(row, encoder, deadline.renew)
+
+    def _light(self) -> Encoder | None:
+        """An encoder that needs no torch, where one is wanted and gives the table's vectors."""
+        given = self._spec.encode
+        if given.encoder.engine != "numpy":
+            return None
+        known = given.probes or standing_probes(self._spec)
+        encoder = light.light_encoder(given.encoder, given.threads, known)
+        if encoder is None:
+            return None
+        encoder.budget_tokens = given.fixed.batch_tokens or encoder.budget_tokens
+        if not known and self._flow.proves:
+            hide(FOR_TOKENIZERS)  # From here on this process has no torch.
+            prove(encoder, self._spec, self._tokenizer())
+        return encoder
 
     def _proven(self, encoder: Encoder) -> Encoder:
         if self._flow.proves:
@@ -184,6 +201,12 @@ class SliceEncoder:
 
     def _refuse(self, row: pa.Table, reason: str) -> pa.Table:
         return self._flow.refuse(slice_row.key_of(row)[0], reason)
+
+
+def standing_probes(spec: WorkerSpec) -> tuple[tuple[float, ...], ...]:
+    """Return the probe vectors of the first encoder of a table that begins, or none."""
+    standing = spec.open_table().read(layout.probe_vectors(spec.write.fingerprint))
+    return probes.from_json(standing) if standing is not None else ()
 
 
 def prove(encoder: Encoder, spec: WorkerSpec, tokenizer: Tokenizer) -> None:

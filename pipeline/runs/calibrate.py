@@ -92,6 +92,10 @@ class _SampleJob:
         return self._prepared.expected_s
 
     @property
+    def may_be_light(self) -> bool:
+        return self._prepared.may_be_light
+
+    @property
     def encoder_bytes(self) -> int:
         return self._prepared.encoder_bytes
 

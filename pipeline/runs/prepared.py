@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import ResourceSpec, RunSpec
+from pipeline.encoder.engines.numpy_bert import is_plain
 from pipeline.encoder.settings import Fixed
 from pipeline.execution import costs
 from pipeline.execution.pools import Load, Pools
@@ -144,6 +145,11 @@ class Prepared:
         return costs.encoding_s(rows * self._tokens_per_row(), _weights(self.encoder))
 
     @property
+    def may_be_light(self) -> bool:
+        """The model may run without torch, and the user asked for no engine."""
+        return self.spec.model.engine == "auto" and is_plain(self.encoder)
+
+    @property
     def encoder_bytes(self) -> int:
         """A process that encodes holds about so many bytes of memory, by the files of the model."""
         return costs.encoder_bytes(sum(file.stat().st_size for file in vector_files(Path(self.encoder.folder))))
@@ -172,6 +178,8 @@ class Prepared:
         spec, many = self.spec, _has_many_rows(self, pools)
         rows = slice_rows(self, pools)
         encoder = self.encoder
+        if spec.model.engine == "auto" and (many or pools.light):
+            encoder = replace(encoder, engine="numpy" if pools.light else "auto")
         return WorkerSpec(
             read=ReadSpec(
                 source=spec.source,
@@ -185,11 +193,11 @@ class Prepared:
             ),
             chunk=spec.chunk,
             encode=EncodeSpec(
-                encoder=replace(encoder, engine="auto") if many and spec.model.engine == "auto" else encoder,
+                encoder=encoder,
                 int8_path=self.vectors.int8_path,
                 device=pools.device,
                 threads=pools.cpus_per_encoder,
-                measures=many and _encoding_s(self) >= MEASURED_FROM_S * pools.encoders,
+                measures=many and not pools.light and _encoding_s(self) >= MEASURED_FROM_S * pools.encoders,
                 fixed=fixed_settings(spec.resources),
                 probes=self.parent.probes,
             ),

@@ -110,6 +110,8 @@ def _expected_engine(prepared: Prepared, pools: Pools | None) -> str:
         return "torch or openvino, by what the cluster's machines have"
     if pools.device == "cuda":
         return "torch, on GPUs"
+    if pools.light:
+        return "numpy where it gives torch's vectors, since for so few texts torch would take longer to start than it saves"
     if prepared.worker_spec(pools).encode.encoder.engine != "auto":
         return "torch: for so few texts another engine would take longer to start than it saves"
     if not openvino_is_installed():

@@ -59,6 +59,17 @@ def test_other_vectors_for_the_probes_and_what_is_not_read_whole_are_left_to_tor
     assert light.query_vector(dense, "oil", probes_of(dense)) is None
 
 
+def test_an_engine_is_given_where_the_probes_of_a_table_are_its_own(tmp_path):
+    spec = encoder_spec(ModelSpec(path=str(build_tiny_model(tmp_path / "model", prompts={"document": "text: "}))))
+    probes = probes_of(spec)
+    assert light.light_encoder(spec, 2, probes) is not None
+    assert light.light_encoder(spec, 2, ()) is not None
+    assert light.light_encoder(spec, 2, [*probes[:5], probes[6], *probes[6:]]) is None
+    assert light.light_encoder(spec, 2, [[*vector, 0.0] for vector in probes]) is None
+    assert light.light_encoder(spec, 2, probes[:3]) is None
+    assert light.light_encoder(replace(spec, precision="int8"), 2, probes) is None
+
+
 def test_a_model_of_another_activation_is_left_to_torch(tmp_path):
     folder = build_tiny_model(tmp_path / "model")
     probes = probes_of(encoder_spec(ModelSpec(path=str(folder))))

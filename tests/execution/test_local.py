@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tests.chaos import processes
 from tests.inline import read_table, same_rows, spec_of
 
 ROWS = 700
+LIGHT = "numpy, for a quick start with few texts"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_a_reindex_names_who_worked_and_on_what(corpus, tiny_model, tmp_path):
     summary = pipeline.reindex(spec_of(f"{tmp_path}/new", tiny_model, tmp_path / "table"))
     assert (summary.counts.new, summary.to_encode) == (1, 1)
     assert "without Ray" in summary.runs.workers
-    assert summary.runs.engine == "torch"
+    assert summary.runs.engine == LIGHT
 
 
 PROGRAM = """
@@ -92,6 +94,36 @@ def test_its_driver_loads_neither_torch_nor_ray(corpus, tiny_model, tmp_path):
         [sys.executable, "-c", PROGRAM, json.dumps(given)], cwd=faulty.ROOT, capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout) == [ROWS, []]
+
+
+def test_few_texts_are_encoded_without_torch_in_any_process(corpus, tiny_model, tmp_path):
+    (tmp_path / "without/torch").mkdir(parents=True)
+    (tmp_path / "without/torch/__init__.py").write_text("import os; os._exit(9)")
+    source = tmp_path / "source"
+    shutil.copytree(corpus, source)
+    given = {
+        "source": {"path": str(source), "id": "id", "text": "text"},
+        "model": {"path": str(tiny_model)},
+        "table": {"path": str(tmp_path / "table")},
+    }
+    for rows in (ROWS, ROWS + 1):  # a first build, and one new row
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, json.dumps(given)], cwd=faulty.ROOT, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": f"{tmp_path}/without"}, check=True,
+        )  # fmt: skip
+        assert json.loads(done.stdout)[0] == rows
+        (source / "new.jsonl").write_text('{"id": "new", "text": "one more", "lang": "l0"}\n')
+    inline.embed(spec_of(source, tiny_model, tmp_path / "apart"))
+    same_rows(read_table(tmp_path / "table"), read_table(tmp_path / "apart"))
+
+
+def test_a_model_that_needs_torch_and_an_engine_that_is_asked_for_get_it(corpus, tiny_model, tmp_path):
+    asked = spec_of(corpus, tiny_model, tmp_path / "asked", model={"engine": "torch"})
+    assert pipeline.embed(asked).runs.engine == "torch"
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    assert pipeline.embed(spec_of(corpus, other, tmp_path / "needs")).runs.engine == "torch"
 
 
 @pytest.mark.slow

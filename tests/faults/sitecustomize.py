@@ -165,6 +165,7 @@ if FOLDER:
     if os.environ.get("POISON"):
         kinds = [item.split(":") for item in os.environ["POISON"].split(",")]
         wrappers.setdefault("pipeline.encoder.engines.torch", []).append(("TorchEngine.start", poisoned(kinds)))
+        wrappers.setdefault("pipeline.encoder.engines.numpy_bert", []).append(("NumpyEngine.encode", poisoned(kinds)))
         wrappers.setdefault("pipeline.encoder.engines.openvino", []).append(("OpenVinoEngine.encode", poisoned(kinds)))
     for module, chosen in wrappers.items():
         sys.meta_path.insert(0, Hook(module, chosen))

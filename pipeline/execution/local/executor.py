@@ -15,7 +15,7 @@ from pipeline import progress
 from pipeline.config import ResourceSpec
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import PipelineError, RunError
-from pipeline.execution.costs import ENCODER_START_S
+from pipeline.execution.costs import ENCODER_START_S, LIGHT_S, LIGHT_THREADS
 from pipeline.execution.executor import Do, Expected, Flowing, Given, Item, Job, Result, RowComparison
 from pipeline.execution.local.log import WorkerLog
 from pipeline.execution.local.pool import LocalFlow
@@ -53,13 +53,20 @@ class LocalExecutor:
 
     def pools(self, job: Job) -> Pools:
         """Take one encoder per core that the memory has room for, or a single one where a second would take longer to
-        start than it saves."""
+        start than it saves. That one has all cores where it starts without torch."""
         memory = memory_bytes()
         room = {"memory": MEMORY_SHARE * memory - DRIVER_BYTES} if memory is not None else {}
         found = choose_pools(self._resources, [{"CPU": cores() + 1, **room}], job.encoder_bytes, job.load)
+        if self._is_light(job, found):
+            return replace(found, encoders=1, cpus_per_encoder=min(cores(), LIGHT_THREADS), light=True)
         if self._resources.encoders == "auto" and job.expected_s * cores() < ENCODER_START_S:
             return replace(found, encoders=1)
         return found
+
+    def _is_light(self, job: Job, found: Pools) -> bool:
+        free = self._resources.encoders == "auto" and self._resources.cpus_per_encoder == "auto"
+        little = job.expected_s * cores() <= LIGHT_S * min(cores(), LIGHT_THREADS)
+        return free and little and found.device == "cpu" and job.may_be_light
 
     def expected(self, job: Job) -> Expected:
         pools = self.pools(job)

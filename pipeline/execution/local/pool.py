@@ -32,6 +32,8 @@ from pipeline.work import Task
 
 HERE = "this machine"
 LOADING: Work = ("load",)
+PRODUCTS = {"OPENBLAS_NUM_THREADS": "1"}
+"""An engine on numpy has a thread for each batch, which numpy's own threads would only wait for."""
 QUICK_S = 1.0
 """An encoder that takes less for a slice is given the next one before it has answered. It would wait for as long as an
 answer and a question take, which is nothing beside a slice of minutes."""
@@ -47,7 +49,7 @@ class _Process:
 
     def __init__(self, spec: WorkerSpec, flow: Flow, log: WorkerLog) -> None:
         self.worker = Worker(uuid.uuid4().hex, HERE)
-        self.child = Child("pipeline.execution.local.process", log.file)
+        self.child = Child("pipeline.execution.local.process", log.file, PRODUCTS)
         self.asked: deque[tuple[Work, Row | None]] = deque()
         """They are the questions without an answer, each with the slice row that it is about. The process works on the
         oldest."""
