@@ -7,7 +7,7 @@ the lines that tell what was chosen and why. Nothing is chosen that is not in bo
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +124,30 @@ def place_of(given: str) -> str:
     if is_remote(base) or _SPECIAL.match(given) or not os.access(beside, os.W_OK):
         return os.path.abspath(name)
     return os.path.join(beside, name)
+
+
+def configuration_of(given: str) -> str | None:
+    """Return the configuration that was written for a source, or None where none stands beside it."""
+    try:
+        place, source = place_of(given), SourceSpec(path=_absolute(given), text="text")
+        said = _says(place)
+        read = said.get("source") if isinstance(said, Mapping) else None
+        path = read.get("path") if isinstance(read, Mapping) else None
+        found = SourceSpec(path=path if isinstance(path, str) else tuple(path or ()), text="text").patterns
+    except (PipelineError, TypeError):  # The source has no name, or the file says nothing of a source.
+        return None
+    return place if found == source.patterns else None
+
+
+def looked_for_beside(given: str) -> str:
+    """Say for a message which configuration documents would have, and whether another one stands there; "" where none can."""
+    try:
+        place = place_of(given)
+    except InputError:
+        return ""
+    if os.path.isfile(place):
+        return f" (did you mean {place!r}?)"
+    return f", and no configuration {place!r} is there"
 
 
 def _absolute(given: str) -> str:
