@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser(__doc__, dry_run=False, takes_tables=True)
     command.add_argument("query", nargs="?", help="the question, in quotes")
     command.add_argument("--top", metavar="N", type=int, help="how many rows to show: 5, of pairs 20")
-    add_where(command, "only rows such as lang=en or 'year >= 2020'; several must all hold")
+    add_where(command, "only rows such as lang=en or 'year >= 2020'; more may follow, and all must hold")
     command.add_argument("--hybrid", action="store_true", help="rank by the query's words, too")
     command.add_argument("--near", metavar="ID", help="the neighbours of this row of the table")
     command.add_argument(

@@ -139,15 +139,22 @@ def configuration_of(given: str) -> str | None:
     return place if found == source.patterns else None
 
 
-def looked_for_beside(given: str) -> str:
-    """Say for a message which configuration documents would have, and whether another one stands there; "" where none can."""
+def meant(given: str) -> str:
+    """Ask for a message whether the configuration was meant that stands where that of such documents would; "" where there is
+    none."""
     try:
         place = place_of(given)
+    except InputError:  # The source has no name.
+        return ""
+    return f" (did you mean {place!r}?)" if os.path.isfile(place) else ""
+
+
+def looked_for_beside(given: str) -> str:
+    """Say for a message which configuration of documents was looked for; "" where there can be none."""
+    try:
+        return meant(given) or f", and no configuration {place_of(given)!r} is there"
     except InputError:
         return ""
-    if os.path.isfile(place):
-        return f" (did you mean {place!r}?)"
-    return f", and no configuration {place!r} is there"
 
 
 def _absolute(given: str) -> str:

@@ -6,6 +6,7 @@ loads neither torch nor Ray.
 """
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,8 +64,9 @@ def configured(given: str, overrides: Sequence[str] = ()) -> RunSpec:
                 f"{given!r} is a table: this needs the configuration, which says where the documents are; give that"
             )
         if os.path.lexists(local_path(given)) and first_spec.is_source(given):
+            beside = first_spec.looked_for_beside(given)
             raise InputError(
-                f"{given!r} is no configuration{first_spec.looked_for_beside(given)}: `python -m jobs.init {given}` writes one"
+                f"{given!r} is no configuration{beside}: `python -m jobs.init {shlex.quote(given)}` writes one"
             )
     return config.load(place, overrides)
 
@@ -115,9 +117,10 @@ def is_table(given: str) -> bool:
         return os.path.isdir(given)
     if os.path.isdir(local_path(given)):  # This is a file: URL, or has a ~.
         return True
-    raise InputError(
-        f"{given!r} does not exist{looked_for(given)}: give a configuration file, or the folder or URL of a table"
-    )
+    from pipeline.runs import first_spec
+
+    where = f"{looked_for(given)}{first_spec.meant(given)}"
+    raise InputError(f"{given!r} does not exist{where}: give a configuration file, or the folder or URL of a table")
 
 
 def _recorded(given: str, version: Snapshot) -> dict[str, Any]:

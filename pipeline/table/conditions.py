@@ -24,7 +24,7 @@ _PLAIN = re.compile(r"\s*([^\W\d][\w.-]*|`[^`]+`)\s*(==|=|!=|<=|>=|<|>)\s*([^\s\
 
 _PAIR = re.compile(r"\s*([^\s`=<>!]+|`[^`]+`)\s*==?([^=].*|)", re.DOTALL)
 """It is a column, a sign of equality and a value."""
-_QUOTED = re.compile(r"""(["'])(.*)\1""", re.DOTALL)
+_QUOTED = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)')\s*""")
 _SIGNS = re.compile(r"[=<>(]|\b(in|is)\b")
 """A condition has one of these, if it isn't the name of a column alone."""
 
@@ -54,7 +54,7 @@ def equal_to(values: Mapping[str, Any]) -> Condition | None:
 def is_condition(text: str) -> bool:
     """Say whether a text is written as a condition: it compares a column, or calls one of the grammar's functions. The name
     of a column alone is none, since a word of a question looks like it."""
-    if _PLAIN.match(text):
+    if _PLAIN.match(text) or _is_quoted_pair(text):
         return True
     if not _SIGNS.search(text):
         return False
@@ -65,14 +65,21 @@ def is_condition(text: str) -> bool:
 
 
 def pair(text: str) -> tuple[str, str] | None:
-    """Return the column and the value of a condition `column=value`, or None for any other. Either may stand in quotes, the
-    column in backticks, and == stands for = as well."""
+    """Return the column and the value of a condition `column=value`, or None for any other.
+
+    The value may stand in quotes, the column in backticks, and == stands for = as well.
+    """
     found = _PAIR.fullmatch(text)
     if found is None:
         return None
-    value = found[2].strip()
-    quoted = _QUOTED.fullmatch(value)
-    return found[1].strip("`"), quoted[2] if quoted else value
+    quoted = _QUOTED.fullmatch(found[2])
+    value = found[2].strip() if quoted is None else quoted[1] if quoted[1] is not None else quoted[2]
+    return found[1].strip("`"), value
+
+
+def _is_quoted_pair(text: str) -> bool:
+    found = _PAIR.fullmatch(text)
+    return found is not None and _QUOTED.fullmatch(found[2]) is not None
 
 
 def told(texts: Sequence[str], schema: pa.Schema) -> Condition | None:
@@ -117,6 +124,9 @@ def _example(text: str, schema: pa.Schema) -> str:
 
 def _written(text: str, schema: pa.Schema) -> str:
     """Return the text as the grammar has it: a value without quotes gets those of its column's type."""
+    equal = pair(text) if _is_quoted_pair(text) else None
+    if equal is not None and equal[0] in schema.names:
+        return f"`{equal[0]}` == {_literal(equal[1], schema.field(equal[0]).type)}"
     plain = _PLAIN.match(text)
     name = plain[1].strip("`") if plain else ""
     if plain is None or name not in schema.names or plain[3] in schema.names:
