@@ -59,6 +59,21 @@ class FeedSummary(ShownInNotebooks):
             return 1
         return 3 if self.new_rejected else 0
 
+    def _held(self) -> str:
+        """Say which version the generation holds. What is only planned leaves it as its marker in the store has it."""
+        if not self.planned:
+            return f"version {self.version}"
+        found = next((one for one in self.generations if one["name"] == self.generation), None)
+        if found is None or found["version"] is None:
+            return "without a marker"
+        if found["target"] is None:
+            return f"version {found['version']}"
+        return (
+            f"on its way from version {found['version']} to {found['target']}"
+            if found["version"]
+            else (f"which a load of version {found['target']} fills")
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "feed": self.feed,
@@ -86,9 +101,7 @@ class FeedSummary(ShownInNotebooks):
     def __str__(self) -> str:
         lines = [f"feed {self.feed} ({self.store} {self.name}): {self.action}"]
         if self.generation:
-            lines.append(
-                f"  generation {self.generation}, version {self.version}{', shown now' if self.switched else ''}"
-            )
+            lines.append(f"  generation {self.generation}, {self._held()}{', shown now' if self.switched else ''}")
         if self.sent or self.deleted:
             verb = "would send" if self.planned else "sent"
             lines.append(

@@ -65,7 +65,7 @@ def test_staged_work_the_trash_and_orphans_are_counted(tmp_path):
     with pytest.raises(InputError, match=r"has no version yet$"):
         status(table)
     stage(table, make_unit("early", 0), ["9x"])
-    with pytest.raises(InputError, match="no version yet; staging holds 1 finished slices"):
+    with pytest.raises(InputError, match="no version yet; staging holds 1 finished slice of"):
         status(table)
     for desired in DESIRED:
         publish(table, desired)
