@@ -62,7 +62,7 @@ class WhatRuns:
         if self.truncated_share is None:
             return ""
         looked = f"a sample of {counted(self.texts, 'text')}" if sampled else counted(self.texts, "text")
-        return f"; {self.truncated_share:.1%} of {looked} are truncated"
+        return f"; {self.truncated_share:.1%} of {looked} {'is' if self.texts == 1 else 'are'} truncated"
 
 
 def what_runs(prepared: Prepared, *, engine: str, workers: str, truncated: int = 0, texts: int = 0) -> WhatRuns:

@@ -21,6 +21,8 @@ from pipeline.table.record import READERS
 
 MOST_ERRORS = 5
 MOST_ERROR_CHARACTERS = 120
+LOOKED_INTO = 100
+"""So many dead letters of an error are looked into for the places that have it."""
 SHOWN_VERSIONS = 20
 
 
@@ -63,7 +65,7 @@ class Status:
     failed_most: tuple[tuple[str, int], ...]
     """The commonest errors of the current version's dead letters."""
     failed_first: dict[str, tuple[str, ...]]
-    """It tells for each of these errors the first rows that have it: their files, and their ids where they have some."""
+    """It tells for each of these errors the first places that have it: files, with the ids of rows that have some."""
     live_files: int
     live_bytes: int
     orphan_files: int
@@ -97,8 +99,9 @@ class Status:
             lines.append(f"  failed     {stages}")
             for error, count in self.failed_most:
                 first = self.failed_first[error]
-                more = ", .." if count > len(first) else ""
-                lines += [f"             {count:,} x {error}", f"               in {', '.join(first)}{more}"]
+                more = ", .." if len(first) > dead_letters.SHOWN or count > LOOKED_INTO else ""
+                shown = ", ".join(first[: dead_letters.SHOWN])
+                lines += [f"             {count:,} x {error}", f"               in {shown}{more}"]
         lines.append(
             f"  files      {self.live_files:,} live with {size(self.live_bytes)}, {counted(self.orphan_files, 'orphan')} "
             f"with {size(self.orphan_bytes)}, {self.trash_files:,} in the trash with {size(self.trash_bytes)}"
@@ -186,29 +189,32 @@ def _folders(paths: Iterable[str]) -> set[str]:
 def _failures(
     table: Folder, version: snapshot.Snapshot
 ) -> tuple[dict[str, int], tuple[tuple[str, int], ...], dict[str, tuple[str, ...]]]:
-    """Return (dead letters by stage, the commonest errors with how many have them, the first rows of each of these)."""
+    """Return (dead letters by stage, the commonest errors with how many have them, the first places of each of these)."""
     stages: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     first: dict[str, list[str]] = {}
+    looked_into: Counter[str] = Counter()
     for letters in dead_letters.read(table, version):
         stages.update(letters.column("stage").to_pylist())
         errors_here = letters.column("error").to_pylist()
         shown = {error: one_line(error, MOST_ERROR_CHARACTERS) for error in set(errors_here)}
         found = [shown[error] for error in errors_here]
         errors.update(found)
-        wanted = _first_of_each(found, {error: len(rows) for error, rows in first.items()})
-        for row, told in zip(wanted, dead_letters.places(letters.take(pa.array(wanted, pa.int64()))), strict=True):
-            first.setdefault(found[row], []).append(told)
+        wanted = _first_of_each(found, looked_into)
+        for row, place in zip(wanted, dead_letters.places(letters.take(pa.array(wanted, pa.int64()))), strict=True):
+            places = first.setdefault(found[row], [])
+            if place not in places and len(places) <= dead_letters.SHOWN:
+                places.append(place)
     most = tuple(errors.most_common(MOST_ERRORS))
     return dict(stages.most_common()), most, {error: tuple(first[error]) for error, _ in most}
 
 
-def _first_of_each(errors: Sequence[str], known: dict[str, int]) -> list[int]:
-    """Return the numbers of the first rows of each error. So many of it are `known` from earlier files."""
+def _first_of_each(errors: Sequence[str], looked_into: "Counter[str]") -> list[int]:
+    """Return the numbers of the first rows of each error, and count them among those that are looked into."""
     chosen: list[int] = []
     for row, error in enumerate(errors):
-        if known.get(error, 0) < dead_letters.SHOWN:
-            known[error] = known.get(error, 0) + 1
+        if looked_into[error] < LOOKED_INTO:
+            looked_into[error] += 1
             chosen.append(row)
     return chosen
 
