@@ -133,6 +133,26 @@ def test_a_view_that_was_dropped_is_told_and_shown_again(
     assert feed.main([config, "one", "--verify"]) == 0
 
 
+def test_the_guide_says_how_a_feed_ends(
+    nights: Nights, config: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nights.night(range(10))
+    assert feed.main([config, "one"]) == 0
+    schema = place.spec.name.partition(".")[0]
+    (generation,) = place.client.execute(f"SELECT generation FROM {schema}.embedding_feeds").fetchone()
+    guide = (Path(__file__).parents[2] / "docs" / "feed-postgres.md").read_text()
+    (statements,) = [block for block in re.findall(r"```sql\n(.*?)```", guide, re.DOTALL) if "DROP VIEW" in block]
+    for statement in re.sub("--.*", "", statements).replace("docs__g1_..", generation).split(";"):
+        if statement.strip():
+            place.client.execute(f"SET search_path = {schema}; {statement}")
+    for relation in ("embedding_feeds", "embedding_feed_units"):
+        assert place.client.execute(f"SELECT count(*) FROM {schema}.{relation}").fetchone() == (0,)
+    capsys.readouterr()
+    assert feed.main([config, "one", "--status"]) == 0
+    assert "shows no generation: load it first" in capsys.readouterr().out
+    assert feed.main([config, "one"]) == 0
+
+
 def test_verify_says_one_where_the_store_differs(nights: Nights, config: str, place: Place) -> None:
     nights.night(range(10))
     assert feed.main([config, "one"]) == 0
