@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.feeds.store import Guarantees, Rejection
 from pipeline.feeds.verify import Verification
-from pipeline.progress import ShownInNotebooks, per_second, size
+from pipeline.progress import ShownInNotebooks, counted, per_second, size
 
 SHOWN = 3
 
@@ -112,7 +112,7 @@ class FeedSummary(ShownInNotebooks):
             lines.append(f"  speed      {rate}")
         if self.rejected:
             told = "; ".join(f"{one.id!r}: {one.reason}" for one in self.rejected[:SHOWN])
-            lines.append(f"  refused    {len(self.rejected):,} rows ({self.new_rejected:,} now): {told}")
+            lines.append(f"  refused    {counted(len(self.rejected), 'row')} ({self.new_rejected:,} now): {told}")
         if self.verification is not None:
             lines.append(f"  verified   {self.verification}")
         if self.seconds:
