@@ -1,6 +1,5 @@
 """A folder as people have them: documents of eight kinds side by side, some of them damaged, and files that are none."""
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -110,15 +109,18 @@ def test_files_of_no_format_are_left_out_and_told(tmp_path: Path) -> None:
         assert found.unknown == ("c/d.PNG", "c/e.png", "f.zip", "g.doc", "h")
     surveyed = survey(found.files, spec_of(tmp_path))
     assert surveyed.schema.field("attachments").type == "int64"  # though there is no mail
-    told = dataclasses.replace(surveyed, unknown=found.unknown).left_out
-    assert told == (
+    assert found.left_out == (
         "5 files left out for being of no format that is read (2 .png, 1 .zip, 1 .doc, 1 without a suffix), the first are "
         "'c/d.PNG', 'c/e.png', 'f.zip'",
     )
     (tmp_path / "rows.csv").write_text("text\nx\n")
-    assert "rows.csv" in find_sources(spec_of(tmp_path)).unknown
-    assert "rows.csv" not in find_sources(spec_of(tmp_path, format="auto")).unknown
-    assert find_sources(spec_of(tmp_path, exclude=("*.zip", "c"))).unknown == ("g.doc", "h", "rows.csv")
+    found = find_sources(spec_of(tmp_path))
+    assert (found.rows, len(found.unknown)) == (("rows.csv",), 5)
+    assert "1 file left out, whose rows are no documents: 'rows.csv'; give a pattern to embed these" in found.left_out
+    found = find_sources(spec_of(tmp_path, format="auto"))
+    assert "rows.csv" not in (*found.unknown, *found.rows)
+    found = find_sources(spec_of(tmp_path, exclude=("*.zip", "c")))
+    assert (found.unknown, found.rows) == (("g.doc", "h"), ("rows.csv",))
 
 
 def test_a_pattern_that_stands_for_files_of_no_format_alone_is_refused(tmp_path: Path) -> None:
