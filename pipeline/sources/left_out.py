@@ -1,8 +1,8 @@
-"""Files that a source does not take are counted or named, and said to a person in a line for each reason."""
+"""Files that a source does not take, or reads otherwise than meant, are told to a person in a line for each reason."""
 
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _SHOWN_NAMES = 3
@@ -44,6 +44,15 @@ class LeftOut:
         if self.unknown:
             lines.append(_unknown(self.unknown))
         return tuple(lines)
+
+
+def remarks(of_files: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what is remarked of how files are read, by their paths, in a line for each remark. "" is no remark."""
+    by_remark: dict[str, list[str]] = {}
+    for path, remark in of_files.items():
+        if remark:
+            by_remark.setdefault(remark, []).append(path)
+    return tuple(f"{_files(len(paths))} {remark}: {_first(paths)}" for remark, paths in by_remark.items())
 
 
 def _tables(roots: Sequence[str]) -> str:

@@ -21,10 +21,12 @@ from pipeline.sources.column_types import (
 )
 from pipeline.sources.columns import column_names, partition_value
 from pipeline.sources.formats import registry
+from pipeline.sources.formats.content import encoding_hint
 from pipeline.sources.formats.document import USUAL
 from pipeline.sources.formats.form import Look, Misfit
 from pipeline.sources.formats.values import can_be_text
 from pipeline.sources.lakehouse import look as lakehouse
+from pipeline.sources.left_out import remarks
 from pipeline.sources.spans import PACKED_RATIO, cut
 from pipeline.sources.type_changes import Standing, TypeChange
 from pipeline.sources.united_types import (
@@ -81,6 +83,8 @@ class Survey:
     """What folders say of columns that their files lack, each value once."""
     changes: tuple[TypeChange, ...] = ()
     """Columns whose types in new files are others than the table stands with; the schema has the types that hold both."""
+    remarks: tuple[str, ...] = ()
+    """What a person is told of how files are read."""
     left_out: tuple[str, ...] = ()
     """What a person is told of the files that were left out."""
     snapshot: str | None = None
@@ -151,6 +155,7 @@ def survey(
         folders=tuple(_folders(columns, files, looks)),
         snapshot=logged[0].snapshot.label if logged else None,
         changes=tuple(change for change in changes.values() if change is not None),
+        remarks=remarks({file.relative: looks[file.path].remark for file in files if file.path in looks}),
     )
 
 
@@ -248,9 +253,9 @@ def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> N
     known = [(path, look.reason or "it holds no row") for path, look in looks.items()]
     shown = "; ".join(f"{path!r}: {one_line(reason, 300)}" for path, reason in known[:_SHOWN_REASONS])
     more = f"; and {len(known) - _SHOWN_REASONS} more" if len(known) > _SHOWN_REASONS else ""
+    remedy = encoding_hint([reason for _, reason in known]) or "; check source.path and source.format"
     raise InputError(
-        f"none of the {len(files)} source files can be read as {', '.join(formats(files))}: {shown}{more}; check source.path "
-        "and source.format"
+        f"none of the {len(files)} source files can be read as {', '.join(formats(files))}: {shown}{more}{remedy}"
     )
 
 

@@ -148,6 +148,27 @@ def test_ids_are_paths_below_the_folder_that_all_patterns_have_in_common(tmp_pat
     assert names("link") == ["a.md", "y/b.md"]
 
 
+def test_front_matter_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+    broken = {
+        "a.md": b"---\ntitle: [x\n---\ntext",
+        "b/c.md": b"+++\ntitle = x\n+++\ntext",
+        "d.md": b"---\na: *x\n---\n",
+    }
+    whole = {
+        "e.md": b"---\ntitle: x\n---\ntext",
+        "f.md": b"---\na rule above\n---\ntext",
+        "g.md": b"---\n\ntext",
+        "h.txt": b"x",
+    }
+    fill(tmp_path, broken | whole)
+    spec = spec_of(tmp_path, front_matter="columns")
+    told = "3 files with front matter that can't be read, which stays text: 'a.md', 'b/c.md', 'd.md'"
+    assert survey(find_sources(spec).files, spec).remarks == (told,)
+    assert read(spec)[0]["a.md"]["text"] == broken["a.md"].decode()
+    spec = spec_of(tmp_path)
+    assert survey(find_sources(spec).files, spec).remarks == ()
+
+
 def test_a_folder_named_file_keeps_its_meaning(tmp_path: Path) -> None:
     fill(tmp_path, {"file=one/a.md": b"x"})
     assert list(read(spec_of(tmp_path))[0]) == ["one"]
