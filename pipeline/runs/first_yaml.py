@@ -46,13 +46,13 @@ def _files(seen: Seen) -> str:
     return f"{counts}: {what} ({seen.looked_into:,} looked into, {seen.rows:,} documents sampled)"
 
 
-def _dotted(settings: Mapping[str, Any]) -> Iterator[str]:
+def _dotted(settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
     """Yield the keys as --set has them, each with its value."""
-    for section, keys in settings.items():
-        if isinstance(keys, Mapping) and keys:
-            yield from (f"{section}.{key}={_value(value)}" for key, value in keys.items())
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{above}{key}.")
         else:
-            yield f"{section}={_value(keys)}"
+            yield f"{above}{key}={_value(value)}"
 
 
 def _lengths(chosen: "Chosen") -> str:

@@ -27,7 +27,8 @@ def check_free(table: str, options: Mapping[str, Any], source: str) -> None:
     if foreign is not None:
         raise InputError(
             f"table {table!r} is there, and was built from another source, with files such as {foreign!r}: {source!r} would "
-            "take their place; name another table with --table"
+            "take their place; name another table with --table, or write another configuration with `python -m jobs.init` "
+            "and --output, after which its table is named"
         )
 
 

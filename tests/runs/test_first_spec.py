@@ -248,6 +248,7 @@ def test_settings_are_written_so_that_the_file_is_the_run_that_was_asked_for(giv
     assert ("# chunk:" in chosen.yaml) == ("chunk" not in raw)
     assert all(key.partition(".")[0] in raw for key in given_keys)
     assert given_keys == {} or "as you said" in chosen.told(writes=True)
+    assert all(f"{key}=" in chosen.told(writes=True) or isinstance(value, dict) for key, value in given_keys.items())
 
 
 def test_the_second_command_is_the_same_table(notes, tiny_model):
