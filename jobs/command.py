@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -31,12 +32,25 @@ _OPTIONS = re.compile(r"(storage_options[\w.]*)\W.*", re.DOTALL)
 _MODULE = re.compile(r"python -m jobs\.(\w+)")
 _AS_VERB = contextvars.ContextVar("as_verb", default=False)
 _CATCHING = contextvars.ContextVar("catching", default=False)
+_CONFIG = contextvars.ContextVar("config", default="")
+"""It is the configuration that the command was given, or what it was given in place of one."""
 
 
 def spoken(text: str, *, as_verb: bool | None = None) -> str:
     """Return a text that names commands as the user starts them: as verbs of the one command, or as modules."""
     as_verb = _AS_VERB.get() if as_verb is None else as_verb
     return _MODULE.sub(rf"{COMMAND} \1", text) if as_verb else text
+
+
+def told(error: PipelineError) -> str:
+    """Return an error as one line, in which a command that it names is one that the user can start as it stands."""
+    text = spoken(one_line(str(error)))
+    if "CONFIG.yaml" not in text:
+        return text
+    from pipeline.runs.recorded import standing_for
+
+    place = standing_for(_CONFIG.get())
+    return text.replace("CONFIG.yaml", shlex.quote(place)) if place.endswith((".yaml", ".yml")) else text
 
 
 class Arguments(argparse.Namespace):
@@ -88,6 +102,7 @@ class Parser(argparse.ArgumentParser):
         parsed, rest = self.parse_known_intermixed_args(self._given, namespace or Arguments())
         if rest:
             self.error(left_over(self, parsed, rest))
+        _CONFIG.set(getattr(parsed, "config", None) or "")
         return parsed
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -176,7 +191,7 @@ def _guarded(main: Callable[[], int], command: str) -> int:
         except PipelineError as error:
             if signals.received is not None:  # It is a consequence: children of a group end together.
                 return _interrupted(signals.received)
-            return _failed(error, f"error: {spoken(one_line(str(error)))}", error.exit_code)
+            return _failed(error, f"error: {told(error)}", error.exit_code)
         except Exception as error:
             if signals.received is not None:
                 return _interrupted(signals.received)

@@ -251,8 +251,9 @@ def search(
 ) -> "Found | Pairs":
     """Return the rows of a table nearest to a query, or `near` one of its rows, or pairs that are `duplicates`.
 
-    `table` is the path or URL of a table, or a spec. The five nearest rows come, or `top`: of chunks, the best one of each
-    document. With `hybrid` a ranking by the query's words (BM25) is fused with that by vectors. `near` is an id.
+    `table` is the path or URL of a table, or a spec; documents that have a configuration beside them stand for it. The five
+    nearest rows come, or `top`: of chunks, the best one of each document. Each has `id`, `score`, the kept columns and
+    `snippet`. With `hybrid` a ranking by the query's words (BM25) is fused with that by vectors. `near` is an id.
     `duplicates` is the least cosine of a pair, of which the 20 nearest come, or `top`. Only rows that meet all conditions of
     `where` count, such as `lang=en` or `year >= 2020`. What comes back is shown as a table in a notebook, and its `rows` are
     an Arrow table. Raises InputError.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, StorageError
 from pipeline.machine.folders import cache_folder
+from pipeline.progress import counted
 from pipeline.runs.found import kept_columns
 from pipeline.runs.map_labels import labels
 from pipeline.runs.map_page import column_of, page
@@ -61,7 +62,7 @@ class Map:
         """Say how many rows of which version there are, and whether they are a sample."""
         if len(self.points) < self.total:
             return f"a random sample of {len(self.points):,} of {self.total:,} rows (seed {self.seed}), version {self.version}"
-        return f"{self.total:,} rows, version {self.version}"
+        return f"{counted(self.total, 'row')}, version {self.version}"
 
     def page(self, colour: str | None = None) -> str:
         """Return the map as one HTML page, coloured by a column at first. Raises InputError for a column it hasn't."""

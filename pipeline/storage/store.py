@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 from pipeline.errors import InputError
 from pipeline.extras import PROJECT, install
 from pipeline.storage.address import Address
-from pipeline.storage.error import NoRoot, said
+from pipeline.storage.error import CREDENTIALS, NoRoot, said
 from pipeline.storage.file import FileInfo, Options
 from pipeline.storage.parallel import in_parallel
 
@@ -162,6 +162,10 @@ class Store:
                 else f"{address.store}:// needs a package that is not installed ({error}): pip install -U {PROJECT}"
             ) from None
         except (AttributeError, TypeError, ValueError, KeyError) as error:
+            if not options and address.store in CREDENTIALS:
+                raise InputError(
+                    f"can't connect to {address.url('')}: {said(error, options)}; {CREDENTIALS[address.store]}"
+                ) from None
             raise InputError(f"storage_options can't be used for {address.store}://: {said(error, options)}") from None
 
 
