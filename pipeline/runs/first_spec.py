@@ -143,7 +143,7 @@ def _has_format(path: str) -> bool:
 
 def place_of(given: str) -> str:
     """Return the file of the configuration for a source: beside it, or in the working directory where that can't be."""
-    base = _base(_absolute(given))
+    base = _base(absolute(given))
     name = base.rstrip("/").rpartition("/")[2] + CONFIG_ENDING
     beside = os.path.dirname(base)
     if is_remote(base) or _SPECIAL.match(given) or not os.access(beside, os.W_OK):
@@ -151,38 +151,7 @@ def place_of(given: str) -> str:
     return os.path.join(beside, name)
 
 
-def configuration_of(given: str) -> str | None:
-    """Return the configuration that was written for a source, or None where none stands beside it."""
-    try:
-        place, source = place_of(given), SourceSpec(path=_absolute(given), text="text")
-        said = _says(place)
-        read = said.get("source") if isinstance(said, Mapping) else None
-        path = read.get("path") if isinstance(read, Mapping) else None
-        found = SourceSpec(path=path if isinstance(path, str) else tuple(path or ()), text="text").patterns
-    except (PipelineError, TypeError):  # The source has no name, or the file says nothing of a source.
-        return None
-    return place if found == source.patterns else None
-
-
-def meant(given: str) -> str:
-    """Ask for a message whether the configuration was meant that stands where that of such documents would; "" where there is
-    none."""
-    try:
-        place = place_of(given)
-    except InputError:  # The source has no name.
-        return ""
-    return f" (did you mean {place!r}?)" if os.path.isfile(place) else ""
-
-
-def looked_for_beside(given: str) -> str:
-    """Say for a message which configuration of documents was looked for; "" where there can be none."""
-    try:
-        return meant(given) or f", and no configuration {place_of(given)!r} is there"
-    except InputError:
-        return ""
-
-
-def _absolute(given: str) -> str:
+def absolute(given: str) -> str:
     """Return the source as the configuration has it, wherever a later command starts."""
     if _SPECIAL.match(given) or is_remote(given):
         return given.rstrip("/") or given
@@ -231,7 +200,7 @@ def choose(given: str, wishes: Wishes, overrides: Sequence[str] = (), output: st
     With an `output`, which is the file of the configuration, the table has its name. Raises InputError where the source can't
     be read or leaves the choice open, and where the table is that of another source.
     """
-    source = _absolute(given)
+    source = absolute(given)
     wishes, asked = _with_settings(wishes, source, overrides)
     for value in (source, wishes.table or "", wishes.model or ""):
         if "${" in value:
@@ -314,7 +283,7 @@ def for_source(given: str, wishes: Wishes, overrides: Sequence[str] = (), *, wri
     """
     place = place_of(given)
     if os.path.lexists(place):
-        _check_own(place, _absolute(given), wishes)
+        _check_own(place, absolute(given), wishes)
         return None
     chosen = choose(given, wishes, overrides)
     if writes:
@@ -355,7 +324,7 @@ def write(chosen: Chosen, place: str) -> bool:
         with open(place, "x", encoding="utf-8") as file:
             file.write(chosen.yaml)
     except FileExistsError:
-        if _says(place) == yaml.safe_load(chosen.yaml):
+        if content_of(place) == yaml.safe_load(chosen.yaml):
             return False
         raise InputError(
             f"{place!r} is there and says something else: it is left as it is; give another file with --output, or move it"
@@ -365,7 +334,8 @@ def write(chosen: Chosen, place: str) -> bool:
     return True
 
 
-def _says(place: str) -> object:
+def content_of(place: str) -> object:
+    """Return what a YAML file says, or None for one that can't be read."""
     try:
         found: object = yaml.safe_load(Path(place).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

@@ -57,16 +57,16 @@ def configured(given: str, overrides: Sequence[str] = ()) -> RunSpec:
     """Return the run of a configuration file, or of documents that have one beside them. Raises InputError."""
     place = standing_for(given)
     if place == given and _is_named_otherwise(given):
-        from pipeline.runs import first_spec
+        from pipeline.runs import beside, first_spec
 
         if _has_versions(given):
             raise InputError(
                 f"{given!r} is a table: this needs the configuration, which says where the documents are; give that"
             )
         if os.path.lexists(local_path(given)) and first_spec.is_source(given):
-            beside = first_spec.looked_for_beside(given)
+            sought = beside.looked_for(given)
             raise InputError(
-                f"{given!r} is no configuration{beside}: `python -m jobs.init {shlex.quote(given)}` writes one"
+                f"{given!r} is no configuration{sought}: `python -m jobs.init {shlex.quote(given)}` writes one"
             )
     return config.load(place, overrides)
 
@@ -78,18 +78,18 @@ def standing_for(given: str) -> str:
     """
     if not _is_named_otherwise(given) or _has_versions(given):
         return given
-    from pipeline.runs import first_spec  # It looks into files of many formats, which takes a while to import.
+    from pipeline.runs import beside  # It knows files of many formats, which takes a while to import.
 
-    return first_spec.configuration_of(given) or given
+    return beside.configuration_of(given) or given
 
 
 def none_published(given: str) -> InputError:
     """Return the error that a table has no published version, which names the configuration that was looked for."""
-    from pipeline.runs import first_spec
+    from pipeline.runs import beside
 
-    beside = first_spec.looked_for_beside(given) if not is_remote(given) else ""
+    sought = beside.looked_for(given) if not is_remote(given) else ""
     return InputError(
-        f"table {given!r} has no published version{beside}: run `python -m jobs.embed` first, or check the path"
+        f"table {given!r} has no published version{sought}: run `python -m jobs.embed` first, or check the path"
     )
 
 
@@ -117,9 +117,9 @@ def is_table(given: str) -> bool:
         return os.path.isdir(given)
     if os.path.isdir(local_path(given)):  # This is a file: URL, or has a ~.
         return True
-    from pipeline.runs import first_spec
+    from pipeline.runs import beside
 
-    where = f"{looked_for(given)}{first_spec.meant(given)}"
+    where = f"{looked_for(given)}{beside.meant(given)}"
     raise InputError(f"{given!r} does not exist{where}: give a configuration file, or the folder or URL of a table")
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import pipeline
-from jobs import changes, compare, explore, feed, main, reindex, report, search, status, verify
+from jobs import changes, command, compare, explore, feed, main, reindex, report, search, status, verify
 from pipeline import config
 from pipeline.errors import InputError
 from pipeline.runs import recorded
@@ -42,6 +42,16 @@ def test_documents_stand_for_their_configuration(home, monkeypatch):
     assert recorded.standing_for("other/*.md") == f"{home}/other.yaml"
     for given in ("notes.yaml", "notes.embeddings", "nothing", "s3://bucket/notes", "notes/0.md", "other"):
         assert recorded.standing_for(given) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [("notes", "{home}/notes.yaml"), ("x.yaml", "x.yaml"), ("bare", "CONFIG.yaml")]
+)
+def test_a_command_that_an_error_names_can_be_started_as_it_stands(home, given, named, monkeypatch):
+    monkeypatch.chdir(home)
+    command.parser_of(feed.main).parse_args([given])
+    told = command.told(InputError("start `python -m jobs.feed CONFIG.yaml --repair`"))
+    assert told == f"start `python -m jobs.feed {named.format(home=home)} --repair`"
 
 
 @pytest.mark.parametrize("given", ["notes", "rows.jsonl", "other/*.md"])
