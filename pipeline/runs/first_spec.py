@@ -151,6 +151,37 @@ def place_of(given: str) -> str:
     return os.path.join(beside, name)
 
 
+def configuration_of(given: str) -> str | None:
+    """Return the configuration that was written for a source, or None where none stands beside it."""
+    try:
+        place, source = place_of(given), SourceSpec(path=_absolute(given), text="text")
+        said = _says(place)
+        read = said.get("source") if isinstance(said, Mapping) else None
+        path = read.get("path") if isinstance(read, Mapping) else None
+        found = SourceSpec(path=path if isinstance(path, str) else tuple(path or ()), text="text").patterns
+    except (PipelineError, TypeError):  # The source has no name, or the file says nothing of a source.
+        return None
+    return place if found == source.patterns else None
+
+
+def meant(given: str) -> str:
+    """Ask for a message whether the configuration was meant that stands where that of such documents would; "" where there is
+    none."""
+    try:
+        place = place_of(given)
+    except InputError:  # The source has no name.
+        return ""
+    return f" (did you mean {place!r}?)" if os.path.isfile(place) else ""
+
+
+def looked_for_beside(given: str) -> str:
+    """Say for a message which configuration of documents was looked for; "" where there can be none."""
+    try:
+        return meant(given) or f", and no configuration {place_of(given)!r} is there"
+    except InputError:
+        return ""
+
+
 def _absolute(given: str) -> str:
     """Return the source as the configuration has it, wherever a later command starts."""
     if _SPECIAL.match(given) or is_remote(given):
