@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from jobs.log import KINDS, VARIABLE, JsonLog, Log, kind
 from jobs.main import COMMAND
+from jobs.mistakes import left_over, not_among, translated
 from jobs.signals import Signals, exit_code
 from pipeline.errors import InputError, PipelineError, RunError, one_line
 from pipeline.redaction import redacted
@@ -83,21 +84,34 @@ def _parted(text: str) -> tuple[str, str]:
 
 
 class Parser(argparse.ArgumentParser):
+    """It lets options stand between arguments, and tells a mistake in one line."""
+
+    prepare: Callable[[list[str]], list[str]] | None = None
+    """It rewrites the arguments before they are parsed, where a command needs that."""
+    _given: Sequence[str] = ()
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if _CATCHING.get():
             raise _Caught(self)
-        parsed = super().parse_args(args, namespace or Arguments())
+        given = list(sys.argv[1:] if args is None else args)
+        self._given = self.prepare(given) if self.prepare is not None else given
+        parsed, rest = self.parse_known_intermixed_args(self._given, namespace or Arguments())
+        if rest:
+            self.error(left_over(self, parsed, rest))
         _CONFIG.set(getattr(parsed, "config", None) or "")
         return parsed
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, not_among(value, action.choices))
+
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the arguments, without what options of a store hold."""
-        shown = _OPTIONS.sub(r"\1 ***", redacted(message))
-        usage = self.format_usage()
+        """Say what is wrong with the arguments in one line, without what options of a store hold."""
+        shown = _OPTIONS.sub(r"\1 ***", redacted(one_line(translated(self, message, self._given))))
         _log.report(
             "error",
             "failed",
-            f"{usage}{self.prog}: error: {shown}",
+            f"error: {shown} (see `{self.prog} --help`)",
             error="ArgumentError",
             exit_code=InputError.exit_code,
         )
@@ -116,13 +130,15 @@ def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False, 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if takes_tables:
-        described = "the run's configuration, or the folder or URL of the table alone"
+        described = "the run's configuration, the documents that `embed` wrote one for, or the table's folder or URL"
         built.add_argument("config", metavar="CONFIG.yaml|TABLE", help=described)
     elif takes_sources:
         described = "the run's configuration, or the folder, file, pattern or URL of documents"
         built.add_argument("config", metavar="CONFIG.yaml|SOURCE", help=described)
     else:
-        built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
+        built.add_argument(
+            "config", metavar="CONFIG.yaml", help="the run's configuration, or the documents that `embed` wrote one for"
+        )
     built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")
     built.add_argument("--json", action="store_true", help="print the result as one JSON object")
     described = f"how stderr is written: lines for people, or a JSON object a line ({VARIABLE}, else text)"

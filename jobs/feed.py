@@ -30,13 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.command import main_of, parser, told
 from pipeline import progress
-from pipeline.config import RunSpec, load
+from pipeline.config import RunSpec
 from pipeline.errors import InputError, PipelineError, TableBusy
 from pipeline.runs import feed as runs
 from pipeline.runs.feed_checks import DEEP_ROWS
 from pipeline.runs.feed_plan import Wishes
 from pipeline.runs.feed_summary import FeedSummary
 from pipeline.runs.observed import observed
+from pipeline.runs.recorded import configured
 
 if TYPE_CHECKING:
     from pipeline.execution.executor import Executor
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    spec = load(arguments.config, arguments.set)
+    spec = configured(arguments.config, arguments.set)
     names = arguments.feeds or list(spec.feeds)
     if not names:
         raise InputError("the configuration has no section feeds: name a store there, such as postgres")
@@ -68,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     command = parser(__doc__, dry_run=True)
-    command.add_argument("feeds", metavar="FEED", nargs="*", help="names of the section feeds (all of them)")
+    command.add_argument(
+        "feeds", metavar="FEED", nargs="*", default=[], help="names of the section feeds (all of them)"
+    )
     verbs = command.add_mutually_exclusive_group()
     verbs.add_argument("--verify", action="store_true", help="compare the store with the table, and change nothing")
     verbs.add_argument("--repair", action="store_true", help="verify, and send exactly the rows that differ")

@@ -30,9 +30,9 @@ from collections.abc import Sequence
 from jobs.command import main_of, parser
 from jobs.feed import feed_all
 from pipeline import plan_reindex, reindex
-from pipeline.config import load
 from pipeline.errors import InputError, TableBusy
 from pipeline.runs.feed_plan import Wishes
+from pipeline.runs.recorded import configured
 
 CHANGES_PENDING = 10
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--price-per-hour", metavar="P", type=float, help="of the machines, for --dry-run")
     arguments = command.parse_args(argv)
     wait = [f"limits.wait_s={arguments.wait}"] if arguments.wait is not None else []
-    spec = load(arguments.config, [*arguments.set, *wait])
+    spec = configured(arguments.config, [*arguments.set, *wait])
     if arguments.feed and not spec.feeds:
         raise InputError("--feed needs a section feeds in the configuration: name a store there, or leave it out")
     if arguments.dry_run:

@@ -20,7 +20,7 @@ from pipeline.progress import counted
 from pipeline.runs.found import kept_columns
 from pipeline.runs.map_labels import labels
 from pipeline.runs.map_page import column_of, page
-from pipeline.runs.search import Given, opened
+from pipeline.runs.search import Given, none_met, opened
 from pipeline.runs.snippets import snippet
 from pipeline.schema import CHUNK_INDEX, DOC_ID, ID, TEXT
 from pipeline.table.conditions import told
@@ -105,7 +105,8 @@ def explore(given: Given | RowReader, *, rows: int = ROWS, seed: int = 0, where:
     vectors = stored(reader.table, reader.version)
     every = all_places(reader, told(where, reader.schema))
     if not len(every):
-        raise InputError(f"version {reader.version.version} of {reader.table.url!r} has no such rows: nothing to show")
+        of = f"version {reader.version.version} of {reader.table.url!r}"
+        raise InputError(f"there is nothing to show of {of}: {none_met(where)}")
     chosen = every
     if len(every) > rows:
         chosen = every.take(np.sort(np.random.default_rng(seed).choice(len(every), rows, replace=False)))

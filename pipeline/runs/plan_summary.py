@@ -139,6 +139,7 @@ def summarise_plan(prepared: Prepared, executor: Executor, by_row: Forecast | No
         snapshot=prepared.survey.snapshot,
         widened=tuple(widened(prepared)),
         notes=(
+            *prepared.survey.remarks,
             *advice.about_ids(prepared),
             *(advice.about_length(prepared, runs.truncated, runs.texts, sampled=True) if runs is not None else ()),
         ),

@@ -275,7 +275,8 @@ def _resumed_rows(prepared: Prepared) -> int:
 def notes_of(prepared: Prepared, encoded: Encoded, version: Snapshot, texts: int) -> tuple[str, ...]:
     """Return what a person should be told beside the figures, whatever kind of run it was. So many `texts` were tokenized
     for the version."""
-    effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out, *widened(prepared)]
+    effort, surveyed = encoded.effort, prepared.survey
+    notes = [*prepared.encoder.notes, *surveyed.left_out, *surveyed.remarks, *widened(prepared)]
     if prepared.survey.snapshot is not None:
         notes.append(f"read {prepared.survey.snapshot}")
     if version.version != prepared.parent.version:

@@ -185,10 +185,17 @@ def test_a_question_to_the_store(nights: Nights, config: str, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert "in docs__g1_" in said
     assert "100% of it are above" in said
+    assert "lang=de" in said
+    for spaced in (" lang = de", "lang == 'de'", "`lang`=de "):
+        assert search.main([config, question, "--feed", "one", "--where", spaced, "--compare"]) == 0
+        assert capsys.readouterr().out == said
+    assert search.main([config, question, "--feed", "one", "--where", "lang = xx"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no row meets --where 'lang = xx'"
     for arguments, message in [
         (["--compare"], "--compare goes with --feed alone"),
         (["--hybrid", "--feed", "one"], "--hybrid and --feed don't go together"),
         (["--feed", "one", "--where", "lang"], "not of the form column=value"),
+        (["--feed", "one", "--where", "lang=de", "lang=en"], "gives 'lang' two values, 'de' and 'en': no row has both"),
         (["--feed", "one", "--where", "number=3"], r"names 'number', which the feed doesn't have; it has title, lang"),
         (["--feed", "three"], "has no feed 'three'; it has one, two"),
     ]:

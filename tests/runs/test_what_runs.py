@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from pipeline.execution.costs import LIGHT_THREADS
+from pipeline.machine.quotas import cores
 from pipeline.runs import embed as runs
 from pipeline.runs import reindex as reindexing
 from pipeline.runs.what_runs import SHOWN_PROMPT
@@ -59,10 +61,14 @@ def test_a_night_tells_of_the_texts_that_it_encodes(tiny_model, tmp_path):
     assert runs.embed(spec, InProcess()).runs.truncated_share == 1.0
 
 
+HERE = min(cores(), LIGHT_THREADS)
+"""An encoder without torch has so many cores."""
+
+
 @pytest.mark.parametrize(
     ("resources", "said"),
     [
-        ({}, "1 x 1 CPU encoders, 1 tokenizers, 1 writers of this machine, without Ray (about 1 s of encoding)"),
+        ({}, f"1 x {HERE} CPU encoders, 1 tokenizers, 1 writers of this machine, without Ray (about 1 s of encoding)"),
         ({"ray_address": "local"}, "a Ray of this machine"),
         ({"ray_address": "127.0.0.1:1"}, "the Ray cluster at 127.0.0.1:1"),
     ],
