@@ -140,6 +140,7 @@ def test_the_guide_says_how_a_feed_ends(
     assert feed.main([config, "one"]) == 0
     schema = place.spec.name.partition(".")[0]
     (generation,) = place.client.execute(f"SELECT generation FROM {schema}.embedding_feeds").fetchone()
+    place.client.execute(f"INSERT INTO {schema}.embedding_feed_units VALUES ('docs', '{generation}', 'u', NULL)")
     guide = (Path(__file__).parents[2] / "docs" / "feed-postgres.md").read_text()
     (statements,) = [block for block in re.findall(r"```sql\n(.*?)```", guide, re.DOTALL) if "DROP VIEW" in block]
     for statement in re.sub("--.*", "", statements).replace("docs__g1_..", generation).split(";"):

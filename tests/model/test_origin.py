@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pipeline.config import ModelSpec
 from pipeline.errors import InputError, StorageError
-from pipeline.model import copied, digest
+from pipeline.model import copied, digest, origin
 from pipeline.model.copied import ModelFile, copied_folder
 from pipeline.model.digest import folder_digest, vector_file_names
 from pipeline.model.folder import encoder_spec
@@ -403,6 +403,20 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, folder, tmp_path):
     for revision, sha in expected.items():
         told = hub.run(describe("org/moving", revision), tmp_path / "home")
         assert told["notes"] == [f"model org/moving at commit {sha}"], revision
+
+
+@pytest.mark.parametrize("path", ["org/name", "name", "hf://org/name"])
+def test_a_model_that_the_hub_does_not_give_is_named_once_beside_one_that_is_installed(path, monkeypatch):
+    with pytest.raises(InputError) as refused:
+        locate(ModelSpec(path=path))
+    said = str(refused.value)
+    assert said.endswith(f"; {origin.BUNDLED} is installed here, and needs no Hub")
+    assert said.count("'org/name'") == (0 if path == "name" else 1), said
+    assert len(said) < 400
+    monkeypatch.setattr(origin, "BUNDLED", "package:no_such_package/model")
+    with pytest.raises(InputError) as refused:
+        locate(ModelSpec(path=path))
+    assert "installed here" not in str(refused.value)
 
 
 def test_an_old_name_without_organisation_is_found(hub, folder, tmp_path):
