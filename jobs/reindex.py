@@ -3,7 +3,7 @@
     python -m jobs.reindex CONFIG.yaml [--set key=value ...] [--new-model] [--allow-deletes] [--wait SECONDS]
                            [--feed] [--dry-run] [--price-per-hour P] [--json]
 
-It does what jobs.embed does, as a schedule needs it. Files that did not change are not read; a text that the table has,
+It does what `python -m jobs.embed` does, as a schedule needs it. Files that did not change are not read; a text that the table has,
 under whatever id, is not encoded. --new-model lets another model take the place of the table's: all is built beside the
 live version and published at once. --dry-run counts what a run would do, exactly; with --price-per-hour it says what
 encoding would cost.

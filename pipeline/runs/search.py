@@ -133,7 +133,7 @@ def opened(given: Given, overrides: Sequence[str] = ()) -> RowReader:
         table = table_of(str(given), overrides)
     version = snapshot.current(table)
     if not version.version:
-        raise InputError(f"table {table.url!r} has no published version: run jobs.embed first")
+        raise InputError(f"table {table.url!r} has no published version: run `python -m jobs.embed` first")
     return RowReader(table, version)
 
 
