@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 from jobs.log import KINDS, VARIABLE, JsonLog, Log, kind
 from jobs.main import COMMAND
+from jobs.mistakes import left_over, not_among, translated
 from jobs.signals import Signals, exit_code
 from pipeline.errors import InputError, PipelineError, RunError, one_line
 from pipeline.redaction import redacted
@@ -30,12 +32,21 @@ _OPTIONS = re.compile(r"(storage_options[\w.]*)\W.*", re.DOTALL)
 _MODULE = re.compile(r"python -m jobs\.(\w+)")
 _AS_VERB = contextvars.ContextVar("as_verb", default=False)
 _CATCHING = contextvars.ContextVar("catching", default=False)
+_CONFIG = contextvars.ContextVar("config", default="")
+"""It is the configuration that the command was given, or what it was given in place of one."""
 
 
 def spoken(text: str, *, as_verb: bool | None = None) -> str:
     """Return a text that names commands as the user starts them: as verbs of the one command, or as modules."""
     as_verb = _AS_VERB.get() if as_verb is None else as_verb
     return _MODULE.sub(rf"{COMMAND} \1", text) if as_verb else text
+
+
+def told(error: PipelineError) -> str:
+    """Return an error as one line, in which a command that it names is one that the user can start as it stands."""
+    config = _CONFIG.get()
+    text = spoken(one_line(str(error)))
+    return text.replace("CONFIG.yaml", shlex.quote(config)) if config.endswith((".yaml", ".yml")) else text
 
 
 class Arguments(argparse.Namespace):
@@ -73,19 +84,34 @@ def _parted(text: str) -> tuple[str, str]:
 
 
 class Parser(argparse.ArgumentParser):
+    """It lets options stand between arguments, and tells a mistake in one line."""
+
+    prepare: Callable[[list[str]], list[str]] | None = None
+    """It rewrites the arguments before they are parsed, where a command needs that."""
+    _given: Sequence[str] = ()
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if _CATCHING.get():
             raise _Caught(self)
-        return super().parse_args(args, namespace or Arguments())
+        given = list(sys.argv[1:] if args is None else args)
+        self._given = self.prepare(given) if self.prepare is not None else given
+        parsed, rest = self.parse_known_intermixed_args(self._given, namespace or Arguments())
+        if rest:
+            self.error(left_over(self, parsed, rest))
+        _CONFIG.set(getattr(parsed, "config", None) or "")
+        return parsed
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, not_among(value, action.choices))
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the arguments, without what options of a store hold."""
-        shown = _OPTIONS.sub(r"\1 ***", redacted(message))
-        usage = self.format_usage()
+        """Say what is wrong with the arguments in one line, without what options of a store hold."""
+        shown = _OPTIONS.sub(r"\1 ***", redacted(one_line(translated(self, message, self._given))))
         _log.report(
             "error",
             "failed",
-            f"{usage}{self.prog}: error: {shown}",
+            f"error: {shown} (see `{self.prog} --help`)",
             error="ArgumentError",
             exit_code=InputError.exit_code,
         )
@@ -104,13 +130,15 @@ def parser(docstring: str | None, *, dry_run: bool, takes_tables: bool = False, 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if takes_tables:
-        described = "the run's configuration, or the folder or URL of the table alone"
+        described = "the run's configuration, the documents that `embed` wrote one for, or the table's folder or URL"
         built.add_argument("config", metavar="CONFIG.yaml|TABLE", help=described)
     elif takes_sources:
         described = "the run's configuration, or the folder, file, pattern or URL of documents"
         built.add_argument("config", metavar="CONFIG.yaml|SOURCE", help=described)
     else:
-        built.add_argument("config", metavar="CONFIG.yaml", help="the run's configuration")
+        built.add_argument(
+            "config", metavar="CONFIG.yaml", help="the run's configuration, or the documents that `embed` wrote one for"
+        )
     built.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override section.key")
     built.add_argument("--json", action="store_true", help="print the result as one JSON object")
     described = f"how stderr is written: lines for people, or a JSON object a line ({VARIABLE}, else text)"
@@ -159,7 +187,7 @@ def _guarded(main: Callable[[], int], command: str) -> int:
         except PipelineError as error:
             if signals.received is not None:  # It is a consequence: children of a group end together.
                 return _interrupted(signals.received)
-            return _failed(error, f"error: {spoken(one_line(str(error)))}", error.exit_code)
+            return _failed(error, f"error: {told(error)}", error.exit_code)
         except Exception as error:
             if signals.received is not None:
                 return _interrupted(signals.received)

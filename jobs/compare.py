@@ -19,14 +19,16 @@ from collections.abc import Sequence
 
 from jobs.command import main_of, parser
 from pipeline.comparison.compare import ROWS, compare, with_models
-from pipeline.config import load
 from pipeline.errors import InputError
 from pipeline.runs.evaluate import read_retrieval
+from pipeline.runs.recorded import configured, standing_for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     command = parser(__doc__, dry_run=False)
-    command.add_argument("others", metavar="B.yaml", nargs="*", help="more configurations, with the same source")
+    command.add_argument(
+        "others", metavar="B.yaml", nargs="*", default=[], help="more configurations, with the same source"
+    )
     command.add_argument(
         "--models", metavar="NAME", nargs="+", default=[], help="these models, with the source of CONFIG"
     )
@@ -39,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--retrieval", metavar="FOLDER", nargs="+", default=[], help="judged sets with their own documents"
     )
     arguments = command.parse_args(argv)
-    given = [arguments.config, *arguments.others]
+    given = [standing_for(each) for each in (arguments.config, *arguments.others)]
     if arguments.models and arguments.others:
         raise InputError("--models goes with one configuration: its source is the one that models are compared on")
     if len(set(given)) < len(given) or len(set(arguments.models)) < len(arguments.models):
         raise InputError("a model is compared with itself: give each configuration and each name once")
-    runs = {path: load(path, arguments.set) for path in given}
+    runs = {path: configured(path, arguments.set) for path in given}
     if arguments.models:
-        runs = with_models(runs[arguments.config], arguments.models)
+        runs = with_models(runs[given[0]], arguments.models)
     found = compare(
         runs,
         rows=arguments.rows,

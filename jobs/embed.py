@@ -4,7 +4,7 @@
     python -m jobs.embed SOURCE [--text COLUMN ...] [--id COLUMN ...] [--model MODEL] [--table FOLDER]
 
 A folder, a file, a pattern in quotes or a URL of documents needs no configuration: what it lacks is chosen by looking at the
-documents, said, and written down beside them as SOURCE.yaml, by which the same command goes from then on.
+documents, said, and written down beside them as SOURCE.yaml, with what --set gave. The same command goes by it from then on.
 
 A table that exists is followed by row: files that did not change are not read, and a text that the table has is not encoded
 again. --retry-failed tries the table's dead letters again, too; without it a row is tried again when its file changes.

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.command import main_of, parser
+from jobs.where import add_where
 from pipeline.runs import explore as maps
 from pipeline.runs.search import opened
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--rows", metavar="N", type=int, default=maps.ROWS, help="show a sample of more rows than these"
     )
     command.add_argument("--seed", metavar="N", type=int, default=0, help="another sample, and another map")
-    command.add_argument("--where", metavar="CONDITION", nargs="+", default=[], help="only rows such as lang=en")
+    add_where(command, "only rows such as lang=en; more may follow, and all must hold")
     command.add_argument("--no-open", action="store_true", help="make the page and say where it is")
     arguments = command.parse_args(argv)
     reader = opened(arguments.config, arguments.set)

@@ -28,15 +28,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.command import main_of, parser
+from jobs.command import main_of, parser, told
 from pipeline import progress
-from pipeline.config import RunSpec, load
-from pipeline.errors import InputError, PipelineError, TableBusy, one_line
+from pipeline.config import RunSpec
+from pipeline.errors import InputError, PipelineError, TableBusy
 from pipeline.runs import feed as runs
 from pipeline.runs.feed_checks import DEEP_ROWS
 from pipeline.runs.feed_plan import Wishes
 from pipeline.runs.feed_summary import FeedSummary
 from pipeline.runs.observed import observed
+from pipeline.runs.recorded import configured
 
 if TYPE_CHECKING:
     from pipeline.execution.executor import Executor
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    spec = load(arguments.config, arguments.set)
+    spec = configured(arguments.config, arguments.set)
     names = arguments.feeds or list(spec.feeds)
     if not names:
         raise InputError("the configuration has no section feeds: name a store there, such as postgres")
@@ -61,14 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments.show({"feeds": [{"feed": names[0], "busy": str(busy), "exit_code": 0}]}, str(busy))
                 return busy.exit_code
         with progress.run("feed"), _observed(arguments, spec):
-            told, text, code = _each(names, lambda name: do(spec, name, executor))
-        arguments.show({"feeds": told}, text)
+            feeds, text, code = _each(names, lambda name: do(spec, name, executor))
+        arguments.show({"feeds": feeds}, text)
         return code
 
 
 def _parser() -> argparse.ArgumentParser:
     command = parser(__doc__, dry_run=True)
-    command.add_argument("feeds", metavar="FEED", nargs="*", help="names of the section feeds (all of them)")
+    command.add_argument(
+        "feeds", metavar="FEED", nargs="*", default=[], help="names of the section feeds (all of them)"
+    )
     verbs = command.add_mutually_exclusive_group()
     verbs.add_argument("--verify", action="store_true", help="compare the store with the table, and change nothing")
     verbs.add_argument("--repair", action="store_true", help="verify, and send exactly the rows that differ")
@@ -125,10 +128,10 @@ def _chosen(arguments: argparse.Namespace) -> "Callable[[RunSpec, str, Callable[
     return lambda spec, name, executor: runs.feed(spec, name, executor, wishes)
 
 
-def feed_all(spec: RunSpec) -> tuple[list[dict[str, Any]], str, int]:
+def feed_all(spec: RunSpec, wishes: Wishes) -> tuple[list[dict[str, Any]], str, int]:
     """Bring all feeds of a run to the table's version. Return what machines and people are told, and the exit code."""
     with contextlib.ExitStack() as stack, progress.run("feed"), observed(spec):
-        return _each(list(spec.feeds), lambda name: runs.feed(spec, name, _executor(spec, stack)))
+        return _each(list(spec.feeds), lambda name: runs.feed(spec, name, _executor(spec, stack), wishes))
 
 
 def _executor(spec: RunSpec, stack: contextlib.ExitStack) -> "Callable[[], Executor]":
@@ -150,22 +153,23 @@ def _one(arguments: argparse.Namespace, summary: FeedSummary) -> int:
 
 def _each(names: Sequence[str], do: Callable[[str], FeedSummary]) -> tuple[list[dict[str, Any]], str, int]:
     """Work on all feeds. One that fails doesn't keep the others from their night."""
-    told, lines, codes = list[dict[str, Any]](), list[str](), list[int]()
+    feeds, lines, codes = list[dict[str, Any]](), list[str](), list[int]()
     for name in names:
         try:
             summary = do(name)
         except PipelineError as error:
-            told.append({"feed": name, "error": str(error), "exit_code": error.exit_code})
-            lines.append(f"feed {name}: {'' if isinstance(error, TableBusy) else 'error: '}{one_line(str(error))}")
+            feeds.append({"feed": name, "error": str(error), "exit_code": error.exit_code})
+            what = told(error).removeprefix(f"feed {name}: ")
+            lines.append(f"feed {name}: {'' if isinstance(error, TableBusy) else 'error: '}{what}")
             codes.append(error.exit_code)
         else:
-            told.append(summary.to_dict())
+            feeds.append(summary.to_dict())
             lines.append(str(summary))
             codes.append(summary.exit_code)
     # A failure before a refusal, that before dead letters, those before changes that are pending.
     code = next((code for code in (1, 2, 3, 10) if code in codes), 0)
     progress.current().know(exit_code=code)
-    return told, "\n".join(lines), code
+    return feeds, "\n".join(lines), code
 
 
 if __name__ == "__main__":

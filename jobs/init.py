@@ -2,7 +2,8 @@
 
     python -m jobs.init SOURCE [--output FILE.yaml] [--text COLUMN ...] [--id COLUMN ...] [--model MODEL] [--table FOLDER]
 
-SOURCE is a folder, a file, a pattern in quotes or a URL. The file says what was chosen and why, lists the columns with types,
+SOURCE is a folder, a file, a pattern in quotes or a URL. With --output the table is named after that file. What --set gives
+is written into it. The file says what was chosen and why, lists the columns with types,
 lengths and examples, and has a section `chunk` ready where texts are longer than the model reads. No file is overwritten.
 Exit codes: 0 written, or there already; 2 the source can't be read, leaves a choice open, or another file is in the way.
 
@@ -14,7 +15,6 @@ For example:
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from jobs.command import main_of, parser, spoken
 from jobs.source_or_config import add_choices, wishes_of
@@ -30,14 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command.parse_args(argv)
     if not first_spec.is_source(arguments.config):
         raise InputError(f"{arguments.config!r} is a configuration already: give the documents that one is wanted for")
-    chosen = first_spec.choose(arguments.config, wishes_of(arguments))
-    if arguments.output is not None:
-        chosen = replace(chosen, place=arguments.output)
-    if arguments.set:
-        raise InputError("--set is for runs: give it to embed, or change the file that init writes")
+    chosen = first_spec.choose(arguments.config, wishes_of(arguments), arguments.set, arguments.output)
     is_new = first_spec.write(chosen, chosen.place)
     config.load(chosen.place)
-    ending = f"next: python -m jobs.embed {chosen.place}" if is_new else "which was there and says the same"
+    already = f"nothing was written: {chosen.place} was there already, and says the same"
+    ending = f"next: python -m jobs.embed {chosen.place}" if is_new else already
     told = {"source": chosen.source, "config": chosen.place, "written": is_new}
     arguments.show(told, f"{chosen.told(writes=True)}\n{spoken(ending)}")
     return 0

@@ -34,6 +34,20 @@ VERBS: Mapping[str, Mapping[str, str]] = {
 """The verbs by what they are for, each with what it does."""
 COMPLETION = "completion"
 SHELLS = ("bash", "zsh", "fish")
+RECIPES: Mapping[str, Sequence[str]] = {
+    "bash": (
+        f"{COMMAND} {COMPLETION} bash > ~/.{COMMAND}.bash",
+        f"echo '. ~/.{COMMAND}.bash' >> ~/.bashrc",
+    ),
+    "zsh": (
+        f"mkdir -p ~/.zfunc && {COMMAND} {COMPLETION} zsh > ~/.zfunc/_{COMMAND}",
+        "echo 'fpath=(~/.zfunc $fpath); autoload -Uz compinit; compinit' >> ~/.zshrc",
+    ),
+    "fish": (
+        f"mkdir -p ~/.config/fish/completions && {COMMAND} {COMPLETION} fish > ~/.config/fish/completions/{COMMAND}.fish",
+    ),
+}
+"""They set completion up in a home where nothing is set up yet."""
 EXAMPLE = f"""  {COMMAND} embed ~/notes
   {COMMAND} search ~/notes.yaml "what did we decide about the budget?\""""
 BAD_ARGUMENTS = 2
@@ -96,17 +110,13 @@ def _main_of(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _complete(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(_completion_help())
+        return 0
     if len(arguments) != 1 or arguments[0] not in SHELLS:
-        asked = arguments and arguments[0] in ("-h", "--help")
-        usage = (
-            f"usage: {COMMAND} {COMPLETION} {'|'.join(SHELLS)}\n\n"
-            "Prints a script that makes the shell complete verbs and options. It is loaded once per shell:\n\n"
-            f'  bash   add to ~/.bashrc   eval "$({COMMAND} {COMPLETION} bash)"\n'
-            f"  zsh    {COMMAND} {COMPLETION} zsh > a folder of $fpath/_{COMMAND}\n"
-            f"  fish   {COMMAND} {COMPLETION} fish > ~/.config/fish/completions/{COMMAND}.fish"
+        return _refuse(
+            f"completion takes one of {', '.join(SHELLS)}: `{COMMAND} {COMPLETION} --help` tells how it is set up"
         )
-        print(usage, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else BAD_ARGUMENTS
     from jobs import command, completion
 
     def show() -> int:
@@ -114,6 +124,14 @@ def _complete(arguments: Sequence[str]) -> int:
         return 0
 
     return command.main_of(show, verb=COMPLETION)
+
+
+def _completion_help() -> str:
+    lines = [f"usage: {COMMAND} {COMPLETION} {'|'.join(SHELLS)}", ""]
+    lines += ["Prints a script that makes the shell complete verbs and options. Once, for the shell that you have:"]
+    for shell, commands in RECIPES.items():
+        lines += ["", f"  {shell}", *(f"    {line}" for line in commands)]
+    return "\n".join(lines)
 
 
 def _unknown(verb: str) -> str:

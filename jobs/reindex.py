@@ -12,7 +12,8 @@ Where more rows would be deleted than limits.max_deleted_rows, nothing is publis
 that meets another run at work on the table waits for so long as --wait or limits.wait_s say, then ends and says so.
 
 --feed then brings all feeds of the configuration to the table's version, as `python -m jobs.feed` does: one command for a
-night. A feed that fails leaves the table as it was published, and the exit code tells.
+night. A feed that fails leaves the table as it was published, and the exit code tells. What --allow-deletes allows, the feeds
+may delete, too.
 
 Exit codes: 0 done, nothing to do, or another one is at it; 1 failed, nothing published, work kept; 2 bad configuration or
 input, found before any work; 3 done, with dead letters in the files that were read, or files that can't be read, whose rows
@@ -29,8 +30,9 @@ from collections.abc import Sequence
 from jobs.command import main_of, parser
 from jobs.feed import feed_all
 from pipeline import plan_reindex, reindex
-from pipeline.config import load
 from pipeline.errors import InputError, TableBusy
+from pipeline.runs.feed_plan import Wishes
+from pipeline.runs.recorded import configured
 
 CHANGES_PENDING = 10
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--price-per-hour", metavar="P", type=float, help="of the machines, for --dry-run")
     arguments = command.parse_args(argv)
     wait = [f"limits.wait_s={arguments.wait}"] if arguments.wait is not None else []
-    spec = load(arguments.config, [*arguments.set, *wait])
+    spec = configured(arguments.config, [*arguments.set, *wait])
     if arguments.feed and not spec.feeds:
         raise InputError("--feed needs a section feeds in the configuration: name a store there, or leave it out")
     if arguments.dry_run:
@@ -64,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.feed:
         arguments.show(summary.to_dict(), str(summary))
         return summary.exit_code
-    told, text, code = feed_all(spec)
-    arguments.show(summary.to_dict() | {"feeds": told}, f"{summary}\n{text}")
+    feeds, text, code = feed_all(spec, Wishes(allow_deletes=arguments.allow_deletes))
+    arguments.show(summary.to_dict() | {"feeds": feeds}, f"{summary}\n{text}")
     return code if code in (1, 2) else summary.exit_code or code
 
 

@@ -15,11 +15,9 @@ import sys
 from collections.abc import Sequence
 
 from jobs.command import main_of, parser
-from pipeline.config import RunSpec, load
 from pipeline.errors import InputError
 from pipeline.reports.report import report
-from pipeline.runs.recorded import is_table, spec_of, table_of
-from pipeline.storage import Folder
+from pipeline.runs.recorded import is_table, spec_of, standing_for, table_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,14 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command.parse_args(argv)
     if arguments.verify < 0:
         raise InputError(f"--verify is {arguments.verify}; give how many rows to encode again, 1 or more")
-    alone = is_table(arguments.config)
-    spec: RunSpec | None = None
-    if not alone:
-        spec = load(arguments.config, arguments.set)
-        table = Folder(spec.table.path, spec.table.storage_options)
-    else:
-        table = table_of(arguments.config, arguments.set)
-        spec = spec_of(arguments.config, arguments.set) if arguments.verify else None
+    place = standing_for(arguments.config)
+    alone, table = is_table(place), table_of(place, arguments.set)
+    spec = spec_of(place, arguments.set) if arguments.verify or not alone else None
     made = report(
         table, spec, asks_feeds=not alone, price_per_hour=arguments.price_per_hour, verify_rows=arguments.verify
     )

@@ -25,13 +25,15 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.command import main_of, parser
+from jobs.where import add_where
 from pipeline.config import RunSpec
-from pipeline.errors import InputError, one_line
+from pipeline.errors import InputError
 from pipeline.runs import search as searches
-from pipeline.runs.found import SCORE, Found, Pairs
+from pipeline.runs.found import SCORE, Found, Pairs, named, shown
 from pipeline.runs.published import published
 from pipeline.runs.recorded import spec_of
-from pipeline.schema import TEXT
+from pipeline.schema import ID, TEXT
+from pipeline.storage import is_remote, local_path
 
 
 def search(spec: RunSpec, query: str, num_rows: int) -> pa.Table:
@@ -43,13 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser(__doc__, dry_run=False, takes_tables=True)
     command.add_argument("query", nargs="?", help="the question, in quotes")
     command.add_argument("--top", metavar="N", type=int, help="how many rows to show: 5, of pairs 20")
-    command.add_argument(
-        "--where",
-        metavar="CONDITION",
-        nargs="+",
-        default=[],
-        help="only rows such as lang=en or 'year >= 2020', all of these",
-    )
+    add_where(command, "only rows such as lang=en or 'year >= 2020'; more may follow, and all must hold")
     command.add_argument("--hybrid", action="store_true", help="rank by the query's words, too")
     command.add_argument("--near", metavar="ID", help="the neighbours of this row of the table")
     command.add_argument(
@@ -69,13 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     asked = [arguments.query is not None, arguments.near is not None, arguments.duplicates is not None]
     if sum(asked) != 1:
-        raise InputError("give one of a question in quotes, --near ID and --duplicates COSINE")
+        raise InputError(f"give one of a question in quotes, --near ID and --duplicates COSINE{_cause(arguments)}")
     if arguments.compare and arguments.feed is None:
         raise InputError("--compare goes with --feed alone")
     if (arguments.hybrid or arguments.feed is not None) and arguments.query is None:
         raise InputError("--hybrid and --feed go with a question")
     if arguments.hybrid and arguments.feed is not None:
         raise InputError("--hybrid and --feed don't go together: the store of a feed ranks as it does")
+
+
+def _cause(arguments: argparse.Namespace) -> str:
+    """Say why there may be no question though one was given."""
+    if arguments.query is not None or arguments.near is not None or arguments.duplicates is not None:
+        return ""
+    if arguments.where:
+        return f" ({arguments.where[-1]!r} was taken for a condition: a question that looks like one stands before --where)"
+    given = arguments.config
+    if is_remote(given) or given.endswith((".yaml", ".yml")) or os.path.lexists(local_path(given)):
+        return ""
+    return f" ({given!r} was taken for the table: the table or its configuration comes first, then the question)"
 
 
 def _found(arguments: argparse.Namespace) -> Found | Pairs:
@@ -105,13 +113,13 @@ def _in_colour() -> bool:
 
 
 def _ask(arguments: argparse.Namespace, spec: RunSpec) -> int:
-    where = dict(_pair(given) for given in arguments.where)
-    answer = ask(spec, arguments.query, _top(arguments, 5), arguments.feed, where, compare=arguments.compare)
+    answer = ask(spec, arguments.query, _top(arguments, 5), arguments.feed, arguments.where, compare=arguments.compare)
     rows = answer.rows.to_pylist()
     lines = [
         f'nearest to "{arguments.query}" in {answer.generation} of feed {arguments.feed}, version {answer.version}'
     ]
     lines += [_line({name: value for name, value in row.items() if name != TEXT}) for row in rows]
+    lines += [] if rows else [searches.none_met(arguments.where)]
     exact = answer.exact.to_pylist() if answer.exact is not None else []
     if exact:
         lines += [f"by exact comparison ({answer.agreement:.0%} of it are above)", *map(_line, exact)]
@@ -126,7 +134,7 @@ def _ask(arguments: argparse.Namespace, spec: RunSpec) -> int:
     return 0
 
 
-def ask(spec: RunSpec, query: str, num_rows: int, feed: str, where: Mapping[str, str], *, compare: bool = False) -> Any:
+def ask(spec: RunSpec, query: str, num_rows: int, feed: str, where: Sequence[str], *, compare: bool = False) -> Any:
     """What the store of a feed answers, a runs.feed_search.Answer. Raises InputError."""
     from pipeline.runs import feed_search
 
@@ -137,16 +145,9 @@ def ask(spec: RunSpec, query: str, num_rows: int, feed: str, where: Mapping[str,
     return feed_search.ask(spec, feed, vector, num_rows, where, function=found.encoder.similarity, compare=compare)
 
 
-def _pair(given: str) -> tuple[str, str]:
-    name, equals, value = given.partition("=")
-    if not equals or not name:
-        raise InputError(f"--where {given!r} is not of the form column=value")
-    return name, value
-
-
 def _line(row: Mapping[str, Any]) -> str:
-    values = [one_line(str(value), 200) for name, value in row.items() if name != SCORE and value is not None]
-    return f"{row[SCORE]:.3f}  {'  '.join(values)}"
+    kept = {name: value for name, value in row.items() if name not in (ID, SCORE)}
+    return "  ".join([f"{row[SCORE]:.3f}", shown(row[ID]), *named(kept)])
 
 
 if __name__ == "__main__":

@@ -54,4 +54,4 @@ def spec_of(arguments: Arguments) -> RunSpec:
         print(f"configuration {place}", file=stream, flush=True)
         return load(place, arguments.set)
     print(chosen.told(writes=not arguments.dry_run), file=stream, flush=True)
-    return chosen.spec(arguments.set)
+    return chosen.spec()

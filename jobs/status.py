@@ -23,7 +23,7 @@ from typing import Any
 
 from jobs.command import Arguments, main_of, parser
 from pipeline.errors import InputError
-from pipeline.progress import size
+from pipeline.progress import counted, size
 from pipeline.runs.recorded import table_of
 from pipeline.storage import Folder
 from pipeline.table.operations import purge, restore, vacuum
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _show_files(arguments: Arguments, table: Folder) -> int:
     found = files(table, arguments.files)
     lines = [
-        f"{row['rows']:>12,} rows  {size(row['bytes']):>9}  {row['place'] or row['path'] + ' (gone)'}" for row in found
+        f"{counted(row['rows'], 'row'):>17}  {size(row['bytes']):>9}  {row['place'] or row['path'] + ' (gone)'}"
+        for row in found
     ]
     arguments.show({"version": arguments.files, "files": found}, "\n".join(lines))
     return 0
@@ -86,11 +87,20 @@ def _clean(arguments: Arguments, table: Folder) -> int:
     counts: dict[str, Any] = {
         name: {"files": len(found), "bytes": sum(info.size for info in found)} for name, found in kinds.items()
     }
-    pieces = [f"{count['files']:,} files of {name} with {size(count['bytes'])}" for name, count in counts.items()]
+    pieces = [
+        f"{counted(count['files'], 'file')} of {name} with {size(count['bytes'])}" for name, count in counts.items()
+    ]
     verb = "would remove" if arguments.dry_run else "removed"
     listed = [f"  {info.path}" for info in litter.files] if arguments.dry_run else []
+    if litter.kept:
+        age = f"{arguments.older_than:g} day{'' if arguments.older_than == 1 else 's'}"
+        listed.append(
+            f"  kept {counted(len(litter.kept), 'file')} in the trash with {size(sum(info.size for info in litter.kept))}, "
+            f"younger than {age} or of a version that is kept"
+        )
+    kept = {"kept": {"files": len(litter.kept), "bytes": sum(info.size for info in litter.kept)}}
     arguments.show(
-        counts | ({"paths": [info.path for info in litter.files]} if arguments.dry_run else {}),
+        counts | kept | ({"paths": [info.path for info in litter.files]} if arguments.dry_run else {}),
         "\n".join([f"{verb} {', '.join(pieces)} from {table.url}", *listed]),
     )
     return PENDING if arguments.dry_run and litter.files else 0
@@ -102,15 +112,15 @@ def _purge(arguments: Arguments, table: Folder) -> int:
         raise InputError("--purge was given no id")
     done = purge.purge(table, ids)
     text = (
-        f"{table.url} is at version {done.version}: {done.rows:,} rows and {done.dead_letters:,} dead letters left it, "
-        f"{done.files:,} older files were erased or written anew. The list of changes of that version names the ids as "
-        "deleted, for those who follow it: purge them again when they have. Rows that stay in the source come back when "
-        "their unit is planned anew: take them out there, too"
+        f"{table.url} is at version {done.version}: {counted(done.rows, 'row')} and "
+        f"{counted(done.dead_letters, 'dead letter')} left it, with {counted(done.files, 'older file')} erased or written "
+        "anew. The list of changes of that version names the ids as deleted, for those who follow it: purge them again when "
+        "they have. Rows that stay in the source come back when their unit is planned anew: take them out there, too"
     )
     if done.left:
         text += (
-            f". NOT COMPLETE: {done.left:,} files may hold them that a run under way or a later version needs, or that were "
-            "written within the last ten minutes: give the command again when no run is at work"
+            f". NOT COMPLETE: {counted(done.left, 'file')} may hold them that a run under way or a later version needs, "
+            "or that were written within the last ten minutes: give the command again when no run is at work"
         )
     arguments.show(
         {"version": done.version, "rows": done.rows, "dead_letters": done.dead_letters}

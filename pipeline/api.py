@@ -124,9 +124,10 @@ def report(
     """
     from pipeline.errors import InputError
     from pipeline.reports.report import report as make
-    from pipeline.runs.recorded import is_table, spec_of
+    from pipeline.runs.recorded import is_table, spec_of, standing_for
     from pipeline.storage import Folder
 
+    table = table if isinstance(table, RunSpec) else standing_for(str(table))
     if not isinstance(table, RunSpec) and is_table(str(table)):
         if verify_rows and storage_options:
             raise InputError(

@@ -19,6 +19,7 @@ from pipeline import typed_yaml
 from pipeline.csv_spec import CsvSpec
 from pipeline.errors import ConfigError
 from pipeline.feed_spec import FeedSpec
+from pipeline.redaction import redacted
 from pipeline.schema import PAGES, is_reserved
 from pipeline.telemetry_spec import LineageSpec, MetricsSpec
 from pipeline.typed_yaml import choices, dotted, told
@@ -441,6 +442,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
 def from_mapping(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunSpec:
     """Make the run of a mapping in memory, as `load` makes it of a file. Raises ConfigError likewise."""
     return typed_yaml.build(RunSpec, raw, overrides)
+
+
+def of_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the sections that `section.key=value` overrides give, to be written down as they are.
+
+    Raises ConfigError for what is no such override, and for a value that may be secret, also within a URL.
+    """
+    raw = typed_yaml.of_overrides(overrides, SECRET_SECTIONS)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if redacted(value) != value:
+            raise ConfigError(
+                f"--set {key.strip()} gives a password or a key, which is not written into a configuration: put it into the "
+                "environment, and give it as ${VARIABLE}"
+            )
+    return raw
 
 
 def prefix_of(pattern: str) -> str:

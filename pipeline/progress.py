@@ -297,6 +297,18 @@ def per_second(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 text` or `1,204 texts`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def short_duration(seconds: float) -> str:
+    """Return a duration with a tenth of a second where that says something, such as `0.3 s`, else as `duration` has it."""
+    if seconds < 0.05:
+        return "under 0.1 s"
+    return f"{seconds:.1f} s" if round(seconds, 1) < 10 else duration(seconds)
+
+
 def duration(seconds: float) -> str:
     """Return a duration such as `38 s`, `4 min 10 s` or `3 h 20 min`."""
     whole = round(seconds)

@@ -70,6 +70,14 @@ def build(
         raise ConfigError("the configuration is nested too deeply, or in itself") from None
 
 
+def of_overrides(overrides: Sequence[str], secret: frozenset[str]) -> dict[str, Any]:
+    """Return the sections that `section.key=value` overrides give. Raises ConfigError, also for a secret."""
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        _apply_override(raw, override, secret)
+    return raw
+
+
 def _parse(text: str, what: str) -> Any:
     """Give the values of a YAML text. The ConfigError for a text that is none says of `what` where and why, and shows
     nothing of it, because it may hold a secret."""

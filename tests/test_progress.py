@@ -56,6 +56,21 @@ def heard_of(call) -> Heard:
     return heard
 
 
+def test_numbers_have_the_right_noun_and_short_times_a_tenth():
+    for number, told in [(0, "0 texts"), (1, "1 text"), (2, "2 texts"), (1204, "1,204 texts")]:
+        assert progress.counted(number, "text") == told
+    short = [
+        (0.0, "under 0.1 s"),
+        (0.04, "under 0.1 s"),
+        (0.06, "0.1 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (61, "1 min 1 s"),
+    ]
+    for seconds, told in short:
+        assert progress.short_duration(seconds) == told
+
+
 def test_listeners_hear_phases_totals_and_counts_of_each_kind_of_run(tiny_model, tmp_path):
     write_source(tmp_path / "corpus")
     spec = spec_of(tmp_path / "corpus", tiny_model, tmp_path / "table", table={"dtype": "int8"})

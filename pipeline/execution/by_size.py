@@ -39,6 +39,9 @@ from pipeline.work import Task
 if TYPE_CHECKING:
     from pipeline.execution.ray.executor import RayExecutor
 
+GPUS = "GPUs"
+"""They are a reason for a cluster, however little there is to encode."""
+
 
 class ExecutorBySize:
     """It implements execution.executor.Executor. Leaving the block ends what was started."""
@@ -119,14 +122,16 @@ class ExecutorBySize:
         if self._resources.ray_address is not None:
             return False, ""
         if self._wants_gpus():
-            return False, "GPUs"
+            return False, GPUS
         return job.expected_s <= LOCAL_ENCODING_S, f"about {duration(max(1.0, job.expected_s))} of encoding"
 
     def expected(self, job: Job) -> Expected:
         here, reason = self._choice(job)
         # Asking for Ray's executor would import Ray.
         found = self._local.expected(job) if here else Expected(workers=where_of(self._resources), pools=None)
-        return replace(found, workers=f"{found.workers} ({reason})") if reason else found
+        if reason == GPUS:
+            return replace(found, workers=f"{found.workers} ({reason})")
+        return replace(found, guess=reason)
 
     def _wants_gpus(self) -> bool:
         asked = self._resources.gpus_per_encoder

@@ -79,6 +79,8 @@ class Expected:
     """It names them, with the reason why they are chosen."""
     pools: Pools | None
     """They are the sizes of the pools, and None where only a cluster that has not started knows them."""
+    guess: str = ""
+    """It says how long encoding takes by the sizes of texts and model alone, where that chose who would encode."""
 
 
 @dataclass(frozen=True, kw_only=True)

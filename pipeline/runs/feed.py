@@ -28,6 +28,7 @@ from pipeline.runs.feed_opened import (
     opened,
     reader_of,
     told,
+    why_nothing,
 )
 from pipeline.runs.feed_plan import Adopt, Feed, Load, Nothing, Ready, Sync, Wishes, check_table, plan
 from pipeline.runs.feed_summary import FeedSummary
@@ -110,7 +111,7 @@ def status(spec: RunSpec, name: str) -> FeedSummary:
         live = found.live
         marker = live.marker if live else None
         if live is None:
-            summary.action = "shows nothing yet"
+            summary.action = why_nothing(found)
         elif marker is None:
             summary.action = f"shows {live.name}, which has no marker"
         else:
@@ -197,7 +198,7 @@ def drop_old(spec: RunSpec, name: str) -> FeedSummary:
     with opened(spec, name, None) as found:
         summary = begun(found)
         if found.live is None:
-            raise InputError(f"feed {name} shows no generation: load it first, so that something is left")
+            raise InputError(f"feed {name} {why_nothing(found)}; drop the others after that, so that something is left")
         with lease.held(found.table, f"feed {name}", found.spec.limits.lease_s, 0, f"{found.folder}leases/"):
             dropped = [one.name for one in generations_of(found.store, found.spec) if not one.live]
             for old in dropped:

@@ -102,10 +102,22 @@ def told(one: Generation) -> dict[str, Any]:
 def live_marker(found: Feed) -> Marker:
     live = found.live
     if live is None:
-        raise InputError(f"feed {found.name} shows no generation: load it first")
+        raise InputError(f"feed {found.name} {why_nothing(found)}")
     if live.marker is None:
         raise InputError(f"{live.name} stands in the store without a marker: --adopt compares it and takes it over")
     return live.marker
+
+
+def why_nothing(found: Feed) -> str:
+    """Say why readers of a feed's name find nothing, and what to do about it."""
+    command = f"`python -m jobs.feed CONFIG.yaml {found.name}`"
+    markers = [one.marker for one in found.generations if one.marker is not None and one.marker.applied]
+    if not markers:
+        return f"shows no generation: load it first, with {command}"
+    newest = markers[-1].generation
+    if any(marker.shown for marker in markers):
+        return f"shows no generation, though {newest} stands there: {found.spec.name!r} was removed; {command} shows it again"
+    return f"shows no generation yet: {newest} is loaded, and {command[:-1]} --switch` shows it"
 
 
 def reader_of(found: Feed) -> RowReader:
@@ -225,8 +237,9 @@ def check_deletes(found: Feed, marker: Marker, changes: "Changes", *, allowed: b
     held = (keys.column(schema.ID) for keys in found.store.keys(marker.generation))
     present = sum(pc.sum(pc.is_in(some, ids)).as_py() or 0 for some in held)
     if present > most:
+        command = f"`python -m jobs.feed CONFIG.yaml {found.name} --allow-deletes`"
         raise InputError(
             f"feed {found.name}: {present:,} of {rows:,} rows would be deleted from the store, more than "
-            f"feeds.limits.max_deleted_rows ({limit:g}): give --allow-deletes if that is right"
+            f"feeds.limits.max_deleted_rows ({limit:g}): if that is right, start {command}"
         )
     return deletes

@@ -4,7 +4,7 @@ The question's vector comes in. Rows of the live generation go out, the store's 
 encodes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.feeds.recall import floats
 from pipeline.feeds.shape import shape_of
 from pipeline.runs.feed_opened import live_marker, opened
 from pipeline.runs.feed_plan import check_table
-from pipeline.table import search, snapshot
+from pipeline.table import conditions, search, snapshot
 from pipeline.table.search import SCORE
 
 
@@ -47,12 +47,16 @@ def ask(
     name: str,
     vector: NDArray[np.float32],
     num_rows: int,
-    where: Mapping[str, str],
+    where: Sequence[str],
     *,
     function: str,
     compare: bool,
 ) -> Answer:
-    """Ask the live generation of a feed for the rows nearest to float32[dim]. Raises InputError."""
+    """Ask the live generation of a feed for the rows nearest to float32[dim] that meet conditions `column=value`.
+
+    Raises InputError.
+    """
+    pairs = _pairs(where)
     with opened(spec, name, None, writes=False) as found:
         marker = live_marker(found)
         check_table(found, marker)
@@ -63,7 +67,7 @@ def ask(
                 f"{marker.generation} was loaded with other settings than the configuration has now: ask with those, or feed "
                 "with --new-generation"
             )
-        wanted = _typed(where, shape.columns)
+        wanted = _typed(pairs, shape.columns)
         (ids,) = found.store.search(marker.generation, shape, vector[None, :], num_rows, wanted or None)
         rows = found.store.get(marker.generation, shape, ids)
         places = {name: row for row, name in enumerate(rows.column(schema.ID).to_pylist())}
@@ -77,6 +81,21 @@ def ask(
             rows=shown,
             exact=exact.select([schema.ID, SCORE]) if exact is not None and exact.num_rows else None,
         )
+
+
+def _pairs(where: Sequence[str]) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for text in where:
+        pair = conditions.pair(text)
+        if pair is None:
+            raise InputError(
+                f"--where {text!r} is not of the form column=value, which is all that a feed's store is asked"
+            )
+        if found.setdefault(*pair) != pair[1]:
+            raise InputError(
+                f"--where gives {pair[0]!r} two values, {found[pair[0]]!r} and {pair[1]!r}: no row has both"
+            )
+    return found
 
 
 def _typed(where: Mapping[str, str], columns: pa.Schema) -> dict[str, Any]:

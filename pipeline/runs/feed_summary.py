@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.feeds.store import Guarantees, Rejection
 from pipeline.feeds.verify import Verification
-from pipeline.progress import ShownInNotebooks, per_second, size
+from pipeline.progress import ShownInNotebooks, counted, per_second, size
 
 SHOWN = 3
 
@@ -59,6 +59,21 @@ class FeedSummary(ShownInNotebooks):
             return 1
         return 3 if self.new_rejected else 0
 
+    def _held(self) -> str:
+        """Say which version the generation holds. What is only planned leaves it as its marker in the store has it."""
+        if not self.planned:
+            return f"version {self.version}"
+        found = next((one for one in self.generations if one["name"] == self.generation), None)
+        if found is None or found["version"] is None:
+            return "without a marker"
+        if found["target"] is None:
+            return f"version {found['version']}"
+        return (
+            f"on its way from version {found['version']} to {found['target']}"
+            if found["version"]
+            else (f"which a load of version {found['target']} fills")
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "feed": self.feed,
@@ -86,9 +101,7 @@ class FeedSummary(ShownInNotebooks):
     def __str__(self) -> str:
         lines = [f"feed {self.feed} ({self.store} {self.name}): {self.action}"]
         if self.generation:
-            lines.append(
-                f"  generation {self.generation}, version {self.version}{', shown now' if self.switched else ''}"
-            )
+            lines.append(f"  generation {self.generation}, {self._held()}{', shown now' if self.switched else ''}")
         if self.sent or self.deleted:
             verb = "would send" if self.planned else "sent"
             lines.append(
@@ -99,7 +112,7 @@ class FeedSummary(ShownInNotebooks):
             lines.append(f"  speed      {rate}")
         if self.rejected:
             told = "; ".join(f"{one.id!r}: {one.reason}" for one in self.rejected[:SHOWN])
-            lines.append(f"  refused    {len(self.rejected):,} rows ({self.new_rejected:,} now): {told}")
+            lines.append(f"  refused    {counted(len(self.rejected), 'row')} ({self.new_rejected:,} now): {told}")
         if self.verification is not None:
             lines.append(f"  verified   {self.verification}")
         if self.seconds:

@@ -17,7 +17,7 @@ from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError
 from pipeline.execution import pools
 from pipeline.execution.executor import Executor
-from pipeline.progress import ShownInNotebooks, duration, size
+from pipeline.progress import ShownInNotebooks, counted, short_duration, size
 from pipeline.runs import advice, estimate
 from pipeline.runs.by_row import for_texts
 from pipeline.runs.estimate import Rate
@@ -80,6 +80,8 @@ class Forecast(ShownInNotebooks):
     """They say what the settings of the run cost."""
     runs: WhatRuns | None = None
     """It is what will run."""
+    replaced: int = 0
+    """A build by another model or other settings takes the place of so many rows of the current version."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,7 +96,7 @@ class Forecast(ShownInNotebooks):
                 *(f"  types      {reason}" for reason in self.widened),
                 *([f"  refused    {self.refusal}"] if self.refusal else []),
                 *(f"  note       {note}" for note in self.notes),
-                f"  planned in {duration(self.plan_s)}",
+                f"  planned in {short_duration(self.plan_s)}",
                 "  changes pending" if self.changes_pending else "  nothing to do",
             ]
         )
@@ -103,22 +105,29 @@ class Forecast(ShownInNotebooks):
         """Return the lines about rows, texts, files and time."""
         lines = list[str]()
         if self.full:
-            lines.append(f"  build      all of {self.to_encode:,} rows, about {self.tokens:,} tokens")
+            lines.append(f"  build      all of {counted(self.to_encode, 'row')}, about {counted(self.tokens, 'token')}")
+            lines += replaced_line(self.replaced, self.version)
         elif self.changes_pending:
             lines += [
                 f"  rows       {self.new:,} new, {self.changed:,} changed, {self.deleted:,} deleted, "
                 f"{self.unchanged:,} unchanged",
-                f"  texts      {self.to_encode:,} to encode (about {self.tokens:,} tokens), {self.reusable:,} rows with a "
-                "vector that is there",
+                f"  texts      {self.to_encode:,} to encode (about {counted(self.tokens, 'token')}), "
+                f"{counted(self.reusable, 'row')} with a vector that is there",
                 f"  files      {self.parts_rewritten:,} of the table to write anew ({size(self.bytes_rewritten)})",
             ]
-        if self.changes_pending and self.seconds is not None and self.rate is not None:
+        if self.changes_pending and self.tokens and self.seconds is not None and self.rate is not None:
             price = f", {self.price:,.2f} at this price" if self.price is not None else ""
+            total, start = (short_duration(max(0.1, seconds)) for seconds in (self.seconds, self.rate.start_s))
             lines.append(
-                f"  encoding   about {duration(self.seconds)}, at the {self.rate.tokens_per_s:,.0f} tokens/s of version "
-                f"{self.rate.version}{price}"
+                f"  encoding   about {total}, {start} of it to start, at the {self.rate.tokens_per_s:,.0f} tokens/s of "
+                f"version {self.rate.version}{price}"
             )
         return [*lines, *stale_lines(self.stale_files)]
+
+
+def replaced_line(rows: int, version: int) -> list[str]:
+    """Return the line about the rows of a version that a build takes the place of, if there are some."""
+    return [f"  replaces   all {counted(rows, 'row')} of version {version}"] if rows else []
 
 
 def forecast(
@@ -156,12 +165,13 @@ def forecast(
         rate=expected.rate,
         snapshot=prepared.survey.snapshot,
         widened=tuple(widened(prepared)),
+        replaced=prepared.parent.counts.rows if full and prepared.target.renews else 0,
         refusal=_refusal(prepared, changes, allow_deletes=allow_deletes),
         notes=(
             *advice.about_ids(prepared),
             *advice.about_length(prepared, sample.truncated, sample.texts, sampled=True),
         ),
-        runs=planned(encoding, executor, sample.truncated, sample.texts),
+        runs=planned(encoding, executor, sample.truncated, sample.texts, estimated=expected.rate is not None),
     )
 
 

@@ -16,6 +16,8 @@ from pipeline.schema import CHUNK, DOC_ID, ID, LINEAGE, TEXT
 
 SCORE, SIMILARITY, BM25 = "score", "similarity", "bm25"
 _NUMBERS = (SCORE, SIMILARITY, BM25)
+_NUMBERS_HEAD = f"{SCORE:<6}  {SIMILARITY}  {BM25:>5}"
+"""It stands above the numbers of a hybrid search, which are as wide."""
 _VALUE_WIDTH = 200
 _STYLE = "text-align:left;vertical-align:top;white-space:normal;max-width:48em;overflow-wrap:anywhere"
 
@@ -48,7 +50,7 @@ class Found(_Lines):
     search `score` is that of the fused ranks, and `similarity` and `bm25` stand beside it."""
     kept: tuple[str, ...]
     snippets: tuple[str, ...]
-    """They are as many as the rows, and empty where the table keeps no text."""
+    """They are as many as the rows. One is "" where the text is empty, or the table keeps none."""
     terms: tuple[str, ...] = ()
     """These words are emphasised."""
     notes: tuple[str, ...] = ()
@@ -60,19 +62,19 @@ class Found(_Lines):
         return iter(self.to_dicts())
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return a dictionary for each row: id, score, the kept columns, and the snippet where there is one."""
+        """Return a dictionary for each row: id, score, the kept columns and the snippet, "" where there is no text."""
         names = [ID, *(name for name in _NUMBERS if name in self.rows.column_names), *self.kept]
         names += [DOC_ID] if DOC_ID in self.rows.column_names else []
         shown = self.rows.select(names).to_pylist()
-        return [row | ({"snippet": text} if text else {}) for row, text in zip(shown, self.snippets, strict=True)]
+        return [row | {"snippet": text} for row, text in zip(shown, self.snippets, strict=True)]
 
     def lines(self, *, colour: bool = False) -> Iterator[str]:
         yield self.title
+        if BM25 in self.rows.column_names and len(self):
+            yield _NUMBERS_HEAD
         for row in self.to_dicts():
-            values = [row[ID], *(row[name] for name in self.kept if row[name] is not None)]
-            yield "  ".join([_numbers(row), *(one_line(str(value), _VALUE_WIDTH) for value in values)])
-            if row.get("snippet"):
-                text = row["snippet"]
+            yield "  ".join([_numbers(row), shown(row[ID]), *named({name: row[name] for name in self.kept})])
+            if text := row["snippet"]:
                 yield f"       {for_terminal(text, self.terms) if colour else text}"
         yield from self.notes
 
@@ -83,7 +85,7 @@ class Found(_Lines):
         body = []
         for row in self.to_dicts():
             cells = [_cell(name, row[name]) for name in names]
-            cells += [for_page(row.get("snippet", ""), self.terms)] if with_text else []
+            cells += [for_page(row["snippet"], self.terms)] if with_text else []
             body.append(cells)
         return page_table(self.title, head, body, self.notes)
 
@@ -96,7 +98,8 @@ class Pairs(_Lines):
     total: int
     """So many pairs reach the threshold; `pairs` has the nearest of them."""
     pairs: tuple[Mapping[str, Any], ...]
-    """Each has `id`, `other`, `score`, `same_text`, and `snippet` and `other_snippet` where the table keeps its texts."""
+    """Each has `id`, `other`, `score`, `same_text`, `snippet` and `other_snippet`, which are "" where a text is empty or not
+    kept."""
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -110,15 +113,15 @@ class Pairs(_Lines):
         for pair in self.pairs:
             same = "  same text" if pair["same_text"] else ""
             yield f"{pair[SCORE]:.3f}  {one_line(pair[ID], 100)}  {one_line(pair['other'], 100)}{same}"
-            if pair.get("snippet"):
+            if pair["snippet"]:
                 yield f"       {pair['snippet']}"
-            if pair.get("other_snippet") and not pair["same_text"]:
+            if pair["other_snippet"] and not pair["same_text"]:
                 yield f"       {pair['other_snippet']}"
         yield from self.notes
 
     def _repr_html_(self) -> str:
         names = [SCORE, ID, "other", "same_text", "snippet", "other_snippet"]
-        body = [[_cell(name, pair.get(name, "")) for name in names] for pair in self.pairs]
+        body = [[_cell(name, pair[name]) for name in names] for pair in self.pairs]
         return page_table(self.title, names, body, self.notes)
 
 
@@ -131,10 +134,20 @@ def page_table(title: str, head: Sequence[str], body: Sequence[Sequence[str]], n
     return f"<p><b>{heading}</b></p><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>{told}"
 
 
+def shown(value: Any) -> str:
+    """Return a value as a piece of a line."""
+    return one_line(str(value), _VALUE_WIDTH)
+
+
+def named(values: Mapping[str, Any]) -> list[str]:
+    """Return values as pieces of a line, each with its name; what a row lacks is left out."""
+    return [f"{one_line(name)}={shown(value)}" for name, value in values.items() if value is not None]
+
+
 def _numbers(row: Mapping[str, Any]) -> str:
     if BM25 not in row:
         return f"{row[SCORE]:.3f}"
-    return f"{row[SCORE]:.4f}  {row[SIMILARITY]:.3f}  {row[BM25]:5.2f}"
+    return f"{row[SCORE]:6.4f}  {row[SIMILARITY]:10.3f}  {row[BM25]:5.2f}"
 
 
 def _cell(name: str, value: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pipeline.errors import GateFailed, RunError, one_line
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.unread_files import UnreadFile
+from pipeline.sources.formats.content import encoding_hint
 from pipeline.storage import Folder
 from pipeline.table import calibration, dead_letters, layout, snapshot
 from pipeline.table.record import Effort
@@ -65,6 +66,7 @@ def check_unread(prepared: Prepared, unread: Sequence[UnreadFile]) -> None:
         raise RunError(
             f"{told_unread(unread, files)}; limits.max_failed_files allows {limit:g}: nothing was published, finished work "
             "is kept; mend the files, leave them out by source.exclude, or raise the limit"
+            f"{encoding_hint([item.reason for item in unread])}"
         )
 
 
@@ -112,10 +114,11 @@ def _reasons(table: Folder) -> str:
     staged += [info for info in table.list(layout.PUBLICATIONS) if "letters" in info.path]
     newest = sorted(staged, key=lambda info: (info.modified, info.path), reverse=True)[: dead_letters.SHOWN]
     contents = [content for info in newest if (content := table.read(info.path)) is not None]
-    told = "; ".join(dead_letters.reasons(map(snapshot.read_parquet, contents)))
+    told = dead_letters.reasons(map(snapshot.read_parquet, contents))
     if not told:
         return "no reason was staged"
-    return f"the first reasons are {told}; all of them stand in files such as {table.url}/{newest[0].path}"
+    place = f"all of them stand in files such as {table.url}/{newest[0].path}"
+    return f"the first reasons are {'; '.join(told)}; {place}{encoding_hint(told)}"
 
 
 def check_clipped(prepared: Prepared, effort: Effort, done: float = 1.0) -> None:

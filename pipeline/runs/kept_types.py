@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.config import RunSpec
 from pipeline.errors import InputError
-from pipeline.progress import size
+from pipeline.progress import counted, size
 from pipeline.runs import plan as planning
 from pipeline.sources.survey import Survey
 from pipeline.sources.type_changes import Found, Standing, TypeChange, since, unfitting
@@ -122,8 +122,8 @@ def cost(parent: Snapshot) -> str:
     """Return what it costs to write the table anew."""
     stored = size(sum(part.size for part in parent.parts))
     return (
-        f"all {len(parent.parts):,} files of the table ({stored}) are written anew and all source files read, nothing is "
-        "encoded for it"
+        f"all of the table ({counted(len(parent.parts), 'file')}, {stored}) is written anew and all source files read, "
+        "nothing is encoded for it"
     )
 
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.execution.executor import Executor
-from pipeline.progress import ShownInNotebooks, duration, size
+from pipeline.progress import ShownInNotebooks, counted, short_duration, size
 from pipeline.runs import advice
-from pipeline.runs.forecast import Forecast
+from pipeline.runs.forecast import Forecast, replaced_line
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.summary import widened
 from pipeline.runs.what_runs import WhatRuns, planned
@@ -58,6 +58,8 @@ class PlanSummary(ShownInNotebooks):
     """They say what the settings of the run cost."""
     runs: WhatRuns | None = None
     """It is what will run."""
+    replaced: int = 0
+    """A build by another model or other settings takes the place of so many rows of the current version."""
     by_row: Forecast | None = None
     """It has the counts of rows and texts where a table that exists would be followed by row."""
 
@@ -67,21 +69,21 @@ class PlanSummary(ShownInNotebooks):
         return {name: value for name, value in asdict(self).items() if name != "by_row"} | rows
 
     def __str__(self) -> str:
-        rows = f"{self.rows:,}" if self.rows is not None else f"about {self.rows_estimate:,}"
+        rows = counted(self.rows, "row") if self.rows is not None else f"about {counted(self.rows_estimate, 'row')}"
         return "\n".join(
             [
                 f"plan for {self.table} (now at version {self.version})",
-                f"  source     {self.files:,} files, {size(self.bytes)}, {rows} rows",
+                f"  source     {counted(self.files, 'file')}, {size(self.bytes)}, {rows}",
                 *([f"  snapshot   {self.snapshot}"] if self.snapshot else []),
                 *(f"  left out   {reason}" for reason in self.left_out),
                 *(f"  types      {reason}" for reason in self.widened),
                 *(self.runs.lines(sampled=True) if self.runs is not None else []),
                 *(self._units() if self.by_row is None else self.by_row.lines()),
-                *([f"  failed     {self.rows_to_retry:,} rows to try again"] if self.rows_to_retry else []),
+                *([f"  failed     {counted(self.rows_to_retry, 'row')} to try again"] if self.rows_to_retry else []),
                 *self._calibration(),
                 *([f"  refused    {self.by_row.refusal}"] if self.by_row is not None and self.by_row.refusal else []),
                 *(f"  note       {note}" for note in self.notes),
-                f"  planned in {duration(self.plan_s)}",
+                f"  planned in {short_duration(self.plan_s)}",
                 "  changes pending" if self.changes_pending else "  nothing to do",
             ]
         )
@@ -89,7 +91,8 @@ class PlanSummary(ShownInNotebooks):
     def _units(self) -> list[str]:
         return [
             f"  units      {self.units:,}: {self.units_to_encode:,} to encode, {self.units_recorded:,} recorded by an "
-            f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop"
+            f"earlier run, {self.units_reused:,} reused, {self.units_dropped:,} to drop",
+            *replaced_line(self.replaced, self.version),
         ]
 
     def _calibration(self) -> list[str]:
@@ -130,11 +133,13 @@ def summarise_plan(prepared: Prepared, executor: Executor, by_row: Forecast | No
         fingerprint=None if prepared.vectors.needs_calibration else prepared.vectors.fingerprint,
         plan_s=round(prepared.plan_s, 3) if by_row is None else by_row.plan_s,
         changes_pending=bool(plan.retried) or (not plan.changes_nothing if by_row is None else by_row.changes_pending),
+        replaced=prepared.parent.counts.rows if prepared.target.renews else 0,
         by_row=by_row,
         left_out=prepared.survey.left_out,
         snapshot=prepared.survey.snapshot,
         widened=tuple(widened(prepared)),
         notes=(
+            *prepared.survey.remarks,
             *advice.about_ids(prepared),
             *(advice.about_length(prepared, runs.truncated, runs.texts, sampled=True) if runs is not None else ()),
         ),

@@ -133,7 +133,7 @@ def _surveyed(spec: RunSpec, found: Sources, parent: Snapshot, table: Folder) ->
     known = dict(zip(before.names, before.types, strict=True))
     stands = kept_types.standing(spec, parent, {file.format for file in found.files})
     surveyed = survey(found.files, spec.source, spec.table.partition_by, known, stands)
-    surveyed = replace(surveyed, hidden=found.hidden, excluded=found.excluded, unknown=found.unknown)
+    surveyed = replace(surveyed, left_out=found.left_out)
     return KeptTypes(survey=surveyed) if stands is None else kept_types.settle(spec, surveyed, parent, table)
 
 

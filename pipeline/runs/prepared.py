@@ -246,7 +246,7 @@ def slice_rows(prepared: Prepared, pools: Pools) -> int:
     stored = prepared.stored_vector_bytes
     room = min(VECTOR_BYTES // stored, FLOAT_BYTES // (4 * prepared.encoder.dim))
     most = min(prepared.spec.limits.unit_rows, max(1, room))
-    if pools.device == "cpu":
+    if pools.device == "cpu" and not prepared.encoder.is_static:  # Larger slices spare a static model the merging.
         most = min(most, MAX_CPU_SLICE_ROWS)
     units = _unit_rows(prepared)
     share = -(-sum(units) // (pools.encoders * SLICES_PER_ENCODER))

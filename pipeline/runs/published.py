@@ -4,14 +4,13 @@ A `RunSpec` comes in. The table's folder, its current version and the model's `E
 where they don't belong together. This file loads neither torch nor Ray.
 """
 
-import json
 from dataclasses import dataclass, replace
 
 from pipeline import identity
 from pipeline.config import RunSpec
 from pipeline.errors import InputError
 from pipeline.model.folder import EncoderSpec, Int8Graph, encoder_spec
-from pipeline.runs.vector_spec import differences
+from pipeline.runs.vector_spec import what_differs
 from pipeline.storage import Folder
 from pipeline.table import calibration, int8, snapshot
 from pipeline.table.calibration import Calibration
@@ -54,9 +53,7 @@ def published(spec: RunSpec) -> Published:
         encoder.identity(), spec.table.dtype, spec.chunk_identity, ranges.digest if ranges else None
     )
     if identity.digest(vectors) != version.fingerprint:
-        changes = "; ".join(differences(version.fingerprint_of, json.loads(json.dumps(vectors))))
-        raise InputError(
-            f"table {spec.table.path!r} was built with another model or other model settings ({changes}): use those"
-        )
+        differs = what_differs(version.fingerprint_of, vectors)
+        raise InputError(f"table {spec.table.path!r} was built with {differs}: use the table's settings")
     path = version.embeddings[0]["int8"]["path"] if encoder.int8 else None
     return Published(spec=spec, table=table, version=version, encoder=encoder, int8_path=path, calibration=ranges)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.progress import per_second
+from pipeline.progress import counted, per_second
 from pipeline.runs.by_row import Outcome
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.row_changes import Changes
@@ -46,7 +46,7 @@ class Reindexed(RunSummary):
             self._rows("untouched"),
             self._failed("in files that were read"),
             *(f"             {reason}" for reason in self.failures),
-            f"  texts      {self.to_encode:,} encoded, {self.reusable:,} rows with a "
+            f"  texts      {self.to_encode:,} encoded, {counted(self.reusable, 'row')} with a "
             f"vector that was there{self._resumed()}, {per_second(self.docs_per_s)} docs/s",
             files_line(self.upkeep),
             self._seconds(),
@@ -56,7 +56,7 @@ class Reindexed(RunSummary):
         return stale_lines(self.stale_files)
 
     def _resumed(self) -> str:
-        return f" ({self.resumed:,} texts from a run that did not publish)" if self.resumed else ""
+        return f" ({counted(self.resumed, 'text')} from a run that did not publish)" if self.resumed else ""
 
 
 def summarise_rows(prepared: Prepared, done: Outcome) -> Reindexed:

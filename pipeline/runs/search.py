@@ -4,7 +4,9 @@ A table and a question come in, and `Found` or `Pairs` go out. Every row is comp
 result, not a search service. Only a query needs the model.
 """
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from pipeline.config import RunSpec
 from pipeline.errors import InputError, one_line
 from pipeline.runs.found import BM25, SCORE, SIMILARITY, Found, Pairs, kept_columns
 from pipeline.runs.published import Published, published
-from pipeline.runs.recorded import spec_of, table_of
+from pipeline.runs.recorded import none_published, spec_of, table_of
 from pipeline.runs.snippets import snippet
 from pipeline.schema import CONTENT_HASH, DOC_ID, ID, TEXT
 from pipeline.storage import Folder
@@ -57,7 +59,7 @@ def search(given: Given, query: str, *, top: int = 5, where: Sequence[str] = (),
         order, fused = _fuse(scores, by_words, max(_FUSED, 10 * top))
         columns = {SCORE: fused, SIMILARITY: scores[order], BM25: by_words[order]}
         rows = _documents(reader, every.take(order), columns, top)
-    return _shown(f'nearest to "{one_line(query, 200)}"', reader, rows, terms(query))
+    return _shown(f'nearest to "{one_line(query, 200)}"', reader, rows, terms(query), none_met(where))
 
 
 def near(given: Given | RowReader, row: str, *, top: int = 5, where: Sequence[str] = ()) -> Found:
@@ -74,7 +76,7 @@ def near(given: Given | RowReader, row: str, *, top: int = 5, where: Sequence[st
     rows = _documents(reader, places, {SCORE: scores}, top + 1)
     key = DOC_ID if DOC_ID in rows.column_names else ID
     rows = rows.filter(pa.array([value != own for value in rows.column(key).to_pylist()], pa.bool_())).slice(0, top)
-    return _shown(f'nearest to the row "{one_line(row, 200)}"', reader, rows, ())
+    return _shown(f'nearest to the row "{one_line(row, 200)}"', reader, rows, (), none_met(where, "other row"))
 
 
 def nearly_same(given: Given | RowReader, threshold: float, *, top: int = 20, where: Sequence[str] = ()) -> Pairs:
@@ -94,11 +96,19 @@ def nearly_same(given: Given | RowReader, threshold: float, *, top: int = 20, wh
     chunked = DOC_ID in reader.schema.names
     documents = _documents_of(reader, places) if chunked else None
     found = duplicates.pairs(unit(matrix), threshold, top, documents)
-    return _pairs(reader, places, found, threshold, chunked=chunked)
+    shown = _pairs(reader, places, found, threshold, chunked=chunked)
+    return shown if len(places) else replace(shown, notes=(none_met(where),))
+
+
+def none_met(where: Sequence[str], what: str = "row") -> str:
+    """Say why nothing was found: no row meets the conditions, or there is no row."""
+    return f"no {what} meets --where {shlex.join(where)}" if where else f"the table has no {what}"
 
 
 def query_vector(found: Published, query: str) -> NDArray[np.float32]:
-    """Return float32[dim], the query's vector by the model of the table. Raises InputError."""
+    """Return float32[dim], the query's vector by the model of the table. Raises InputError, also for a query without words."""
+    if not query.strip():
+        raise InputError("the query is empty: give a question, or some words of what is looked for")
     from pipeline.encoder import light
 
     vector = light.query_vector(found.encoder, query, found.version.probes)
@@ -133,7 +143,7 @@ def opened(given: Given, overrides: Sequence[str] = ()) -> RowReader:
         table = table_of(str(given), overrides)
     version = snapshot.current(table)
     if not version.version:
-        raise InputError(f"table {table.url!r} has no published version: run `python -m jobs.embed` first")
+        raise none_published(table.url)
     return RowReader(table, version)
 
 
@@ -186,10 +196,11 @@ def _documents(reader: RowReader, places: Places, numbers: dict[str, NDArray[np.
     return rows
 
 
-def _shown(title: str, reader: RowReader, rows: pa.Table, marked: tuple[str, ...]) -> Found:
+def _shown(title: str, reader: RowReader, rows: pa.Table, marked: tuple[str, ...], if_none: str) -> Found:
     kept = kept_columns(rows.column_names, reader.version.embeddings[0]["column"])
     texts = rows.column(TEXT).to_pylist() if TEXT in rows.column_names else [""] * rows.num_rows
     notes = () if TEXT in rows.column_names else ("the table keeps no texts (table.keep_text: false)",)
+    notes = notes if rows.num_rows else (if_none,)
     return Found(
         title=title,
         rows=rows,
@@ -241,9 +252,9 @@ def _pairs(reader: RowReader, places: Places, found: duplicates.Found, threshold
     made = []
     for one, other, score in zip(*sides, found.cosine.tolist(), strict=True):
         pair = {ID: one[ID], "other": other[ID], SCORE: score, "same_text": one[CONTENT_HASH] == other[CONTENT_HASH]}
-        if TEXT in one:
-            pair |= {"snippet": snippet(one[TEXT], ()), "other_snippet": snippet(other[TEXT], ())}
-        made.append(pair)
+        made.append(
+            pair | {"snippet": snippet(one.get(TEXT, ""), ()), "other_snippet": snippet(other.get(TEXT, ""), ())}
+        )
     what = "pairs of chunks of different documents" if chunked else "pairs of rows"
     notes = () if len(made) == found.total else (f"{found.total - len(made):,} more pairs are not shown",)
     title = f"{found.total:,} {what} with a cosine of {threshold} or more, among {len(places):,} rows"

@@ -7,13 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.progress import ShownInNotebooks, per_second, size
+from pipeline.progress import ShownInNotebooks, counted, per_second, size
 from pipeline.runs import advice, kept_types
 from pipeline.runs.guard import told_unread
 from pipeline.runs.prepared import Prepared
 from pipeline.runs.unread_files import UnreadFile
 from pipeline.runs.what_runs import WhatRuns, what_runs
 from pipeline.table import calibration, dead_letters, layout, publication, snapshot
+from pipeline.table.operations import vacuum
 from pipeline.table.operations.merge_rows import Upkeep
 from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
@@ -81,7 +82,9 @@ class RunSummary(ShownInNotebooks):
             runs = self.runs.lines() if self.runs is not None else []
             lines = [f"published version {self.version} of {self.table}", *self._figures(), *runs]
         else:
-            lines = [f"{self._idle()}: {self.table} is at version {self.version} with {self.counts.rows:,} rows"]
+            lines = [
+                f"{self._idle()}: {self.table} is at version {self.version} with {counted(self.counts.rows, 'row')}"
+            ]
         return "\n".join([*lines, *self._remarks(), *(f"  note       {note}" for note in self.notes)])
 
     def _figures(self) -> list[str]:
@@ -157,8 +160,9 @@ class Summary(RunSummary):
             *([] if self.by_row else self._unread()),
             *self._retried(),
             *self._resumed(),
-            f"  texts      {counts.encoded:,} encoded, {counts.tokens:,} tokens, {counts.truncated:,} texts truncated"
-            + (f", {self.reusable:,} rows with a vector that was there" if self.by_row else ""),
+            f"  texts      {counts.encoded:,} encoded, {counted(counts.tokens, 'token')}, "
+            f"{counted(counts.truncated, 'text')} truncated"
+            + (f", {counted(self.reusable, 'row')} with a vector that was there" if self.by_row else ""),
             *([files_line(self.upkeep)] if self.upkeep is not None else []),
             f"  speed      {per_second(self.docs_per_s)} docs/s, {self.tokens_per_s:,.0f} tokens/s, padding "
             f"{self.padding_share:.1%}, encoders busy {self.busy_share:.0%}",
@@ -183,8 +187,9 @@ class Summary(RunSummary):
     def _resumed(self) -> list[str]:
         if not self.resumed:
             return []
-        what = "texts" if self.by_row else "rows"
-        return [f"  resumed    {self.resumed:,} {what} that were finished before; the speed leaves them out"]
+        what = counted(self.resumed, "text" if self.by_row else "row")
+        were, them = ("was", "it") if self.resumed == 1 else ("were", "them")
+        return [f"  resumed    {what} that {were} finished before; the speed leaves {them} out"]
 
     def _documents(self) -> list[str]:
         """Return the lines about documents that the rows don't tell by themselves."""
@@ -199,20 +204,28 @@ class Summary(RunSummary):
 def stale_lines(files: Sequence[UnreadFile]) -> list[str]:
     """Return the lines about files that can't be read, and of which the table keeps what it has."""
     lines = [stale_line(item) for item in files[:5]]
-    return lines + ([f"  stale      {len(files) - 5:,} more files that can't be read"] if len(files) > 5 else [])
+    return lines + (
+        [f"  stale      {counted(len(files) - 5, 'more file')} that can't be read"] if len(files) > 5 else []
+    )
 
 
 def stale_line(item: UnreadFile) -> str:
-    what = f"about {item.rows:,} rows of it are missing" if item.rows else "its rows stay"
+    what = (
+        f"about {counted(item.rows, 'row')} of it {'is' if item.rows == 1 else 'are'} missing"
+        if item.rows
+        else "its rows stay"
+    )
     return f"  stale      {item.path}: {item.reason}; {what}"
 
 
 def files_line(upkeep: Upkeep) -> str:
     """Return the line about what a run by row did to the files of the table."""
+    when = f"until `status --clean`, after {vacuum.OLD_DAYS:g} days"
+    stays = f"; {size(upkeep.kept_bytes)} stay in the trash {when}" if upkeep.kept_bytes else ""
     return (
         f"  files      {upkeep.written:,} written ({size(upkeep.written_bytes)}), {upkeep.rewritten:,} of the table "
         f"written anew ({size(upkeep.rewritten_bytes)}), {upkeep.dropped:,} dropped, {upkeep.untouched:,} untouched "
-        f"({size(upkeep.untouched_bytes)}); {size(upkeep.kept_bytes)} stay in the trash until --clean"
+        f"({size(upkeep.untouched_bytes)}){stays}"
     )
 
 
@@ -262,7 +275,8 @@ def _resumed_rows(prepared: Prepared) -> int:
 def notes_of(prepared: Prepared, encoded: Encoded, version: Snapshot, texts: int) -> tuple[str, ...]:
     """Return what a person should be told beside the figures, whatever kind of run it was. So many `texts` were tokenized
     for the version."""
-    effort, notes = encoded.effort, [*prepared.encoder.notes, *prepared.survey.left_out, *widened(prepared)]
+    effort, surveyed = encoded.effort, prepared.survey
+    notes = [*prepared.encoder.notes, *surveyed.left_out, *surveyed.remarks, *widened(prepared)]
     if prepared.survey.snapshot is not None:
         notes.append(f"read {prepared.survey.snapshot}")
     if version.version != prepared.parent.version:
@@ -274,8 +288,8 @@ def notes_of(prepared: Prepared, encoded: Encoded, version: Snapshot, texts: int
     ranges = prepared.vectors.calibration
     if ranges is not None and ranges.rows < calibration.STEADY:
         notes.append(
-            f"the value ranges of {prepared.spec.table.dtype} were measured on {ranges.rows} texts only: other texts' values "
-            "may be clipped; a table that begins with more texts keeps more of them"
+            f"the value ranges of {prepared.spec.table.dtype} were measured on {counted(ranges.rows, 'text')} only: other "
+            "texts' values may be clipped; a table that begins with more texts keeps more of them"
         )
     if effort.clipped > NOTICEABLE * effort.coded:
         notes.append(

@@ -1,6 +1,6 @@
 """How long texts are for a model is measured on a sample of them, in the model's own tokens.
 
-The sample of a source and the name of a model come in. A `TextLengths` goes out, or the reason why there is none. Neither
+The sample of a source and a model come in. A `TextLengths` goes out, or the reason why there is none. Neither
 torch nor transformers is loaded for it.
 """
 
@@ -29,7 +29,7 @@ class TextLengths:
     """So many texts are longer than that."""
 
 
-def text_lengths(seen: Seen, text: Sequence[str], model: str) -> TextLengths | str:
+def text_lengths(seen: Seen, text: Sequence[str], model: ModelSpec) -> TextLengths | str:
     """Return the lengths of the sample's texts, each made of these columns, or the reason why nobody knows them."""
     columns = [column.values for name in text if (column := seen.column(name)) is not None]
     joined = ["\n".join(str(value) for value in row if value is not None) for row in zip(*columns, strict=True)]
@@ -38,7 +38,7 @@ def text_lengths(seen: Seen, text: Sequence[str], model: str) -> TextLengths | s
     if not texts:
         return "the sample holds no text"
     try:
-        spec = encoder_spec(ModelSpec(path=model))
+        spec = encoder_spec(model)
         path = spec.transformer_folder / "tokenizer.json"
         if not path.is_file():
             return "the model has no tokenizer.json"

@@ -122,13 +122,26 @@ def _calibration_key(spec: RunSpec, words: Mapping[str, Any], output: str) -> st
 def check_same_vectors(spec: RunSpec, parent: Snapshot, vectors: VectorSpec) -> None:
     """Raise InputError if the version holds vectors of another model, of other settings or of other ranges."""
     if parent.version and parent.fingerprint != vectors.fingerprint:
-        before, now = dict(parent.fingerprint_of), json.loads(json.dumps(vectors.words))
-        changes = "; ".join(differences(before, now))
         raise InputError(
-            f"table {spec.table.path!r} was built with another model or other model settings ({changes}): vectors of two "
-            "models don't compare; use the table's settings or another table.path, or let `python -m jobs.reindex` build the "
-            "table anew with --new-model"
+            f"table {spec.table.path!r} was built with {what_differs(parent.fingerprint_of, vectors.words)}; use the table's "
+            "settings or another table.path, or let `python -m jobs.reindex` build the table anew with --new-model"
         )
+
+
+def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what made the vectors of a table, where something else would make them now, and what that means. Both are what
+    `identity.vectors_spec` returns."""
+    old, new = _by_sections(before), _by_sections(json.loads(json.dumps(now)))
+    changes = "; ".join(differences(old, new))
+    if old["model"].get("files") != new["model"]["files"]:
+        return f"another model ({changes}): vectors of two models don't compare"
+    return f"other settings of the same model ({changes}): its vectors don't compare with those that would be made now"
+
+
+def _by_sections(words: Mapping[str, Any]) -> dict[str, Any]:
+    """Return them under the names that the configuration has for them, with the digest of the model's files as `files`."""
+    encoder = {"files" if name == "model" else name: value for name, value in words.get("encoder", {}).items()}
+    return {name: value for name, value in words.items() if name != "encoder"} | {"model": encoder}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:

@@ -23,7 +23,7 @@ from pipeline.encoder.embedder import embedder
 from pipeline.errors import InputError, StorageError
 from pipeline.extras import install_packages
 from pipeline.model.folder import EncoderSpec
-from pipeline.progress import Phase
+from pipeline.progress import Phase, counted
 from pipeline.runs.published import Published
 from pipeline.runs.vector_comparison import NEIGHBOURS, Tolerance, Vectors, compare_vectors, stored_vectors, tolerance
 from pipeline.storage import Folder
@@ -90,8 +90,8 @@ class Verification:
 
     def __str__(self) -> str:
         lines = [
-            f"verified version {self.version} of {self.table}: {self.sampled:,} of {self.rows:,} rows (seed {self.seed}), "
-            f"encoded again by {self.oracle}",
+            f"verified version {self.version} of {self.table}: {self.sampled:,} of {counted(self.rows, 'row')} (seed "
+            f"{self.seed}), encoded again by {self.oracle}",
             f"  difference {_shown(self.max_abs_difference, '.2e')} at most, after rounding to {self.dtype}",
             f"  cosine     min {_shown(self.min_cosine, '.7f')}, mean {_shown(self.mean_cosine, '.7f')}",
             f"  neighbours {_shown(self.neighbour_overlap, '.2%')} of the {NEIGHBOURS} nearest among the sample are the same",
@@ -113,7 +113,8 @@ class Verification:
     def _verdict(self) -> str:
         if self.passed:
             return "passed: every sampled row is as it should be"
-        wrong = [f"{len(self.wrong):,} of {self.sampled:,} rows are wrong"] if self.wrong else []
+        are = "is" if self.sampled == 1 else "are"
+        wrong = [f"{len(self.wrong):,} of {counted(self.sampled, 'row')} {are} wrong"] if self.wrong else []
         more = f"; the first {_SHOWN}:" if len(self.wrong) > _SHOWN else ":" if self.wrong else ""
         return f"FAILED: {'; '.join([*self.faults, *wrong])}{more}"
 

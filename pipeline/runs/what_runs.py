@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.execution.executor import Executor
 from pipeline.execution.pools import Pools
 from pipeline.model.folder import openvino_is_installed
+from pipeline.progress import counted
 from pipeline.redaction import redacted
 from pipeline.runs.prepared import Prepared
 
@@ -60,8 +61,8 @@ class WhatRuns:
     def _truncated(self, *, sampled: bool) -> str:
         if self.truncated_share is None:
             return ""
-        looked = f"a sample of {self.texts:,} texts" if sampled else f"{self.texts:,} texts"
-        return f"; {self.truncated_share:.1%} of {looked} are truncated"
+        looked = f"a sample of {counted(self.texts, 'text')}" if sampled else counted(self.texts, "text")
+        return f"; {self.truncated_share:.1%} of {looked} {'is' if self.texts == 1 else 'are'} truncated"
 
 
 def what_runs(prepared: Prepared, *, engine: str, workers: str, truncated: int = 0, texts: int = 0) -> WhatRuns:
@@ -85,13 +86,17 @@ def what_runs(prepared: Prepared, *, engine: str, workers: str, truncated: int =
     )
 
 
-def planned(prepared: Prepared, executor: Executor, truncated: int, texts: int) -> WhatRuns:
-    """Describe what will run for the tasks of the plan, without starting anything."""
+def planned(prepared: Prepared, executor: Executor, truncated: int, texts: int, *, estimated: bool = False) -> WhatRuns:
+    """Describe what will run for the tasks of the plan, without starting anything.
+
+    Where the time is `estimated` by an earlier version, the guess that chose the workers is not told beside it.
+    """
     if not prepared.plan.tasks:
         return what_runs(prepared, engine="", workers="", truncated=truncated, texts=texts)
     expected = executor.expected(prepared)
     engine = _expected_engine(prepared, expected.pools)
-    return what_runs(prepared, engine=engine, workers=expected.workers, truncated=truncated, texts=texts)
+    guess = f" ({expected.guess})" if expected.guess and not estimated else ""
+    return what_runs(prepared, engine=engine, workers=f"{expected.workers}{guess}", truncated=truncated, texts=texts)
 
 
 def _expected_engine(prepared: Prepared, pools: Pools | None) -> str:

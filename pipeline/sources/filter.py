@@ -26,11 +26,12 @@ from pipeline.sources.filter_literals import common_type, fit, hint, is_text, ti
 _MAX_DEPTH = 100
 _MAX_TERMS = 500
 """Arrow makes one deep chain of all that is joined by `or`, and goes down it on the stack."""
-_ALLOWED = (
+ALLOWED = (
     'allowed are columns (`odd name` in backticks, field("a", "b") for nested ones), comparisons, and, or, not, &, |, ~, '
     'in [..], not in [..], is None, is not None, strings, numbers, True, False, date("2024-01-31"), '
     'timestamp("2024-01-31T12:00:00Z"), isin, is_null, is_valid, starts_with, ends_with, contains, length, lower'
 )
+NOT_PARSED = "is no filter expression"
 _QUOTED = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|`([^`]+)`""", re.DOTALL)
 _NULL = pc.scalar(pa.scalar(None, pa.bool_()))
 
@@ -194,11 +195,11 @@ def _parse(text: str) -> ast.expr:
             warnings.simplefilter("ignore")  # Python's advice on how to write Python
             parsed = ast.parse(_QUOTED.sub(plain, text).strip(), mode="eval").body
     except SyntaxError as error:
-        raise ConfigError(f"source.where {_short(text)!r} is no filter expression: {error.msg}; {_ALLOWED}") from None
+        raise ConfigError(f"source.where {_short(text)!r} {NOT_PARSED}: {error.msg}; {ALLOWED}") from None
     except (RecursionError, MemoryError):
         raise ConfigError("source.where is nested too deeply: use in [..] for many values") from None
     except ValueError as error:
-        raise ConfigError(f"source.where {_short(text)!r} is no filter expression: {error}") from None
+        raise ConfigError(f"source.where {_short(text)!r} {NOT_PARSED}: {error}") from None
     joined = sum(isinstance(node, ast.BoolOp | ast.BinOp | ast.cmpop) for node in ast.walk(parsed))
     terms = joined + sum(len(node.values) for node in ast.walk(parsed) if isinstance(node, ast.BoolOp))
     if terms > _MAX_TERMS:
@@ -233,7 +234,7 @@ class _Translation:
     resolve: Resolve
 
     def refuse(self, node: ast.AST, reason: str = "is not allowed") -> NoReturn:
-        raise ConfigError(f"source.where {_short(self.text)!r}: {_written(node)} {reason}; {_ALLOWED}")
+        raise ConfigError(f"source.where {_short(self.text)!r}: {_written(node)} {reason}; {ALLOWED}")
 
     def misfit(self, reason: str) -> NoReturn:
         raise InputError(f"source.where {_short(self.text)!r}: {reason}")

@@ -5,7 +5,7 @@ with its format and version, and counts of the files that were left out. This fi
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
 from pipeline.config import SourceSpec
@@ -16,8 +16,10 @@ from pipeline.sources.columns import column_names
 from pipeline.sources.formats import registry
 from pipeline.sources.lakehouse.find import find, is_lakehouse
 from pipeline.sources.lakehouse.refusal import check_plain
+from pipeline.sources.left_out import LeftOut
+from pipeline.sources.own_tables import table_of, tables_below
 from pipeline.sources.spans import Cut
-from pipeline.storage import FileInfo, is_remote, list_all, local_path, matcher
+from pipeline.storage import FileInfo, Listing, is_remote, list_all, local_path, matcher
 from pipeline.work import SourceFile
 
 _SAVED_WITH_ARROW = ("dataset_info.json", "state.json")
@@ -37,15 +39,19 @@ class Recorded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources:
+class Sources(LeftOut):
     files: tuple[SourceFile, ...]
     """Each file is there once, and they are sorted by path."""
-    hidden: int
-    """So many files were left out because a name begins with "_" or "."."""
-    excluded: int
-    """So many files are left out by `source.exclude`."""
-    unknown: tuple[str, ...] = ()
-    """These files are left out, since their names stand for no format. The paths are those below the source's folder."""
+
+    @property
+    def documents(self) -> "Sources":
+        """The files that are documents, as under `format: documents`: those whose rows are documents are left out."""
+        is_document = {file.path: registry.FORMS[file.format].is_document for file in self.files}
+        return replace(
+            self,
+            files=tuple(file for file in self.files if is_document[file.path]),
+            rows=tuple(file.relative for file in self.files if not is_document[file.path]),
+        )
 
 
 def list_sources(spec: SourceSpec) -> list[SourceFile]:
@@ -61,9 +67,9 @@ def find_sources(spec: SourceSpec, recorded: Recorded | None = None, partition_b
     """
     if is_lakehouse(spec):
         columns = list(column_names(spec, [*spec.keep, *partition_by]))
-        return Sources(files=find(spec, columns, recorded.cuts if recorded else {}), hidden=0, excluded=0)
+        return Sources(files=find(spec, columns, recorded.cuts if recorded else {}))
     patterns, asked = _patterns(spec)
-    listings = [list_all(pattern, spec.storage_options) for pattern in patterns]
+    listings, tables = _without_tables([list_all(pattern, spec.storage_options) for pattern in patterns], spec)
     found = _without_companions({file.path: file for listing in listings for file in listing.files})
     excluded = _excluded(spec.exclude, found)
     folders = frozenset().union(*(listing.folders for listing in listings))
@@ -80,16 +86,25 @@ def find_sources(spec: SourceSpec, recorded: Recorded | None = None, partition_b
         for path, file in chosen.items()
         if path in known
     ]
+    if not found:
+        raise InputError(
+            f"all files of source.path are those of tables that were embedded already ({', '.join(map(repr, tables))}): give "
+            "their documents"
+        )
     if not files:
         raise InputError(
             f"source.exclude leaves out all {len(found):,} files of source.path: {', '.join(map(repr, spec.exclude))}"
         )
     hidden = {file.path for listing in listings for file in listing.hidden if _may_be_source(file, asked)}
+    left = [path for path in chosen if path not in known]
+    rows = {path for path in left if asked == "documents" and _has_format(path, "auto")}
     return Sources(
         files=tuple(files),
         hidden=len(hidden - found.keys()),
         excluded=len(excluded),
-        unknown=tuple(path.removeprefix(root) for path in chosen if path not in known),
+        unknown=tuple(path.removeprefix(root) for path in left if path not in rows),
+        rows=tuple(path.removeprefix(root) for path in left if path in rows),
+        tables=tuple(path.removeprefix(root) for path in tables),
     )
 
 
@@ -141,6 +156,22 @@ def _version(file: FileInfo, recorded: Recorded) -> str:
 
 
 # --- what is left out
+
+
+def _without_tables(listings: Sequence[Listing], spec: SourceSpec) -> tuple[Sequence[Listing], Sequence[str]]:
+    """Return the listings without the files of tables that lie below them, and the folders of these tables. One that
+    `source.exclude` names is no matter of this."""
+    kept, gone = [], dict[str, str]()
+    for listing in listings:
+        tables = tables_below(listing, spec.storage_options)
+        tables -= _excluded(spec.exclude, tables)
+        inside = {file.path: table for file in listing.files if (table := table_of(file.path, tables))}
+        files = tuple(file for file in listing.files if file.path not in inside)
+        hidden = tuple(file for file in listing.hidden if not table_of(file.path, tables))
+        kept.append(replace(listing, files=files, hidden=hidden))
+        gone |= inside
+    there = {file.path for listing in kept for file in listing.files}
+    return kept, sorted({table for path, table in gone.items() if path not in there})
 
 
 def _excluded(patterns: Sequence[str], found: Collection[str]) -> frozenset[str]:

@@ -4,6 +4,7 @@ Each choice has its reason, which a person is told. Where the columns leave it o
 that decides. All functions are pure.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ MOST_KEPT_CHARS = 300
 LEAST_TITLES = 0.5
 """A title goes before the text where this share of the rows has one."""
 _MOST_NAMED = 12
+_DELIMITERS = (";", "\t", "|", ",")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,9 @@ def roles_of(seen: Seen, text: Sequence[str] = (), id: Sequence[str] | None = No
     for option, names in (("--text", text), ("--id", id or ())):
         for name in names:
             if seen.column(name) is None:
-                raise InputError(f"{option} {name!r} is no column of the source: {_listed(seen.columns)}")
+                raise InputError(
+                    f"{option} {name!r} is no column of the source: {_listed(seen.columns)}{_delimiter_hint(seen)}"
+                )
     texts, text_reason = (tuple(text), "as you said") if text else _text(seen)
     ids, id_reason = (tuple(id), "as you said") if id is not None else _id(seen, texts)
     keep, left_out = _kept(seen, texts, ids)
@@ -70,13 +74,41 @@ def _text(seen: Seen) -> tuple[tuple[str, ...], str]:
         main, reason = _longest(seen)
     title = next((column for column in seen.columns if _is_title(column) and column.name != main.name), None)
     if title is None or not main.mean_chars > title.mean_chars:
-        return (main.name,), reason
+        return (main.name,), reason + _why_no_title(seen, main, title)
     return (title.name, main.name), f"the {title.name}, then {main.name}: {reason}"
+
+
+def _why_no_title(seen: Seen, main: Column, title: Column | None) -> str:
+    """Say why a title that some rows have does not stand in front of the text, where there is one."""
+    if title is not None:
+        return f"; no {title.name} goes before it, since they are as long"
+    rare = (column for column in seen.columns if _is_named_title(column) and column.filled and column.name != main.name)
+    found = next(rare, None)
+    if found is None:
+        return ""
+    return f"; no {found.name} goes before it, since only {found.share:.0%} of the sample have one"
+
+
+def _delimiter_hint(seen: Seen) -> str:
+    """Return the remedy, as the end of a message, where a header was not parted at what parts it; else ""."""
+    folders = {name for file in seen.files for name, _ in file.partition}
+    columns = [column for column in seen.columns if column.name not in folders]
+    if len(columns) != 1 or not set(seen.formats) <= {"csv", "tsv"}:
+        return ""
+    values = [columns[0].name, *map(str, columns[0].filled)]
+    usual = {"," if form == "csv" else "\t" for form in seen.formats}
+    found = [sign for sign in _DELIMITERS if sign not in usual and all(sign in value for value in values)]
+    shown = json.dumps(max(found, key=columns[0].name.count)) if found else ""
+    return f"; if {shown} parts its columns, add --set 'source.csv.delimiter={shown}'" if found else ""
 
 
 def _longest(seen: Seen) -> tuple[Column, str]:
     """Return the column that holds what documents say. Raises InputError where that is open."""
     prose = [column for column in seen.columns if column.is_prose]
+    if hint := _delimiter_hint(seen):
+        raise InputError(
+            f"the source has a single column: {_listed(seen.columns)}{hint}; else choose with --text COLUMN"
+        )
     if not prose:
         raise InputError(
             f"no column of the source looks like text that somebody wrote: {_listed(seen.columns)}; choose with --text COLUMN"
@@ -99,7 +131,11 @@ def _longest(seen: Seen) -> tuple[Column, str]:
 
 
 def _is_title(column: Column) -> bool:
-    return column.name.lower() in TITLE_NAMES and column.is_text and column.share >= LEAST_TITLES
+    return _is_named_title(column) and column.share >= LEAST_TITLES
+
+
+def _is_named_title(column: Column) -> bool:
+    return column.name.lower() in TITLE_NAMES and column.is_text
 
 
 # --- id
@@ -107,6 +143,8 @@ def _is_title(column: Column) -> bool:
 
 def _id(seen: Seen, texts: Sequence[str]) -> tuple[tuple[str, ...], str]:
     if seen.are_documents and seen.column("file") is not None:
+        if len(seen.files) == 1 and "/" not in seen.files[0].relative:
+            return ("file",), "the name of the file, which stays when its folder moves"
         return ("file",), "the path of each file below the folder, which stays when the folder moves"
     able = [column for column in seen.columns if _can_be_id(column) and column.name not in texts]
     if not seen.rows:

@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import LimitSpec, SourceSpec
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.sources.column_types import named_type
 from pipeline.sources.formats import registry
+from pipeline.sources.formats.content import encoding_hint
 from pipeline.sources.formats.form import Look, Misfit
 from pipeline.sources.lakehouse import look as lakehouse
-from pipeline.sources.listing import list_sources
+from pipeline.sources.listing import Sources, find_sources
 from pipeline.sources.span_reader import span_blocks
 from pipeline.sources.spans import cut
 from pipeline.storage import open_pinned
@@ -94,6 +95,8 @@ class Seen:
     """So many rows were sampled."""
     columns: tuple[Column, ...]
     """They stand in the order in which they were found."""
+    left_out: tuple[str, ...] = ()
+    """What a person is told of the files that are left out."""
 
     @property
     def formats(self) -> Mapping[FormatName, int]:
@@ -110,14 +113,17 @@ class Seen:
 
 
 def look_at(spec: SourceSpec) -> Seen:
-    """Look at all that `spec.path` names. Raises InputError where there are no files, where none can be read, and for files
-    of which some are documents and others hold rows."""
-    files = tuple(list_sources(spec))
-    _check_alike(files, spec)
+    """Look at all that `spec.path` names. Documents are taken, and files of rows left out, where these are the fewer.
+
+    Raises InputError where there are no files, where none can be read, and for files of both kinds otherwise.
+    """
+    sources = _alike(find_sources(spec))
+    files = sources.files
     found: dict[str, pa.DataType | None] = {}
     tables = []
     chosen = list(_chosen(files))
-    reasons = []
+    reasons = list[str]()
+    bad = list[str]()
     for file in chosen:
         look = _look(file, spec)
         if not look.readable:
@@ -127,32 +133,40 @@ def look_at(spec: SourceSpec) -> Seen:
         types |= {name: pa.string() for name, _ in file.partition if name not in types}
         for name, kind in types.items():
             found[name] = _joined(found[name], kind) if name in found else kind
-        tables.append(_sample(file, look, types, spec, -(-ROWS // len(chosen))))
+        tables.append(_sample(file, look, types, spec, -(-ROWS // len(chosen)), bad))
     if not found:
-        raise InputError(f"none of the files of source.path {spec.path!r} can be read: {'; '.join(reasons[:3])}")
+        raise InputError(
+            f"none of the files of source.path {spec.path!r} can be read: {'; '.join(reasons[:3])}{encoding_hint(reasons)}"
+        )
     rows = sum(table.num_rows for table in tables)
     if not rows:
+        told = f": {one_line(bad[0], 300)}" if bad else ""
         raise InputError(
-            f"no row can be read in the files of source.path {spec.path!r} that were tried, such as {chosen[0].path!r}: check "
-            "what they hold"
+            f"no row can be read in the files of source.path {spec.path!r} that were tried, such as {chosen[0].path!r}{told}"
+            f"{encoding_hint(bad) or '; check what they hold'}"
         )
     return Seen(
         files=files,
         looked_into=len(tables),
         rows=rows,
         columns=tuple(_column(name, kind, tables) for name, kind in found.items()),
+        left_out=sources.left_out,
     )
 
 
-def _check_alike(files: Sequence[SourceFile], spec: SourceSpec) -> None:
-    counts = collections.Counter(is_document(file) for file in files)
+def _alike(found: Sources) -> Sources:
+    """Return files of one kind: all of them, or the documents where these are more than the files of rows."""
+    counts = collections.Counter(is_document(file) for file in found.files)
     if len(counts) < 2:
-        return
-    one, other = (next(file for file in files if is_document(file) is kind) for kind in (True, False))
+        return found
+    if counts[True] > counts[False]:
+        return found.documents
+    one, other = (next(file for file in found.files if is_document(file) is kind) for kind in (True, False))
     raise InputError(
-        f"{spec.path!r} has files that are a document each ({counts[True]:,}, such as {_name(one)}) and files whose rows are "
-        f"documents ({counts[False]:,}, such as {_name(other)}): give a pattern for one of the two, in quotes, such as "
-        f"'{spec.path}/**/*{_suffix(other)}'"
+        f"{found.files[0].root!r} has files that are a document each ({counts[True]:,}, such as {_name(one)}) and files whose "
+        f"rows are documents ({counts[False]:,}, such as {_name(other)}): to embed the documents alone, add "
+        "--set source.format=documents; to embed the rows alone, give a pattern in quotes, such as "
+        f"'{other.root}**/*{_suffix(other)}'"
     )
 
 
@@ -200,8 +214,10 @@ def _look_for(file: SourceFile, spec: SourceSpec, names: Sequence[str]) -> Look:
         return registry.look(opened, file, names, spec)
 
 
-def _sample(file: SourceFile, look: Look, types: Mapping[str, pa.DataType], spec: SourceSpec, most: int) -> pa.Table:
-    """Return the first rows of a file that are not bad, with its flat columns."""
+def _sample(
+    file: SourceFile, look: Look, types: Mapping[str, pa.DataType], spec: SourceSpec, most: int, bad: list[str]
+) -> pa.Table:
+    """Return the first rows of a file that are not bad, with its flat columns. The reasons of the others go to `bad`."""
     schema = pa.schema([(name, kind if kind != pa.null() else pa.string()) for name, kind in types.items()])
     schema = pa.schema([item for item in schema if _is_flat(item.type)])
     pieces = [pa.table([pa.array([], kind) for kind in schema.types], schema=schema)]
@@ -211,6 +227,7 @@ def _sample(file: SourceFile, look: Look, types: Mapping[str, pa.DataType], spec
         with contextlib.closing(span_blocks(span, schema, spec, LimitSpec(), _always)) as blocks:
             for block in blocks:
                 good = [row for row in range(block.rows) if row not in block.errors][:left]
+                bad += block.errors.values()
                 if block.columns is not None:
                     pieces.append(block.columns.take(pa.array(good, pa.int64())))
                     left -= len(good)

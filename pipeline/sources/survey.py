@@ -6,8 +6,6 @@ there are stands in listing.py, how a span becomes documents in reader.py, what 
 
 import contextlib
 import difflib
-import posixpath
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,10 +21,12 @@ from pipeline.sources.column_types import (
 )
 from pipeline.sources.columns import column_names, partition_value
 from pipeline.sources.formats import registry
+from pipeline.sources.formats.content import encoding_hint
 from pipeline.sources.formats.document import USUAL
 from pipeline.sources.formats.form import Look, Misfit
 from pipeline.sources.formats.values import can_be_text
 from pipeline.sources.lakehouse import look as lakehouse
+from pipeline.sources.left_out import remarks
 from pipeline.sources.spans import PACKED_RATIO, cut
 from pipeline.sources.type_changes import Standing, TypeChange
 from pipeline.sources.united_types import (
@@ -50,7 +50,6 @@ _MOST_FRONT_MATTERS = 4096
 _THREADS = 16
 _LOOK_BYTES = 2**16
 _SHOWN_REASONS = 3
-_SHOWN_SUFFIXES = 5
 _ROW_BYTES_GUESS = 1000
 
 
@@ -84,45 +83,16 @@ class Survey:
     """What folders say of columns that their files lack, each value once."""
     changes: tuple[TypeChange, ...] = ()
     """Columns whose types in new files are others than the table stands with; the schema has the types that hold both."""
-    hidden: int = 0
-    """Files that were left out because a name begins with "_" or "."."""
-    excluded: int = 0
-    """Files that `source.exclude` leaves out."""
-    unknown: tuple[str, ...] = ()
-    """Files that are left out since their names stand for no format, by their paths below the source's folder."""
+    remarks: tuple[str, ...] = ()
+    """What a person is told of how files are read."""
+    left_out: tuple[str, ...] = ()
+    """What a person is told of the files that were left out."""
     snapshot: str | None = None
     """The state of a lakehouse table that is read, for people."""
 
     def expected_rows(self, span: Span) -> int:
         """How many rows the span has, by what its file says of itself, else by its bytes and those of other rows."""
         return span.rows if span.rows is not None else round(_estimated_rows(span, self.row_bytes))
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """What a summary says of the files that were left out; empty where there are none."""
-        hidden = (
-            [f"{_files(self.hidden)} left out for their names, which begin with _ or . (or a folder's does)"]
-            if self.hidden
-            else []
-        )
-        excluded = [f"{_files(self.excluded)} left out by source.exclude"] if self.excluded else []
-        unknown = [_unknown(self.unknown)] if self.unknown else []
-        return (*hidden, *excluded, *unknown)
-
-
-def _unknown(paths: Sequence[str]) -> str:
-    """How many files of which suffixes are left out, and the first few of them."""
-    suffixes = Counter(posixpath.splitext(path)[1].lower() or "without a suffix" for path in paths)
-    counts = [f"{count:,} {suffix}" for suffix, count in suffixes.most_common(_SHOWN_SUFFIXES)]
-    rest = len(paths) - sum(count for _, count in suffixes.most_common(_SHOWN_SUFFIXES))
-    more = f", {rest:,} others" if rest else ""
-    shown = ", ".join(map(repr, paths[:_SHOWN_REASONS]))
-    first = "the first are" if len(paths) > _SHOWN_REASONS else "namely"
-    return f"{_files(len(paths))} left out for being of no format that is read ({', '.join(counts)}{more}), {first} {shown}"
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
 
 
 # --- survey
@@ -185,6 +155,7 @@ def survey(
         folders=tuple(_folders(columns, files, looks)),
         snapshot=logged[0].snapshot.label if logged else None,
         changes=tuple(change for change in changes.values() if change is not None),
+        remarks=remarks({file.relative: looks[file.path].remark for file in files if file.path in looks}),
     )
 
 
@@ -282,9 +253,9 @@ def _check_readable(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> N
     known = [(path, look.reason or "it holds no row") for path, look in looks.items()]
     shown = "; ".join(f"{path!r}: {one_line(reason, 300)}" for path, reason in known[:_SHOWN_REASONS])
     more = f"; and {len(known) - _SHOWN_REASONS} more" if len(known) > _SHOWN_REASONS else ""
+    remedy = encoding_hint([reason for _, reason in known]) or "; check source.path and source.format"
     raise InputError(
-        f"none of the {len(files)} source files can be read as {', '.join(formats(files))}: {shown}{more}; check source.path "
-        "and source.format"
+        f"none of the {len(files)} source files can be read as {', '.join(formats(files))}: {shown}{more}{remedy}"
     )
 
 

@@ -35,15 +35,17 @@ def matching_files(path: str) -> Listing:
     root, pieces = split_pattern(path)
     shown, matches = visible_to(pieces), matcher(path)
     walk = _Walk(shown, None if "**" in pieces else pieces)
-    return _listing(((file, visible) for file, visible in walk.files(root or os.sep) if matches(file.path)), walk, root)
+    found = ((file, visible) for file, visible in walk.files(root or os.sep) if matches(file.path))
+    return _listing(found, walk, root, pieces)
 
 
-def _listing(found: Iterable[tuple[FileInfo, bool]], walk: "_Walk", root: str) -> Listing:
+def _listing(found: Iterable[tuple[FileInfo, bool]], walk: "_Walk", root: str, pieces: Sequence[str] = ()) -> Listing:
     files: list[FileInfo] = []
     hidden: list[FileInfo] = []
     for file, visible in found:
         (files if visible else hidden).append(file)
-    return Listing(files=tuple(files), hidden=tuple(hidden), folders=frozenset(walk.folders), root=root)
+    folders = frozenset(walk.folders)
+    return Listing(files=tuple(files), hidden=tuple(hidden), folders=folders, root=root, pieces=tuple(pieces))
 
 
 class _Walk:

@@ -72,6 +72,27 @@ _WRONG_TYPES = {
     "RepositoryNotFoundError",
     "RevisionNotFoundError",
 }
+_NO_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    # Google
+    "DefaultCredentialsError",
+    "401",
+    # Azure
+    "ClientAuthenticationError",
+    "NoAuthenticationInformation",
+}
+"""Who shows a store no credentials, or only some of them, hears one of these types or codes."""
+CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or AWS_PROFILE to a profile in ~/.aws, or give "
+    "key and secret in storage_options",
+    "gs": "log in with `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS in the environment to a "
+    "file of keys, or give such a file as token in storage_options",
+    "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY in the environment, or "
+    "AZURE_STORAGE_CONNECTION_STRING, or give account_name and account_key in storage_options",
+}
+"""It says for each store where it takes credentials from."""
+_LIBRARIES = {"botocore": "s3", "gcsfs": "gs", "google": "gs", "azure": "az"}
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 """S3 says so of keys that were lent for some hours."""
 _GONE_CODES = {"PreconditionFailed", "412", "InvalidRange", "416", "BlobNotFound", "ConditionNotMet"}
@@ -250,7 +271,8 @@ def _sources(error: BaseException) -> tuple[BaseException, ...]:
 
 def _translated(what: str, error: BaseException, options: Options) -> PipelineError:
     if _is_wrong(error):
-        return InputError(f"{what}: {said(error, options)}")
+        remedy = _where_credentials_go(error)
+        return InputError(f"{what}: {said(error, options)}{f'; {remedy}' if remedy else ''}")
     if not passes(error):
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "; make room there and start the same command again: finished work is kept" if full else ""
@@ -262,6 +284,14 @@ def _translated(what: str, error: BaseException, options: Options) -> PipelineEr
         f"{what}: {said(error, options)}; this didn't pass while we tried again. Finished work is kept: check the address if "
         "it never answered, and start the same command again when storage does"
     )
+
+
+def _where_credentials_go(error: BaseException) -> str:
+    """Say it for an error that means that there are none, else return "". The store is known by its library."""
+    if not ({*_kinds(error), code(error)} & _NO_CREDENTIALS):
+        return ""
+    modules = (type(source).__module__.partition(".")[0] for source in _sources(error))
+    return next((CREDENTIALS[_LIBRARIES[name]] for name in modules if name in _LIBRARIES), "")
 
 
 def said(error: BaseException, options: Options) -> str:

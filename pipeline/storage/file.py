@@ -36,6 +36,8 @@ class Listing:
     """The folders that were come across, whether their names begin so or not."""
     root: str = ""
     """The folder that all of these files are below, whatever files there are: that of the pattern, or of the one file."""
+    pieces: tuple[str, ...] = ()
+    """The components of a pattern below the root; a folder and a file have none."""
 
 
 def is_version(found: FileInfo, file: "Pinned") -> bool:

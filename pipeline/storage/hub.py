@@ -164,8 +164,8 @@ def _reported(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
         if constants.is_offline_mode():
             reason = "offline mode is on (HF_HUB_OFFLINE): fetch it once without it, or give a local folder"
         else:
-            reason = f"the Hub didn't give it ({_said(error.__cause__ or error)}): check the network and start again"
-        missing = "is not, or not completely, in the Hub's cache" if kind == "model" else "must be looked up"
+            reason = f"the Hub didn't give it ({_said(error.__cause__ or error)}): check the network"
+        missing = "is not whole in the Hub's cache" if kind == "model" else "must be looked up"
         absent = NotOnHub if constants.is_offline_mode() else InputError
         raise absent(f"{what} {missing} on {node}, and {reason}") from None
     except InputError:

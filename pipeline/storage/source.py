@@ -37,6 +37,8 @@ def list_all(pattern: str, options: Options) -> Listing:
             found = disk.matching_files(local_pattern(pattern))
     if not found.files:
         hidden = len(found.hidden)
+        if not hidden and not is_remote(pattern) and is_folder(pattern, options):
+            raise NoMatch(f"the folder {pattern!r} is empty{looked_for(pattern)}: give one that holds documents")
         skipped = f" ({hidden:,} files there are skipped because a name begins with _ or .)" if hidden else ""
         raise NoMatch(
             f"no file matches {pattern!r}{skipped}{looked_for(pattern)}: give a file, a folder or a pattern such as "
@@ -134,6 +136,7 @@ def check_unchanged(file: Pinned, options: Options) -> None:
 def _list_store(pattern: str, options: Options) -> Listing:
     address = address_of(pattern)
     store, key = connect(address, options, patient=False), address.key
+    pieces: list[str] = []
     if MAGIC.search(key):
         root, pieces = split_pattern(key)
         stem = MAGIC.split(key, maxsplit=1)[0]
@@ -157,6 +160,7 @@ def _list_store(pattern: str, options: Options) -> Listing:
         hidden=tuple(url for path, url in urls.items() if path not in shown),
         folders=frozenset(map(address.url, _folders(file.path for file in listed))),
         root=address.url(root),
+        pieces=tuple(pieces),
     )
 
 

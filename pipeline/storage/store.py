@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 from pipeline.errors import InputError
 from pipeline.extras import install, install_packages
 from pipeline.storage.address import Address
-from pipeline.storage.error import NoRoot, said
+from pipeline.storage.error import CREDENTIALS, NoRoot, said
 from pipeline.storage.file import FileInfo, Options
 from pipeline.storage.parallel import in_parallel
 
@@ -163,6 +163,10 @@ class Store:
                 f"{install_packages('fsspec', 'huggingface_hub')}"
             ) from None
         except (AttributeError, TypeError, ValueError, KeyError) as error:
+            if not options and address.store in CREDENTIALS:
+                raise InputError(
+                    f"can't connect to {address.url('')}: {said(error, options)}; {CREDENTIALS[address.store]}"
+                ) from None
             raise InputError(f"storage_options can't be used for {address.store}://: {said(error, options)}") from None
 
 

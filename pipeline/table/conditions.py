@@ -16,11 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import ConfigError, InputError, PipelineError, one_line
 from pipeline.sources import filter as grammar
 
 _PLAIN = re.compile(r"\s*([^\W\d][\w.-]*|`[^`]+`)\s*(==|=|!=|<=|>=|<|>)\s*([^\s\"'`()=<>!].*|)$", re.DOTALL)
 """It is a column, a sign and a value without quotes."""
+
+_PAIR = re.compile(r"\s*([^\s`=<>!]+|`[^`]+`)\s*==?([^=].*|)", re.DOTALL)
+"""It is a column, a sign of equality and a value."""
+_QUOTED = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)')\s*""")
+_SIGNS = re.compile(r"[=<>(]|\b(in|is)\b")
+"""A condition has one of these, if it isn't the name of a column alone."""
 
 Mask = NDArray[np.bool_]
 
@@ -45,6 +51,37 @@ def equal_to(values: Mapping[str, Any]) -> Condition | None:
     return Condition(tuple(values), mask)
 
 
+def is_condition(text: str) -> bool:
+    """Say whether a text is written as a condition: it compares a column, or calls one of the grammar's functions. The name
+    of a column alone is none, since a word of a question looks like it."""
+    if _PLAIN.match(text) or _is_quoted_pair(text):
+        return True
+    if not _SIGNS.search(text):
+        return False
+    try:
+        return bool(grammar.columns(text))
+    except PipelineError:
+        return False
+
+
+def pair(text: str) -> tuple[str, str] | None:
+    """Return the column and the value of a condition `column=value`, or None for any other.
+
+    The value may stand in quotes, the column in backticks, and == stands for = as well.
+    """
+    found = _PAIR.fullmatch(text)
+    if found is None:
+        return None
+    quoted = _QUOTED.fullmatch(found[2])
+    value = found[2].strip() if quoted is None else quoted[1] if quoted[1] is not None else quoted[2]
+    return found[1].strip("`"), value
+
+
+def _is_quoted_pair(text: str) -> bool:
+    found = _PAIR.fullmatch(text)
+    return found is not None and _QUOTED.fullmatch(found[2]) is not None
+
+
 def told(texts: Sequence[str], schema: pa.Schema) -> Condition | None:
     """Return the condition that all of the texts hold, or None where there are none.
 
@@ -52,19 +89,44 @@ def told(texts: Sequence[str], schema: pa.Schema) -> Condition | None:
     """
     if not texts:
         return None
-    joined = " and ".join(f"({_written(text, schema)})" for text in texts)
+    written = [_written(text, schema) for text in texts]
+    for text, condition in zip(texts, written, strict=True):
+        _check(text, condition, schema)
+    joined = " and ".join(f"({condition})" for condition in written)
     try:
-        missing = [name for name in grammar.columns(joined) if name not in schema.names]
-        if missing:
-            raise InputError(f"where names column {missing[0]!r}; the table has {', '.join(schema.names)}")
         grammar.check(joined, schema)
     except PipelineError as error:
         raise InputError(str(error).replace("source.where", "where", 1)) from None
     return Condition(grammar.columns(joined), lambda rows: grammar.matches(rows, joined))
 
 
+def _check(text: str, written: str, schema: pa.Schema) -> None:
+    """Raise InputError unless the text is a condition on columns of this schema. It says how conditions are written."""
+    try:
+        columns = grammar.columns(written)
+    except ConfigError as error:
+        reason = str(error).partition(f"; {grammar.ALLOWED}")[0].replace("source.where", "where", 1)
+        if grammar.NOT_PARSED in reason:
+            reason = f"where {one_line(text, 200)!r} is no condition"
+        raise InputError(f"{reason}: write such as {_example(text, schema)}") from None
+    missing = [name for name in columns if name not in schema.names]
+    if missing:
+        raise InputError(f"where names column {missing[0]!r}; the table has {', '.join(schema.names)}")
+
+
+def _example(text: str, schema: pa.Schema) -> str:
+    """Return examples of conditions, with the column of the text where it begins with one."""
+    first = re.match(r"\s*`?([^\W\d][\w.-]*)", text)
+    is_text = first is not None and first[1] in schema.names and pa.types.is_string(schema.field(first[1]).type)
+    name = first[1] if first is not None and is_text else "tags"
+    return f"{name}=budget, '{name} != \"budget\"' or \"contains({name}, 'budget')\""
+
+
 def _written(text: str, schema: pa.Schema) -> str:
     """Return the text as the grammar has it: a value without quotes gets those of its column's type."""
+    equal = pair(text) if _is_quoted_pair(text) else None
+    if equal is not None and equal[0] in schema.names:
+        return f"`{equal[0]}` == {_literal(equal[1], schema.field(equal[0]).type)}"
     plain = _PLAIN.match(text)
     name = plain[1].strip("`") if plain else ""
     if plain is None or name not in schema.names or plain[3] in schema.names:

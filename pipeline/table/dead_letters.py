@@ -34,8 +34,17 @@ def reasons(letters: Iterable[pa.Table]) -> tuple[str, ...]:
 
 
 def _told(row: Mapping[str, Any]) -> str:
+    return f"{_place(row)}: {one_line(row['error'], 200)}"
+
+
+def places(letters: pa.Table) -> list[str]:
+    """Tell of each which file, and which row if it has an id."""
+    return [_place(row) for row in letters.select(["path", "id"]).to_pylist()]
+
+
+def _place(row: Mapping[str, Any]) -> str:
     name = f" (id {one_line(row['id'], 100)!r})" if row["id"] is not None else ""
-    return f"{row['path']!r}{name}: {one_line(row['error'], 200)}"
+    return f"{row['path']!r}{name}"
 
 
 def of_sources(letters: Iterable[pa.Table], sources: Collection[int]) -> Iterator[pa.Table]:

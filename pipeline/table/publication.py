@@ -256,6 +256,6 @@ class Publication:
         if snapshot.read_alone(self.table, self.number).fingerprint == fingerprint:
             return CommitConflict(f"{first}; what was encoded is kept: start again")
         return CommitConflict(
-            f"{first}, with another model or other model settings: vectors of two models don't compare; start again with "
+            f"{first}, with another model or other settings, whose vectors don't compare with this run's; start again with "
             "another table.path, or with the settings of that version"
         )

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.errors import InputError
-from pipeline.progress import duration, size
+import pyarrow as pa
+
+from pipeline.errors import InputError, one_line
+from pipeline.progress import counted, duration, size
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
 from pipeline.storage.parallel import in_parallel
@@ -18,6 +20,9 @@ from pipeline.table import dead_letters, layout, lease, rows, snapshot
 from pipeline.table.record import READERS
 
 MOST_ERRORS = 5
+MOST_ERROR_CHARACTERS = 120
+LOOKED_INTO = 100
+"""So many dead letters of an error are looked into for the places that have it."""
 SHOWN_VERSIONS = 20
 
 
@@ -59,6 +64,8 @@ class Status:
     failed_by_stage: dict[str, int]
     failed_most: tuple[tuple[str, int], ...]
     """The commonest errors of the current version's dead letters."""
+    failed_first: dict[str, tuple[str, ...]]
+    """It tells for each of these errors the first places that have it: files, with the ids of rows that have some."""
     live_files: int
     live_bytes: int
     orphan_files: int
@@ -84,15 +91,19 @@ class Status:
         if staged.files:
             since = f", the last {duration(staged.youngest_s)} ago" if staged.youngest_s is not None else ""
             lines.append(
-                f"  staging    {staged.records:,} finished slices of {staged.units:,} units, "
-                f"{staged.publications:,} publications, {size(staged.bytes)}{since}"
+                f"  staging    {counted(staged.records, 'finished slice')} of {counted(staged.units, 'unit')}, "
+                f"{counted(staged.publications, 'publication')}, {size(staged.bytes)}{since}"
             )
         if self.failed_by_stage:
             stages = ", ".join(f"{count:,} in {stage}" for stage, count in self.failed_by_stage.items())
             lines.append(f"  failed     {stages}")
-            lines += [f"             {count:,} x {error}" for error, count in self.failed_most]
+            for error, count in self.failed_most:
+                first = self.failed_first[error]
+                more = ", .." if len(first) > dead_letters.SHOWN or count > LOOKED_INTO else ""
+                shown = ", ".join(first[: dead_letters.SHOWN])
+                lines += [f"             {count:,} x {error}", f"               in {shown}{more}"]
         lines.append(
-            f"  files      {self.live_files:,} live with {size(self.live_bytes)}, {self.orphan_files:,} orphans "
+            f"  files      {self.live_files:,} live with {size(self.live_bytes)}, {counted(self.orphan_files, 'orphan')} "
             f"with {size(self.orphan_bytes)}, {self.trash_files:,} in the trash with {size(self.trash_bytes)}"
         )
         return "\n".join(lines)
@@ -102,7 +113,7 @@ def _line(version: VersionStatus) -> str:
     changes = f"+{version.new:,} ~{version.changed:,} -{version.deleted:,}"
     note = f", rows of version {version.rows_of}" if version.rows_of is not None else ""
     note += "" if version.materialised else ", not materialised: the next run finishes it"
-    return f"{version.version:>6}  {version.time}  {version.rows:,} rows ({changes}), {version.failed:,} failed{note}"
+    return f"{version.version:>6}  {version.time}  {counted(version.rows, 'row')} ({changes}), {version.failed:,} failed{note}"
 
 
 def status(table: Folder) -> Status:
@@ -111,7 +122,7 @@ def status(table: Folder) -> Status:
     staged = _staged([info for info in listed if info.path.startswith(layout.STAGING)])
     numbers = snapshot.versions(table)
     if not numbers:
-        work = f"; staging holds {staged.records:,} finished slices of a run that goes on when it is started again"
+        work = f"; staging holds {counted(staged.records, 'finished slice')} of a run that goes on when it is started again"
         raise InputError(f"table {table.url} has no version yet{work if staged.records else ''}")
     done = {info.path for info in listed}
     current = snapshot.read(table, numbers[-1])
@@ -119,7 +130,7 @@ def status(table: Folder) -> Status:
     in_data = [info for info in listed if info.path.startswith(layout.DATA)]
     trash = [info for info in listed if info.path.startswith(layout.TRASH)]
     orphans = [info for info in in_data if info.path not in live]
-    stages, errors = _failures(table, current)
+    stages, errors, first = _failures(table, current)
     holder = lease.holder(table, time.time())
     versions = tuple(in_parallel(lambda number: _version(table, number, layout.done(number) in done), numbers, READERS))
     return Status(
@@ -130,6 +141,7 @@ def status(table: Folder) -> Status:
         staged=staged,
         failed_by_stage=stages,
         failed_most=errors,
+        failed_first=first,
         live_files=len(current.parts),
         live_bytes=sum(part.size for part in current.parts),
         orphan_files=len(orphans),
@@ -174,13 +186,37 @@ def _folders(paths: Iterable[str]) -> set[str]:
     return {path.removeprefix(layout.PUBLICATIONS).partition("/")[0] for path in paths}
 
 
-def _failures(table: Folder, version: snapshot.Snapshot) -> tuple[dict[str, int], tuple[tuple[str, int], ...]]:
+def _failures(
+    table: Folder, version: snapshot.Snapshot
+) -> tuple[dict[str, int], tuple[tuple[str, int], ...], dict[str, tuple[str, ...]]]:
+    """Return (dead letters by stage, the commonest errors with how many have them, the first places of each of these)."""
     stages: Counter[str] = Counter()
     errors: Counter[str] = Counter()
+    first: dict[str, list[str]] = {}
+    looked_into: Counter[str] = Counter()
     for letters in dead_letters.read(table, version):
         stages.update(letters.column("stage").to_pylist())
-        errors.update(letters.column("error").to_pylist())
-    return dict(stages.most_common()), tuple((error[:120], count) for error, count in errors.most_common(MOST_ERRORS))
+        errors_here = letters.column("error").to_pylist()
+        shown = {error: one_line(error, MOST_ERROR_CHARACTERS) for error in set(errors_here)}
+        found = [shown[error] for error in errors_here]
+        errors.update(found)
+        wanted = _first_of_each(found, looked_into)
+        for row, place in zip(wanted, dead_letters.places(letters.take(pa.array(wanted, pa.int64()))), strict=True):
+            places = first.setdefault(found[row], [])
+            if place not in places and len(places) <= dead_letters.SHOWN:
+                places.append(place)
+    most = tuple(errors.most_common(MOST_ERRORS))
+    return dict(stages.most_common()), most, {error: tuple(first[error]) for error, _ in most}
+
+
+def _first_of_each(errors: Sequence[str], looked_into: "Counter[str]") -> list[int]:
+    """Return the numbers of the first rows of each error, and count them among those that are looked into."""
+    chosen: list[int] = []
+    for row, error in enumerate(errors):
+        if looked_into[error] < LOOKED_INTO:
+            looked_into[error] += 1
+            chosen.append(row)
+    return chosen
 
 
 def files(table: Folder, number: int) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from jobs import feed, search
+from jobs import feed, reindex, search
 from pipeline.config import load
 from pipeline.errors import ConfigError, InputError
 from tests.feeds.nights import Nights, nights_of
@@ -77,6 +78,81 @@ def test_a_feed_that_fails_keeps_no_other_from_its_night(
     assert "sent 5" in said
 
 
+def test_a_reindex_hands_its_leave_to_delete_on_to_the_feeds_and_a_feed_names_its_command(
+    nights: Nights, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nights.night(range(40))
+    assert feed.main([config]) == 0
+    nights.night(gone=range(20))
+    capsys.readouterr()
+    assert reindex.main([config, "--feed"]) == 2
+    for line, name in zip(capsys.readouterr().out.splitlines()[-2:], ("one", "two"), strict=True):
+        assert line.startswith(f"feed {name}: error: 20 of 40 rows would be deleted from the store"), line
+        assert line.endswith(f"start `python -m jobs.feed {config} {name} --allow-deletes`"), line
+    assert reindex.main([config, "--feed", "--allow-deletes"]) == 0
+    assert capsys.readouterr().out.count("deleted 20") == 2
+
+
+def test_the_version_of_a_generation_is_its_markers(
+    nights: Nights, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nights.night(range(20))
+    assert feed.main([config, "one"]) == 0
+    for version in (2, 3):
+        nights.night([f"new {version}"])
+        for flags, code in ((["--status"], 0), (["--dry-run"], 10)):
+            capsys.readouterr()
+            assert feed.main([config, "one", *flags]) == code
+            shown = capsys.readouterr().out
+            assert re.search(r"\n  generation docs__g1_\w+, version 1\n", shown), shown
+            assert f"the table is at {version}" in shown or f"from version 1 to {version}" in shown
+    assert feed.main([config, "one"]) == 0
+    assert re.search(r"\n  generation docs__g1_\w+, version 3\n", capsys.readouterr().out)
+
+
+def test_a_view_that_was_dropped_is_told_and_shown_again(
+    nights: Nights, config: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nights.night(range(10))
+    assert feed.main([config, "one", "--no-switch"]) == 0
+    with pytest.raises(
+        InputError, match=r"shows no generation yet: docs__g1_\w+ is loaded, and .* one --switch` shows it"
+    ):
+        feed.main([config, "one", "--verify"])
+    assert feed.main([config, "one", "--switch"]) == 0
+    schema = place.spec.name.partition(".")[0]
+    place.client.execute(f"DROP VIEW {schema}.docs")
+    told = rf"shows no generation, though docs__g1_\w+ stands there: '{schema}\.docs' was removed"
+    for verb in ("--verify", "--drop-old"):
+        with pytest.raises(InputError, match=told):
+            feed.main([config, "one", verb])
+    capsys.readouterr()
+    assert feed.main([config, "one", "--status"]) == 0
+    assert re.search(told, capsys.readouterr().out)
+    assert feed.main([config, "one"]) == 0
+    assert feed.main([config, "one", "--verify"]) == 0
+
+
+def test_the_guide_says_how_a_feed_ends(
+    nights: Nights, config: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nights.night(range(10))
+    assert feed.main([config, "one"]) == 0
+    schema = place.spec.name.partition(".")[0]
+    (generation,) = place.client.execute(f"SELECT generation FROM {schema}.embedding_feeds").fetchone()
+    guide = (Path(__file__).parents[2] / "docs" / "feed-postgres.md").read_text()
+    (statements,) = [block for block in re.findall(r"```sql\n(.*?)```", guide, re.DOTALL) if "DROP VIEW" in block]
+    for statement in re.sub("--.*", "", statements).replace("docs__g1_..", generation).split(";"):
+        if statement.strip():
+            place.client.execute(f"SET search_path = {schema}; {statement}")
+    for relation in ("embedding_feeds", "embedding_feed_units"):
+        assert place.client.execute(f"SELECT count(*) FROM {schema}.{relation}").fetchone() == (0,)
+    capsys.readouterr()
+    assert feed.main([config, "one", "--status"]) == 0
+    assert "shows no generation: load it first" in capsys.readouterr().out
+    assert feed.main([config, "one"]) == 0
+
+
 def test_verify_says_one_where_the_store_differs(nights: Nights, config: str, place: Place) -> None:
     nights.night(range(10))
     assert feed.main([config, "one"]) == 0
@@ -108,10 +184,17 @@ def test_a_question_to_the_store(nights: Nights, config: str, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert "in docs__g1_" in said
     assert "100% of it are above" in said
+    assert "lang=de" in said
+    for spaced in (" lang = de", "lang == 'de'", "`lang`=de "):
+        assert search.main([config, question, "--feed", "one", "--where", spaced, "--compare"]) == 0
+        assert capsys.readouterr().out == said
+    assert search.main([config, question, "--feed", "one", "--where", "lang = xx"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no row meets --where 'lang = xx'"
     for arguments, message in [
         (["--compare"], "--compare goes with --feed alone"),
         (["--hybrid", "--feed", "one"], "--hybrid and --feed don't go together"),
         (["--feed", "one", "--where", "lang"], "not of the form column=value"),
+        (["--feed", "one", "--where", "lang=de", "lang=en"], "gives 'lang' two values, 'de' and 'en': no row has both"),
         (["--feed", "one", "--where", "number=3"], r"names 'number', which the feed doesn't have; it has title, lang"),
         (["--feed", "three"], "has no feed 'three'; it has one, two"),
     ]:

@@ -158,7 +158,8 @@ def test_another_model_on_a_published_table_ends_with_exit_2(corpus, tiny_model,
     raw = raw_of(corpus, tiny_model, tmp_path / "table")
     raw["model"]["prompt"] = "query: "
     code, message = outcome(tmp_path, capsys, raw)
-    assert (code, "another model" in message) == (2, True)
+    told = 'was built with other settings of the same model (model.prompt was "", is "query: ")'
+    assert (code, told in message, "two models" in message) == (2, True, False)
 
 
 def test_a_dry_run_changes_nothing_and_says_what_is_pending(corpus, tiny_model, tmp_path, capsys):

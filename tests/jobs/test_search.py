@@ -55,7 +55,7 @@ def test_what_a_row_holds_moves_no_cursor(tiny_model, tmp_path, capsys):
     assert search.main([str(tmp_path / "run.yaml"), "a text"]) == 0
     _, second, snippet = capsys.readouterr().out.splitlines()
     assert snippet.strip() == "a text"
-    assert second.startswith(r"1.000  \x1b[2J\nd  x\ryyy")
+    assert second.startswith(r"1.000  \x1b[2J\nd  title=x\ryyy")
     assert len(second) < 300
 
 

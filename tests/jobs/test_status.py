@@ -10,6 +10,7 @@ import pytest
 import pipeline
 from jobs import embed, status
 from pipeline.errors import CommitConflict, InputError
+from pipeline.progress import size
 from pipeline.storage import Folder
 from pipeline.table import snapshot
 from pipeline.table.operations import restore, vacuum
@@ -114,6 +115,31 @@ def test_the_command_says_how_the_table_stands_and_ends_with_2_for_what_it_can_n
     vacuum.clean(table, 0)
     code, _, told = run(config, "--rollback", 1)
     assert (code, "nothing was published" in told, snapshot.versions(table)) == (2, True, [1, 2, 3])
+
+
+def test_a_cleaning_says_what_it_kept_and_why(config, capsys):
+    table = two_versions(config)
+    kept = table.list("meta/trash/")
+    num_bytes = sum(info.size for info in kept)
+    for flags, age in (((), "7 days"), (("--dry-run",), "7 days"), (("--older-than", "1"), "1 day")):
+        assert status.main([str(config), "--clean", *flags]) == 0
+        told = capsys.readouterr().out
+        assert told.startswith("would remove 0 files" if flags == ("--dry-run",) else "removed 0 files of orphans"), (
+            told
+        )
+        assert (
+            f"  kept {len(kept)} files in the trash with {size(num_bytes)}, younger than {age} or of a version that is kept"
+            in told
+        )
+    # The version before the current one is kept, however old its files are.
+    assert status.main([str(config), "--clean", "--older-than", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == {"files": len(kept), "bytes": num_bytes}
+    for name in ("c1", "c2"):
+        write_source(config, name, {name: "small reports"})
+        inline.embed(pipeline.config.load(config))
+    assert status.main([str(config), "--clean", "--older-than", "0"]) == 0
+    told = capsys.readouterr().out
+    assert (f"{len(kept)} files of trash" in told, "kept" in told) == (True, False), told
 
 
 def test_looking_loads_neither_torch_nor_ray(config):

@@ -107,7 +107,7 @@ def test_the_command_ends_with_2_for_what_it_can_not_do(published, tmp_path):
 
     code, told = run("--set", "model.truncate_dim=8")
     assert (code, told.startswith("error: table")) == (2, True)
-    assert "built with another model" in told
+    assert "built with other settings of the same model (model.truncate_dim was null, is 8)" in told
     code, told = run("--set", f"table.path={tmp_path / 'other'}")
     assert (code, "no published version" in told) == (2, True)
     code, told = run("--seed", "-1")

@@ -147,8 +147,8 @@ def test_the_identity_does_not_depend_on_where_the_model_is_from(folder, tmp_pat
         ({"path": "hf://org/name/folder"}, "expected hf://organisation/name"),
         ({"path": "hf://org/name@main"}, "model.revision"),
         ({"path": "ftp://host/model"}, "ftp"),
-        ({"path": "org/name"}, "no local folder, and .*offline mode is on"),
-        ({"path": "bert-base-uncased"}, "no local folder, and .*offline mode is on"),
+        ({"path": "org/name"}, "no local folder in the working directory .*, and .*offline mode is on"),
+        ({"path": "bert-base-uncased"}, "no local folder in the working directory .*, and .*offline mode is on"),
         ({"path": "org--x/na..me"}, "no name on the Hub"),
         ({"path": "a/b/c"}, "does not exist"),
     ],
@@ -424,7 +424,7 @@ def test_a_bare_name_is_that_of_sentence_transformers_unless_a_local_folder_has_
     assert hub.run(describe("short"), tmp_path / "home", HF_HUB_OFFLINE="1")["notes"] == told["notes"]
     said = hub.run(describe("nowhere"), tmp_path / "home")
     assert "model 'sentence-transformers/nowhere' is not on the Hub" in said
-    assert f"the folder was looked for in the working directory {str(Path.cwd())!r}" in said
+    assert f"model.path 'nowhere' is no local folder in the working directory {str(Path.cwd())!r}, and " in said
     (tmp_path / "here").mkdir()
     shutil.copytree(folder, tmp_path / "here" / "short")
     monkeypatch.chdir(tmp_path / "here")
@@ -459,7 +459,12 @@ def test_two_processes_fetch_at_once(hub, folder, tmp_path):
 @pytest.mark.parametrize(
     ("path", "revision", "variables", "message"),
     [
-        ("org/absent", None, {}, "no local folder, and model 'org/absent' is not on the Hub, or is private"),
+        (
+            "org/absent",
+            None,
+            {},
+            "^model.path 'org/absent' is no local folder in the working directory '.*', and is not on the Hub, or is private",
+        ),
         ("org/known", "v9", {}, "no revision 'v9' on the Hub"),
         ("org/known", "0" * 40, {}, "no revision '0000"),
         (
@@ -505,7 +510,7 @@ def test_a_download_that_broke_off_is_not_taken_for_a_model_offline(hub, folder,
     assert str(snapshot) == told["folder"]
     (snapshot / "tokenizer.json").unlink()  # transformers would make do with vocab.txt
     said = hub.run(describe("org/partial"), tmp_path / "home", HF_HUB_OFFLINE="1")
-    assert "not completely" in said
+    assert "is not whole in" in said
 
 
 def test_a_cache_that_an_older_client_filled_is_used_offline(hub, folder, tmp_path):

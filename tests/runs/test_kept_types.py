@@ -259,7 +259,7 @@ def test_a_wider_type_says_what_it_costs_and_encodes_nothing_again(by_row, tiny_
     inline.embed(spec)
     first = read_table(tmp_path / "table")
     write(tmp_path / "corpus" / "b.parquet", pa.array([2**40], pa.int64()))
-    told = f"column 'n' from int32 to int64 for '{tmp_path}/corpus/b.parquet'; all 1 files of the table ("
+    told = f"column 'n' from int32 to int64 for '{tmp_path}/corpus/b.parquet'; all of the table (1 file, "
     planned = summarise_plan(prepare.prepare(spec, writes=False), inline.InProcess())
     assert told in str(planned)
     assert (planned.units_to_encode, planned.units_reused) == (1, 0)  # both files are of one unit

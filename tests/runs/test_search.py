@@ -12,6 +12,7 @@ import pipeline
 from jobs import search as command
 from pipeline.errors import InputError
 from pipeline.runs import recorded
+from pipeline.runs.explore import explore
 from pipeline.runs.snippets import for_page, for_terminal, snippet
 from pipeline.table import word_index
 from pipeline.table.words import terms, words
@@ -58,7 +59,7 @@ def test_rows_come_with_snippets_kept_columns_and_scores(table):
     scores = [row["score"] for row in found]
     assert scores == sorted(scores, reverse=True)
     assert (len(found), found.rows.num_rows) == (3, 3)
-    assert str(found).splitlines()[1].startswith("1.000  d08  8  a")
+    assert str(found).splitlines()[1].startswith("1.000  d08  n=8  lang=a")
 
 
 def test_conditions_choose_before_the_nearest_are_taken(table):
@@ -67,6 +68,16 @@ def test_conditions_choose_before_the_nearest_are_taken(table):
     assert len(pipeline.search(table, "cats", top=50, where="n<0")) == 0
     with pytest.raises(InputError, match="where names column 'm'; the table has id, n, text"):
         pipeline.search(table, "cats", where="m=1")
+
+
+def test_that_no_row_meets_the_conditions_is_said(table):
+    for asked, what in (({"query": "cats"}, "row"), ({"near": "d01"}, "other row"), ({"duplicates": 0.5}, "row")):
+        found = pipeline.search(table, where=["n<0", "lang=a b"], **asked)
+        assert str(found).splitlines()[-1] == f"no {what} meets --where 'n<0' 'lang=a b'"
+        assert not str(pipeline.search(table, where="n>0", **asked)).splitlines()[-1].startswith("no ")
+    assert str(pipeline.search(table, near="d01", where="n=1")).splitlines()[-1] == "no other row meets --where n=1"
+    with pytest.raises(InputError, match=r"nothing to show of version 1 .*: no row meets --where 'n<0'"):
+        explore(table, where=["n<0"])
 
 
 def test_neighbours_of_a_row_are_those_of_a_full_comparison(table):
@@ -133,6 +144,11 @@ def test_words_are_ranked_too_and_an_index_is_kept_for_each_version(table, tmp_p
     stamp = (kept / "vocab.index.json").stat().st_mtime_ns
     pipeline.search(table, "oil", hybrid=True)
     assert (kept / "vocab.index.json").stat().st_mtime_ns == stamp
+    _, head, first, *_ = str(pipeline.search(table, "37", hybrid=True, top=3)).splitlines()
+    assert head.split() == ["score", "similarity", "bm25"]
+    numbers = [first[head.index(name) :].split()[0] for name in head.split()[:1]]
+    assert numbers == [f"{found[0]['score']:.4f}"]
+    assert len(first.partition("  d37")[0]) == len(head), "each number stands below its name"
     monkeypatch.setattr(word_index, "KEPT_INDEXES", 1)
     monkeypatch.setattr(word_index, "FORMAT", 2)
     pipeline.search(table, "oil", hybrid=True)
@@ -144,7 +160,7 @@ def test_a_table_without_texts_says_so(tiny_model, tmp_path):
     embed(spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", table={"keep_text": False}))
     found = pipeline.search(tmp_path / "table", "a text 3", top=2)
     assert str(found).endswith("the table keeps no texts (table.keep_text: false)")
-    assert "snippet" not in next(iter(found))
+    assert next(iter(found))["snippet"] == ""
     with pytest.raises(InputError, match=r"table\.keep_text is false: leave out hybrid"):
         pipeline.search(tmp_path / "table", "a text 3", hybrid=True)
 

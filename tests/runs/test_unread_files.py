@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import RunSpec
-from pipeline.errors import RunError
+from pipeline.errors import InputError, RunError
 from pipeline.execution.local.executor import LocalExecutor
 from pipeline.runs import embed as embedding
 from pipeline.runs import prepare
@@ -222,3 +222,18 @@ def test_rows_are_estimated_by_footers_then_by_bytes(tiny_model, tmp_path):
     assert surveyed.expected_rows(spans["a"]) == ROWS
     for name in "bcd":
         assert 0.9 * ROWS < surveyed.expected_rows(spans[name]) < 1.3 * ROWS, name
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_texts_that_all_are_in_another_encoding_are_told_the_remedy(
+    tmp_path: Path, tiny_model: Path, name: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    rows = '{"text": "größer", "id": "a"}\n' if name == "a.jsonl" else "größer"
+    (tmp_path / "in" / name).write_bytes(rows.encode("latin-1"))
+    spec = spec_of(tmp_path / "in", tiny_model, tmp_path / "table", source={"path": str(tmp_path / "in"), "id": None})
+    hint = "; if it is text of another encoding, name that, as in --set source.encoding=cp1252"
+    with pytest.raises((RunError, InputError)) as refused:
+        inline.embed(spec)
+    assert str(refused.value).endswith(hint)
+    assert "is not valid UTF-8" in str(refused.value)

@@ -385,7 +385,9 @@ def test_another_model_and_no_version_are_told(built, source, tiny_model, tmp_pa
     found = built()
     assert is_published(found.spec)
     other: RunSpec = spec_of(source, tiny_model, tmp_path / "table", model={"truncate_dim": 8})
-    with pytest.raises(InputError, match="built with another model"):
+    with pytest.raises(
+        InputError, match=r"built with other settings of the same model \(model\.truncate_dim was null, is 8\)"
+    ):
         published(other)
     missing = spec_of(source, tiny_model, tmp_path / "nothing")
     assert not is_published(missing)

@@ -54,6 +54,7 @@ def test_hidden_files_are_counted_and_what_programs_leave_is_not(tmp_path: Path)
         assert [Path(file.path).name for file in found.files] == ["index.md"]
         assert found.hidden == (2 if str(path).endswith("/*") else 4)
     assert survey_of(tmp_path).left_out == ()
+    assert "4 files left out for their names" in find_sources(spec_of(tmp_path)).left_out[0]
     (tmp_path / "index.md").unlink()
     with pytest.raises(InputError, match=r"skipped because a name begins with _ or \."):
         find_sources(spec_of(tmp_path))

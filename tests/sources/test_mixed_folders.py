@@ -1,6 +1,5 @@
 """A folder as people have them: documents of eight kinds side by side, some of them damaged, and files that are none."""
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -110,15 +109,18 @@ def test_files_of_no_format_are_left_out_and_told(tmp_path: Path) -> None:
         assert found.unknown == ("c/d.PNG", "c/e.png", "f.zip", "g.doc", "h")
     surveyed = survey(found.files, spec_of(tmp_path))
     assert surveyed.schema.field("attachments").type == "int64"  # though there is no mail
-    told = dataclasses.replace(surveyed, unknown=found.unknown).left_out
-    assert told == (
+    assert found.left_out == (
         "5 files left out for being of no format that is read (2 .png, 1 .zip, 1 .doc, 1 without a suffix), the first are "
         "'c/d.PNG', 'c/e.png', 'f.zip'",
     )
     (tmp_path / "rows.csv").write_text("text\nx\n")
-    assert "rows.csv" in find_sources(spec_of(tmp_path)).unknown
-    assert "rows.csv" not in find_sources(spec_of(tmp_path, format="auto")).unknown
-    assert find_sources(spec_of(tmp_path, exclude=("*.zip", "c"))).unknown == ("g.doc", "h", "rows.csv")
+    found = find_sources(spec_of(tmp_path))
+    assert (found.rows, len(found.unknown)) == (("rows.csv",), 5)
+    assert "1 file left out, whose rows are no documents: 'rows.csv'; give a pattern to embed these" in found.left_out
+    found = find_sources(spec_of(tmp_path, format="auto"))
+    assert "rows.csv" not in (*found.unknown, *found.rows)
+    found = find_sources(spec_of(tmp_path, exclude=("*.zip", "c")))
+    assert (found.unknown, found.rows) == (("g.doc", "h"), ("rows.csv",))
 
 
 def test_a_pattern_that_stands_for_files_of_no_format_alone_is_refused(tmp_path: Path) -> None:
@@ -144,6 +146,27 @@ def test_ids_are_paths_below_the_folder_that_all_patterns_have_in_common(tmp_pat
     assert names("x", exclude=("a.md",)) == ["y/b.md"]
     os.symlink(tmp_path / "x", tmp_path / "link")
     assert names("link") == ["a.md", "y/b.md"]
+
+
+def test_front_matter_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+    broken = {
+        "a.md": b"---\ntitle: [x\n---\ntext",
+        "b/c.md": b"+++\ntitle = x\n+++\ntext",
+        "d.md": b"---\na: *x\n---\n",
+    }
+    whole = {
+        "e.md": b"---\ntitle: x\n---\ntext",
+        "f.md": b"---\na rule above\n---\ntext",
+        "g.md": b"---\n\ntext",
+        "h.txt": b"x",
+    }
+    fill(tmp_path, broken | whole)
+    spec = spec_of(tmp_path, front_matter="columns")
+    told = "3 files with front matter that can't be read, which stays text: 'a.md', 'b/c.md', 'd.md'"
+    assert survey(find_sources(spec).files, spec).remarks == (told,)
+    assert read(spec)[0]["a.md"]["text"] == broken["a.md"].decode()
+    spec = spec_of(tmp_path)
+    assert survey(find_sources(spec).files, spec).remarks == ()
 
 
 def test_a_folder_named_file_keeps_its_meaning(tmp_path: Path) -> None:

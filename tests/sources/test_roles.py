@@ -1,6 +1,7 @@
 """Columns of a source that nobody described get their roles, or one clear sentence that asks."""
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import config
 from pipeline.config import SourceSpec
 from pipeline.errors import InputError
 from pipeline.schema import is_reserved
+from pipeline.sources.listing import find_sources
 from pipeline.sources.roles import roles_of
 from pipeline.sources.seen import Column, Seen, look_at
 from pipeline.work import SourceFile
@@ -140,6 +143,88 @@ def test_files_of_several_formats_and_folders_are_looked_at_together(tmp_path):
     assert seen.column("lang").share == pytest.approx(10 / 22)
     assert roles_of(seen).id == ("id",)
     (tmp_path / "d.txt").write_text("a document")
-    said = r"1, such as d.txt.* rows are documents \(3, such as b.parquet\): give a pattern"
-    with pytest.raises(InputError, match=said):
+    said = r"1, such as d.txt.* rows are documents \(3, such as b.parquet\): .* --set source.format=documents; .* a pattern"
+    with pytest.raises(InputError, match=said) as caught:
         look_at(SourceSpec(path=str(tmp_path), text="text"))
+    pattern = str(caught.value).rpartition("such as '")[2].rstrip("'")
+    assert dict(look_at(SourceSpec(path=pattern, text="text")).formats) == {"parquet": 1}
+    assert dict(look_at(SourceSpec(path=str(tmp_path), text="text", format="documents")).formats) == {"text": 1}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5])
+def test_the_documents_of_a_mixed_folder_are_taken_where_they_are_more(tmp_path, rows):
+    for number in range(3):
+        (tmp_path / f"{number}.md").write_text(PROSE.format(number))
+    for number in range(rows):
+        (tmp_path / f"{number}.csv").write_text("what\nbread\n")
+    spec = SourceSpec(path=str(tmp_path), text="text")
+    if rows >= 3:
+        with pytest.raises(InputError, match=r"--set source\.format=documents"):
+            look_at(spec)
+        return
+    seen = look_at(spec)
+    assert (dict(seen.formats), seen.are_documents) == ({"text": 3}, True)
+    same = find_sources(replace(spec, format="documents"))
+    assert (seen.files, seen.left_out) == (same.files, same.left_out)
+    assert seen.left_out == (
+        ()
+        if not rows
+        else (
+            f"{'1 file' if rows == 1 else '2 files'} left out, whose rows are no documents: "
+            f"{', '.join(repr(f'{number}.csv') for number in range(rows))}; give a pattern to embed these",
+        )
+    )
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+@pytest.mark.parametrize("text", [(), ("what",)])
+def test_a_header_in_one_piece_asks_for_the_delimiter_that_parts_it(tmp_path, sign, text):
+    lines = [f"who{sign}what", *(f"me{sign}{PROSE.format(number)}" for number in range(9))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    spec = SourceSpec(path=str(tmp_path), text="text")
+    with pytest.raises(InputError, match=r"add --set 'source.csv.delimiter=\"") as caught:
+        roles_of(look_at(spec), text)
+    override = str(caught.value).partition("--set '")[2].partition("'")[0]
+    raw = {"source": {"path": str(tmp_path), "text": "text"}, "model": {"path": "m"}, "table": {"path": "t"}}
+    mended = config.from_mapping(raw, [override]).source
+    assert mended.csv.delimiter == sign
+    assert roles_of(look_at(mended), text).text == ("what",)
+    assert roles_of(look_at(spec), (f"who{sign}what",)).text == (f"who{sign}what",)
+    (tmp_path / "a.csv").write_text(f"who{sign}what\nsome words that somebody wrote\n")
+    assert roles_of(look_at(spec)).text == (f"who{sign}what",)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("a.txt", "file"), ("a.jsonl", "line"), ("a.csv", "record"), ("a.html", "page")]
+)
+def test_text_of_another_encoding_names_the_key_that_reads_it(tmp_path, name, says):
+    content = '{"text": "größer als zuvor"}\n' if name == "a.jsonl" else "text\ngrößer als zuvor\n"
+    (tmp_path / name).write_bytes(content.encode("cp1252"))
+    spec = SourceSpec(path=str(tmp_path), text="text")
+    with pytest.raises(InputError, match=f"the {says} is not valid (UTF|utf)-8.*--set source.encoding=cp1252"):
+        look_at(spec)
+    assert "größer" in str(look_at(replace(spec, encoding="cp1252")).column("text").values)
+    (tmp_path / name).write_bytes(b"\0" * 99)
+    with pytest.raises(InputError) as caught:
+        look_at(spec)
+    assert "--set" not in str(caught.value)
+
+
+def test_a_title_that_is_rare_is_said_to_stand_nowhere(tmp_path):
+    (tmp_path / "a.md").write_text(f"---\ntitle: About\n---\n{PROSE}")
+    spec = SourceSpec(path=str(tmp_path), text="text", front_matter="columns")
+    assert roles_of(look_at(spec)).text == ("title", "text")
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(PROSE)
+    roles = roles_of(look_at(spec))
+    assert roles.text == ("text",)
+    assert "; no title goes before it, since only 25% of the sample have one" in roles.text_reason
+
+
+def test_the_id_of_a_single_file_is_its_name(tmp_path):
+    (tmp_path / "a.md").write_text(PROSE)
+    for path in (tmp_path, tmp_path / "a.md"):
+        assert "the name of the file" in roles_of(look_at(SourceSpec(path=str(path), text="text"))).id_reason
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.md").rename(tmp_path / "sub/a.md")
+    assert "the path of each file" in roles_of(look_at(SourceSpec(path=str(tmp_path), text="text"))).id_reason

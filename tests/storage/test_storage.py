@@ -27,6 +27,7 @@ from pipeline.storage import (
     s3,
     same_place,
 )
+from pipeline.storage.error import reported
 from tests.servers import (
     S3Server,
     moto_server,
@@ -488,6 +489,40 @@ def test_refused_credentials_are_an_input_error(rclone: S3Server) -> None:
     assert isinstance(fails_clearly(Folder("s3://bucket/t", options).list), InputError)
 
 
+def credentials_errors() -> list[tuple[Exception, str]]:
+    """What the stores' libraries raise where no credentials are found, and what each store takes."""
+    import azure.core.exceptions
+    import botocore.exceptions
+    import gcsfs.retry
+    import google.auth.exceptions
+
+    return [
+        (botocore.exceptions.NoCredentialsError(), "AWS_ACCESS_KEY_ID"),
+        (botocore.exceptions.PartialCredentialsError(provider="env", cred_var="secret"), "AWS_SECRET_ACCESS_KEY"),
+        (google.auth.exceptions.DefaultCredentialsError("none found"), "GOOGLE_APPLICATION_CREDENTIALS"),
+        (gcsfs.retry.HttpError({"code": 401, "message": "Anonymous caller"}), "GOOGLE_APPLICATION_CREDENTIALS"),
+        (azure.core.exceptions.ClientAuthenticationError("none found"), "AZURE_STORAGE_ACCOUNT_KEY"),
+    ]
+
+
+def test_a_store_without_credentials_says_where_it_takes_them_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, name in credentials_errors():
+        with pytest.raises(InputError) as refused, reported("can't list x", {}):
+            raise error
+        assert name in str(refused.value)
+        assert "storage_options" in str(refused.value)
+        assert sum(word in str(refused.value) for word in ("AWS_", "GOOGLE_", "AZURE_")) == 1
+    import botocore.exceptions
+
+    with pytest.raises(InputError) as refused, reported("can't list x", {}):
+        raise botocore.exceptions.ClientError({"Error": {"Code": "NoSuchBucket", "Message": "none"}}, "List")
+    assert "AWS_" not in str(refused.value)
+    for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"):
+        list_pattern("az://container/x", {})
+
+
 def test_missing_credentials_are_an_input_error(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -495,7 +530,9 @@ def test_missing_credentials_are_an_input_error(moto: S3Server, monkeypatch: pyt
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     options = {"endpoint_url": moto.storage_options["endpoint_url"]}
-    assert isinstance(fails_clearly(lambda: list_pattern("s3://bucket/x", options), "credentials"), InputError)
+    assert isinstance(
+        fails_clearly(lambda: list_pattern("s3://bucket/x", options), "credentials", "AWS_ACCESS_KEY_ID"), InputError
+    )
 
 
 @pytest.mark.slow

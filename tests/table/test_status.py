@@ -1,10 +1,12 @@
 """How a table stands, told at every moment of its life; looking changes nothing."""
 
+import pyarrow as pa
 import pytest
 
+from pipeline import schema
 from pipeline.errors import InputError
 from pipeline.storage import Folder
-from pipeline.table import layout, lease, materialise, snapshot
+from pipeline.table import dead_letters, layout, lease, materialise, snapshot
 from pipeline.table.operations import restore
 from pipeline.table.status import files, status
 from tests.table.test_publish import Crash, Crashing, make_unit, publish, stage
@@ -65,7 +67,7 @@ def test_staged_work_the_trash_and_orphans_are_counted(tmp_path):
     with pytest.raises(InputError, match=r"has no version yet$"):
         status(table)
     stage(table, make_unit("early", 0), ["9x"])
-    with pytest.raises(InputError, match="no version yet; staging holds 1 finished slices"):
+    with pytest.raises(InputError, match="no version yet; staging holds 1 finished slice of"):
         status(table)
     for desired in DESIRED:
         publish(table, desired)
@@ -105,3 +107,27 @@ def test_a_rollback_is_shown_with_all_that_it_brings_back(tmp_path):
     assert {part.path for part in version.parts} & old <= stayed
     restore.release(table)
     assert not status(table).held
+
+
+def test_the_first_places_of_each_error_are_told(tmp_path):
+    table = Folder(str(tmp_path), {})
+    publish(table, DESIRED[0])
+    letters = [
+        ("/src/a.jsonl", None, "broken"), ("/src/a.jsonl", None, "broken"), ("/src/b.jsonl", None, "broken"),
+        ("/src/c.jsonl", "x", "too long"), ("/src/c.jsonl", "y", "too long"), ("/src/d.jsonl", "x", "too long"),
+        ("/src/e.jsonl", "x\ny", "too long"), ("/src/f.jsonl", "z", "long" * 100),
+    ]  # fmt: skip
+    rows = [
+        {"source": 0, "path": path, "stage": "read", "error": error, "id": name, "position": None}
+        for path, name, error in letters
+    ]
+    for number in (0, 1):  # The places of two files are told once.
+        written = pa.Table.from_pylist(rows, schema=schema.DEAD_LETTERS)
+        dead_letters.write(table, f"{layout.dead_letters(1)}{number}/", [written])
+    found = status(read_only(tmp_path))
+    assert found.failed_first["broken"] == ("'/src/a.jsonl'", "'/src/b.jsonl'")
+    told = str(found)
+    assert "             8 x too long\n               in '/src/c.jsonl' (id 'x'), '/src/c.jsonl' (id 'y'), " in told
+    assert "'/src/d.jsonl' (id 'x'), ..\n" in told
+    assert "             6 x broken\n               in '/src/a.jsonl', '/src/b.jsonl'\n" in told
+    assert all(len(line) < 200 for line in told.splitlines()[1:])

@@ -7,7 +7,7 @@ Knows no format.
 
 import codecs
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import BinaryIO
 
 from pipeline.sources.formats.compression import Broken, Read, gunzip, unzstd
@@ -52,6 +52,8 @@ _MARKS = (
 """UTF-32 stands first, because its little-endian mark begins with that of UTF-16."""
 _NO_TEXT = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _NUL_RUN = b"\0" * _MANY_NULS
+_NOT_UTF8 = re.compile(r"the (file|page|line|record) is not valid UTF-8\b(?!:)", re.IGNORECASE)
+"""Behind a colon stands what is wrong inside a JSON string, which no encoding mends."""
 
 
 def lfs_pointer(head: bytes) -> str | None:
@@ -121,6 +123,14 @@ def is_filled_with_nuls(raw: bytes) -> bool:
 
 
 NUL_FILLED = "is filled with NUL bytes: it is no text, or in another encoding (source.encoding)"
+
+
+def encoding_hint(reasons: Collection[str]) -> str:
+    """Return the remedy, as the end of a message, where all of these reasons are that a text is not in UTF-8; "" stands for
+    no remedy."""
+    if not reasons or not all(map(_NOT_UTF8.search, reasons)):
+        return ""
+    return "; if it is text of another encoding, name that, as in --set source.encoding=cp1252"
 
 
 def _wide_encoding(head: bytes) -> str | None:

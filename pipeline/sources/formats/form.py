@@ -47,6 +47,8 @@ class Look:
     """Whether there is anything that the format can read."""
     reason: str = ""
     """Why nothing can be read; empty for a file that can be, or that holds nothing."""
+    remark: str = ""
+    """What a person should know of how the file is read, in words that follow on "N files"; empty for most files."""
 
 
 def unreadable(reason: str) -> Look:

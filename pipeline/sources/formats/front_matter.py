@@ -4,6 +4,7 @@ Comes in: a text. Goes out: columns with strings, and the text that follows. Wha
 at the beginning of a page is one, and so is a block that can't be read, since nothing of a document may be lost.
 """
 
+import enum
 import json
 import re
 import tomllib
@@ -22,26 +23,42 @@ _LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 """It makes strings alone. The C library is not everywhere."""
 
 
+class _Broken(enum.Enum):
+    """A block that can't be read, which is another thing than one that is no mapping."""
+
+    BROKEN = enum.auto()
+
+
+def is_broken(text: str) -> bool:
+    """Whether the text begins with a block that can't be read, and so stays text."""
+    return isinstance(_told(text)[0], _Broken)
+
+
 def split(text: str) -> tuple[Mapping[str, str | None], str]:
     """(the columns, the text behind the front matter). A value is a string as it is written, a list of them is joined by
     commas, and what is nested deeper is JSON."""
+    told, end = _told(text)
+    if told is None or isinstance(told, _Broken):
+        return {}, text
+    return {str(name): _shown(value) for name, value in told.items() if name != _OWN}, text[end:]
+
+
+def _told(text: str) -> tuple[Mapping[Any, Any] | _Broken | None, int]:
+    """(what the block says, its end); None where the text begins with no mapping."""
     found = _BLOCK.match(text, 0, MOST_BYTES)
     if found is None:
-        return {}, text
-    told = _toml(found[2]) if found[1] == "+++" else _yaml(found[2])
-    if told is None:
-        return {}, text
-    return {str(name): _shown(value) for name, value in told.items() if name != _OWN}, text[found.end() :]
+        return None, 0
+    return (_toml(found[2]) if found[1] == "+++" else _yaml(found[2])), found.end()
 
 
-def _yaml(block: str) -> Mapping[Any, Any] | None:
+def _yaml(block: str) -> Mapping[Any, Any] | _Broken | None:
     """Every scalar stays the string that it is; None for what is no mapping."""
     try:
         if not _is_tame(block):
-            return None
+            return _Broken.BROKEN
         told = yaml.load(block, _LOADER)
     except (yaml.YAMLError, ValueError, RecursionError):
-        return None
+        return _Broken.BROKEN
     return told if isinstance(told, dict) else None
 
 
@@ -57,11 +74,11 @@ def _is_tame(block: str) -> bool:
     return True
 
 
-def _toml(block: str) -> Mapping[str, Any] | None:
+def _toml(block: str) -> Mapping[str, Any] | _Broken:
     try:
         return tomllib.loads(block.replace("\r\n", "\n"))
     except (ValueError, RecursionError):
-        return None
+        return _Broken.BROKEN
 
 
 def _shown(value: Any) -> str | None:

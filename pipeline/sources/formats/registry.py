@@ -79,6 +79,11 @@ def format_of(path: str, asked: str) -> tuple[FormatName, Compression]:
     )
 
 
+def suffixes() -> list[str]:
+    """The ends of the names that stand for a format."""
+    return [suffix for form in FORMS.values() for suffix in form.suffixes]
+
+
 def _candidates(asked: str) -> Mapping[FormatName, Form]:
     return {name: form for name, form in FORMS.items() if form.is_document} if asked == "documents" else FORMS
 

@@ -4,6 +4,7 @@ With `source.front_matter: columns` the front matter of Markdown files becomes c
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 from pipeline.config import SourceSpec
@@ -14,6 +15,7 @@ from pipeline.sources.formats.document import PLACE, blocks_of, look_with
 from pipeline.sources.formats.form import Form, Look, Misfit
 from pipeline.work import SourceFile
 
+_BROKEN = "with front matter that can't be read, which stays text"
 _MARKDOWN = (".md", ".markdown", ".md.gz", ".md.zst", ".markdown.gz", ".markdown.zst")
 
 
@@ -37,14 +39,17 @@ def _has_columns(file: SourceFile, spec: SourceSpec) -> bool:
 def _look(opened: BinaryIO, file: SourceFile, columns: Sequence[str], spec: SourceSpec) -> Look:
     """Only the files themselves know which columns their front matter has."""
     names: dict[str, None] = {"text": None}
+    remark = ""
     if _has_columns(file, spec):
         try:
             _, head = peeked(uncompressed(opened, file), front_matter.MOST_BYTES)
-            text = head.decode(encoding_of(head[:HEAD_BYTES], spec.encoding), "replace")
-            names |= dict.fromkeys(front_matter.split(text.removeprefix("\ufeff"))[0])
+            text = head.decode(encoding_of(head[:HEAD_BYTES], spec.encoding), "replace").removeprefix("\ufeff")
+            found, _ = front_matter.split(text)
+            names |= dict.fromkeys(found)
+            remark = _BROKEN if not found and front_matter.is_broken(text) else ""
         except Broken:  # reading the file tells
             pass
-    return look_with([name for name in names if name not in PLACE], file, columns)
+    return replace(look_with([name for name in names if name not in PLACE], file, columns), remark=remark)
 
 
 FORM = Form(

@@ -32,6 +32,8 @@ class Litter:
     """Work of runs that never published."""
     leases: tuple[FileInfo, ...] = ()
     """All but the last: they are done with."""
+    kept: tuple[FileInfo, ...] = ()
+    """These superseded parts stay in the trash. They are too young, or a kept version holds them."""
 
     @property
     def files(self) -> tuple[FileInfo, ...]:
@@ -39,7 +41,7 @@ class Litter:
 
     def among(self, other: "Litter") -> "Litter":
         """Those files that are litter by both looks."""
-        paths = {info.path for info in other.files}
+        paths = {info.path for info in (*other.files, *other.kept)}
         kept = {
             item.name: tuple(info for info in getattr(self, item.name) if info.path in paths) for item in fields(self)
         }
@@ -90,11 +92,14 @@ def _litter(listed: Sequence[FileInfo], kept: Sequence[Snapshot], now: float, ol
     live = {part.path for part in current.parts}
     parts = {part.path for version in kept for part in version.parts}
     lists = {part.row_sources for version in kept for part in version.parts}
-    orphans, trash, staging, leases = [], [], [], []
+    orphans, trash, staging, leases, stays = [], [], [], [], []
     last_lease = max((layout.lease_number(info.path) or 0 for info in listed), default=0)
     for info in listed:
         path = info.path
-        if info.modified > now - max(old_s, _least_age(path)):
+        young = info.modified > now - max(old_s, _least_age(path))
+        if path.startswith(layout.TRASH) and (young or layout.trashed(path) in parts):
+            stays.append(info)
+        if young:
             continue
         if (
             _is_unfinished(path)
@@ -108,7 +113,9 @@ def _litter(listed: Sequence[FileInfo], kept: Sequence[Snapshot], now: float, ol
             staging.append(info)
         elif (layout.lease_number(path) or last_lease) < last_lease:
             leases.append(info)
-    return Litter(orphans=tuple(orphans), trash=tuple(trash), staging=tuple(staging), leases=tuple(leases))
+    return Litter(
+        orphans=tuple(orphans), trash=tuple(trash), staging=tuple(staging), leases=tuple(leases), kept=tuple(stays)
+    )
 
 
 _WORK = (layout.RECORDS, layout.STAGED_PARTS, layout.PUBLICATIONS)
