@@ -1,5 +1,8 @@
-# The verbs of this project; `make demo` and `make test` need nothing but Python 3.11 and make.
-PYTHON ?= python3.11
+# The verbs of this project; `make demo` and `make test` need nothing but Python 3.11 or newer and make.
+PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
+FITS    := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+# The first that fits makes the environment. One that is there may still not start, as a shim of pyenv.
+PYTHON  ?= $(shell for name in $(PYTHONS); do { "$$name" -c "$(FITS)" && echo "$$name" && break; } 2>/dev/null; done)
 VENV   := .venv
 BIN    := $(VENV)/bin
 
@@ -66,6 +69,8 @@ bench-growth: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.growth $(BENCH)
 
 $(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or newer with its module venv, which none of $(PYTHONS) has:" \
+		"install one (on Debian: apt install python3-venv), or name one by make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -86,4 +91,4 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev $(PEERS:%=benchmarks/%.txt)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-table site
+	rm -rf $(VENV) demo-table python-table site

@@ -7,7 +7,7 @@
 
 All models see one seeded sample of the source, in this process, and nothing is written. Quality is nDCG@10, with 95% intervals
 over the queries, of sets whose answers are known: a title and its body, the first sentence and the rest, a chunk and its
-document. --judgements are of documents of the source; a folder of --retrieval brings its own, as for jobs.verify.
+document. --judgements are of documents of the source; a folder of --retrieval brings its own, as for `python -m jobs.verify`.
 
 Exit codes: 0 done; 1 a file could not be read; 2 bad configuration or input. For example:
 

@@ -3,10 +3,10 @@
     python -m jobs.reindex CONFIG.yaml [--set key=value ...] [--new-model] [--allow-deletes] [--wait SECONDS]
                            [--feed] [--dry-run] [--price-per-hour P] [--json]
 
-It does what jobs.embed does, as a schedule needs it. Files that did not change are not read; a text that the table has,
-under whatever id, is not encoded. --new-model lets another model take the place of the table's: all is built beside the
-live version and published at once. --dry-run counts what a run would do, exactly; with --price-per-hour it says what
-encoding would cost.
+It does what `python -m jobs.embed` does, as a schedule needs it. Files that did not change are not read; a text that
+the table has, under whatever id, is not encoded. --new-model lets another model take the place of the table's: all is
+built beside the live version and published at once. --dry-run counts what a run would do, exactly; with
+--price-per-hour it says what encoding would cost.
 
 Where more rows would be deleted than limits.max_deleted_rows, nothing is published unless --allow-deletes is given. A start
 that meets another run at work on the table waits for so long as --wait or limits.wait_s say, then ends and says so.

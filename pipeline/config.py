@@ -325,7 +325,7 @@ class LimitSpec:
 
     max_failed_rows: float = 0.01
     """If more of the source's rows fail, nothing is published. Where `source.format` is documents, and no limit is given, it
-    is 0.5: in people's folders some are scanned, locked or damaged, and each of them is told."""
+    is 0.5: in people's folders some are scanned, locked or damaged, and each of them is named."""
     max_failed_files: float = 0.1
     """If more of the source's files turn out to be unreadable, wholly or from some place on, nothing is published. The
     rows that they are known or estimated to hold count for `max_failed_rows` too. It is 0.5 where that is."""

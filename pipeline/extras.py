@@ -1,9 +1,16 @@
 """What is needed by a few only is installed with an extra of this project, and this file alone knows which.
 
-A message that misses a package names the command from here.
+A message that misses a package names the command from here. The project is in no registry, so that the command goes by
+how the program was installed.
 """
 
+import re
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
 
 PROJECT = "embedding-pipeline"
 
@@ -39,7 +46,42 @@ No extra can bring it: transformers needs another one."""
 
 
 def install(extra: str) -> str:
-    """Return the command that installs what an extra brings."""
+    """Return the command that installs what an extra brings into the environment of this process."""
     if extra not in EXTRAS:
         raise ValueError(f"there is no extra {extra!r}")
-    return f"pip install '{PROJECT}[{extra}]'"
+    return f"{_pip()} install {_wanted(extra)}"
+
+
+def install_packages(*requirements: str) -> str:
+    """Return the command that installs packages that no extra brings into the environment of this process."""
+    return f"{_pip()} install {shlex.join(requirements)}"
+
+
+def _pip() -> str:
+    """Return what starts this environment's pip: its name alone may start another one's, or none."""
+    found = shutil.which("pip")
+    is_ours = found is not None and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
+    return "pip" if is_ours else f"{shlex.quote(sys.executable)} -m pip"
+
+
+def _wanted(extra: str) -> str:
+    """Return the arguments that make pip install an extra.
+
+    Where this project is installed, pip finds it by its name, from whatever it was installed. Elsewhere the name would
+    be looked for in a registry, which doesn't have it, so the folder of the sources stands for it, or the packages do.
+    """
+    if _is_installed_with(extra):
+        return shlex.quote(f"{PROJECT}[{extra}]")
+    sources = Path(__file__).resolve().parents[1]
+    if (sources / "pyproject.toml").is_file():
+        return shlex.quote(f"{sources}[{extra}]")
+    return shlex.join(EXTRAS[extra])
+
+
+def _is_installed_with(extra: str) -> bool:
+    """Say whether pip knows this project as installed, in a release that has the extra."""
+    try:
+        provided = metadata.metadata(PROJECT).get_all("Provides-Extra") or []
+    except metadata.PackageNotFoundError:
+        return False
+    return extra in [re.sub(r"[-_.]+", "-", name).lower() for name in provided]

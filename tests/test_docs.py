@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pipeline
 from docs import code_map, generate
 from jobs import embed, search, verify
 from jobs.main import names
 from pipeline import config
+from pipeline.runs import embed as runs
+from tests import inline
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def block_after(marker: str, text: str = README) -> str:
@@ -147,15 +151,86 @@ def test_every_command_is_in_the_reference_with_all_its_arguments(capsys):
         assert options == set(re.findall(r"(?m)^\| `(--[\w-]+)", found[name]))
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
 def test_what_a_page_links_to_is_there(path):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("path", [ROOT / "LOG.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))],
+def test_every_page_is_reached_by_links_from_the_readme_and_from_the_index():
+    for start in (ROOT / "README.md", ROOT / "docs" / "index.md"):
+        reached, left = set[Path](), [start]
+        while left:
+            linked = re.findall(r"\]\((?!https?:)([^)#]+\.md)", left[-1].read_text())
+            found = {(left[-1].parent / link).resolve() for link in linked} - reached
+            left = [*left[:-1], *found]
+            reached |= found
+        assert set(PAGES) - reached <= {start}, f"not reached from {start.name}"
+
+
+def test_the_readme_stays_short():
+    assert len(README.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_pages_name_commands_as_the_reader_has_them(path):
+    """The verbs of the command, once that they are modules, too; extras of the sources, since no registry has the project."""
+    text = path.read_text()
+    modules = ["python -m jobs.embed"] if path.name == "command-line.md" else []
+    assert re.findall(r"python -m jobs\.\w+", text) == modules
+    assert re.findall(rf"`jobs\.(?:{'|'.join(names())})\b", text) == []
+    assert "'embedding-pipeline[" not in text
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_a_table_that_an_example_names_is_one_that_the_reader_has(path):
+    """A relative name is the table of `make demo`; all else is a configuration, or a place of the reader's own."""
+    verbs = "search|explore|report|verify|status|changes"
+    asked = re.findall(rf"(?m)^    embedding-pipeline (?:{verbs}) ([\w./~:-]+)", path.read_text())
+    asked += re.findall(r'pipeline\.(?:search|changes|newest_version|report)\("([^"]+)"', path.read_text())
+    theirs = ("demo-table", "conf/", "CONFIG.yaml", "run.yaml", "TABLE", "SOURCE", "~/", "s3://")
+    assert [name for name in asked if not name.startswith(theirs)] == []
+
+
+def explained(title: str) -> set[str]:
+    """What the first cells of a section's tables in docs/summary.md have between backticks."""
+    cells = re.findall(r"(?m)^\| (`[^|]+`) \|", sections(page("summary"))[title])
+    return {word for cell in cells for word in re.findall(r"`([\w ]+)`", cell)}
+
+
+def test_every_line_of_a_summary_is_explained_and_no_other():
+    def lines_of(*names: str) -> set[str]:
+        code = "".join((ROOT / "pipeline" / f"{name}.py").read_text() for name in names)
+        return {label.strip() for label in re.findall(r'"  ([a-z][a-z ]{9} )(?=\S)', code)} - {"nothing to"}
+
+    ran = lines_of("runs/summary", "runs/reindex_summary", "runs/what_runs")
+    planned = lines_of("runs/plan_summary", "runs/forecast")
+    assert ran == explained("A summary")
+    assert planned - ran == explained("A plan")
+    assert lines_of("runs/first_yaml") == explained("What was chosen")
+    assert lines_of("table/status") == explained("The table's status")
+
+
+def test_every_word_of_the_seconds_is_explained(tiny_model, tmp_path):
+    source = tmp_path / "docs.jsonl"
+    source.write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": "another"}\n')
+    spec = inline.spec_of(source, tiny_model, tmp_path / "table", table={"dtype": "int8"})
+    built = runs.embed(spec, inline.InProcess())
+    source.write_text('{"id": "a", "text": "two"}\n{"id": "b", "text": "another"}\n')
+    followed = runs.embed(spec, inline.InProcess())
+    assert followed.by_row
+    assert built.seconds.keys() | followed.seconds.keys() == explained("Seconds")
+
+
+def test_tables_that_the_configurations_make_here_are_ignored_by_git():
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    paths = [yaml.safe_load(path.read_text())["table"]["path"] for path in (ROOT / "conf").glob("*.yaml")]
+    here = [path for path in paths if not re.match(r"[~/]|\w+:", path)]
+    assert "demo-table" in here
+    assert [path for path in here if f"/{path}/" not in ignored] == []
+
+
+@pytest.mark.parametrize("path", [ROOT / "LOG.md", ROOT / "README.md", *PAGES],
                          ids=lambda path: path.name)  # fmt: skip
 def test_prose_wraps_at_120_characters(path):
     """Tables, code and what tests write have lines of their own lengths."""
@@ -197,7 +272,11 @@ def test_the_first_steps_are_taken_as_they_stand(tmp_path):
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr
-    said = block_after("and tells it before it works:", page("first-steps")).strip().replace("/home/you", str(tmp_path))
+    said = (
+        block_after("prints its choices before the work begins:", page("first-steps"))
+        .strip()
+        .replace("/home/you", str(tmp_path))
+    )
     assert said in done.stdout
     nearest = done.stdout.split("nearest to", 1)[1].splitlines()[1]
     assert "garden.md" in nearest
@@ -234,8 +313,15 @@ def test_the_python_example_runs_as_it_stands(tmp_path):
 
 @pytest.mark.slow
 def test_the_python_example_of_the_readme_runs_as_it_stands(tmp_path):
+    """It builds what `make demo` builds, so that what README shows of that is compared, too."""
     printed = run_example(block_after("From Python, in a script or a notebook:"), tmp_path)
     nearest = printed.splitlines()[-3:]
     assert all(re.match(r"0\.\d{3} \w", line) for line in nearest), printed
-    shown = re.findall(r"(?m)^    0\.\d{3}  pep-\d{4}  (.*?)  \w+(?:  \w+)?$", README)
-    assert [line[6:] for line in nearest] == shown[:3], "the search of the demo finds others"
+    question = "How do I declare the type of a function's arguments?"
+    printed += f'nearest to "{question}"\n{pipeline.search(str(tmp_path / "demo-table"), question)}'
+    shown = block_after("says when it is run again that there is nothing to do:")
+    shown = shown.replace("/home/you/embedding-pipeline", str(tmp_path)).strip()
+    for line in shown.splitlines():
+        assert line.strip() == ".." or line.removesuffix(" ..") in printed, line
+    titles = re.findall(r"(?m)^0\.\d{3}  pep-\d{4}  (.*?)  \S+  \S+$", shown)
+    assert [line[6:] for line in nearest] == [title.removeprefix("title=") for title in titles]

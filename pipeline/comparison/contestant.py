@@ -68,7 +68,7 @@ def checked(name: str, spec: RunSpec) -> EncoderSpec:
     if spec.model.precision == "int8":
         raise InputError(
             f"{name}: model.precision int8 is quantised for a table, and there is none here: compare the model in float32, "
-            "and let jobs.verify say how near int8 comes to it"
+            "and let `python -m jobs.verify` say how near int8 comes to it"
         )
     return encoder_spec(spec.model)
 

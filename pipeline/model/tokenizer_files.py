@@ -8,7 +8,7 @@ import importlib.util
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.extras import install
+from pipeline.extras import install, install_packages
 from pipeline.model.files import at, read_object
 from pipeline.model.folder import EncoderSpec
 
@@ -87,7 +87,7 @@ def _check_pieces(path: Path) -> None:
         raise _damaged(path, error) from None
     package = "sentencepiece" if is_sentencepiece else "tiktoken"
     if importlib.util.find_spec(package) is None:
-        command = install("sentencepiece") if is_sentencepiece else "pip install tiktoken"
+        command = install("sentencepiece") if is_sentencepiece else install_packages("tiktoken")
         raise InputError(
             f"{at(path)} is all that the model has of a tokenizer, and the package {package} that reads it is not installed: "
             f"{command} on every node, or save the model with a tokenizer.json"

@@ -72,7 +72,9 @@ def report(
     started = time.perf_counter()
     found = snapshot.current(table) if version is None else snapshot.read(table, version)
     if not found.version:
-        raise InputError(f"table {table.url} has no published version: run jobs.embed first, or check the path")
+        raise InputError(
+            f"table {table.url} has no published version: run `python -m jobs.embed` first, or check the path"
+        )
     reader = RowReader(table, found)
     pool = pools.draw(reader) if sum(part.rows for part in found.parts) else None
     looked = vectors.look(pool) if pool is not None else None

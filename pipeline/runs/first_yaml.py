@@ -15,7 +15,7 @@ _WIDTH = 118
 _SHOWN_CHARS = 60
 _MOST_COLUMNS = 100
 _DOCUMENTS = (
-    "Each file is read by its kind: texts, HTML, PDF, Office, EPUB, notebooks, e-mail. Others are left out, and told."
+    "Each file is read by its kind: texts, HTML, PDF, Office, EPUB, notebooks, e-mail. A note names the others."
 )
 _FRONT_MATTER = "The front matter of Markdown files becomes columns, which `keep` can name."
 

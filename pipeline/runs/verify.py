@@ -21,6 +21,7 @@ from pipeline.config import ChunkSpec
 from pipeline.encoder.chunking import chunk, mean_vectors
 from pipeline.encoder.embedder import embedder
 from pipeline.errors import InputError, StorageError
+from pipeline.extras import install_packages
 from pipeline.model.folder import EncoderSpec
 from pipeline.progress import Phase, counted
 from pipeline.runs.published import Published
@@ -270,8 +271,8 @@ def _sentence_transformers(spec: EncoderSpec) -> tuple[_Encode, str]:
             import sentence_transformers
     except ImportError as error:
         raise InputError(
-            f"--oracle sentence-transformers needs that package ({error}): pip install 'sentence-transformers>=6.2', or leave "
-            "--oracle out"
+            f"--oracle sentence-transformers needs that package ({error}): "
+            f"{install_packages('sentence-transformers>=6.2')}, or leave --oracle out"
         ) from None
     from pipeline.model.quiet import quiet_transformers
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import InputError
+from pipeline.extras import install_packages
 from pipeline.machine.folders import cache_folder, why_unusable
 from pipeline.redaction import redacted
 
@@ -138,7 +139,7 @@ def _reported(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
         from huggingface_hub import constants, errors
     except ImportError as error:
         raise InputError(
-            f"{kind} {name!r} is on the Hub: its package is missing ({error}): pip install huggingface_hub"
+            f"{kind} {name!r} is on the Hub: its package is missing ({error}): {install_packages('huggingface_hub')}"
         ) from None
     what, node = f"{kind} {name!r}", f"node {platform.node()!r}"
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, ClassVar, cast
 
 from pipeline.errors import InputError
-from pipeline.extras import PROJECT, install
+from pipeline.extras import install, install_packages
 from pipeline.storage.address import Address
 from pipeline.storage.error import CREDENTIALS, NoRoot, said
 from pipeline.storage.file import FileInfo, Options
@@ -159,7 +159,8 @@ class Store:
                 f"{address.store}:// needs the packages of the extra `{self.extra}` ({error}): {install(self.extra)} on every "
                 "node"
                 if self.extra
-                else f"{address.store}:// needs a package that is not installed ({error}): pip install -U {PROJECT}"
+                else f"{address.store}:// needs a package that is not installed ({error}): "
+                f"{install_packages('fsspec', 'huggingface_hub')}"
             ) from None
         except (AttributeError, TypeError, ValueError, KeyError) as error:
             if not options and address.store in CREDENTIALS:
