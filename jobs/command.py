@@ -8,6 +8,7 @@ import contextvars
 import json
 import logging
 import os
+import select
 import re
 import shlex
 import signal
@@ -186,6 +187,7 @@ def _guarded(main: Callable[[], int], command: str) -> int:
                 _begin_log(command)
             with _log.hearing():
                 code = main()
+                sys.stdout.flush()
         except KeyboardInterrupt:
             return _interrupted(signals.received or signal.SIGINT)
         except PipelineError as error:
@@ -195,9 +197,22 @@ def _guarded(main: Callable[[], int], command: str) -> int:
         except Exception as error:
             if signals.received is not None:
                 return _interrupted(signals.received)
+            if isinstance(error, BrokenPipeError) and _is_unread():
+                return exit_code(signal.SIGPIPE)
             return _failed(error, redacted(traceback.format_exc()).rstrip("\n"), RunError.exit_code)
         _log.note("info", "ended", exit_code=code, seconds=time.monotonic() - started)
         return code
+
+
+def _is_unread() -> bool:
+    """Say whether the reader of stdout has gone, as `| head` does; nothing more is written to it then."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    if not pipe.poll(0):
+        return False
+    # What is left in the buffer would be written, and fail, as Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _begin_log(command: str) -> None:

@@ -3,7 +3,9 @@
 import importlib
 import re
 import shutil
+import signal
 import subprocess
+import sys
 
 import pytest
 from hypothesis import assume, given, settings
@@ -210,3 +212,11 @@ def test_a_shell_that_is_not_known_is_told_in_one_line(capsys):
         assert main.main(["completion", *typed]) == 2
         said = capsys.readouterr().err
         assert re.fullmatch(r"error: completion takes one of bash, zsh, fish: .*\n", said)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    for arguments in ("completion bash", "search --help"):
+        shown = f"{sys.executable} -m jobs.main {arguments} | head -1; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", shown], cwd=faulty.ROOT, capture_output=True, text=True)
+        assert done.returncode in (0, 128 + signal.SIGPIPE)
+        assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
