@@ -8,8 +8,8 @@ import contextvars
 import json
 import logging
 import os
-import select
 import re
+import select
 import shlex
 import signal
 import sys
