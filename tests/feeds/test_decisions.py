@@ -47,7 +47,7 @@ def test_another_tables_store_is_not_repaired(nights: Nights, tmp_path: Path, ti
             look()
     vector = pipeline.vectors(pipeline.read(other.table.url).to_table())[0]
     with pytest.raises(InputError, match="a version 1 that is not this table's"):
-        feed_search.ask(other.spec, "docs", vector, 3, {}, function="cosine", compare=False)
+        feed_search.ask(other.spec, "docs", vector, 3, [], function="cosine", compare=False)
     assert_same_rows(nights)
 
 
@@ -309,9 +309,9 @@ def test_a_plain_user_is_enough(nights: Nights, place: Place, postgres: Postgres
     reader = nights.with_feed(url=postgres.url.replace("postgres@", f"{schema}_reader@"))
     assert "shows version" in runs.status(reader.spec, "docs").action
     vector = pipeline.vectors(pipeline.read(owner.table.url).to_table())[0]
-    found = feed_search.ask(reader.spec, "docs", vector, 3, {"lang": "xx"}, function="cosine", compare=True)
+    found = feed_search.ask(reader.spec, "docs", vector, 3, ["lang=xx"], function="cosine", compare=True)
     assert (found.rows.num_rows, found.exact) == (0, None)
-    assert feed_search.ask(reader.spec, "docs", vector, 3, {}, function="cosine", compare=True).agreement == 1.0
+    assert feed_search.ask(reader.spec, "docs", vector, 3, [], function="cosine", compare=True).agreement == 1.0
 
 
 def test_fractions_within_structs_come_back(place: Place) -> None:
