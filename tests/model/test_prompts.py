@@ -149,7 +149,7 @@ def test_every_command_goes_on_with_a_table_of_the_earlier_rule(tmp_path):
     assert verify.verify(verify.published(spec), 10, 0, "pipeline").passed
     assert search.search(spec, "3 days", 1).num_rows == 1
     named = inline.spec_of(tmp_path / "a.jsonl", model, tmp_path / "table", model={"prompt_name": "document"})
-    with pytest.raises(InputError, match=r'encoder\.prompt was "", is "a report of "'):
+    with pytest.raises(InputError, match=r'model\.prompt was "", is "a report of "'):
         prepare.prepare(named, writes=False)
     # A table that is built anew for another reason takes the prompt of today's rule.
     other = inline.spec_of(tmp_path / "a.jsonl", model, tmp_path / "table", model={"truncate_dim": 8})
