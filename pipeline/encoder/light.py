@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoder import probes
 from pipeline.encoder.encoder import Encoder
 from pipeline.encoder.engines.numpy_bert import NotBert, NumpyEngine, is_plain
-from pipeline.encoder.probes import MIN_COSINE, TEXTS
+from pipeline.encoder.probes import TEXTS
 from pipeline.encoder.token_rows import TokenRows
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunError
 from pipeline.model.folder import EncoderSpec
 
 BUDGET_TOKENS = 1024
@@ -27,9 +28,10 @@ Vectors = NDArray[np.float32]
 Probes = Sequence[Sequence[float]]
 
 
-def query_vector(spec: EncoderSpec, query: str, probes: Probes) -> Vectors | None:
-    """Return float32[dim], or None where torch has to compute it. `probes` are those of the table's version."""
-    if not is_plain(spec) or len(probes) != len(TEXTS):
+def query_vector(spec: EncoderSpec, query: str, expected: Probes) -> Vectors | None:
+    """Return float32[dim], or None where torch has to compute it. The vectors of the probes are `expected` to be those of
+    the table's version."""
+    if not is_plain(spec) or len(expected) != len(TEXTS):
         return None
     try:
         rows = _token_rows(spec, [*_probe_texts(spec)[:_QUERY_PROOFS], spec.query_prompt + query])
@@ -39,18 +41,18 @@ def query_vector(spec: EncoderSpec, query: str, probes: Probes) -> Vectors | Non
     except _NOT_SO:
         return None
     vectors = Encoder(engine, BUDGET_TOKENS).encode(rows).vectors
-    if not _agree(vectors[:_QUERY_PROOFS], probes[:_QUERY_PROOFS]):
+    if not _agree(vectors[:_QUERY_PROOFS], expected[:_QUERY_PROOFS]):
         return None
     vector: Vectors = vectors[_QUERY_PROOFS]
     return vector if np.isfinite(vector).all() else None
 
 
-def light_encoder(spec: EncoderSpec, threads: int, probes: Probes) -> Encoder | None:
-    """Return an encoder, or None where torch has to compute. Without `probes` there is nothing to compare with, and the
-    caller has to keep the vectors that the encoder gives for them."""
+def light_encoder(spec: EncoderSpec, threads: int, expected: Probes) -> Encoder | None:
+    """Return an encoder, or None where torch has to compute. Where no vectors of the probes are `expected`, there is nothing
+    to compare with, and the caller has to keep those that the encoder gives."""
     try:
         encoder = Encoder(NumpyEngine(spec, threads), BUDGET_TOKENS)
-        if probes and not _agree(encoder.encode(_token_rows(spec, _probe_texts(spec))).vectors, probes):
+        if expected and not _agree(encoder.encode(_token_rows(spec, _probe_texts(spec))).vectors, expected):
             return None
     except _NOT_SO:
         return None
@@ -85,11 +87,9 @@ def _token_rows(spec: EncoderSpec, texts: Sequence[str]) -> TokenRows:
     return TokenRows(rows.ids, rows.offsets, np.array([len(ids) > most for ids in found]))
 
 
-def _agree(vectors: Vectors, probes: Probes) -> bool:
-    wanted = np.asarray(probes, np.float64)
-    if wanted.shape != vectors.shape:
+def _agree(vectors: Vectors, expected: Probes) -> bool:
+    try:
+        probes.check(vectors, expected, "float32")
+    except RunError:
         return False
-    norms, lengths = np.linalg.norm(vectors, axis=1), np.linalg.norm(wanted, axis=1)
-    cosines = (vectors * wanted).sum(axis=1) / np.maximum(norms * lengths, 1e-12)
-    least = MIN_COSINE["float32"]
-    return bool((cosines >= least).all() and np.allclose(norms, lengths, rtol=1 - least))
+    return True

@@ -98,9 +98,9 @@ class SliceEncoder:
             with Deadline(spec.limits.unit_timeout_s):
                 self._spec = spec = replace(spec, encode=replace(spec.encode, encoder=spec.encoder_here()))
                 self._tokenizer = tokenizer
-                light = self._light()
-                self._encoder = light or self._proven(untuned(spec.encode.setup))
-                self._is_tuned = light is not None or spec.encode.encoder.is_static
+                without_torch = self._light()
+                self._encoder = without_torch or self._proven(untuned(spec.encode.setup))
+                self._is_tuned = without_torch is not None or spec.encode.encoder.is_static
         except PipelineError as error:
             self._refused = str(error)
         except Exception as error:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.progress import counted
+
 _SHOWN_NAMES = 3
 _SHOWN_SUFFIXES = 5
 
@@ -32,14 +34,14 @@ class LeftOut:
             lines.append(_tables(self.tables))
         if self.hidden:
             lines.append(
-                f"{_files(self.hidden)} left out for their names, which begin with _ or . (or a folder's does)"
+                f"{counted(self.hidden, 'file')} left out for their names, which begin with _ or . (or a folder's does)"
             )
         if self.excluded:
-            lines.append(f"{_files(self.excluded)} left out by source.exclude")
+            lines.append(f"{counted(self.excluded, 'file')} left out by source.exclude")
         if self.rows:
             lines.append(
-                f"{_files(len(self.rows))} left out, whose rows are no documents: {_first(self.rows)}; give a pattern to "
-                "embed these"
+                f"{counted(len(self.rows), 'file')} left out, whose rows are no documents: {_first(self.rows)}; give a "
+                "pattern to embed these"
             )
         if self.unknown:
             lines.append(_unknown(self.unknown))
@@ -52,7 +54,7 @@ def remarks(of_files: Mapping[str, str]) -> tuple[str, ...]:
     for path, remark in of_files.items():
         if remark:
             by_remark.setdefault(remark, []).append(path)
-    return tuple(f"{_files(len(paths))} {remark}: {_first(paths)}" for remark, paths in by_remark.items())
+    return tuple(f"{counted(len(paths), 'file')} {remark}: {_first(paths)}" for remark, paths in by_remark.items())
 
 
 def _tables(roots: Sequence[str]) -> str:
@@ -69,12 +71,9 @@ def _unknown(paths: Sequence[str]) -> str:
     more = f", {rest:,} others" if rest else ""
     shown = ", ".join(map(repr, paths[:_SHOWN_NAMES]))
     first = "the first are" if len(paths) > _SHOWN_NAMES else "namely"
-    return f"{_files(len(paths))} left out for being of no format that is read ({', '.join(counts)}{more}), {first} {shown}"
+    kinds = f"{', '.join(counts)}{more}"
+    return f"{counted(len(paths), 'file')} left out for being of no format that is read ({kinds}), {first} {shown}"
 
 
 def _first(paths: Sequence[str]) -> str:
     return ", ".join(map(repr, paths[:_SHOWN_NAMES])) + (" .." if len(paths) > _SHOWN_NAMES else "")
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
