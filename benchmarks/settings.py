@@ -9,6 +9,7 @@ with XDG_CACHE_HOME at an empty folder it is measured anew.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from benchmarks import corpora
 from benchmarks.contestants import quantised
 from pipeline.config import ModelSpec
 from pipeline.encoder.encoder import Encoder, build_encoder
-from pipeline.encoder.engines.base import FusingEngine
+from pipeline.encoder.engines.base import FormingEngine, GraphForm
 from pipeline.encoder.settings import Setup
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.encoder.tokenizer import Tokenizer
@@ -51,12 +52,12 @@ def main() -> None:
 class _Fixed:
     name: str
     encoder: Encoder
-    fused_from: int | None
+    form: GraphForm | None = None
     budget: int
 
     def seconds(self, rows: TokenRows) -> float:
-        if isinstance(self.encoder.engine, FusingEngine):
-            self.encoder.engine.settle(self.fused_from)
+        if isinstance(self.encoder.engine, FormingEngine) and self.form is not None:
+            self.encoder.engine.settle(self.form)
         self.encoder.budget_tokens = self.budget
         started = time.perf_counter()
         self.encoder.encode(rows)
@@ -71,8 +72,8 @@ def _row(name: str, precision: str, arguments: argparse.Namespace) -> str:
         spec = quantised(spec, rows.slice(0, min(1024, len(rows))), 2)
     setup = Setup(spec=spec if precision == "int8" else replace(spec, engine="auto"), device="cpu", threads=1)
     chosen = tuned(build_encoder(setup.spec, "cpu", 1), setup, rows.lengths[:8192])
-    fused_from = chosen.engine.fused_from if isinstance(chosen.engine, FusingEngine) else None
-    measured = _Fixed(name=chosen.settings, encoder=chosen, fused_from=fused_from, budget=chosen.budget_tokens)
+    form = chosen.engine.form if isinstance(chosen.engine, FormingEngine) else None
+    measured = _Fixed(name=chosen.settings, encoder=chosen, form=form, budget=chosen.budget_tokens)
     contestants = [measured, *_fixed(setup.spec)]
     began = time.perf_counter()
     chosen.encode(rows.slice(0, 64))
@@ -94,12 +95,17 @@ def _row(name: str, precision: str, arguments: argparse.Namespace) -> str:
 def _fixed(spec: EncoderSpec) -> Iterator[_Fixed]:
     """Each has an engine of its own: one that changes the shapes of its batches all the time compiles them anew."""
     for budget in BUDGETS["cpu"]:
-        for name, fused_from in (("fused", 0), ("not fused", None)):
+        for (name, fused_from), bfloat16 in itertools.product((("fused", 0), ("not fused", None)), (False, True)):
             graph = build_encoder(replace(spec, engine="openvino"), "cpu", 1)
-            yield _Fixed(name=f"OpenVINO, {name}, {budget}", encoder=graph, fused_from=fused_from, budget=budget)
+            assert isinstance(graph.engine, FormingEngine)
+            if bfloat16 and not graph.engine.may_bfloat16:
+                continue
+            said = f"OpenVINO, {name}, {'bfloat16, ' if bfloat16 else ''}{budget}"
+            form = GraphForm(fused_from=fused_from, bfloat16=bfloat16)
+            yield _Fixed(name=said, encoder=graph, form=form, budget=budget)
         if spec.precision == "float32":
             torch = build_encoder(replace(spec, engine="torch"), "cpu", 1)
-            yield _Fixed(name=f"torch, {budget}", encoder=torch, fused_from=None, budget=budget)
+            yield _Fixed(name=f"torch, {budget}", encoder=torch, budget=budget)
 
 
 if __name__ == "__main__":

@@ -303,6 +303,9 @@ class ResourceSpec:
     encode; the summary tells what was found."""
     fused_attention: bool | Auto = "auto"
     """On openvino attention is one piece of code. Auto measures from which width of rows on that is faster on the node."""
+    bfloat16_in_int8: bool | Auto = "auto"
+    """With `model.precision: int8`, what is not an int8 product is computed in bfloat16, on processors that have
+    it. Auto measures on each node whether that is faster."""
     tokenizers: int | Auto = "auto"
     """So many workers read and tokenize; auto goes by what the encoders take."""
     writers: int | Auto = "auto"

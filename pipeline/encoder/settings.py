@@ -10,6 +10,7 @@ class Fixed:
     """The user has decided these settings. None is left to a measurement; see tuning.py."""
 
     fused_attention: bool | None = None
+    bfloat16_in_int8: bool | None = None
     batch_tokens: int | None = None
 
 

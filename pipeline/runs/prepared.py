@@ -221,9 +221,10 @@ def _weights(encoder: EncoderSpec) -> int:
 
 
 def fixed_settings(spec: ResourceSpec) -> Fixed:
-    fused, tokens = spec.fused_attention, spec.batch_tokens
+    fused, bfloat16, tokens = spec.fused_attention, spec.bfloat16_in_int8, spec.batch_tokens
     return Fixed(
         fused_attention=None if isinstance(fused, str) else fused,
+        bfloat16_in_int8=None if isinstance(bfloat16, str) else bfloat16,
         batch_tokens=None if isinstance(tokens, str) else tokens,
     )
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.config import ModelSpec
-from pipeline.encoder import tuning
+from pipeline.encoder import forms, tuning
 from pipeline.encoder.encoder import Encoder, build_encoder
-from pipeline.encoder.engines.base import OutOfMemory
+from pipeline.encoder.engines.base import GraphForm, OutOfMemory
 from pipeline.encoder.settings import Fixed, Setup
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.encoder.tuning import BUDGETS, tuned, untuned
@@ -50,29 +50,34 @@ class TimedEngine:
         return np.ones((len(ids), 3), np.float32)
 
 
-class TwoForms(TimedEngine):
-    """Attention costs a token more, the wider its row is: 1 us and 100 ns for each token of the width, or `fused` both."""
+class ManyForms(TimedEngine):
+    """Attention costs a token more, the wider its row is: 1 us and 100 ns for each token of the width, or `fused` both.
+    Float32 between int8 products costs `of_float32` times as much as bfloat16 does, where there is bfloat16."""
 
     may_fuse = True
 
-    def __init__(self, fused=(1e-6, 1e-7), of_fused=1.0):
+    def __init__(self, fused=(1e-6, 1e-7), of_fused=1.0, of_float32=0.0):
         super().__init__()
-        self.fused, self.of_fused = fused, of_fused
-        self.fused_from = self.settled = -1
+        self.fused, self.of_fused, self.of_float32 = fused, of_fused, of_float32
+        self.may_bfloat16 = bool(of_float32)
+        self.form = GraphForm(fused_from=64, bfloat16=self.may_bfloat16)
+        self.settled = None
 
     def encode(self, ids, lengths):
         width = ids.shape[1]
-        fused = self.fused_from is not None and width >= self.fused_from
+        fused = self.form.fused_from is not None and width >= self.form.fused_from
         fixed, of_width = self.fused if fused else (1e-6, 1e-7)
         self.token_s = fixed + of_width * width
+        if self.may_bfloat16 and not self.form.bfloat16:
+            self.token_s *= self.of_float32
         vectors = super().encode(ids, lengths)
         if fused and self.of_fused is None:
             raise RuntimeError("not on this processor")
         vectors[:, 0] *= self.of_fused if fused else 1.0
         return vectors
 
-    def settle(self, fused_from):
-        self.fused_from = self.settled = fused_from
+    def settle(self, form):
+        self.form = self.settled = form
 
 
 @pytest.fixture
@@ -84,6 +89,7 @@ def spec(tiny_model, tmp_path, monkeypatch):
 @pytest.fixture
 def _made_up_time(monkeypatch):
     monkeypatch.setattr(tuning, "time", CLOCK)
+    monkeypatch.setattr(forms, "time", CLOCK)
 
 
 def setup_of(spec, threads=1, **fixed) -> Setup:
@@ -146,34 +152,65 @@ def test_where_there_is_little_to_do_only_what_was_found_before_is_used(spec):
 @pytest.mark.parametrize(
     ("engine", "expected"),
     [
-        (TwoForms(fused=(5e-6, 1e-7)), None),  # dearer everywhere
-        (TwoForms(fused=(1e-6, 5e-8)), 0),  # cheaper everywhere
-        (TwoForms(fused=(8e-6, 1e-8)), 128),  # cheaper in wide rows: between 64 and 256
-        (TwoForms(fused=(1e-6, 0.0), of_fused=-1.0), None),  # it computes something else
-        (TwoForms(fused=(1e-6, 0.0), of_fused=float("nan")), None),
-        (TwoForms(fused=(1e-6, 0.0), of_fused=None), None),  # it fails
+        (ManyForms(fused=(5e-6, 1e-7)), None),  # dearer everywhere
+        (ManyForms(fused=(1e-6, 5e-8)), 0),  # cheaper everywhere
+        (ManyForms(fused=(8e-6, 1e-8)), 128),  # cheaper in wide rows: between 64 and 256
+        (ManyForms(fused=(1e-6, 0.0), of_fused=-1.0), None),  # it computes something else
+        (ManyForms(fused=(1e-6, 0.0), of_fused=float("nan")), None),
+        (ManyForms(fused=(1e-6, 0.0), of_fused=None), None),  # it fails
     ],
     ids=["dearer", "cheaper", "in wide rows", "wrong", "nan", "fails"],
 )
 @pytest.mark.usefixtures("_made_up_time")
 def test_attention_is_fused_where_that_is_faster_and_the_same(engine, expected, spec):
     encoder = tuned(Encoder(engine, 1024), setup_of(spec, batch_tokens=1024), LENGTHS)
-    assert encoder.engine.settled == engine.fused_from == expected
+    assert encoder.engine.settled == engine.form == GraphForm(fused_from=expected)
     assert "attention" in encoder.settings
     assert "16/64/256 tokens" in encoder.settings
-    kept = tuned(Encoder(TwoForms(), 1024), setup_of(spec, batch_tokens=1024), LENGTHS, measures=False)
+    kept = tuned(Encoder(ManyForms(), 1024), setup_of(spec, batch_tokens=1024), LENGTHS, measures=False)
+    assert kept.engine.settled == GraphForm(fused_from=expected)
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        (ManyForms(of_float32=1.2), GraphForm(fused_from=None, bfloat16=True)),
+        (ManyForms(of_float32=1.0), GraphForm(fused_from=None, bfloat16=True)),  # nothing is won by the other
+        (ManyForms(of_float32=0.8, fused=(1e-6, 1e-7)), GraphForm(fused_from=0)),
+        (ManyForms(fused=(8e-6, 1e-8), of_float32=1.2), GraphForm(fused_from=128, bfloat16=True)),
+        (ManyForms(fused=(1e-6, 5e-8), of_fused=-1.0, of_float32=0.1), GraphForm(fused_from=None, bfloat16=True)),
+    ],
+    ids=["dearer", "as dear", "cheaper", "in wide rows", "wrong"],
+)
+@pytest.mark.usefixtures("_made_up_time")
+def test_the_rest_of_an_int8_graph_is_in_float32_only_where_that_is_faster(engine, expected, spec):
+    encoder = tuned(Encoder(engine, 1024), setup_of(spec, batch_tokens=1024), LENGTHS)
+    assert encoder.engine.settled == expected
+    assert f"{'bfloat16' if expected.bfloat16 else 'float32'} between int8 products" in encoder.settings
+    kept = tuned(Encoder(ManyForms(of_float32=1.0), 1024), setup_of(spec, batch_tokens=1024), LENGTHS, measures=False)
     assert kept.engine.settled == expected
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+@pytest.mark.usefixtures("_made_up_time")
+def test_whether_an_int8_graph_uses_bfloat16_can_be_fixed(bfloat16, spec):
+    engine = ManyForms(of_float32=0.5 if bfloat16 else 2.0)
+    encoder = tuned(Encoder(engine, 1024), setup_of(spec, bfloat16_in_int8=bfloat16, batch_tokens=1024), LENGTHS)
+    assert encoder.engine.settled.bfloat16 == bfloat16
+    without = ManyForms()  # on a processor that has none
+    encoder = tuned(Encoder(without, 1024), setup_of(spec, 2, bfloat16_in_int8=bfloat16, batch_tokens=1024), LENGTHS)
+    assert encoder.engine.settled.bfloat16 is False
 
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.usefixtures("_made_up_time")
 def test_what_the_user_decides_is_neither_measured_nor_changed(fused, spec):
-    engine = TwoForms(fused=(5e-6, 1e-7) if fused else (1e-6, 0.0))
+    engine = ManyForms(fused=(5e-6, 1e-7) if fused else (1e-6, 0.0))
     encoder = tuned(Encoder(engine, 1024), setup_of(spec, fused_attention=fused, batch_tokens=640), LENGTHS)
-    assert encoder.engine.settled == (0 if fused else None)
+    assert encoder.engine.settled == GraphForm(fused_from=0 if fused else None)
     assert encoder.budget_tokens == 640
     plain = untuned(setup_of(spec, fused_attention=fused, batch_tokens=640))
-    assert (plain.engine.fused_from, plain.budget_tokens) == (0 if fused else None, 640)
+    assert (plain.engine.form.fused_from, plain.budget_tokens) == (0 if fused else None, 640)
 
 
 def texts_of(lengths) -> TokenRows:
@@ -197,7 +234,7 @@ def test_a_real_graph_gives_the_same_vectors_in_both_forms(fused_from, spec):
     encoder = build_encoder(spec, "cpu", 1)
     rows = texts_of([3, 17, 64, 100, 128])
     expected = encoder.encode(rows).vectors
-    encoder.engine.settle(fused_from)
+    encoder.engine.settle(GraphForm(fused_from=fused_from))
     np.testing.assert_allclose(encoder.encode(rows).vectors, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -4,6 +4,7 @@ Tokenizing, batching and retries stand above it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -69,18 +70,29 @@ class CompilingEngine(Engine, Protocol):
     """Tokens that a row may be padded to; None where there is no limit."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GraphForm:
+    """It is one way to compute a graph. All ways give the model's vectors."""
+
+    fused_from: int | None
+    """Attention is fused in batches of at least this width; 0 means in all, None in none."""
+    bfloat16: bool = False
+    """What stands between the int8 products of an int8 graph is computed in bfloat16, not float32."""
+
+
 @runtime_checkable
-class FusingEngine(Engine, Protocol):
-    """Has two forms of attention, with the same vectors; which is faster depends on the processor and the width."""
+class FormingEngine(Engine, Protocol):
+    """Computes its graph in several forms; which is faster depends on the processor and on the width of the rows."""
 
     may_fuse: bool
-    """False where only the plain form gives the model's vectors."""
-    fused_from: int | None
-    """Attention is fused in batches of at least this width; 0 means in all, None in none. It may be set anew between
-    batches."""
+    """False where only attention that is not fused gives the model's vectors."""
+    may_bfloat16: bool
+    """True where the graph is in int8 and the processor has instructions for bfloat16."""
+    form: GraphForm
+    """It may be set anew between batches."""
 
-    def settle(self, fused_from: int | None) -> None:
-        """Set `fused_from` for good, and give back what it needs no longer."""
+    def settle(self, form: GraphForm) -> None:
+        """Set `form` for good, and give back what it needs no longer."""
         ...
 
 

@@ -24,12 +24,12 @@ class Unsupported(Exception):
 class Compiled:
     """A graph, ready to run on `threads` cores."""
 
-    def __init__(self, file: Path, threads: int, *, fused: bool = False) -> None:
+    def __init__(self, file: Path, threads: int, *, fused: bool = False, bfloat16: bool = False) -> None:
         """`fused`: attention is one piece of code, made for the graph, and not OpenVINO's own operators. Which is faster
-        depends on the processor and on the width of the rows."""
+        depends on the processor and on the width of the rows. `bfloat16`: whatever is not an int8 product is computed so."""
         settings = {
             # Without this, a processor that has bfloat16 would use it, unasked.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             # The encoders of one machine would all be pinned to its first cores.
@@ -48,6 +48,11 @@ class Compiled:
 def may_fuse(file: Path) -> bool:
     """Whether the graph's attention may be fused, as far as is known."""
     return not (file.parent / NOT_FUSED).exists()
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @functools.cache

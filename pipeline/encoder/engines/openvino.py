@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.encoder.engines.base import GraphForm
 from pipeline.encoder.engines.device import ready_device, translated_errors
-from pipeline.encoder.engines.graph import Compiled, may_fuse
+from pipeline.encoder.engines.graph import Compiled, has_bfloat16, may_fuse
 from pipeline.encoder.engines.head import Head
 from pipeline.model.folder import EncoderSpec
 
@@ -20,7 +21,7 @@ with it from there on, and code for a new shape takes 5 ms longer to make."""
 
 
 class OpenVinoEngine:
-    """Implements engines.base.CompilingEngine and FusingEngine. Sets torch's thread count for the whole process."""
+    """Implements engines.base.CompilingEngine and FormingEngine. Sets torch's thread count for the whole process."""
 
     name = "openvino"
 
@@ -30,10 +31,12 @@ class OpenVinoEngine:
         self.dim = spec.dim
         self.longest = spec.max_seq_length
         self.may_fuse = may_fuse(graph)
-        self.fused_from: int | None = FUSED_FROM if self.may_fuse else None
+        self.may_bfloat16 = spec.precision == "int8" and has_bfloat16()
+        # Where nothing was measured it is bfloat16, so that an int8 model is judged by the less exact of its forms.
+        self.form = GraphForm(fused_from=FUSED_FROM if self.may_fuse else None, bfloat16=self.may_bfloat16)
         ready_device("cpu", threads)
         self._file, self._threads = graph, threads
-        self._compiled: dict[bool, Compiled] = {}
+        self._compiled: dict[tuple[bool, bool], Compiled] = {}
         self._head = Head(spec, prompt_length)
 
     @torch.inference_mode()
@@ -49,14 +52,15 @@ class OpenVinoEngine:
 
     def _graph(self, width: int) -> Compiled:
         """The graph for rows of this width. Each form of it is compiled when it is first needed, and kept."""
-        fused = self.may_fuse and self.fused_from is not None and width >= self.fused_from
-        if fused not in self._compiled:
-            self._compiled[fused] = Compiled(self._file, self._threads, fused=fused)
-        return self._compiled[fused]
+        start, bfloat16 = self.form.fused_from, self.form.bfloat16 and self.may_bfloat16
+        fused = self.may_fuse and start is not None and width >= start
+        if (fused, bfloat16) not in self._compiled:
+            self._compiled[fused, bfloat16] = Compiled(self._file, self._threads, fused=fused, bfloat16=bfloat16)
+        return self._compiled[fused, bfloat16]
 
-    def settle(self, fused_from: int | None) -> None:
-        """Fuse attention from this width on, and give back the memory of a form of the graph that is not needed then."""
-        self.fused_from = fused_from
-        for fused in list(self._compiled):
-            if fused_from == (None if fused else 0):
-                del self._compiled[fused]
+    def settle(self, form: GraphForm) -> None:
+        """Compute in this form, and give back the memory of those that it doesn't need."""
+        self.form = form
+        for fused, bfloat16 in list(self._compiled):
+            if bfloat16 != form.bfloat16 or form.fused_from == (None if fused else 0):
+                del self._compiled[fused, bfloat16]

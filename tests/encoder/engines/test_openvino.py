@@ -11,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ModelSpec
-from pipeline.encoder.encoder import build_encoder
-from pipeline.encoder.engines.graph import Unsupported
+from pipeline.encoder.encoder import Encoder, build_encoder
+from pipeline.encoder.engines.base import GraphForm
+from pipeline.encoder.engines.graph import Unsupported, has_bfloat16
+from pipeline.encoder.engines.int8 import graph_file, unpack
 from pipeline.encoder.engines.kept_graph import float32_graph
 from pipeline.encoder.engines.openvino import OpenVinoEngine
 from pipeline.encoder.engines.torch import TorchEngine
 from pipeline.encoder.int8 import FEWEST, quantise
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.errors import InputError, RunError
-from pipeline.model.folder import encoder_spec
+from pipeline.model.folder import Int8Graph, encoder_spec
 from tests.architectures import build_architecture
 
 EXACT = ["bert", "roberta", "distilbert", "mpnet", "xlm-roberta", "albert", "electra", "nomic_bert", "qwen3", "t5"]
@@ -151,6 +153,25 @@ def test_int8_is_near_float32_and_the_same_for_the_same_texts(tiny_model, tmp_pa
     assert (made.measured_on, made.agreement.texts) == (100, 100)
     assert quantise(spec, tokens, 1)[1].agreement == made.agreement
     assert len(content) > 1000
+
+
+@pytest.mark.parametrize("fused_from", [0, 20, None])
+def test_int8_has_near_vectors_in_float32_and_bfloat16(fused_from, tiny_model, tmp_path):
+    spec = encoder_spec(ModelSpec(path=str(tiny_model), precision="int8"))
+    chance = np.random.default_rng(0)
+    tokens = TokenRows.of([chance.integers(5, 30, length).astype(np.int32) for length in chance.integers(2, 40, 200)])
+    content, made = quantise(spec, tokens, 1)
+    unpack(content, tmp_path)
+    engine = OpenVinoEngine(replace(spec, int8=Int8Graph(digest=made.digest, file="")), graph_file(tmp_path), 1)
+    assert engine.form.bfloat16 == engine.may_bfloat16 == has_bfloat16()
+    found = {}
+    for bfloat16 in (False, True):
+        engine.settle(GraphForm(fused_from=fused_from, bfloat16=bfloat16))
+        found[bfloat16] = Encoder(engine, 1024).encode(tokens).vectors
+    assert np.array_equal(found[False], found[True]) != has_bfloat16()
+    assert (found[False] * found[True]).sum(axis=1).mean() > 0.999
+    exact = build_encoder(replace(spec, precision="float32"), "cpu", 1).encode(tokens).vectors
+    assert min((vectors * exact).sum(axis=1).mean() for vectors in found.values()) > 0.99
 
 
 def test_int8_needs_texts(tiny_model):
