@@ -295,7 +295,8 @@ class ResourceSpec:
     encoders: int | Auto = "auto"
     """So many encoders work side by side; auto has as many as the cluster has room for."""
     cpus_per_encoder: int | Auto = "auto"
-    """An encoder has so many CPU cores; auto is 1."""
+    """An encoder has so many CPU cores. Auto is 1, or more where memory holds fewer encoders than there are cores. Before a
+    run on CPUs of ten minutes or more it is measured which number is the fastest, unless `encoders` is given."""
     gpus_per_encoder: float | Auto = "auto"
     """An encoder has so many GPUs, or a share of one below 1; auto is 1 where the cluster has GPUs, else 0."""
     batch_tokens: int | Auto = "auto"

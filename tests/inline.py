@@ -118,8 +118,8 @@ class InProcess(LocalExecutor):
         """One item after the other in the caller's own thread, as everything here."""
         return super().for_each(job, do, items, seconds=seconds)
 
-    def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
-        do(item, job.worker_spec(self.pools(job)), 1)
+    def with_all_cpus(self, job: Job, do: Callable[[Item, WorkerSpec, int], Result], item: Item) -> Result:
+        return do(item, job.worker_spec(self.pools(job)), 1)
 
 
 class Died(Exception):

@@ -1,6 +1,7 @@
 """What an encoder is built from: its model, its device, and what a user decided for speed alone."""
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from pipeline.model.folder import EncoderSpec
 
@@ -21,3 +22,16 @@ class Setup:
     """It is `cpu` or `cuda`."""
     threads: int
     fixed: Fixed = Fixed()
+
+
+def libraries() -> list[str]:
+    """Return the versions of the libraries that compute, "" for one that is not installed: what was measured with others
+    says nothing."""
+    return [_version(package) for package in ("torch", "openvino")]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

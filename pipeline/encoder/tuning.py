@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from pipeline.encoder import forms
 from pipeline.encoder.encoder import Encoder, build_encoder
 from pipeline.encoder.engines.base import FormingEngine, GraphForm
 from pipeline.encoder.made_up_rows import Sample
-from pipeline.encoder.settings import Setup
+from pipeline.encoder.settings import Setup, libraries
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.machine.processor import processor
 from pipeline.model.cache import is_kept, kept
@@ -88,7 +87,7 @@ def _keys(encoder: Encoder, setup: Setup, widths: Sequence[int]) -> list[str]:
     little, and each width lies between two powers of two."""
     known = {
         "encoder": setup.spec.identity() | {"int8": None},
-        "engine": [encoder.engine.name, setup.spec.engine, *map(_version, ("torch", "openvino"))],
+        "engine": [encoder.engine.name, setup.spec.engine, *libraries()],
         "processor": processor(),
         "device": setup.device,
         "threads": setup.threads,
@@ -99,13 +98,6 @@ def _keys(encoder: Encoder, setup: Setup, widths: Sequence[int]) -> list[str]:
     nearest = tuple(round(math.log2(width)) for width in widths)
     between = itertools.product(*({math.floor(math.log2(width)), math.ceil(math.log2(width))} for width in widths))
     return [identity.digest(known | {"widths": list(powers)}) for powers in dict.fromkeys([nearest, *between])]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ImportError:
-        return ""
 
 
 def _choice(encoder: Encoder, setup: Setup, sample: Sample) -> Choice:

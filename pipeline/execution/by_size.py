@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from pipeline.config import ResourceSpec
 from pipeline.execution.costs import CLUSTER_START_S, KEYS_HERE, LOCAL_ENCODING_S, SEND_ROWS_HERE
 from pipeline.execution.executor import (
@@ -31,6 +29,7 @@ from pipeline.machine.processor import has_gpus
 from pipeline.progress import duration
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask
+from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.table.compare import Difference
 from pipeline.table.diff import RowDifference
 from pipeline.table.part import Part
@@ -70,8 +69,8 @@ class ExecutorBySize:
     def flow(self, job: Job, tasks: Sequence[Task], flow: Flow, on_progress: OnProgress | None) -> Flowing:
         return self._encoding(job).flow(job, tasks, flow, on_progress)
 
-    def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
-        self._encoding(job).with_all_cpus(job, do, item)
+    def with_all_cpus(self, job: Job, do: Callable[[Item, WorkerSpec, int], Result], item: Item) -> Result:
+        return self._encoding(job).with_all_cpus(job, do, item)
 
     def for_each(
         self, job: Job, do: Do[Item, Result], items: Sequence[Item], *, seconds: float, heavy: bool = False

@@ -121,8 +121,8 @@ class Executor(Protocol):
         """Return how many workers `flow` would have for this job."""
         ...
 
-    def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
-        """Call `do(item, worker spec, threads)` in one process with the CPUs of a machine. It may load torch."""
+    def with_all_cpus(self, job: Job, do: Callable[[Item, WorkerSpec, int], Result], item: Item) -> Result:
+        """Return `do(item, worker spec, cores)`, called in one process with the cores of a machine. It may load torch."""
         ...
 
     def for_each(

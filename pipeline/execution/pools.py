@@ -61,6 +61,8 @@ class Load:
     """The layers of the transformer have so many weights; a static model has none."""
     vector_bytes: int = 1536
     """A row's vector has so many bytes in the table."""
+    threads: int | None = None
+    """An encoder on CPUs is fastest with so many cores, where that was measured; see arrangement.py."""
 
     @property
     def gpu_rows_per_s(self) -> float:
@@ -95,13 +97,13 @@ def choose_pools(
     """Fill in `auto` from the CPUs, the GPUs and the bytes of memory of each node, and from what a row costs.
 
     Encoders, of which each holds about `encoder_bytes`, are as many as the memory holds, unless a number is given. A CPU
-    encoder has one thread: two in step wait for each other whenever anything else runs on a core (measured: 2 x
-    1 thread gave 1.2 times the rate of 1 x 2 on two cores). Raises ConfigError for what the cluster can't give, since
-    Ray itself would wait for it for ever.
+    encoder whose best number of cores was not measured has one: two in step wait for each other whenever anything else
+    runs on a core. It has more where the memory holds fewer encoders than there are cores. Raises ConfigError for what
+    the cluster can't give, since Ray itself would wait for it for ever.
     """
     cpus, gpus = int(sum(node.get("CPU", 0) for node in nodes)), sum(node.get("GPU", 0) for node in nodes)
     gpus_each = _given(spec.gpus_per_encoder, otherwise=1.0 if gpus else 0.0)
-    cpus_each = int(_given(spec.cpus_per_encoder, otherwise=1))
+    cpus_each = int(_given(spec.cpus_per_encoder, otherwise=_cores_each(spec, nodes, encoder_bytes, load)))
     room = sum(_encoders_on(node, cpus_each, gpus_each) for node in nodes)
     # A logical CPU stays for reading and writing, since encoders on all of them would wait for their input for ever.
     room = min(room, (cpus - 1) // cpus_each)
@@ -127,6 +129,18 @@ def choose_pools(
         writers=writers,
         cpus_per_task=max(0.01, math.floor(per_task * 100) / 100),
     )
+
+
+def _cores_each(spec: ResourceSpec, nodes: Sequence[Mapping[str, float]], encoder_bytes: int, load: Load) -> int:
+    """Return how many cores an encoder has, where the user leaves it open."""
+    if any(node.get("GPU", 0) for node in nodes) and spec.gpus_per_encoder != 0:
+        return 1
+    if load.threads is not None:
+        return load.threads
+    if spec.encoders != "auto":
+        return 1
+    held = max(1, sum(_encoders_on(node, 1, 0.0, encoder_bytes) for node in nodes))
+    return max(1, (int(sum(node.get("CPU", 0) for node in nodes)) - 1) // held)
 
 
 def _given(value: float | str, otherwise: float) -> float:

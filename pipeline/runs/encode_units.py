@@ -15,6 +15,7 @@ from pipeline.errors import RunError, SourceChanged
 from pipeline.execution.executor import Busy, Executor, Report, report_of
 from pipeline.progress import Phase
 from pipeline.runs import unread_files
+from pipeline.runs.arrange import arranged
 from pipeline.runs.estimate import TOKENS_PER_S
 from pipeline.runs.guard import check_clipped, check_failed, check_unfit, check_unread
 from pipeline.runs.prepared import Prepared
@@ -37,6 +38,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
     if not tasks:
         return NOTHING_ENCODED
     started = time.time()
+    prepared = arranged(prepared, executor)
     filtered = prepared.spec.source.where is not None or prepared.spec.source.on_null == "skip"
     # Reports are added up and not kept: a large corpus has millions of slices.
     busy, engines, told, changed = Busy(), set[str](), set[str](), ""
@@ -75,10 +77,15 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
         effort=effort,
         seconds=time.time() - busy.first_start,
         start_s=busy.first_start - started,
-        workers=executor.description,
+        workers=_workers(prepared, executor),
         engines="; ".join(sorted(engines - {""})),
         told=tuple(sorted(told - {""})),
     )
+
+
+def _workers(prepared: Prepared, executor: Executor) -> str:
+    measured = f"; {prepared.arrangement.reason}" if prepared.arrangement is not None else ""
+    return f"{executor.description}{measured}"
 
 
 def _rows_to_do(prepared: Prepared) -> dict[str, Any]:

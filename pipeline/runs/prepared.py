@@ -17,6 +17,7 @@ from pipeline.config import ResourceSpec, RunSpec
 from pipeline.encoder.engines.numpy_bert import is_plain
 from pipeline.encoder.settings import Fixed
 from pipeline.execution import costs
+from pipeline.execution.arrangement import Arrangement
 from pipeline.execution.pools import Load, Pools
 from pipeline.execution.slicing import evened
 from pipeline.machine.quotas import cores
@@ -98,6 +99,8 @@ class Prepared:
     plan: Plan
     plan_s: float
     calibrate_s: float = 0.0
+    arrangement: Arrangement | None = None
+    """It says how many cores an encoder has, where that was measured."""
 
     @property
     def table(self) -> Folder:
@@ -161,7 +164,8 @@ class Prepared:
         tokens = self._tokens_per_row()
         if self.spec.chunk is not None and self.spec.rows_are_chunks:
             tokens = min(tokens, self.spec.chunk.max_tokens)
-        return Load(tokens=tokens, weights=weights, vector_bytes=self.stored_vector_bytes)
+        threads = self.arrangement.threads if self.arrangement is not None else None
+        return Load(tokens=tokens, weights=weights, vector_bytes=self.stored_vector_bytes, threads=threads)
 
     def _tokens_per_row(self) -> float:
         """Estimate the tokens of a row by the table's own rows, or by the bytes of the files where there is no table."""

@@ -40,6 +40,8 @@ MEASURED = pa.schema(
 
 SAMPLE_ROWS = 256
 """A slice of the sample has so many texts."""
+MOST_THREADS = 8
+"""A process that quantises a model has at most so many threads, because more wait for each other."""
 
 
 def read_sample(task: Task, spec: WorkerSpec, tokenizer: Tokenizer) -> Iterator[pa.Table]:
@@ -135,7 +137,8 @@ def sampled_tokens(rows: Iterable[pa.Table]) -> pa.Table:
 def quantise_model(tokens: pa.Table, spec: WorkerSpec, threads: int) -> None:
     """Make the table's int8 model, unless another run has. Raises InputError or RunError where it can't be made."""
     assert spec.encode.int8_path is not None
-    graph, made = encoder_int8.quantise(spec.encode.encoder, arrow_to_tokens(tokens.column(schema.TOKENS)), threads)
+    rows = arrow_to_tokens(tokens.column(schema.TOKENS))
+    graph, made = encoder_int8.quantise(spec.encode.encoder, rows, min(threads, MOST_THREADS))
     int8.create(spec.open_table(), spec.encode.int8_path, graph, made)
 
 

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline import progress
 from pipeline.config import ResourceSpec
@@ -25,6 +24,7 @@ from pipeline.machine.quotas import cores, memory_bytes
 from pipeline.stages import row_keys
 from pipeline.stages.flow import EMBED, Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask
+from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.table import diff, scan
 from pipeline.table.compare import Difference
 from pipeline.table.diff import KEPT, WANTED_KEY, Keys, RowDifference
@@ -82,7 +82,7 @@ class LocalExecutor:
         with LocalFlow(tasks, flow, job.worker_spec(pools), limited, on_progress) as running:
             yield from running.results()
 
-    def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
+    def with_all_cpus(self, job: Job, do: Callable[[Item, WorkerSpec, int], Result], item: Item) -> Result:
         """Do it in one worker process."""
         log = WorkerLog()
         child = Child("pipeline.execution.local.process", log.file)
@@ -97,6 +97,8 @@ class LocalExecutor:
             log.close(keep=False)
         if kind == "error":
             raise value if isinstance(value, PipelineError) else RunError(f"{type(value).__name__}: {value}")
+        result: Result = value
+        return result
 
     def for_each(
         self, job: Job, do: Do[Item, Result], items: Sequence[Item], *, seconds: float, heavy: bool = False

@@ -57,8 +57,7 @@ class WorkerProcess:
             return write_row(row, self._spec, self._flow, strikes)
         assert verb == "alone"
         do, item, threads = given
-        do(item, self._spec, threads)
-        return None
+        return do(item, self._spec, threads)
 
     def _tell(self, rows: int, tokens: int) -> None:
         self._connection.send(("progress", (rows, tokens)))

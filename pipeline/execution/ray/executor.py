@@ -6,7 +6,6 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 from ray.data import TaskPoolStrategy
@@ -21,6 +20,7 @@ from pipeline.execution.ray.flow import monitored, run_flow
 from pipeline.execution.ray.shuffle import items_of, light
 from pipeline.stages.flow import Flow, OnProgress
 from pipeline.stages.row_keys import KeyResult, KeyTask
+from pipeline.stages.worker_spec import WorkerSpec
 from pipeline.table import compare
 from pipeline.table.compare import Difference
 from pipeline.table.diff import RowDifference
@@ -31,8 +31,6 @@ KEYS_PER_BUCKET = 4_000_000
 """One worker compares about so many keys of two versions at once."""
 DIFF_KEYS_PER_BUCKET = 2_000_000
 """One worker compares about so many keys of units and live rows at once."""
-MOST_THREADS = 8
-"""A process that quantises a model has at most so many threads, because more wait for each other."""
 
 
 class RayExecutor:
@@ -70,13 +68,16 @@ class RayExecutor:
             progress.current().start_encoders(f"{limited.describe_encoders()} on {where_of(self._resources)}")
         return run_flow(tasks, flow, job.worker_spec(pools), limited, on_progress)
 
-    def with_all_cpus(self, job: Job, do: Callable[..., None], item: pa.Table) -> None:
-        """Do it on one worker, with all of a node's CPUs but one, and MOST_THREADS at most."""
+    def with_all_cpus(self, job: Job, do: Callable[[Item, WorkerSpec, int], Result], item: Item) -> Result:
+        """Do it on one worker, with all of a node's CPUs but one."""
         spec = job.worker_spec(self._cluster.pools())
         cpus = max(int(node["Resources"].get("CPU", 0)) for node in alive_nodes())
-        threads = max(1, min(cpus - 1, MOST_THREADS))
+        threads = max(1, cpus - 1)
         with monitored("alone", spec) as (run, _):
-            ray.get(ray.remote(workers.do_alone).options(num_cpus=threads).remote(do, item, run, threads))
+            result: Result = ray.get(
+                ray.remote(workers.do_alone).options(num_cpus=threads).remote(do, item, run, threads)
+            )
+        return result
 
     def for_each(
         self, job: Job, do: Do[Item, Result], items: Sequence[Item], *, seconds: float, heavy: bool = False

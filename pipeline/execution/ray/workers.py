@@ -81,8 +81,8 @@ def do_each(batch: pa.Table, run: str) -> Iterator[pa.Table]:
             yield pa.table({"result": pa.array([pickle.dumps(result)], pa.large_binary())})
 
 
-def do_alone(do: Any, item: pa.Table, run: str, threads: int) -> None:
-    do(item, given(run)[0], threads)
+def do_alone(do: Any, item: Any, run: str, threads: int) -> Any:
+    return do(item, given(run)[0], threads)
 
 
 def do_given(batch: pa.Table, run: str) -> Iterator[pa.Table]:
