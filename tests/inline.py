@@ -93,7 +93,7 @@ class InProcess(LocalExecutor):
         spec = job.worker_spec(self.pools(job))
         encoder, tokenizer = built(spec.encoder_here()) if flow.encode else (None, Tokenizer(spec.encode.encoder, 1))
         if encoder is not None and flow.proves:
-            worker.prove(encoder, spec, tokenizer)
+            worker.prove(encoder, spec)
         order = list(tasks)
         if self._shuffle is not None:
             random.Random(self._shuffle).shuffle(order)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.engines.base import Answer, DeviceLost, Engine, EngineLost, OutOfMemory
 from pipeline.encoder.engines.feed import feed_for
+from pipeline.encoder.probe_tokens import probe_tokens
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError, RunError
@@ -285,9 +286,9 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int, *, packs: bool =
         table = static.StaticEngine(spec, device, threads)
         return Encoder(table, static.BUDGET_TOKENS[device], static.OVERHEAD_TOKENS[device])
     prompt_length = 0 if spec.include_prompt else Tokenizer(spec, threads).prompt_length
-    token_types = token_types_of(spec, threads)
+    token_types = token_types_of(spec)
     if device == "cpu" and (
-        spec.precision == "int8" or (spec.precision == "float32" and spec.engine in ("auto", "openvino"))
+        spec.precision == "int8" or (spec.precision == "float32" and spec.engine in ("auto", "made", "openvino"))
     ):
         graph = _openvino_engine(spec, threads, prompt_length, token_types=token_types)
         if graph is not None:
@@ -312,17 +313,17 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int, *, packs: bool =
     return encoder
 
 
-def token_types_of(spec: EncoderSpec, threads: int) -> bool:
+def token_types_of(spec: EncoderSpec) -> bool:
     """Whether the transformer is to be given token types: where the tokenizer has them and they make a difference."""
-    return ARCHITECTURES[spec.model_type].adds_token_types and Tokenizer(spec, threads).gives_token_types
+    return ARCHITECTURES[spec.model_type].adds_token_types and probe_tokens(spec).token_types
 
 
 def _openvino_engine(spec: EncoderSpec, threads: int, prompt_length: int, *, token_types: bool) -> Engine | None:
     """The engine; None where `auto` has to do without, since it is not installed or gives other vectors than torch."""
-    if spec.engine == "auto" and not openvino_is_installed():
+    if spec.engine in ("auto", "made") and not openvino_is_installed():
         return None
     from pipeline.encoder.engines.graph import Unsupported
-    from pipeline.encoder.engines.kept_graph import float32_graph
+    from pipeline.encoder.engines.kept_graph import float32_graph, is_made
     from pipeline.encoder.engines.openvino import OpenVinoEngine
 
     if spec.precision == "int8":
@@ -332,6 +333,8 @@ def _openvino_engine(spec: EncoderSpec, threads: int, prompt_length: int, *, tok
                 "`python -m jobs.embed` first"
             )
         return OpenVinoEngine(spec, Path(spec.int8.file), threads, prompt_length)
+    if spec.engine == "made" and not is_made(spec, token_types=token_types):
+        return None
     try:
         return OpenVinoEngine(spec, float32_graph(spec, token_types=token_types), threads, prompt_length)
     except Unsupported as reason:

@@ -37,7 +37,7 @@ def quantise(spec: EncoderSpec, tokens: TokenRows, threads: int) -> tuple[bytes,
     # The graph gives torch's vectors, which was proven when it was made, in a third of the time.
     exact = replace(spec, precision="float32", engine="openvino", int8=None)
     try:
-        graph = float32_graph(exact, token_types=token_types_of(exact, threads))
+        graph = float32_graph(exact, token_types=token_types_of(exact))
     except Unsupported as reason:
         raise InputError(f"model.precision 'int8' can't run this model ({reason}): leave it out") from None
     content = quantised(graph, measured)

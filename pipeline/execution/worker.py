@@ -16,8 +16,9 @@ from pipeline import schema
 from pipeline.encoder import light, probes
 from pipeline.encoder.deadline import Deadline
 from pipeline.encoder.encoder import Encoder
-from pipeline.encoder.engines.base import DeviceLost
+from pipeline.encoder.engines.base import DeviceLost, FormingEngine
 from pipeline.encoder.isolated import IsolatedEngine
+from pipeline.encoder.probe_tokens import probe_tokens
 from pipeline.encoder.token_rows import arrow_to_tokens
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.encoder.tuning import tuned, untuned
@@ -88,7 +89,7 @@ class SliceEncoder:
         self._is_tuned = False
         self._refused = ""
 
-    def load(self, spec: WorkerSpec, tokenizer: Callable[[], Tokenizer], died: int = 0) -> None:
+    def load(self, spec: WorkerSpec, died: int = 0) -> None:
         """Build the encoder. So many others `died` while they did so."""
         try:
             if died >= MOST_STRIKES:
@@ -97,9 +98,9 @@ class SliceEncoder:
                 )
             with Deadline(spec.limits.unit_timeout_s):
                 self._spec = spec = replace(spec, encode=replace(spec.encode, encoder=spec.encoder_here()))
-                self._tokenizer = tokenizer
+                self._setup = spec.encode.setup
                 without_torch = self._light()
-                self._encoder = without_torch or self._proven(untuned(spec.encode.setup))
+                self._encoder = without_torch or self._first()
                 self._is_tuned = without_torch is not None or spec.encode.encoder.is_static
         except PipelineError as error:
             self._refused = str(error)
@@ -132,12 +133,24 @@ class SliceEncoder:
         encoder.budget_tokens = given.fixed.batch_tokens or encoder.budget_tokens
         if not known and self._flow.proves:
             hide(FOR_TOKENIZERS)  # From here on this process has no torch.
-            prove(encoder, self._spec, self._tokenizer())
+            prove(encoder, self._spec)
         return encoder
+
+    def _first(self) -> Encoder:
+        """An encoder of which nothing was measured yet."""
+        encoder = untuned(self._setup)
+        try:
+            return self._proven(encoder)
+        except RunError:
+            # The table may be of a processor without bfloat16.
+            if not (isinstance(encoder.engine, FormingEngine) and encoder.engine.form.bfloat16):
+                raise
+            self._setup = replace(self._setup, fixed=replace(self._setup.fixed, bfloat16_in_int8=False))
+            return self._proven(untuned(self._setup))
 
     def _proven(self, encoder: Encoder) -> Encoder:
         if self._flow.proves:
-            prove(encoder, self._spec, self._tokenizer())
+            prove(encoder, self._spec)
         return encoder
 
     def _tuned(self, row: pa.Table, encoder: Encoder) -> Encoder:
@@ -151,10 +164,10 @@ class SliceEncoder:
         given = self._spec.encode
         before = encoder.settings
         try:
-            found = tuned(encoder, given.setup, lengths[lengths > 0], measures=given.measures)
+            found = tuned(encoder, self._setup, lengths[lengths > 0], measures=given.measures)
             self._encoder = self._proven(found) if found.settings != before else found
         except Exception as error:  # What is only for speed must not end a run.
-            self._encoder = untuned(given.setup)
+            self._encoder = untuned(self._setup)
             self._encoder.settings = f"as it comes, as measuring failed: {type(error).__name__}: {_first_line(error)}"
         if given.device == "cuda":
             self._encoder.apart = self._apart()
@@ -209,12 +222,12 @@ def standing_probes(spec: WorkerSpec) -> tuple[tuple[float, ...], ...]:
     return probes.from_json(standing) if standing is not None else ()
 
 
-def prove(encoder: Encoder, spec: WorkerSpec, tokenizer: Tokenizer) -> None:
+def prove(encoder: Encoder, spec: WorkerSpec) -> None:
     """Encode the probe texts and compare with the vectors of the table, or of the first encoder of this model.
 
     Raises RunError when they differ.
     """
-    vectors = encoder.encode(tokenizer.tokenize(list(probes.TEXTS)), None).vectors
+    vectors = encoder.encode(probe_tokens(spec.encode.encoder).rows, None).vectors
     expected = spec.encode.probes
     if not expected:
         path, content = layout.probe_vectors(spec.write.fingerprint), probes.to_json(vectors)

@@ -182,8 +182,8 @@ class Prepared:
         spec, many = self.spec, _has_many_rows(self, pools)
         rows = slice_rows(self, pools)
         encoder = self.encoder
-        if spec.model.engine == "auto" and (many or pools.light):
-            encoder = replace(encoder, engine="numpy" if pools.light else "auto")
+        if spec.model.engine == "auto":
+            encoder = replace(encoder, engine="numpy" if pools.light else "auto" if many else "made")
         return WorkerSpec(
             read=ReadSpec(
                 source=spec.source,

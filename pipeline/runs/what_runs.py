@@ -117,10 +117,10 @@ def _expected_engine(prepared: Prepared, pools: Pools | None) -> str:
         return "torch, on GPUs"
     if pools.light:
         return "numpy where it gives torch's vectors, since for so few texts torch would take longer to start than it saves"
-    if prepared.worker_spec(pools).encode.encoder.engine != "auto":
-        return "torch: for so few texts another engine would take longer to start than it saves"
     if not openvino_is_installed():
         return "torch: openvino is not installed"
+    if prepared.worker_spec(pools).encode.encoder.engine == "made":
+        return "openvino if this node has made the model's graph before, else torch: for so few texts it is not made"
     return "openvino where it gives torch's vectors, else torch"
 
 

@@ -45,7 +45,10 @@ def corpus(tmp_path_factory) -> Path:
         pytest.param({"dtype": "int8", "partition_by": ["lang"]}, id="int8", marks=pytest.mark.slow),
     ],
 )
-def test_its_table_is_that_of_one_process_and_a_second_run_finds_nothing_to_do(table, corpus, tiny_model, tmp_path):
+def test_its_table_is_that_of_one_process_and_a_second_run_finds_nothing_to_do(
+    table, corpus, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # No graph was made on this node before.
     sections = {"table": table, "limits": {"unit_rows": 64}, "resources": {"encoders": 2}}
     spec = spec_of(corpus, tiny_model, tmp_path / "table", **sections)
     summary = pipeline.embed(spec)

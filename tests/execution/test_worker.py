@@ -7,7 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.encoder import tuning
+from pipeline.encoder.engines.base import GraphForm
 from pipeline.encoder.tokenizer import Tokenizer
+from pipeline.errors import RunError
 from pipeline.execution import worker
 from pipeline.execution.worker import SliceEncoder, read_task
 from pipeline.runs.prepare import prepare
@@ -33,7 +36,7 @@ def encoded(tiny_model, tmp_path, monkeypatch):
         given = replace(given, encode=replace(given.encode, measures=measures))
         tokenizer = Tokenizer(given.encode.encoder, 1)
         one = SliceEncoder(EMBED, "one", lambda rows, tokens: None)
-        one.load(given, lambda: tokenizer)
+        one.load(given)
         slices = [row for task in prepared.plan.tasks for row in read_task(task, given, EMBED, tokenizer, 0)]
         assert len(slices) > 1
         answers = pa.concat_tables(one.encode(row, 0) for row in slices)
@@ -85,3 +88,34 @@ def test_settings_with_other_vectors_are_not_taken(encoded, monkeypatch):
     names, vectors = encoded()
     assert "measuring failed" in names[0]
     np.testing.assert_array_equal(vectors, plain)
+
+
+def test_an_int8_table_of_a_processor_without_bfloat16_is_gone_on_with(monkeypatch, encoded):
+    """Where bfloat16 gives other vectors than the table's, the encoder computes in float32, or refuses as it would have."""
+    proven = []
+
+    class Formed:
+        name, dim, longest, may_fuse, may_bfloat16 = "openvino", 32, 128, True, True
+
+        def __init__(self):
+            self.form = GraphForm(fused_from=64, bfloat16=True)
+
+        def settle(self, form):
+            self.form = form
+
+        def encode(self, ids, lengths):
+            return np.ones((len(ids), 32), np.float32)
+
+    def prove(encoder, spec):
+        proven.append(encoder.engine.form.bfloat16)
+        if encoder.engine.form.bfloat16 or len(proven) > most:
+            raise RunError("the encoder no longer gives the vectors")
+
+    monkeypatch.setattr(tuning, "build_encoder", lambda *_: worker.Encoder(Formed(), 1024))
+    monkeypatch.setattr(worker, "prove", prove)
+    most = 2
+    names, _ = encoded(measures=False)
+    assert (proven, set(names)) == ([True, False], {"openvino"})
+    most = 0
+    with pytest.raises(AssertionError):
+        encoded(measures=False)

@@ -136,7 +136,7 @@ def test_a_writer_that_comes_after_its_slice_was_recorded_changes_nothing(publis
     prepared = prepare.prepare(spec, writes=True)
     worker = prepared.worker_spec(inline.POOLS)
     encoder, tokenizer = inline.built(worker.encode.encoder)
-    prove(encoder, worker, tokenizer)
+    prove(encoder, worker)
     (task,) = prepared.plan.tasks
     slices = EMBED.read(task, worker, tokenizer)
     encoded = [EMBED.encode(row, encoder, worker, "zombie", None) for row in slices]

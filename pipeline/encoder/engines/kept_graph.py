@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.encoder.engines.graph import Unsupported
-from pipeline.model.cache import kept
+from pipeline.model.cache import is_kept, kept
 from pipeline.model.folder import EncoderSpec
 
 FORMAT = 4
@@ -17,6 +17,11 @@ PROOF_WIDTH = 512
 _NAME, _REFUSED = "graph.xml", "unsupported"
 
 
+def is_made(spec: EncoderSpec, *, token_types: bool) -> bool:
+    """Whether `float32_graph` would find out at once."""
+    return is_kept("graphs", _key(spec, token_types, _width(spec)))
+
+
 def float32_graph(spec: EncoderSpec, *, token_types: bool) -> Path:
     """The file of the model's float32 graph on this node, made and proven by now or by this call.
 
@@ -25,7 +30,7 @@ def float32_graph(spec: EncoderSpec, *, token_types: bool) -> Path:
     """
     if spec.needs_all_layers:
         raise Unsupported("a module reads the token vectors of all layers")
-    width = min(spec.max_seq_length or PROOF_WIDTH, PROOF_WIDTH)
+    width = _width(spec)
 
     def make(folder: Path) -> None:
         # torch and transformers load only where there is no graph yet.
@@ -40,6 +45,10 @@ def float32_graph(spec: EncoderSpec, *, token_types: bool) -> Path:
     if (folder / _REFUSED).exists():
         raise Unsupported((folder / _REFUSED).read_text(encoding="utf-8"))
     return folder / _NAME
+
+
+def _width(spec: EncoderSpec) -> int:
+    return min(spec.max_seq_length or PROOF_WIDTH, PROOF_WIDTH)
 
 
 def _key(spec: EncoderSpec, token_types: bool, width: int) -> str:

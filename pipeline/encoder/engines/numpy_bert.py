@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.encoder.engines.base import Answer, OutOfMemory
+from pipeline.encoder.engines.numpy_head import NumpyHead, is_plain_head
 from pipeline.model.folder import EncoderSpec
-from pipeline.model.saved_modules import Normalize
 
 KINDS = ("bert", "roberta", "xlm-roberta", "camembert")
 """These keys of ARCHITECTURES have the layout of BERT."""
@@ -39,10 +39,7 @@ def is_plain(spec: EncoderSpec) -> bool:
     return (
         spec.model_type in KINDS
         and spec.precision == "float32"
-        and spec.include_prompt
-        and not spec.token_modules
-        and spec.pooling in (("mean",), ("cls",))
-        and all(isinstance(module, Normalize) for module in spec.post_modules)
+        and is_plain_head(spec)
         and (spec.transformer_folder / "tokenizer.json").is_file()
         and (spec.transformer_folder / "model.safetensors").is_file()
     )
@@ -64,7 +61,7 @@ class NumpyEngine:
             raise NotBert("the model is of another kind")
         self.dim = spec.dim
         self.in_flight = threads
-        self._spec = spec
+        self._head = NumpyHead(spec)
         self._threads = ThreadPoolExecutor(threads)
         try:
             self._bert = spec.load(lambda: _Bert(spec, ids))
@@ -75,30 +72,12 @@ class NumpyEngine:
         """ids int32 [n, width], lengths int32 [n] -> float32 [n, dim]."""
         try:
             mask = np.arange(ids.shape[1]) < lengths[:, None]
-            return _after(self._spec, self._bert(ids, mask), mask)
+            return self._head(self._bert(ids, mask), ids, lengths)
         except MemoryError as error:
             raise OutOfMemory(str(error)) from None
 
     def start(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Answer:
         return self._threads.submit(self.encode, ids, lengths).result
-
-
-def _after(spec: EncoderSpec, hidden: Numbers, mask: NDArray[np.bool_]) -> Numbers:
-    """Pool, normalise and cut float32[n, width, hidden] as the model's modules do."""
-    if spec.pooling == ("cls",):
-        vectors = hidden[:, 0]
-    else:
-        weights = mask[:, :, None].astype(np.float32)
-        vectors = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
-    if spec.post_modules:
-        vectors = _unit(vectors)
-    if spec.truncate_dim is not None:
-        vectors = vectors[:, : spec.truncate_dim]
-    return np.asarray(_unit(vectors) if spec.normalize else vectors, np.float32)
-
-
-def _unit(vectors: Numbers) -> Numbers:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 class _Bert:

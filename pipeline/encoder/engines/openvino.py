@@ -1,18 +1,18 @@
 """A transformer's graph on OpenVINO, on the CPU: padded token ids in, float32 vectors out.
 
-What follows the transformer runs on torch, as in the torch engine. Knows no texts, no batching and no retries.
+What follows the transformer runs on numpy where it can, else on torch, as in the torch engine. Knows no texts, no batching
+and no retries.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.encoder.engines.base import GraphForm
-from pipeline.encoder.engines.device import ready_device, translated_errors
 from pipeline.encoder.engines.graph import Compiled, has_bfloat16, may_fuse
-from pipeline.encoder.engines.head import Head
+from pipeline.encoder.engines.numpy_head import NumpyHead, is_plain_head
 from pipeline.model.folder import EncoderSpec
 
 FUSED_FROM = 64
@@ -21,7 +21,8 @@ with it from there on, and code for a new shape takes 5 ms longer to make."""
 
 
 class OpenVinoEngine:
-    """Implements engines.base.CompilingEngine and FormingEngine. Sets torch's thread count for the whole process."""
+    """Implements engines.base.CompilingEngine and FormingEngine. Where the head runs on torch, it sets torch's thread count
+    for the whole process."""
 
     name = "openvino"
 
@@ -34,21 +35,16 @@ class OpenVinoEngine:
         self.may_bfloat16 = spec.precision == "int8" and has_bfloat16()
         # Where nothing was measured it is bfloat16, so that an int8 model is judged by the less exact of its forms.
         self.form = GraphForm(fused_from=FUSED_FROM if self.may_fuse else None, bfloat16=self.may_bfloat16)
-        ready_device("cpu", threads)
         self._file, self._threads = graph, threads
         self._compiled: dict[tuple[bool, bool], Compiled] = {}
-        self._head = Head(spec, prompt_length)
+        self._head = _head(spec, threads, prompt_length)
 
-    @torch.inference_mode()
     def encode(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
         """ids int32 [n, width], lengths int32 [n] -> float32 [n, dim]."""
         width = ids.shape[1]
         tokens = ids.astype(np.int64)
         hidden = self._graph(width).run(tokens, (np.arange(width) < lengths[:, None]).astype(np.int64))
-        with translated_errors():
-            sizes = None if int(lengths.min()) == width else torch.from_numpy(lengths)
-            vectors: NDArray[np.float32] = self._head(torch.from_numpy(hidden), torch.from_numpy(tokens), sizes).numpy()
-            return vectors
+        return self._head(hidden, tokens, lengths)
 
     def _graph(self, width: int) -> Compiled:
         """The graph for rows of this width. Each form of it is compiled when it is first needed, and kept."""
@@ -64,3 +60,15 @@ class OpenVinoEngine:
         for fused, bfloat16 in list(self._compiled):
             if bfloat16 != form.bfloat16 or form.fused_from == (None if fused else 0):
                 del self._compiled[fused, bfloat16]
+
+
+_Head = Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.int32]], NDArray[np.float32]]
+
+
+def _head(spec: EncoderSpec, threads: int, prompt_length: int) -> _Head:
+    """Return the head for (hidden [n, width, hidden], ids [n, width], lengths [n]), without torch where that is enough."""
+    if is_plain_head(spec):
+        return NumpyHead(spec)
+    from pipeline.encoder.engines.head import head_on_cpu
+
+    return head_on_cpu(spec, threads, prompt_length)

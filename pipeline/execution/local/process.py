@@ -39,7 +39,7 @@ class WorkerProcess:
             (died,) = given
             hide(FOR_MODELS)
             self._encoder = SliceEncoder(self._flow, self._name, self._tell)
-            self._encoder.load(self._spec, self._tokenizer, died)
+            self._encoder.load(self._spec, died)
             return None
         if verb == "encode":
             row, strikes = given

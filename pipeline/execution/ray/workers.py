@@ -47,7 +47,7 @@ class EncodeStage:
         spec, flow = given(run)
         self._encoder = SliceEncoder(flow, this_worker().name, self._tell)
         died = ray.get(self._monitor.starting.remote(this_worker()))
-        self._encoder.load(spec, functools.partial(tokenizer, run), died)
+        self._encoder.load(spec, died)
         self._monitor.ready.remote(this_worker())
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -1,0 +1,58 @@
+"""What stands behind most transformers, on numpy: token vectors in, float32 sentence vectors out.
+
+It knows the mean and the first token, and lengths of one, which need no torch: importing torch takes seconds and 250 MB.
+Models with other modules have the head in head.py.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.encoder.engines.base import OutOfMemory
+from pipeline.model.folder import EncoderSpec
+from pipeline.model.saved_modules import Normalize
+
+Numbers = NDArray[np.float32]
+
+
+def is_plain_head(spec: EncoderSpec) -> bool:
+    """Whether NumpyHead gives the model's vectors."""
+    return (
+        spec.include_prompt
+        and not spec.token_modules
+        and spec.pooling in (("mean",), ("cls",))
+        and all(isinstance(module, Normalize) for module in spec.post_modules)
+    )
+
+
+class NumpyHead:
+    """Pool, normalise and cut, in the order of the model. A vector does not depend on the padding of its row."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        self._takes_first = spec.pooling == ("cls",)
+        self._units = bool(spec.post_modules)
+        self._dim, self._unit_at_last = spec.truncate_dim, spec.normalize
+
+    def __call__(self, hidden: Numbers, ids: NDArray[Any], lengths: NDArray[np.int32]) -> Numbers:
+        """hidden [n, width, hidden], ids [n, width], lengths int32 [n] -> float32 [n, dim]. Raises OutOfMemory."""
+        try:
+            vectors = hidden[:, 0] if self._takes_first else _mean(hidden, lengths)
+            if self._units:
+                vectors = _unit(vectors)
+            if self._dim is not None:
+                vectors = vectors[:, : self._dim]
+            return np.array(_unit(vectors) if self._unit_at_last else vectors, np.float32)
+        except MemoryError as error:
+            raise OutOfMemory(str(error)) from None
+
+
+def _mean(hidden: Numbers, lengths: NDArray[np.int32]) -> Numbers:
+    width = hidden.shape[1]
+    if int(lengths.min()) < width:
+        hidden = hidden * (np.arange(width) < lengths[:, None])[:, :, None].astype(np.float32)
+    return np.asarray(hidden.sum(axis=1) / lengths[:, None].astype(np.float32), np.float32)
+
+
+def _unit(vectors: Numbers) -> Numbers:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
