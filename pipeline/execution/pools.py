@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pipeline.config import ResourceSpec
 from pipeline.errors import ConfigError
 from pipeline.execution import costs
+from pipeline.progress import counted
 
 MOST_CPUS_PER_TASK = 0.99
 """Reading must not ask for as many CPUs as an encoder, or Ray makes one stage of both where their pools are of one size."""
@@ -44,11 +45,12 @@ class Pools:
         return self if encoders is None else replace(self, encoders=max(1, min(self.encoders, encoders, tasks)))
 
     def describe(self) -> str:
-        return f"{self.describe_encoders()}, {self.tokenizers} tokenizers, {self.writers} writers"
+        others = f"{counted(self.tokenizers, 'tokenizer')}, {counted(self.writers, 'writer')}"
+        return f"{self.describe_encoders()}, {others}"
 
     def describe_encoders(self) -> str:
         use = f"{self.gpus_per_encoder:g} GPU" if self.device == "cuda" else f"{self.cpus_per_encoder} CPU"
-        return f"{self.encoders} x {use} encoders"
+        return f"{self.encoders} x {use} {'encoder' if self.encoders == 1 else 'encoders'}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ HERE = min(cores(), LIGHT_THREADS)
 @pytest.mark.parametrize(
     ("resources", "said"),
     [
-        ({}, f"1 x {HERE} CPU encoders, 1 tokenizers, 1 writers of this machine, without Ray (about 1 s of encoding)"),
+        ({}, f"1 x {HERE} CPU encoder, 1 tokenizer, 1 writer of this machine, without Ray (about 1 s of encoding)"),
         ({"ray_address": "local"}, "a Ray of this machine"),
         ({"ray_address": "127.0.0.1:1"}, "the Ray cluster at 127.0.0.1:1"),
     ],
