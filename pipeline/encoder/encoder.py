@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoder.engines.base import Answer, DeviceLost, Engine, EngineLost, OutOfMemory
 from pipeline.encoder.engines.feed import feed_for
-from pipeline.encoder.probe_tokens import probe_tokens
+from pipeline.encoder.probe_tokens import are_known, probe_tokens
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError, RunError
@@ -318,12 +318,23 @@ def token_types_of(spec: EncoderSpec) -> bool:
     return ARCHITECTURES[spec.model_type].adds_token_types and probe_tokens(spec).token_types
 
 
+def graph_is_made(spec: EncoderSpec) -> bool:
+    """Whether an OpenVINO graph of the model was made on this node, so that an encoder starts without torch."""
+    if spec.precision != "float32" or not openvino_is_installed() or not are_known(spec):
+        return False
+    from pipeline.encoder.engines.kept_graph import is_made
+
+    return is_made(spec, token_types=token_types_of(spec))
+
+
 def _openvino_engine(spec: EncoderSpec, threads: int, prompt_length: int, *, token_types: bool) -> Engine | None:
     """The engine; None where `auto` has to do without, since it is not installed or gives other vectors than torch."""
-    if spec.engine in ("auto", "made") and not openvino_is_installed():
+    if spec.engine == "auto" and not openvino_is_installed():
+        return None
+    if spec.engine == "made" and not graph_is_made(spec):
         return None
     from pipeline.encoder.engines.graph import Unsupported
-    from pipeline.encoder.engines.kept_graph import float32_graph, is_made
+    from pipeline.encoder.engines.kept_graph import float32_graph
     from pipeline.encoder.engines.openvino import OpenVinoEngine
 
     if spec.precision == "int8":
@@ -333,8 +344,6 @@ def _openvino_engine(spec: EncoderSpec, threads: int, prompt_length: int, *, tok
                 "`python -m jobs.embed` first"
             )
         return OpenVinoEngine(spec, Path(spec.int8.file), threads, prompt_length)
-    if spec.engine == "made" and not is_made(spec, token_types=token_types):
-        return None
     try:
         return OpenVinoEngine(spec, float32_graph(spec, token_types=token_types), threads, prompt_length)
     except Unsupported as reason:

@@ -15,7 +15,7 @@ from pipeline import identity
 from pipeline.encoder.probes import TEXTS
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.encoder.tokenizer import Tokenizer
-from pipeline.model.cache import kept
+from pipeline.model.cache import is_kept, kept
 from pipeline.model.folder import EncoderSpec
 
 _NAME = "tokens.json"
@@ -51,6 +51,11 @@ def probe_tokens(spec: EncoderSpec) -> ProbeTokens:
         dict(found["failed"]),
     )
     return ProbeTokens(rows=rows, token_types=found["token_types"])
+
+
+def are_known(spec: EncoderSpec) -> bool:
+    """Whether `probe_tokens` finds them without a tokenizer."""
+    return is_kept("probe-tokens", _key(spec))
 
 
 def _key(spec: EncoderSpec) -> str:

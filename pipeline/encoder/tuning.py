@@ -61,6 +61,8 @@ def tuned(encoder: Encoder, setup: Setup, lengths: NDArray[np.int64], *, measure
         return encoder
     choice = Choice(**json.loads((kept("choices", key, measure, or_else=near) / "choice.json").read_text()))
     if choice.engine != encoder.engine.name:
+        if setup.spec.engine == "made":
+            return encoder  # There is too little to do to load another one.
         encoder = _on_torch(setup)
     if isinstance(encoder.engine, FormingEngine):
         encoder.engine.settle(GraphForm(fused_from=choice.fused_from, bfloat16=choice.bfloat16))
@@ -87,7 +89,7 @@ def _keys(encoder: Encoder, setup: Setup, widths: Sequence[int]) -> list[str]:
     little, and each width lies between two powers of two."""
     known = {
         "encoder": setup.spec.identity() | {"int8": None},
-        "engine": [encoder.engine.name, setup.spec.engine, *libraries()],
+        "engine": [encoder.engine.name, "auto" if setup.spec.engine == "made" else setup.spec.engine, *libraries()],
         "processor": processor(),
         "device": setup.device,
         "threads": setup.threads,

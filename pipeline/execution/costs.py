@@ -18,6 +18,10 @@ LIGHT_S = 6.0
 """Encoding that torch would do in less, on these cores, is done without torch. That takes a third longer and starts at
 once."""
 
+NUMPY_CORE_S = 1.5
+"""Encoding that torch would do on one core in less is left to numpy, though the node has the model's graph: OpenVINO is some
+times faster, and takes a second longer to start."""
+
 READ_ROWS_PER_S = 50_000
 """A process reads and hashes so many source rows a second."""
 SCAN_ROWS_PER_S = 500_000

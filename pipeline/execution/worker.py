@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.encoder import light, probes
 from pipeline.encoder.deadline import Deadline
-from pipeline.encoder.encoder import Encoder
+from pipeline.encoder.encoder import Encoder, graph_is_made
 from pipeline.encoder.engines.base import DeviceLost, FormingEngine
 from pipeline.encoder.isolated import IsolatedEngine
 from pipeline.encoder.probe_tokens import probe_tokens
@@ -124,7 +124,10 @@ class SliceEncoder:
     def _light(self) -> Encoder | None:
         """An encoder that needs no torch, where one is wanted and gives the table's vectors."""
         given = self._spec.encode
-        if given.encoder.engine != "numpy":
+        if given.encoder.engine not in ("numpy", "light"):
+            return None
+        if given.encoder.engine == "light" and graph_is_made(given.encoder):
+            self._setup = replace(self._setup, spec=replace(given.encoder, engine="made"))
             return None
         known = given.probes or standing_probes(self._spec)
         encoder = light.light_encoder(given.encoder, given.threads, known)

@@ -65,9 +65,9 @@ class EncoderSpec:
     """float32, float16, bfloat16 or int8: the transformer's weights and arithmetic. What follows it runs in float32."""
     engine: str = "torch"
     """Who computes, which moves no vector beyond its tolerance: torch, openvino, or auto: openvino on a CPU, in float32, where
-    it gives torch's vectors; made: as auto, where the graph was made on this node before, else torch; or numpy: an engine that
-    starts without torch, where there is one for the model. A run with much to do makes auto of torch, one with little numpy,
-    and others made."""
+    it gives torch's vectors; made: as auto, where the graph was made on this node before, else torch; numpy: an engine that
+    starts without torch, where there is one for the model; or light: made where there is a graph, else numpy. A run with
+    much to do makes auto of torch, one with little numpy or light, and others made."""
     int8: Int8Graph | None = None
     """This is None until the table has one, and for other precisions."""
     dim: int

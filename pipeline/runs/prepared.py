@@ -177,13 +177,19 @@ class Prepared:
         tokens = text / max(1, self.survey.rows_estimate) / BYTES_PER_TOKEN if text else costs.TOKENS_GUESSED
         return tokens if self.spec.chunk is not None else min(tokens, self.encoder.max_seq_length or math.inf)
 
+    def _engine(self, pools: Pools, *, many: bool) -> str:
+        """Return what `auto` means for so much work; see EncoderSpec.engine."""
+        if pools.light:
+            return "numpy" if self.expected_core_s < costs.NUMPY_CORE_S else "light"
+        return "auto" if many else "made"
+
     def worker_spec(self, pools: Pools) -> WorkerSpec:
         """Return what the stages have to know, for pools of these sizes."""
         spec, many = self.spec, _has_many_rows(self, pools)
         rows = slice_rows(self, pools)
         encoder = self.encoder
         if spec.model.engine == "auto":
-            encoder = replace(encoder, engine="numpy" if pools.light else "auto" if many else "made")
+            encoder = replace(encoder, engine=self._engine(pools, many=many))
         return WorkerSpec(
             read=ReadSpec(
                 source=spec.source,

@@ -14,6 +14,7 @@ from pipeline.runs.prepared import Prepared
 
 DIGEST_CHARACTERS = 12
 SHOWN_PROMPT = 60
+NOT_MADE = " and this node has not made the model's graph before, else openvino"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,11 @@ def _expected_engine(prepared: Prepared, pools: Pools | None) -> str:
     if pools.device == "cuda":
         return "torch, on GPUs"
     if pools.light:
-        return "numpy where it gives torch's vectors, since for so few texts torch would take longer to start than it saves"
+        made = "" if prepared.worker_spec(pools).encode.encoder.engine == "numpy" else NOT_MADE
+        return (
+            f"numpy where it gives torch's vectors{made}, since for so few texts torch would take longer to start than it "
+            "saves"
+        )
     if not openvino_is_installed():
         return "torch: openvino is not installed"
     if prepared.worker_spec(pools).encode.encoder.engine == "made":

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.encoder import tuning
+from pipeline.encoder.encoder import build_encoder
 from pipeline.encoder.engines.base import GraphForm
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import RunError
@@ -119,3 +120,27 @@ def test_an_int8_table_of_a_processor_without_bfloat16_is_gone_on_with(monkeypat
     most = 0
     with pytest.raises(AssertionError):
         encoded(measures=False)
+
+
+@pytest.mark.parametrize("engine", ["light", "numpy", "made"])
+def test_few_texts_take_the_graph_that_was_made_before(engine, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "a", "text": "the quick brown fox"}))
+    prepared = prepare(inline.spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table"), writes=True)
+    given = prepared.worker_spec(inline.POOLS)
+    given = replace(given, encode=replace(given.encode, encoder=replace(given.encode.encoder, engine=engine)))
+    monkeypatch.setattr(worker, "hide", lambda names: None)  # It would hide torch from this process, too.
+
+    def encoded() -> tuple[str, np.ndarray]:
+        one = SliceEncoder(EMBED, "one", lambda rows, tokens: None)
+        one.load(given)
+        (row,) = read_task(prepared.plan.tasks[0], given, EMBED, Tokenizer(given.encode.encoder, 1), 0)
+        answer = one.encode(row, 0)
+        return answer["engine"][0].as_py(), np.frombuffer(answer["vectors"][0].as_py(), np.float32)
+
+    before, vectors = encoded()
+    assert before.startswith("torch" if engine == "made" else "numpy")
+    build_encoder(replace(given.encode.encoder, engine="auto"), "cpu", 1)
+    after, again = encoded()
+    assert after.startswith("numpy" if engine == "numpy" else "openvino")
+    np.testing.assert_allclose(again, vectors, rtol=0, atol=1e-6)
