@@ -33,6 +33,8 @@ FILES = 100
 LIST_PAGE = 1000
 """A store gives so many names for a request."""
 MIB = 2**20
+PEAK_RESET = Path("/proc/self/clear_refs")
+"""A 5 that is written here begins the kernel's look for the most memory anew."""
 
 
 def main() -> None:
@@ -64,7 +66,7 @@ def tell(count: int, found: dict[str, Any]) -> None:
         requests = ", ".join(f"{name} {number / thousands:,.1f}" for name, number in phase["requests"].items())
         print(
             f"  {phase['name']:12} {phase['seconds']:7.1f} s, {phase['seconds'] / thousands:6.3f} s per 1,000 units, "
-            f"{phase['rss'] / MIB:6.0f} MiB; requests per 1,000 units: {requests or 'none'}"
+            f"{phase['rss'] / MIB:6.0f} MiB, at most {phase['peak'] / MIB:.0f}; requests per 1,000 units: {requests or 'none'}"
         )
     reports = "; ".join(f"{at:,}: {rss / MIB:.0f} MiB, {seconds:.2f} s per 1,000" for at, rss, seconds in found["flow"])
     print(f"  while units were recorded: {reports}")
@@ -85,10 +87,20 @@ class Meter:
         found: int = self._process.memory_info().rss
         return found
 
+    def peak(self) -> int:
+        """The most memory since this was asked for last."""
+        found = self.rss()
+        if PEAK_RESET.exists():  # Linux keeps the most in VmHWM, until it is told to forget it.
+            lines = Path("/proc/self/status").read_text().splitlines()
+            found = max(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+            PEAK_RESET.write_text("5")
+        return found
+
     def end(self, name: str) -> None:
         now = time.perf_counter()
         seconds = now - self._since - self.paused_s
-        self.phases.append({"name": name, "seconds": seconds, "rss": self.rss(), "requests": dict(self.requests)})
+        memory = {"rss": self.rss(), "peak": self.peak()}
+        self.phases.append({"name": name, "seconds": seconds, "requests": dict(self.requests)} | memory)
         self.requests.clear()
         self._since, self.paused_s = now, 0.0
 
@@ -96,16 +108,30 @@ class Meter:
         """Count what every folder is asked for."""
         from pipeline.storage import Folder
 
-        for name in ("read", "write", "create_once", "copy", "size", "open", "list", "delete"):
+        for name in ("read", "write", "create_once", "copy", "size", "open", "delete"):
             setattr(Folder, name, self._counting(name, getattr(Folder, name)))
+        gather = Folder.gather
+
+        def counted(folder: Any, prefix: str, take: Any, temporary: bool = False) -> Any:
+            passed = 0
+
+            def passing(files: Iterator[Any]) -> Iterator[Any]:
+                nonlocal passed
+                for passed, file in enumerate(files, 1):  # noqa: B007 - it is read below
+                    yield file
+
+            found = gather(folder, prefix, lambda files: take(passing(files)), temporary)
+            self.requests["list"] += 1 + passed // LIST_PAGE
+            return found
+
+        Folder.gather = counted  # type: ignore[method-assign]
 
     def _counting(self, name: str, method: Any) -> Any:
         def counted(folder: Any, *given: Any, **named: Any) -> Any:
             if name == "delete":
                 given = (list(given[0]),)
             found = method(folder, *given, **named)
-            several = {"list": lambda: 1 + len(found) // LIST_PAGE, "delete": lambda: -(-len(given[0]) // LIST_PAGE)}
-            self.requests[name] += several.get(name, lambda: 1)()
+            self.requests[name] += -(-len(given[0]) // LIST_PAGE) if name == "delete" else 1
             return found
 
         return counted
@@ -116,7 +142,8 @@ def run(count: int, model: str, folder: str) -> dict[str, Any]:
     from pipeline.config import ResourceSpec
     from pipeline.execution.executor import Flowing, Job
     from pipeline.execution.local.executor import LocalExecutor
-    from pipeline.runs import embed as runs
+    from pipeline.runs import by_units
+    from pipeline.runs.embed import embed
     from pipeline.stages.flow import Flow, OnProgress
     from pipeline.stages.slice_row import REPORT, effort_to_json
     from pipeline.table import layout, materialise
@@ -210,13 +237,13 @@ def run(count: int, model: str, folder: str) -> dict[str, Any]:
         write_sources(root / "source", count)
         spec = spec_of(f"{root}/source/*.jsonl", model, root / "table")
         meter.watch_folders()
-        runs.materialise.materialise = materialised  # type: ignore[attr-defined]
+        by_units.materialise.materialise = materialised  # type: ignore[attr-defined]
         meter.end("start")
         with Nothing(ResourceSpec()) as executor:
-            runs.embed(spec, executor)
+            embed(spec, executor)
         meter.end("materialise")
         parts = len(list((root / "table" / "data").rglob("*.parquet")))
-    peak = max(phase["rss"] for phase in meter.phases)
+    peak = max(phase["peak"] for phase in meter.phases)
     return {"phases": meter.phases[1:], "flow": flow_marks, "peak": peak, "parts": parts}
 
 

@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -20,6 +20,8 @@ from pipeline.storage.opened import READAHEAD_BYTES, Opened
 from pipeline.storage.retry import patiently
 from pipeline.storage.store import Store
 from pipeline.storage.stores import connect
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,22 @@ class Folder:
 
         Unfinished files that a crash left behind are listed only with `temporary`.
         """
+        return self.gather(prefix, lambda files: sorted(files, key=lambda file: file.path), temporary)
+
+    def gather(self, prefix: str, take: Callable[[Iterator[FileInfo]], Found], temporary: bool = False) -> Found:
+        """What `take` makes of the files that `list` would name; they come one by one, in no order.
+
+        A million files that only pass by need no memory. `take` is called again where a store fails amid the listing, and
+        asks the storage for nothing itself.
+        """
+
+        def shown() -> Iterator[FileInfo]:
+            for file in self._place.files(prefix.strip("/")):
+                if temporary or not file.path.rpartition("/")[2].startswith(TEMPORARY):
+                    yield file
+
         with self._reported("can't list", prefix):
-            found = patiently(self.url, self.options, lambda: list(self._place.files(prefix.strip("/"))))
-        listed = [file for file in found if temporary or not file.path.rpartition("/")[2].startswith(TEMPORARY)]
-        return sorted(listed, key=lambda file: file.path)
+            return patiently(self.url, self.options, lambda: take(shown()))
 
     def read(self, path: str) -> bytes | None:
         """The whole file; None if there is none."""

@@ -117,10 +117,11 @@ def _copy_lists(table: Folder, version: Snapshot) -> None:
 
 def _remove_staged(table: Folder, version: Snapshot) -> None:
     """Only what this version's publisher found staged, and its publication: not what a later run staged meanwhile."""
-    consumed = snapshot.consumed(table, version)
-    listed = table.list(layout.STAGING)
-    staged = [info.path for info in listed if (info.path, info.version) in consumed]
-    publication = [info.path for info in listed if info.path.startswith(version.publication)]
-    record.delete_staged(table, staged)
+    consumed, own = snapshot.Consumed(table, version), version.publication
+    gone = table.gather(
+        layout.STAGING,
+        lambda files: sorted(info.path for info in files if info in consumed or info.path.startswith(own)),
+    )
+    record.delete_staged(table, [path for path in gone if not path.startswith(own)])
     # Last, as it lists what was to go.
-    table.delete(publication)
+    table.delete(path for path in gone if path.startswith(own))

@@ -172,17 +172,26 @@ class Publication:
 
         Raises GateFailed where a file is missing, CommitConflict where there is such a version already.
         """
-        consumed = [info for info in self.table.list(layout.STAGING) if layout.staged_unit(info.path) in done]
+        consumed = self.table.gather(layout.STAGING, lambda files: snapshot.consumed_list(files, done))
         # Before the look: a cleaning that begins later finds somebody at work.
         snapshot.write_lists(self.table, self.folder, version.parts, version.sources, consumed)
         while True:
-            staged = self.table.list(layout.STAGING)
+            staged = self._staged_for(version)
             self.check_files(version, staged)
             named = announcement.announced(self.table, staged)
             if named is not None:  # else a cleaning has ended since, and may have taken what was listed
                 break
         self.heed_cleanings(version, named)
         self.create(version)
+
+    def _staged_for(self, version: Snapshot) -> list[FileInfo]:
+        """List what the version needs of all that is staged, and the announcements of cleanings."""
+        needed = {part.staged for part in version.parts}
+        folders = (self.folder, layout.CLEANINGS)
+        return self.table.gather(
+            layout.STAGING,
+            lambda files: [info for info in files if info.path in needed or info.path.startswith(folders)],
+        )
 
     def check_files(self, version: Snapshot, staged: Sequence[FileInfo]) -> None:
         """Raises GateFailed unless every file that the snapshot will name is there: parts with their size, staged or in

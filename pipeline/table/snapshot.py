@@ -5,8 +5,9 @@ This file reads and writes these three. How a new state comes about stands in pu
 
 import dataclasses
 import datetime
+import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from pipeline.arrays import table_of
+from pipeline.arrays import ROWS_AT_ONCE, table_of
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
@@ -245,21 +246,41 @@ def _completed(sources: pa.Table) -> pa.Table:
 
 
 def write_lists(
-    table: Folder, folder: str, parts: Sequence[Part], sources: pa.Table, consumed: Sequence[FileInfo] = ()
+    table: Folder, folder: str, parts: Sequence[Part], sources: pa.Table, consumed: pa.Table | None = None
 ) -> None:
-    """Put the lists where the snapshot will name them, before it is created."""
+    """Put the lists where the snapshot will name them, before it is created. `consumed` is a `consumed_list`."""
     table.write(f"{folder}parts.parquet", to_parquet(parts_to_table(parts)))
     table.write(f"{folder}sources.parquet", to_parquet(sources))
-    files = ({"path": info.path, "version": info.version} for info in consumed)
-    table.write(layout.consumed(folder), to_parquet(table_of(files, CONSUMED)))
+    table.write(layout.consumed(folder), to_parquet(CONSUMED.empty_table() if consumed is None else consumed))
 
 
-def consumed(table: Folder, version: Snapshot) -> Collection[tuple[str, str]]:
-    """Return path and version of each staged file that the snapshot's publisher used. There are none once they are
-    removed."""
-    content = table.read(layout.consumed(version.publication))
-    rows = read_parquet(content).to_pylist() if content is not None else []
-    return {(row["path"], row["version"]) for row in rows}
+def consumed_list(files: Iterable[FileInfo], units: Set[str]) -> pa.Table:
+    """Return the list of the staged files of these units, by path, with the columns of CONSUMED."""
+    rows = ({"path": info.path, "version": info.version} for info in files if layout.staged_unit(info.path) in units)
+    return table_of(rows, CONSUMED).sort_by("path")
+
+
+class Consumed:
+    """It knows each staged file that a snapshot's publisher used, by path and version. There are none once they are removed.
+
+    There may be millions, so that a digest of 16 bytes stands for each.
+    """
+
+    def __init__(self, table: Folder, version: Snapshot) -> None:
+        content = table.read(layout.consumed(version.publication))
+        listed = read_parquet(content) if content is not None else CONSUMED.empty_table()
+        self._known = {
+            _digest(row["path"], row["version"])
+            for batch in listed.to_batches(ROWS_AT_ONCE)
+            for row in batch.to_pylist()
+        }
+
+    def __contains__(self, info: FileInfo) -> bool:
+        return _digest(info.path, info.version) in self._known
+
+
+def _digest(path: str, version: str) -> bytes:
+    return hashlib.blake2b(f"{path}\0{version}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def span_rows(unit: Unit, tally: Tally) -> list[dict[str, Any]]:

@@ -61,9 +61,9 @@ class InTurn(Folder):
     def _take(self) -> None:
         self.turns.take(self.process)
 
-    def list(self, prefix="", temporary=False):
+    def gather(self, prefix, take, temporary=False):
         self._take()
-        return super().list(prefix, temporary)
+        return super().gather(prefix, take, temporary)
 
     def read(self, path):
         self._take()
