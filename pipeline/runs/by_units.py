@@ -27,7 +27,6 @@ from pipeline.runs.unread_files import UnreadFile
 from pipeline.table import materialise, record, snapshot
 from pipeline.table.operations import replace_units
 from pipeline.table.publication import Publication
-from pipeline.table.record import Effort
 from pipeline.table.snapshot import Snapshot
 
 Check = Callable[[snapshot.Tally], None]
@@ -68,8 +67,7 @@ def publish_units(
     if plan.tasks:
         raise RunError(f"{len(plan.tasks)} units have no complete record after the run: start again to finish them")
     retried = _recovered(prepared.parent, plan)
-    done = [(unit, plan.records[unit.unit_id]) for unit in plan.added]
-    work = replace_units.Work(done=done, kept=plan.kept, retried=retried)
+    work = replace_units.Work(done=replace_units.Done(plan.added, plan.records), kept=plan.kept, retried=retried)
     # A record that gave nothing is deleted, or the next run would take its unit for done.
     record.forget(table, [again.unit_id for unit, again in plan.retried.items() if unit not in retried])
     if not plan.added and not plan.dropped and not retried:
@@ -78,7 +76,7 @@ def publish_units(
     unread = unread_files.of_records(prepared, plan)
     # The units of an earlier version know the rows of all their files together.
     failed = tally.failed + max(_lost_rows(prepared.parent, plan), sum(item.rows for item in unread))
-    effort = sum((item.effort for item in work.records), Effort())
+    effort = work.new.effort + work.again.effort
     check_version(prepared, failed=failed, total=tally.documents + failed, effort=effort, unread=unread)
     check(replace(tally, failed=failed))
     check_model_unchanged(prepared.encoder)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from pipeline.runs.plan import Plan
 from pipeline.runs.prepared import Prepared
-from pipeline.table.record import Record
 from pipeline.table.snapshot import Snapshot
 from pipeline.work import Span, Unit, Unreadable, lasting_name
 
@@ -28,11 +27,14 @@ class UnreadFile:
 def of_records(prepared: Prepared, plan: Plan) -> tuple[UnreadFile, ...]:
     """Return the unreadable files of the units that a plan adds, by path. Every such unit has its records."""
     found: dict[str, list[tuple[Span, Unreadable]]] = {}
+    read: dict[str, int] = {}
     for unit in plan.added:
-        for record in plan.records[unit.unit_id]:
+        records = plan.records[unit.unit_id]
+        read[unit.unit_id] = sum(record.num_rows for record in records)
+        for record in records:
             for span, item in spans_of(unit, record.sources, record.unread):
                 found.setdefault(span.file.path, []).append((span, item))
-    before, now = known_rows(prepared.parent), _rows_read(plan)
+    before, now = known_rows(prepared.parent), _rows_read(plan, read)
     files = []
     for path, spans in sorted(found.items()):
         missing = sum(_missing(prepared, span, item) for span, item in spans)
@@ -81,8 +83,9 @@ def known_rows(parent: Snapshot) -> dict[str, int]:
     return rows
 
 
-def _rows_read(plan: Plan) -> dict[str, int]:
-    """Map each path to the rows that it gives now, where no unit has rows of other files beside its own."""
+def _rows_read(plan: Plan, read: Mapping[str, int]) -> dict[str, int]:
+    """Map each path to the rows that it gives now, where no unit has rows of other files beside its own. So many rows were
+    `read` of each unit."""
     rows: dict[str, int] = {}
     shared: set[str] = set()
     for unit in plan.added:
@@ -90,12 +93,8 @@ def _rows_read(plan: Plan) -> dict[str, int]:
         if len(paths) > 1:
             shared |= paths
         for path in paths:
-            rows[path] = rows.get(path, 0) + _num_rows(plan.records[unit.unit_id])
+            rows[path] = rows.get(path, 0) + read[unit.unit_id]
     return {path: count for path, count in rows.items() if path not in shared}
-
-
-def _num_rows(records: Sequence[Record]) -> int:
-    return sum(record.num_rows for record in records)
 
 
 def _missing(prepared: Prepared, span: Span, item: Unreadable) -> int:

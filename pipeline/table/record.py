@@ -5,8 +5,11 @@ of a unit that cover its rows without a gap, the final one saying so, make the u
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import operator
+import pickle
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,10 +49,12 @@ class Effort:
         return {"read": self.read_s, "tokenize": self.tokenize_s, "encode": self.encode_s, "write": self.write_s}
 
     def __add__(self, other: "Effort") -> "Effort":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Effort(
-            **dict(zip((item.name for item in dataclasses.fields(self)), (a + b for a, b in pairs), strict=True))
-        )
+        pairs = zip(_EFFORT_FIELDS, _effort_values(self), _effort_values(other), strict=True)
+        return Effort(**{name: mine + others for name, mine, others in pairs})
+
+
+_EFFORT_FIELDS = tuple(item.name for item in dataclasses.fields(Effort))
+_effort_values = operator.attrgetter(*_EFFORT_FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +140,65 @@ class Record:
         return Record(**_known(Record, raw))
 
 
+_RECORD_FIELDS = tuple(item.name for item in dataclasses.fields(Record))
+_record_values = operator.attrgetter(*_RECORD_FIELDS)
+_part_values = operator.attrgetter("path", "size", "rows", "raw_bytes", "partition", "sources")
+
+
+class Records(Mapping[str, Sequence[Record]]):
+    """The records of each unit, held as bytes and made anew whenever they are asked for.
+
+    A run of a million slices holds the records of all until its version is committed. The objects of one take some 1.8 KiB,
+    its bytes a fifth of that. To make it takes some 10 microseconds: whoever needs several things of all records takes them
+    in one go.
+    """
+
+    def __init__(self) -> None:
+        self._packed: dict[str, bytes] = {}
+
+    def add(self, unit_id: str, records: Iterable[Record]) -> None:
+        """Hold these records of a unit, in this order, instead of any that it has."""
+        self._packed[unit_id] = pickle.dumps([_pack(record) for record in records])
+
+    def __getitem__(self, unit_id: str) -> list[Record]:
+        return [_unpack(unit_id, values) for values in pickle.loads(self._packed[unit_id])]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
+def _pack(record: Record) -> tuple[Any, ...]:
+    """The values of the fields alone, in order. The unit's id is known to who unpacks them."""
+    values = dict(zip(_RECORD_FIELDS, _record_values(record), strict=True))
+    values["parts"] = tuple(map(_part_values, record.parts))
+    values["effort"] = _effort_values(record.effort)
+    values["unread"] = record.unread or None
+    return tuple(values.values())[1:]
+
+
+def _unpack(unit_id: str, packed: tuple[Any, ...]) -> Record:
+    values = dict(zip(_RECORD_FIELDS, (unit_id, *packed), strict=True))
+    units = (unit_id,)
+    values["parts"] = tuple(
+        Part(
+            path=path,
+            size=size,
+            rows=rows,
+            raw_bytes=raw_bytes,
+            partition=partition,
+            units=units,
+            sources=sources,
+        )
+        for path, size, rows, raw_bytes, partition, sources in values["parts"]
+    )
+    values["effort"] = Effort(**dict(zip(_EFFORT_FIELDS, values["effort"], strict=True)))
+    values["unread"] = values["unread"] or {}
+    return Record(**values)
+
+
 def _known(kind: type[Record] | type[Effort], raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of the fields that this program knows."""
     return {item.name: raw[item.name] for item in dataclasses.fields(kind) if item.name in raw}
@@ -154,17 +218,29 @@ def create(table: Folder, record: Record) -> bool:
     return table.create_once(layout.record(record.unit_id, record.first_row), record.to_json()) is None
 
 
-def read_all(
-    table: Folder, units: Iterable[str], *, writes: bool = True, chained: bool = True
-) -> dict[str, list[Record]]:
+def read_all(table: Folder, units: Iterable[str], *, writes: bool = True, chained: bool = True) -> Records:
     """Valid records of the given units, by first row. With `writes` a record that can't be read or whose parts are gone
     is deleted: it would block its slice for ever, and its rows are to be encoded again."""
     wanted = {unit: unit for unit in units}
-    paths = [info.path for info in table.list(layout.RECORDS) if layout.staged_unit(info.path) in wanted]
+    broken: list[str] = []
+    found = Records()
+    for unit, records in itertools.groupby(_read(table, wanted, broken), key=lambda record: record.unit_id):
+        held = list(records)
+        found.add(unit, chain(held) if chained else held)
+    if writes:
+        table.delete(broken)
+    return found
+
+
+def _read(table: Folder, wanted: Mapping[str, str], broken: list[str]) -> Iterator[Record]:
+    """Valid records by path, which is by unit, then by first row; the paths of the others come into `broken`."""
+    paths = table.gather(
+        layout.RECORDS, lambda files: sorted(info.path for info in files if layout.staged_unit(info.path) in wanted)
+    )
+    if not paths:
+        return
     # Listed after the records: parts are durable before their record, so none of a valid record can be missing.
-    staged = {info.path: info.size for info in table.list(layout.STAGED_PARTS)} if paths else {}
-    found: dict[str, list[Record]] = {}
-    broken = []
+    staged = table.gather(layout.STAGED_PARTS, lambda files: {info.path: info.size for info in files})
     for path, content in zip(paths, in_parallel(table.read, paths, READERS), strict=True):
         if content is None:
             continue
@@ -174,12 +250,9 @@ def read_all(
             broken.append(path)
             continue
         if all(staged.get(name) == size for name, size in record.staged):
-            found.setdefault(record.unit_id, []).append(record)
+            yield record
         else:
             broken.append(path)
-    if writes:
-        table.delete(broken)
-    return {unit: chain(records) if chained else records for unit, records in found.items()}
 
 
 def read_text_records(table: Folder, fingerprint: str, *, writes: bool = True) -> list[Record]:

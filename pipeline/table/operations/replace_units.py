@@ -4,8 +4,9 @@ Comes in: the work of a run. Goes out: the committed snapshot, after the parts w
 passed the gate. Nothing is encoded here; a row that comes or goes does so with its unit.
 """
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -21,28 +22,68 @@ from pipeline.table.operations import compact
 from pipeline.table.operations.compact import Input, NewNumbers
 from pipeline.table.part import Part, raw_bytes
 from pipeline.table.publication import Description, Publication
-from pipeline.table.record import Record
+from pipeline.table.record import Effort, Record
 from pipeline.table.snapshot import Counts, Snapshot, Tally
 from pipeline.table.workers import Workers
 from pipeline.work import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What records add up to."""
+
+    tally: Tally = field(default_factory=Tally)
+    num_rows: int = 0
+    """Source rows that they cover."""
+    bad_vectors: int = 0
+    effort: Effort = field(default_factory=Effort)
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(
+            tally=self.tally + other.tally,
+            num_rows=self.num_rows + other.num_rows,
+            bad_vectors=self.bad_vectors + other.bad_vectors,
+            effort=self.effort + other.effort,
+        )
+
+
+@dataclass(frozen=True)
+class Done:
+    """Units with their records, which are looked up each time that somebody goes through them."""
+
+    units: Sequence[Unit]
+    records: Mapping[str, Sequence[Record]]
+
+    def __iter__(self) -> Iterator[tuple[Unit, Sequence[Record]]]:
+        return ((unit, self.records[unit.unit_id]) for unit in self.units)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What a run brings to the commit."""
 
-    done: Sequence[tuple[Unit, Sequence[Record]]]
-    """Units that are new to the table, each with a complete chain of records."""
+    done: Iterable[tuple[Unit, Sequence[Record]]]
+    """Units that are new to the table, each with a complete chain of records. They can be gone through several times."""
     kept: frozenset[str]
     """Live units that stay."""
     retried: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     """Kept units of whose dead letters some fail no more: the complete chain of records of trying these again."""
 
     @property
-    def records(self) -> list[Record]:
-        return [
-            record for records in (*(records for _, records in self.done), *self.retried.values()) for record in records
-        ]
+    def unit_ids(self) -> frozenset[str]:
+        """The units that its records are staged under."""
+        again = (record.unit_id for records in self.retried.values() for record in records)
+        return frozenset(itertools.chain((unit.unit_id for unit, _ in self.done), again))
+
+    @functools.cached_property
+    def new(self) -> Totals:
+        """What the records of the new units add up to."""
+        return sum((totals_of(records) for _, records in self.done), Totals())
+
+    @functools.cached_property
+    def again(self) -> Totals:
+        """What the records of trying dead letters again add up to."""
+        return sum(map(totals_of, self.retried.values()), Totals())
 
     def kept_tallies(self, parent: Snapshot) -> dict[str, Tally]:
         """What each kept unit comes to now."""
@@ -51,7 +92,7 @@ class Work:
 
     def tally(self, parent: Snapshot) -> Tally:
         """What all units come to together."""
-        return sum((tally_of(records) for _, records in self.done), sum(self.kept_tallies(parent).values(), Tally()))
+        return sum(self.kept_tallies(parent).values(), self.new.tally)
 
 
 def retried(before: Tally, again: Tally) -> Tally:
@@ -85,6 +126,15 @@ def tally_of(records: Sequence[Record]) -> Tally:
     )
 
 
+def totals_of(records: Sequence[Record]) -> Totals:
+    return Totals(
+        tally=tally_of(records),
+        num_rows=sum(record.num_rows for record in records),
+        bad_vectors=sum(record.bad_vectors for record in records),
+        effort=sum((record.effort for record in records), Effort()),
+    )
+
+
 def publish(publication: Publication, work: Work, description: Description, workers: Workers) -> Snapshot:
     """Commit the version.
 
@@ -92,7 +142,7 @@ def publish(publication: Publication, work: Work, description: Description, work
     """
     with publication.guarded(description.fingerprint):
         version = _next_version(publication, work, description, workers)
-        publication.commit(version, frozenset(record.unit_id for record in work.records))
+        publication.commit(version, work.unit_ids)
     return version
 
 
@@ -172,16 +222,15 @@ def _check_ids(table: Folder, compared: Sequence[Part], difference: Difference) 
 
 
 def _check_gate(parts: Sequence[Part], work: Work, parent: Snapshot) -> None:
-    bad = sum(record.bad_vectors for record in work.records)
+    bad = work.new.bad_vectors + work.again.bad_vectors
     if bad:
         raise GateFailed(f"{bad} vectors are not finite or are zero: nothing was published; check the model's weights")
     expected, actual = work.tally(parent).rows, sum(part.rows for part in parts)
-    done = sum((tally_of(records) for _, records in work.done), Tally())
-    covered = sum(record.num_rows for _, records in work.done for record in records)
-    if actual != expected or covered != done.source_rows:
+    covered, told = work.new.num_rows, work.new.tally.source_rows
+    if actual != expected or covered != told:
         raise GateFailed(
             f"the new version would have {actual} rows where {expected} were expected, and of {covered} source rows "
-            f"{done.source_rows} are accounted for: nothing was published; this is a bug, keep the staging folder for a report"
+            f"{told} are accounted for: nothing was published; this is a bug, keep the staging folder for a report"
         )
 
 
@@ -201,9 +250,11 @@ def _letters(publication: Publication, work: Work) -> Iterator[pa.Table]:
 
 
 def _new_letters(table: Folder, work: Work) -> Iterator[pa.Table]:
-    done = [(record, _new_numbers(unit, record)) for unit, records in work.done for record in records]
-    again: list[tuple[Record, NewNumbers]] = [(record, {}) for records in work.retried.values() for record in records]
-    for record, new_numbers in [*done, *again]:
+    done = ((record, _new_numbers(unit, record)) for unit, records in work.done for record in records)
+    again: Iterator[tuple[Record, NewNumbers]] = (
+        (record, {}) for records in work.retried.values() for record in records
+    )
+    for record, new_numbers in itertools.chain(done, again):
         if record.dead_letters:
             yield compact.renumbered(snapshot.read_parquet(table.read(record.dead_letters[0])), new_numbers)
 
@@ -219,7 +270,7 @@ def _sources(parent: Snapshot, work: Work) -> pa.Table:
 
 
 def _count(parts: Sequence[Part], difference: Difference, work: Work, parent: Snapshot, failed: int) -> Counts:
-    records, tally = work.records, work.tally(parent)
+    tally, encoded, effort = work.tally(parent), work.new.tally + work.again.tally, work.new.effort + work.again.effort
     return Counts(
         rows=sum(part.rows for part in parts),
         documents=tally.documents,
@@ -227,11 +278,11 @@ def _count(parts: Sequence[Part], difference: Difference, work: Work, parent: Sn
         changed=difference.changed,
         deleted=len(difference.deletes),
         unchanged=difference.unchanged,
-        reused=tally.rows - sum(record.rows for record in records),
-        encoded=sum(record.effort.rows_encoded for record in records),
+        reused=tally.rows - encoded.rows,
+        encoded=effort.rows_encoded,
         failed=failed,
-        failed_new=sum(record.failed for _, found in work.done for record in found),
+        failed_new=work.new.tally.failed,
         skipped=tally.skipped,
-        tokens=sum(record.effort.tokens for record in records),
-        truncated=sum(record.effort.truncated for record in records),
+        tokens=effort.tokens,
+        truncated=effort.truncated,
     )
