@@ -59,6 +59,19 @@ def publish_units(
     """
     started = time.perf_counter()
     progress.current().begin(Phase.COMMITTING)
+    version, unread = _commit(prepared, executor, run, timings, check)
+    if version is prepared.parent:
+        return version, (), {}
+    committed = time.perf_counter()
+    materialise.materialise(prepared.table, version)
+    return version, unread, {"commit": committed - started, "materialise": time.perf_counter() - committed}
+
+
+def _commit(
+    prepared: Prepared, executor: Executor, run: str, timings: Mapping[str, float], check: Check
+) -> tuple[Snapshot, tuple[UnreadFile, ...]]:
+    """Return the new version, or the parent where there is nothing to commit, and the files that can't be read. The records
+    are not held any longer than this takes."""
     table = prepared.table
     units = [*prepared.plan.added, *prepared.plan.retried.values()]
     plan = planning.with_records(prepared.plan, record.read_all(table, [unit.unit_id for unit in units]))
@@ -71,7 +84,7 @@ def publish_units(
     # A record that gave nothing is deleted, or the next run would take its unit for done.
     record.forget(table, [again.unit_id for unit, again in plan.retried.items() if unit not in retried])
     if not plan.added and not plan.dropped and not retried:
-        return prepared.parent, (), {}
+        return prepared.parent, ()
     tally = work.tally(prepared.parent)
     unread = unread_files.of_records(prepared, plan)
     # The units of an earlier version know the rows of all their files together.
@@ -82,9 +95,7 @@ def publish_units(
     check_model_unchanged(prepared.encoder)
     workers = PartWorkers(executor, prepared)
     version = replace_units.publish(attempt, work, description(prepared, run, timings), workers)
-    committed = time.perf_counter()
-    materialise.materialise(table, version)
-    return version, unread, {"commit": committed - started, "materialise": time.perf_counter() - committed}
+    return version, unread
 
 
 def _recovered(parent: Snapshot, plan: Plan) -> dict[str, Sequence[record.Record]]:

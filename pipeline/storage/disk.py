@@ -6,7 +6,7 @@ import fnmatch
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -21,8 +21,9 @@ from pipeline.storage.pattern import Visible, matcher, split_pattern, visible_be
 def matching_files(path: str) -> Listing:
     """The files of an absolute file, folder or glob, in no order; none if there are none. Raises OSError."""
     if os.path.isdir(path):
-        walk = _Walk(visible_below_folder, None)
-        return _listing(walk.files(path), walk, path)
+        folders = set[str]()
+        walk = _Walk(visible_below_folder, None, folders.add)
+        return _listing(walk.files(path), folders, path)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -34,18 +35,22 @@ def matching_files(path: str) -> Listing:
         return Listing(files=())
     root, pieces = split_pattern(path)
     shown, matches = visible_to(pieces), matcher(path)
-    walk = _Walk(shown, None if "**" in pieces else pieces)
+    folders = set[str]()
+    walk = _Walk(shown, None if "**" in pieces else pieces, folders.add)
     found = ((file, visible) for file, visible in walk.files(root or os.sep) if matches(file.path))
-    return _listing(found, walk, root, pieces)
+    return _listing(found, folders, root, pieces)
 
 
-def _listing(found: Iterable[tuple[FileInfo, bool]], walk: "_Walk", root: str, pieces: Sequence[str] = ()) -> Listing:
+def _listing(
+    found: Iterable[tuple[FileInfo, bool]], folders: set[str], root: str, pieces: Sequence[str] = ()
+) -> Listing:
     files: list[FileInfo] = []
     hidden: list[FileInfo] = []
     for file, visible in found:
         (files if visible else hidden).append(file)
-    folders = frozenset(walk.folders)
-    return Listing(files=tuple(files), hidden=tuple(hidden), folders=folders, root=root, pieces=tuple(pieces))
+    return Listing(
+        files=tuple(files), hidden=tuple(hidden), folders=frozenset(folders), root=root, pieces=tuple(pieces)
+    )
 
 
 class _Walk:
@@ -53,15 +58,18 @@ class _Walk:
 
     Without `pieces` a folder is gone through once, by its own path where that is below the root: links that repeat it, or
     lead round in a circle, add nothing. With the `pieces` of a pattern only folders that match theirs are entered.
+
+    `on_folder` is told each folder that is come across, entered or not.
     """
 
-    def __init__(self, visible: Visible, pieces: Sequence[str] | None) -> None:
+    def __init__(
+        self, visible: Visible, pieces: Sequence[str] | None, on_folder: Callable[[str], None] = lambda path: None
+    ) -> None:
         self._visible = visible
         self._pieces = pieces
-        self._seen: set[tuple[int, int]] = set()
+        self._on_folder = on_folder
+        self._seen: set[int] = set()
         self._links: list[tuple[str, bool]] = []
-        self.folders: set[str] = set()
-        """The folders that were come across, entered or not."""
 
     def files(self, root: str) -> Iterator[tuple[FileInfo, bool]]:
         self._links = [(root, True)]
@@ -69,17 +77,20 @@ class _Walk:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 yield from self._below(path, shown, 0, frozenset())
 
-    def _below(
-        self, folder: str, shown: bool, level: int, above: frozenset[tuple[int, int]]
-    ) -> Iterator[tuple[FileInfo, bool]]:
+    def _below(self, folder: str, shown: bool, level: int, above: frozenset[int]) -> Iterator[tuple[FileInfo, bool]]:
         status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
+        here = status.st_dev << 64 | status.st_ino  # one number takes half the memory of a pair: there may be a million
         if here in (above if self._pieces is not None else self._seen):
             return
         self._seen.add(here)
+        names, links = list[str](), set[str]()
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_symlink()) for entry in entries)
-        for name, is_link in found:
+            for entry in entries:
+                names.append(entry.name)
+                if entry.is_symlink():
+                    links.add(entry.name)
+        names.sort()
+        for name in names:
             path = os.path.join(folder, name)
             visible = shown and self._visible(name)
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, or a link to nothing
@@ -89,10 +100,10 @@ class _Walk:
                     continue
                 if not stat.S_ISDIR(status.st_mode):
                     continue
-                self.folders.add(path)
+                self._on_folder(path)
                 if not self._enters(name, level, visible):
                     continue
-                if is_link and self._pieces is None:
+                if name in links and self._pieces is None:
                     self._links.append((path, visible))
                 else:
                     yield from self._below(path, visible, level + 1, above | {here})
@@ -105,11 +116,6 @@ class _Walk:
         piece = self._pieces[level] if level + 1 < len(self._pieces) else None
         # Brackets mean more to the pattern than they do here.
         return piece is not None and ("[" in piece or fnmatch.fnmatchcase(name, piece))
-
-
-def _walk(root: str, visible: Visible, pieces: Sequence[str] | None = None) -> Iterator[tuple[FileInfo, bool]]:
-    """Nothing without the root."""
-    return _Walk(visible, pieces).files(root)
 
 
 def _stat_info(path: str, status: os.stat_result) -> FileInfo:
@@ -151,9 +157,9 @@ class Disk:
         self._root = root
 
     def files(self, prefix: str) -> Iterator[FileInfo]:
-        for file, _ in _walk(self._path(prefix), lambda name: True):
-            path = os.path.relpath(file.path, self._root)
-            yield FileInfo(path=path, size=file.size, version=file.version, modified=file.modified)
+        above = len(self._path(""))
+        for file, _ in _Walk(lambda name: True, None).files(self._path(prefix)):
+            yield FileInfo(path=file.path[above:], size=file.size, version=file.version, modified=file.modified)
 
     def read(self, path: str) -> bytes | None:
         return _read(self._path(path))

@@ -121,6 +121,7 @@ class Record:
         """
         raw = json.loads(data)
         raw["unit_id"] = (units or {}).get(raw["unit_id"], raw["unit_id"])
+        raw["sources"] = tuple(raw["sources"])
         raw["parts"] = tuple(
             Part(
                 path=part["path"],
@@ -129,11 +130,10 @@ class Record:
                 raw_bytes=part["raw_bytes"],
                 partition=partition_from_json(part["partition"]),
                 units=(raw["unit_id"],),
-                sources=tuple(part["sources"]),
+                sources=raw["sources"] if part["sources"] == list(raw["sources"]) else tuple(part["sources"]),
             )
             for part in raw["parts"]
         )
-        raw["sources"] = tuple(raw["sources"])
         raw["dead_letters"] = tuple(raw["dead_letters"]) if raw["dead_letters"] else None
         raw["effort"] = Effort(**_known(Effort, raw["effort"]))
         raw["unread"] = unread_from_json(raw.get("unread", {}))

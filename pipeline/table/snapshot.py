@@ -255,9 +255,9 @@ def write_lists(
 
 
 def consumed_list(files: Iterable[FileInfo], units: Set[str]) -> pa.Table:
-    """Return the list of the staged files of these units, by path, with the columns of CONSUMED."""
+    """Return the list of the staged files of these units, with the columns of CONSUMED."""
     rows = ({"path": info.path, "version": info.version} for info in files if layout.staged_unit(info.path) in units)
-    return table_of(rows, CONSUMED).sort_by("path")
+    return table_of(rows, CONSUMED)
 
 
 class Consumed:

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -266,7 +267,10 @@ def _sources(parent: Snapshot, work: Work) -> pa.Table:
         kept = snapshot.with_tallies(kept, work.kept_tallies(parent))
     rows = (row for unit, records in work.done for row in snapshot.span_rows(unit, tally_of(records)))
     added = table_of(rows, snapshot.SOURCES)
-    return pa.concat_tables([kept, added]).sort_by([(schema.SOURCE, "ascending")])
+    both = pa.concat_tables([kept, added])
+    # Sorting makes a copy, and a first version numbers its spans in order.
+    in_order = bool((np.diff(both.column(schema.SOURCE).to_numpy()) > 0).all())
+    return both if in_order else both.sort_by([(schema.SOURCE, "ascending")])
 
 
 def _count(parts: Sequence[Part], difference: Difference, work: Work, parent: Snapshot, failed: int) -> Counts:
