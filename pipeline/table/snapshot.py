@@ -6,6 +6,7 @@ This file reads and writes these three. How a new state comes about stands in pu
 import dataclasses
 import datetime
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from pipeline.arrays import ROWS_AT_ONCE, table_of
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
@@ -48,6 +48,8 @@ row sources (part.py), and no versions that hold their table (`rows_of`). Its fi
 
 CONSUMED = pa.schema([pa.field("path", pa.string(), nullable=False), pa.field("version", pa.string(), nullable=False)])
 """The list names staged files, each with its version, because a later run may stage another under the same name."""
+LISTED_AT_ONCE = 16_384
+"""Its file has so many in a row group, which is read and written as objects of Python."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,18 +248,23 @@ def _completed(sources: pa.Table) -> pa.Table:
 
 
 def write_lists(
-    table: Folder, folder: str, parts: Sequence[Part], sources: pa.Table, consumed: pa.Table | None = None
+    table: Folder, folder: str, parts: Sequence[Part], sources: pa.Table, consumed: pa.Buffer | None = None
 ) -> None:
     """Put the lists where the snapshot will name them, before it is created. `consumed` is a `consumed_list`."""
     table.write(f"{folder}parts.parquet", to_parquet(parts_to_table(parts)))
     table.write(f"{folder}sources.parquet", to_parquet(sources))
-    table.write(layout.consumed(folder), to_parquet(CONSUMED.empty_table() if consumed is None else consumed))
+    table.write(layout.consumed(folder), consumed_list((), frozenset()) if consumed is None else consumed)
 
 
-def consumed_list(files: Iterable[FileInfo], units: Set[str]) -> pa.Table:
-    """Return the list of the staged files of these units, with the columns of CONSUMED."""
+def consumed_list(files: Iterable[FileInfo], units: Set[str]) -> pa.Buffer:
+    """Return the list of the staged files of these units as a Parquet file with the columns of CONSUMED. Rows become bytes as
+    they come, because there may be millions."""
     rows = ({"path": info.path, "version": info.version} for info in files if layout.staged_unit(info.path) in units)
-    return table_of(rows, CONSUMED)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, CONSUMED, compression="zstd") as writer:
+        while piece := list(itertools.islice(rows, LISTED_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(piece, CONSUMED))
+    return sink.getvalue()
 
 
 class Consumed:
@@ -268,12 +275,9 @@ class Consumed:
 
     def __init__(self, table: Folder, version: Snapshot) -> None:
         content = table.read(layout.consumed(version.publication))
-        listed = read_parquet(content) if content is not None else CONSUMED.empty_table()
-        self._known = {
-            _digest(row["path"], row["version"])
-            for batch in listed.to_batches(ROWS_AT_ONCE)
-            for row in batch.to_pylist()
-        }
+        listed = pq.ParquetFile(pa.BufferReader(content or consumed_list((), frozenset())))
+        groups = (listed.read_row_group(number, use_threads=False) for number in range(listed.num_row_groups))
+        self._known = {_digest(row["path"], row["version"]) for group in groups for row in group.to_pylist()}
 
     def __contains__(self, info: FileInfo) -> bool:
         return _digest(info.path, info.version) in self._known
