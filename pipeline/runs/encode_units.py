@@ -6,7 +6,7 @@ version says of the run that made it.
 
 import contextlib
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from pipeline import progress
@@ -25,7 +25,7 @@ from pipeline.stages.flow import EMBED, OnProgress
 from pipeline.table import layout, snapshot
 from pipeline.table.publication import Description
 from pipeline.table.record import Effort
-from pipeline.work import Unfit, Unit
+from pipeline.work import Task, Unfit, Unit
 
 
 def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
@@ -49,7 +49,7 @@ def encode_units(prepared: Prepared, executor: Executor) -> Encoded:
     run = progress.current()
     run.begin(Phase.STARTING)
     run.expect(units=len(tasks), **_rows_to_do(prepared))
-    with contextlib.closing(reports_of(prepared, executor, run.encoded)) as coming:
+    with contextlib.closing(reports_of(prepared, executor, tasks, run.encoded)) as coming:
         for report in coming:
             busy.add(report)
             engines.add(report.engine)
@@ -102,9 +102,11 @@ def _unread_in(report: Report, unit: Unit) -> dict[str, UnreadFile]:
     return {span.file.path: UnreadFile(path=span.file.path, reason=item.reason, rows=0) for span, item in found}
 
 
-def reports_of(prepared: Prepared, executor: Executor, on_encoded: OnProgress) -> Generator[Report, None, None]:
+def reports_of(
+    prepared: Prepared, executor: Executor, tasks: Sequence[Task], on_encoded: OnProgress
+) -> Generator[Report, None, None]:
     """Yield a report of each slice when it is recorded or refused."""
-    with contextlib.closing(executor.flow(prepared, prepared.plan.tasks, EMBED, on_encoded)) as tables:
+    with contextlib.closing(executor.flow(prepared, tasks, EMBED, on_encoded)) as tables:
         for table in tables:
             yield from map(report_of, table.to_pylist())
 

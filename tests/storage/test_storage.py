@@ -6,6 +6,7 @@ import pickle
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.storage import (
     same_place,
 )
 from pipeline.storage.error import reported
+from pipeline.storage.file import TEMPORARY
 from tests.servers import (
     S3Server,
     moto_server,
@@ -134,6 +136,30 @@ def test_a_listing_says_size_version_and_time(folder: Folder) -> None:
     assert folder.list() == [before]
     folder.write("x", b"54321")
     assert folder.list()[0].version != before.version
+
+
+def test_files_that_pass_by_are_those_of_a_listing(folder: Folder) -> None:
+    for path in ("a/x", "a/b/y", "ab/z", f"a/{TEMPORARY}w"):
+        folder.write(path, b"1")
+    for prefix in ("", "a", "a/", "a/b", "none/"):
+        assert sorted(folder.gather(prefix, list), key=lambda file: file.path) == folder.list(prefix)
+    assert folder.gather("a", lambda files: sum(file.size for file in files)) == 2
+    assert folder.gather("a", lambda files: sum(file.size for file in files), temporary=True) == 3
+
+
+def test_files_of_a_disk_that_pass_by_take_half_the_memory_of_their_list(tmp_path: Path) -> None:
+    """A commit goes through all that is staged for it, which may be millions of files in as many folders."""
+    for number in range(1000):
+        (tmp_path / f"{number:032}").mkdir()
+        (tmp_path / f"{number:032}" / "part").touch()
+    folder = Folder(str(tmp_path))
+    taken = []
+    for look in (folder.list, lambda: folder.gather("", lambda files: sum(1 for _ in files))):
+        tracemalloc.start()
+        look()
+        taken.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert taken[1] < taken[0] / 2
 
 
 def test_a_listing_is_never_stale(folder: Folder) -> None:

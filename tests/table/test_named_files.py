@@ -100,6 +100,20 @@ def test_a_version_whose_lists_were_cleaned_away_is_not_brought_back(tmp_path):
     assert snapshot.versions(table) == [1, 2, 3, 4]
 
 
+def test_only_the_versions_of_files_that_were_used_are_known_as_consumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "LISTED_AT_ONCE", 2)
+    table = Folder(str(tmp_path))
+    paths = [layout.record(unit * 16, 0) for unit in ("aa", "bb", "cc")] + [layout.staged_part("aa" * 16, 0, "x", 0)]
+    for path in [*paths, "staging/publications/p/changes/0.parquet"]:
+        table.write(path, path.encode())
+    listed = table.gather(layout.STAGING, lambda files: snapshot.consumed_list(files, {"aa" * 16, "bb" * 16}))
+    snapshot.write_lists(table, "staging/publications/p/", (), snapshot.SOURCES.empty_table(), listed)
+    table.write(paths[1], b"by a later run")
+    consumed = snapshot.Consumed(table, dataclasses.replace(snapshot.empty(), publication="staging/publications/p/"))
+    assert [info.path for info in table.list() if info in consumed] == [paths[3], paths[0]]
+    assert not any(info in snapshot.Consumed(table, snapshot.empty()) for info in table.list())
+
+
 KINDS = ["a staged part", "a part in data/", "a list of row sources", "value ranges", "the int8 model", "its graph"]
 
 

@@ -1,6 +1,10 @@
 """Chains of records: which slices count, what is left to do, when a unit is done."""
 
+import dataclasses
+import datetime
+import gc
 import json
+import tracemalloc
 from dataclasses import replace
 
 from hypothesis import given
@@ -9,7 +13,8 @@ from hypothesis import strategies as st
 from pipeline.storage import Folder
 from pipeline.table import layout, record
 from pipeline.table.part import Part
-from pipeline.table.record import Effort, Record
+from pipeline.table.record import Effort, Record, Records
+from pipeline.work import Unreadable
 
 UNIT = "ab" * 16
 
@@ -37,6 +42,55 @@ def test_a_record_reads_back_as_it_was_written(tmp_path):
     written = make(0, 1, last=True, parts=(staged_part(table, 0, "x"),))
     assert record.create(table, written)
     assert record.read_all(table, [UNIT]) == {UNIT: [written]}
+
+
+def test_held_records_are_equal_to_those_that_were_given(tmp_path):
+    part = replace(
+        staged_part(Folder(str(tmp_path)), 0, "x"), partition=(("day", datetime.date(2024, 2, 29)), ("n", None))
+    )
+    effort = Effort(**{item.name: number + 0.5 for number, item in enumerate(dataclasses.fields(Effort))})
+    first = replace(make(0, 3, parts=(part, replace(part, sources=(4, 9)))), effort=effort, sources=(3, 4, 9))
+    unread = {9: Unreadable(reason="torn", rows_read=2), 4: Unreadable(reason="torn", rows_read=None)}
+    last = replace(
+        make(3, 1, last=True),
+        failed=1,
+        broken=True,
+        dead_letters=("a.dead", 7),
+        unread=unread,
+        texts_of="f",
+        bad_vectors=2,
+    )
+    held = Records()
+    held.add(UNIT, [first, last])
+    assert held == {UNIT: [first, last]}
+    assert (list(held), len(held), held.get("cd" * 16)) == ([UNIT], 1, None)
+
+
+def test_a_held_record_takes_a_quarter_of_what_its_objects_take():
+    """The records of all slices are held until the commit: what one takes decides how many slices a driver carries."""
+
+    def made(number: int) -> bytes:
+        unit, attempt = f"{number:032x}", f"{7919 * number:032x}"
+        part = Part(
+            path=layout.staged_part(unit, 0, attempt, 0), size=10**7 + number, rows=8192, raw_bytes=10**8 + number,
+            partition=(), units=(unit,), sources=(number,),
+        )  # fmt: skip
+        effort = Effort(rows_encoded=8192, tokens=10**5 + number, encode_s=number / 7, write_s=number / 3)
+        record = replace(make(0, 8192, last=True, attempt=attempt, parts=(part,)), unit_id=unit, sources=(number,))
+        return replace(record, effort=effort).to_json()
+
+    written = {f"{number:032x}": made(number) for number in range(1000, 2000)}
+    units = {unit: unit for unit in written}
+    tracemalloc.start()
+    try:
+        held = Records()
+        for unit, content in written.items():
+            held.add(unit, [Record.from_json(content, units)])
+        gc.collect()  # Python keeps some freed tuples for later.
+        taken = tracemalloc.get_traced_memory()[0] / len(held)
+    finally:
+        tracemalloc.stop()
+    assert taken < 450
 
 
 def test_a_record_of_a_newer_program_counts_and_stays(tmp_path):
