@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from pipeline.arrays import ROWS_AT_ONCE
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Folder
 from pipeline.storage.file import FileInfo
@@ -48,8 +49,6 @@ row sources (part.py), and no versions that hold their table (`rows_of`). Its fi
 
 CONSUMED = pa.schema([pa.field("path", pa.string(), nullable=False), pa.field("version", pa.string(), nullable=False)])
 """The list names staged files, each with its version, because a later run may stage another under the same name."""
-LISTED_AT_ONCE = 16_384
-"""Its file has so many in a row group, which is read and written as objects of Python."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,7 +261,7 @@ def consumed_list(files: Iterable[FileInfo], units: Set[str]) -> pa.Buffer:
     rows = ({"path": info.path, "version": info.version} for info in files if layout.staged_unit(info.path) in units)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, CONSUMED, compression="zstd") as writer:
-        while piece := list(itertools.islice(rows, LISTED_AT_ONCE)):
+        while piece := list(itertools.islice(rows, ROWS_AT_ONCE)):
             writer.write_table(pa.Table.from_pylist(piece, CONSUMED))
     return sink.getvalue()
 

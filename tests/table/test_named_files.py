@@ -101,7 +101,7 @@ def test_a_version_whose_lists_were_cleaned_away_is_not_brought_back(tmp_path):
 
 
 def test_only_the_versions_of_files_that_were_used_are_known_as_consumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot, "LISTED_AT_ONCE", 2)
+    monkeypatch.setattr(snapshot, "ROWS_AT_ONCE", 2)
     table = Folder(str(tmp_path))
     paths = [layout.record(unit * 16, 0) for unit in ("aa", "bb", "cc")] + [layout.staged_part("aa" * 16, 0, "x", 0)]
     for path in [*paths, "staging/publications/p/changes/0.parquet"]:
