@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.errors import CommitConflict, TableBusy
+from pipeline.errors import CommitConflict, StorageError, TableBusy
 from pipeline.storage import Folder
 from pipeline.storage.file import TEMPORARY, FileInfo
 from pipeline.table import clock, layout, lease, snapshot
@@ -66,8 +66,21 @@ def holds(table: Folder, path: str, wanted: Wanted) -> bool:
 
 
 def holding(table: Folder, files: Iterable[FileInfo], wanted: Wanted) -> list[str]:
-    """The paths of those files that have one of the ids."""
-    return [info.path for info in files if holds(table, info.path, wanted)]
+    """The paths of those files that have one of the ids. Raises CommitConflict where one goes away meanwhile: its rows may
+    stand in another place now."""
+    return [info.path for info in files if _listed_holds(table, info.path, wanted)]
+
+
+def _listed_holds(table: Folder, path: str, wanted: Wanted) -> bool:
+    try:
+        return holds(table, path, wanted)
+    except StorageError:
+        if table.size(path) is not None:
+            raise
+        raise CommitConflict(
+            f"another command took {path} away from {table.url} while ids were looked for in it: the erasure is not "
+            "complete; give it again when that one has ended"
+        ) from None
 
 
 def open_attempts(table: Folder, current: Snapshot, wanted: Wanted) -> frozenset[str]:
