@@ -14,6 +14,8 @@ import yaml
 
 from jobs import verify
 from pipeline import progress, progress_bar
+from pipeline.execution.costs import LIGHT_THREADS
+from pipeline.machine.quotas import cores
 from pipeline.progress import Event, Phase, Progress
 from pipeline.runs import embed as embedding
 from pipeline.runs import reindex as reindexing
@@ -189,7 +191,8 @@ def on_a_terminal(*command: str) -> str:
 def test_a_terminal_sees_the_phases_of_a_real_run_in_order_and_then_only_its_summary(tiny_model, tmp_path):
     config = write_config(tmp_path, tiny_model)
     told = on_a_terminal(sys.executable, "-m", "jobs.embed", str(config))
-    words = ["planning", "starting 1 x 1 CPU encoder", "loading the model", "encoding", "committing"]
+    started = f"starting 1 x {min(cores(), LIGHT_THREADS)} CPU encoder"
+    words = ["planning", started, "loading the model", "encoding", "committing"]
     places = [told.index(word) for word in words]
     assert places == sorted(places)
     assert re.search(r"rows \d+/about \d+", told)
