@@ -5,6 +5,7 @@ failing batch is halved down to the row, and one that costs the engine its proce
 never text; knows nothing of files, Ray or tables.
 """
 
+import contextlib
 import itertools
 import time
 from collections import deque
@@ -29,6 +30,9 @@ BUDGET_TOKENS = {"cpu": 1024, "cuda": 131072}
 """Padded tokens per batch. On the CPU larger batches leave the cache."""
 PACKED_BUDGET_TOKENS = 65536
 """Tokens per packed batch. A power of two, as its halves are: the sizes that a batch is filled up to."""
+STATIC_BUDGET_TOKENS = {"cpu": 262144, "cuda": 4194304}
+"""Padded tokens per batch of a static model. A token costs one row of a table: batches only spread what a call costs."""
+STATIC_OVERHEAD_TOKENS = {"cpu": 4096, "cuda": 65536}
 OVERHEAD_TOKENS = {"cpu": 32, "cuda": 4096}
 """One more batch costs about as much time as this many more tokens."""
 COMPILING_OVERHEAD_TOKENS = 64
@@ -281,10 +285,8 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int, *, packs: bool =
     Without `packs` an engine that takes packed rows is not looked for, as for callers that have matrices.
     """
     if spec.is_static:
-        from pipeline.encoder.engines import static
-
-        table = static.StaticEngine(spec, device, threads)
-        return Encoder(table, static.BUDGET_TOKENS[device], static.OVERHEAD_TOKENS[device])
+        table = _static_engine(spec, device, threads)
+        return Encoder(table, STATIC_BUDGET_TOKENS[device], STATIC_OVERHEAD_TOKENS[device])
     prompt_length = 0 if spec.include_prompt else Tokenizer(spec, threads).prompt_length
     token_types = token_types_of(spec)
     if device == "cpu" and (
@@ -311,6 +313,17 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int, *, packs: bool =
             encoder = Encoder(engine, PACKED_BUDGET_TOKENS)
         encoder.settings = "; ".join(refused)
     return encoder
+
+
+def _static_engine(spec: EncoderSpec, device: str, threads: int) -> Engine:
+    if device == "cpu":
+        from pipeline.encoder.engines.numpy_static import NotPlain, NumpyStaticEngine
+
+        with contextlib.suppress(NotPlain):
+            return NumpyStaticEngine(spec)
+    from pipeline.encoder.engines.static import StaticEngine
+
+    return StaticEngine(spec, device, threads)
 
 
 def token_types_of(spec: EncoderSpec) -> bool:

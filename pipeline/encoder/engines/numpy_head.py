@@ -39,10 +39,10 @@ class NumpyHead:
         try:
             vectors = hidden[:, 0] if self._takes_first else _mean(hidden, lengths)
             if self._units:
-                vectors = _unit(vectors)
+                vectors = unit(vectors)
             if self._dim is not None:
                 vectors = vectors[:, : self._dim]
-            return np.array(_unit(vectors) if self._unit_at_last else vectors, np.float32)
+            return np.array(unit(vectors) if self._unit_at_last else vectors, np.float32)
         except MemoryError as error:
             raise OutOfMemory(str(error)) from None
 
@@ -54,5 +54,6 @@ def _mean(hidden: Numbers, lengths: NDArray[np.int32]) -> Numbers:
     return np.asarray(hidden.sum(axis=1) / lengths[:, None].astype(np.float32), np.float32)
 
 
-def _unit(vectors: Numbers) -> Numbers:
+def unit(vectors: Numbers) -> Numbers:
+    """Divide each vector by its length, as torch.nn.functional.normalize does."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)

@@ -1,6 +1,7 @@
 """A StaticEmbedding on torch: padded token ids in, the mean of the tokens' fixed vectors out, in float32.
 
-The vectors are used as float32 whatever type they are stored in. Knows no texts, no batching and no retries.
+It is for GPUs, and for models that numpy_static.py does not know. The vectors are used as float32 whatever type they are
+stored in. Knows no texts, no batching and no retries.
 """
 
 import numpy as np
@@ -12,10 +13,6 @@ from pipeline.encoder.engines.device import ready_device, translated_errors
 from pipeline.errors import InputError, PipelineError
 from pipeline.model.folder import EncoderSpec
 from pipeline.model.modules import build_post_modules, static_vectors
-
-BUDGET_TOKENS = {"cpu": 262144, "cuda": 4194304}
-"""Padded tokens per batch. A token costs one row of a table: batches only spread what a call costs."""
-OVERHEAD_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
 class StaticEngine:

@@ -1,14 +1,20 @@
 """Static embeddings: the means of sentence-transformers 6.2, from its own saves and from model2vec's."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tokenizers
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipeline.config import ChunkSpec, ModelSpec
 from pipeline.encoder.chunking import chunk
 from pipeline.encoder.encoder import build_encoder
+from pipeline.encoder.engines.numpy_static import NumpyStaticEngine
 from pipeline.encoder.engines.static import StaticEngine
 from pipeline.encoder.tokenizer import Tokenizer
 from pipeline.errors import InputError
@@ -91,7 +97,42 @@ def test_weights_in_a_pickle_are_read(folder):
 def test_a_text_has_the_same_vector_alone_and_among_others(folder):
     together = encoded(folder, TEXTS).vectors
     for number, text in enumerate(TEXTS):
-        np.testing.assert_allclose(encoded(folder, [text]).vectors[0], together[number], atol=1e-6)
+        np.testing.assert_array_equal(encoded(folder, [text]).vectors[0], together[number])
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=300), seed=st.integers(0, 99))
+def test_numpy_gives_the_vectors_of_torch(lengths, seed, folder):
+    for overrides in ({}, {"normalize": True, "truncate_dim": 7}):
+        spec = spec_of(folder, **overrides)
+        numpy, other = NumpyStaticEngine(spec), StaticEngine(spec, "cpu", 1)
+        chance, sizes = np.random.default_rng(seed), np.array(lengths, np.int32)
+        ids = chance.integers(0, 90, (len(sizes), sizes.max())).astype(np.int32)
+        found = numpy.encode(ids, sizes)
+        np.testing.assert_allclose(found, other.encode(ids, sizes), rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(numpy.encode(ids[-1:, : sizes[-1]], sizes[-1:])[0], found[-1])
+
+
+def test_what_numpy_does_not_read_is_left_to_torch(folder):
+    expected = encoded(folder, TEXTS).vectors
+    assert isinstance(build_encoder(spec_of(folder), "cpu", 1).engine, NumpyStaticEngine)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: each.to(torch.bfloat16) for name, each in weights.items()}, folder / "model.safetensors")
+    assert isinstance(build_encoder(spec_of(folder), "cpu", 1).engine, StaticEngine)
+    np.testing.assert_allclose(encoded(folder, TEXTS).vectors, expected, atol=0.05)
+
+
+def test_an_encoder_of_it_needs_no_torch(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    script = (
+        "import sys; from pipeline.config import ModelSpec; from pipeline.encoder.encoder import build_encoder\n"
+        "from pipeline.encoder.probe_tokens import probe_tokens; from pipeline.model.folder import encoder_spec\n"
+        f"spec = encoder_spec(ModelSpec(path={str(folder)!r}))\n"
+        "build_encoder(spec, 'cpu', 1).encode(probe_tokens(spec).rows)\n"
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 def test_texts_without_tokens_and_vectors_of_zeros_are_dead_letters(folder):
@@ -121,8 +162,12 @@ def test_a_token_outside_the_table_fails_its_row_alone(folder):
     assert np.isfinite(result.vectors[1]).all()
 
 
-def test_cells_past_the_end_of_a_row_are_never_read(folder):
-    engine = StaticEngine(spec_of(folder), "cpu", 1)
+ENGINES = {"numpy": NumpyStaticEngine, "torch": lambda spec: StaticEngine(spec, "cpu", 1)}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_cells_past_the_end_of_a_row_are_never_read(name, folder):
+    engine = ENGINES[name](spec_of(folder))
     ids, lengths = np.arange(12, dtype=np.int32).reshape(3, 4), np.array([4, 2, 1], np.int32)
     expected = engine.encode(ids, lengths)
     ids[1, 2:], ids[2, 1:] = 99, -5
