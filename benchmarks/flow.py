@@ -161,9 +161,9 @@ def stages(place: Place, arguments: argparse.Namespace) -> None:
     clock.watch(write, "write_rows", "write")
     spec = from_mapping(place.given(limits={"unit_rows": arguments.unit_rows}))
     with InProcess(encoders=1) as executor:
-        from pipeline.encoder.engines.static import StaticEngine
+        from pipeline.encoder.engines.numpy_static import NumpyStaticEngine
 
-        clock.watch(StaticEngine, "encode", "static model")
+        clock.watch(NumpyStaticEngine, "encode", "static model")
         started = clock.seconds.copy()
         runs.embed(spec, executor)
     found = {kind: 1e6 * (seconds - started[kind]) / place.rows for kind, seconds in clock.seconds.items()}

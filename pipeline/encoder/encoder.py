@@ -195,8 +195,10 @@ def _distinct_rows(tokens: TokenRows) -> _Distinct:
         len(tokens),
     )
     present = np.flatnonzero(group >= 0)
-    _, first = np.unique(group[present], return_index=True)
-    return _Distinct(present[first], group, np.bincount(group[present], minlength=len(number)))
+    groups = group[present]
+    # Groups are numbered as they are met: the first row of one has a higher number than all rows before it.
+    first = np.diff(np.maximum.accumulate(groups), prepend=-1) > 0
+    return _Distinct(present[first], group, np.bincount(groups, minlength=len(number)))
 
 
 class _Work:
@@ -263,9 +265,11 @@ class _Work:
 
     def result(self) -> Embeddings:
         group = self._distinct.group
-        vectors = np.full((len(group), self._vectors.shape[1]), np.nan, np.float32)
         present = group >= 0
-        vectors[present] = self._vectors[group[present]]
+        vectors = self._vectors
+        if len(self._distinct.rows) < len(group):  # Else each row is a group of its own, in the same order.
+            vectors = vectors.take(group, axis=0) if len(vectors) else np.empty((len(group), vectors.shape[1]), np.float32)
+            vectors[~present] = np.nan
         failed = {int(row): "the text has no tokens" for row in np.flatnonzero(~present)} | self._tokens.failed
         for number, reason in self._reasons.items():
             failed |= {int(row): reason for row in np.flatnonzero(group == number)}

@@ -56,4 +56,5 @@ def _mean(hidden: Numbers, lengths: NDArray[np.int32]) -> Numbers:
 
 def unit(vectors: Numbers) -> Numbers:
     """Divide each vector by its length, as torch.nn.functional.normalize does."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return np.asarray(vectors / np.maximum(lengths, np.float32(1e-12))[:, None], np.float32)
