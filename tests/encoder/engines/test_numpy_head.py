@@ -28,7 +28,7 @@ HEADS = [
 ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 1000), lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5))
 def test_its_vectors_are_those_of_torch(seed, lengths, spec):
     chance, sizes = np.random.default_rng(seed), np.array(lengths, np.int32)
