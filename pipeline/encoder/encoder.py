@@ -268,7 +268,9 @@ class _Work:
         present = group >= 0
         vectors = self._vectors
         if len(self._distinct.rows) < len(group):  # Else each row is a group of its own, in the same order.
-            vectors = vectors.take(group, axis=0) if len(vectors) else np.empty((len(group), vectors.shape[1]), np.float32)
+            vectors = (
+                vectors.take(group, axis=0) if len(vectors) else np.empty((len(group), vectors.shape[1]), np.float32)
+            )
             vectors[~present] = np.nan
         failed = {int(row): "the text has no tokens" for row in np.flatnonzero(~present)} | self._tokens.failed
         for number, reason in self._reasons.items():
