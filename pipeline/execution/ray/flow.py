@@ -87,11 +87,14 @@ def _polled(monitor: Any, on_progress: OnProgress | None) -> Iterator[None]:
         return
     stop = threading.Event()
 
+    def take() -> None:
+        rows, tokens = ray.get(monitor.take_progress.remote())
+        if rows:
+            on_progress(rows, tokens)
+
     def poll() -> None:
         while not stop.wait(POLL_S):
-            rows, tokens = ray.get(monitor.take_progress.remote())
-            if rows:
-                on_progress(rows, tokens)
+            take()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -100,6 +103,7 @@ def _polled(monitor: Any, on_progress: OnProgress | None) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+    take()  # What was told since the last poll; of a short run that is all.
 
 
 def run_stages(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeout_s: float) -> "ray.data.Dataset":
