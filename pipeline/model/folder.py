@@ -64,10 +64,10 @@ class EncoderSpec:
     precision: str
     """float32, float16, bfloat16 or int8: the transformer's weights and arithmetic. What follows it runs in float32."""
     engine: str = "torch"
-    """Who computes, which moves no vector beyond its tolerance: torch, openvino, or auto: openvino on a CPU, in float32, where
-    it gives torch's vectors; made: as auto, where the graph was made on this node before, else torch; numpy: an engine that
-    starts without torch, where there is one for the model; or light: made where there is a graph, else numpy. A run with
-    much to do makes auto of torch, one with little numpy or light, and others made."""
+    """It says who computes, which moves no vector beyond its tolerance: `torch` or `openvino`, or one of these. `auto` is
+    openvino on a CPU, in float32, where it gives torch's vectors, else torch. `made` is openvino where its graph was made
+    on this node before, else torch. `numpy` starts without torch, where there is such an engine for the model. `light` is
+    openvino where its graph was made, else numpy. A run makes one of them of the user's `auto`, by how much it has to do."""
     int8: Int8Graph | None = None
     """This is None until the table has one, and for other precisions."""
     dim: int

@@ -24,6 +24,7 @@ from pipeline.model.saved_modules import (
     WeightedLayerPooling,
     WordWeights,
 )
+from pipeline.model.token_table import token_vectors
 
 _EPS = 1e-9
 
@@ -240,21 +241,16 @@ def build_post_modules(spec: EncoderSpec) -> nn.Sequential:
 
 
 def static_vectors(spec: EncoderSpec) -> Tensor:
-    """float32 [vocabulary, dim] of a StaticEmbedding, saved by sentence-transformers or by model2vec.
+    """float32 [vocabulary, dim] of a StaticEmbedding."""
 
-    model2vec keeps few vectors, which vector is whose token's, and a weight per token.
-    """
-    # A copy: what safetensors gives is a mapping of the file.
-    return spec.load(lambda: _static_vectors(_weights(spec.transformer_folder)).clone())
+    def read() -> Tensor:
+        weights = _weights(spec.transformer_folder)
+        # Numpy knows no bfloat16.
+        known = {name: (each.float() if each.is_floating_point() else each).numpy() for name, each in weights.items()}
+        # A copy: what safetensors gives is a mapping of the file.
+        return torch.from_numpy(token_vectors(known)).clone()
 
-
-def _static_vectors(weights: Mapping[str, Tensor]) -> Tensor:
-    if "embedding.weight" in weights:
-        return weights["embedding.weight"].float()
-    vectors = weights["embeddings"].float()
-    if "mapping" in weights:
-        vectors = vectors[weights["mapping"].long()]
-    return vectors * weights["weights"].float()[:, None] if "weights" in weights else vectors
+    return spec.load(read)
 
 
 def _build_token_module(module: TokenModule, folder: Path) -> nn.Module:

@@ -109,7 +109,7 @@ def _expected_engine(prepared: Prepared, pools: Pools | None) -> str:
     if precision == "int8":
         return "openvino, which computes int8"
     if prepared.encoder.is_static:
-        return "numpy, for a table of token vectors" if pools is None or pools.device == "cpu" else "torch, on GPUs"
+        return "static, a table of token vectors"
     if asked != "auto":
         return f"{asked}, by model.engine"
     if pools is None:

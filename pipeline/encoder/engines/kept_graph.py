@@ -18,8 +18,14 @@ _NAME, _REFUSED = "graph.xml", "unsupported"
 
 
 def is_made(spec: EncoderSpec, *, token_types: bool) -> bool:
-    """Whether `float32_graph` would find out at once."""
-    return is_kept("graphs", _key(spec, token_types, _width(spec)))
+    """Whether there is a graph on this node, made and proven before. A model that has none for good has been refused."""
+    if not is_kept("graphs", _key(spec, token_types, _width(spec))):
+        return False
+    try:
+        float32_graph(spec, token_types=token_types)
+    except Unsupported:
+        return False
+    return True
 
 
 def float32_graph(spec: EncoderSpec, *, token_types: bool) -> Path:

@@ -4,16 +4,13 @@ Loading torch takes longer than most tables of token vectors take for a hundred 
 does not know, is refused (NotPlain), and static.py has it. It knows no texts, no batching and no retries.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.encoder.engines.base import OutOfMemory
-from pipeline.encoder.engines.numpy_head import unit
+from pipeline.encoder.engines.numpy_head import after_pooling, ends_in_norms
 from pipeline.model.folder import EncoderSpec
-from pipeline.model.saved_modules import Normalize
+from pipeline.model.token_table import token_vectors
 
 _ROWS = 128
 """So many rows are added up at a time: their sums and the vectors that come to them stay in a core's cache."""
@@ -32,7 +29,7 @@ class NumpyStaticEngine:
 
     def __init__(self, spec: EncoderSpec) -> None:
         """Load the table. Raises NotPlain."""
-        if not all(isinstance(module, Normalize) for module in spec.post_modules):
+        if not ends_in_norms(spec):
             raise NotPlain("modules stand behind the means")
         self.dim = spec.dim
         self._spec = spec
@@ -44,7 +41,7 @@ class NumpyStaticEngine:
     def encode(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Numbers:
         """ids int32 [n, width], lengths int32 [n] -> float32 [n, dim]."""
         try:
-            return self._after(self._means(ids, lengths))
+            return after_pooling(self._spec, self._means(ids, lengths))
         except MemoryError as error:
             raise OutOfMemory(str(error)) from None
 
@@ -68,27 +65,10 @@ class NumpyStaticEngine:
         sums /= lengths[:, None].astype(np.float32)
         return sums
 
-    def _after(self, vectors: Numbers) -> Numbers:
-        if self._spec.post_modules:
-            vectors = unit(vectors)
-        if self._spec.truncate_dim is not None:
-            vectors = vectors[:, : self._spec.truncate_dim]
-        return np.ascontiguousarray(unit(vectors) if self._spec.normalize else vectors)
-
 
 def _vectors(spec: EncoderSpec) -> Numbers:
     """float32 [vocabulary + 1, dim]: a vector of zeros, for what lies beyond a row, is the last."""
     from safetensors.numpy import load_file
 
-    found = _of_tokens(load_file(spec.transformer_folder / "model.safetensors"))
+    found = token_vectors(load_file(spec.transformer_folder / "model.safetensors"))
     return np.concatenate([found, np.zeros((1, found.shape[1]), np.float32)])
-
-
-def _of_tokens(weights: Mapping[str, NDArray[Any]]) -> Numbers:
-    """As modules.static_vectors, for what sentence-transformers and model2vec save."""
-    if "embedding.weight" in weights:
-        return np.asarray(weights["embedding.weight"], np.float32)
-    vectors = np.asarray(weights["embeddings"], np.float32)
-    if "mapping" in weights:
-        vectors = vectors[weights["mapping"].astype(np.int64)]
-    return vectors * weights["weights"].astype(np.float32)[:, None] if "weights" in weights else vectors
