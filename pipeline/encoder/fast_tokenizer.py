@@ -23,8 +23,10 @@ from pipeline.encoder.visible_splits import with_visible_splits
 from pipeline.model.tokenizer_files import is_library_error
 
 START_CHARS = 2**19
-"""So many characters are tokenized without it: to load and to prove it takes as long as the installed library takes for
-about so many."""
+"""To load and to prove it takes as long as the installed library takes for about so many characters. Where nobody knows
+how many will come, so many are tokenized without it."""
+PAYS_FROM = 2
+"""Where so many times START_CHARS are expected, it is asked from the first text on."""
 _CHECKED_EVERY = 1024
 """One text of so many is given to both libraries: that costs a hundredth of the time."""
 _FIRST_CHECKED = 64
@@ -48,13 +50,14 @@ class BareRows:
 class FastTokenizer:
     """Stands by until there is enough to tokenize, then proves the fast library, and encodes with it."""
 
-    def __init__(self, installed: Any, prompt: str, threads: int) -> None:
-        """`installed` is the tokenizer of the installed library, which neither cuts nor pads."""
+    def __init__(self, installed: Any, prompt: str, threads: int, expected_chars: int | None = None) -> None:
+        """`installed` is the tokenizer of the installed library, which neither cuts nor pads. About `expected_chars` will
+        come, where that is known."""
         self.told = ""
         """What a person should be told: it was asked for and can't be used, or it gave other ids."""
         self._installed, self._prompt, self._threads = installed, prompt, threads
         self._folder = library_folder()
-        self._chars_before, self._asked = START_CHARS, 0
+        self._chars_before, self._asked = _chars_before(expected_chars), 0
         self._proven: tuple[BothLibraries, Alphabet] | None = None
 
     def encode(self, texts: Sequence[str]) -> BareRows | None:
@@ -124,3 +127,10 @@ class FastTokenizer:
                 f"gave other ids than the installed one for one of {self._asked:,} texts; one in a thousand is compared, so "
                 "run verify for what was tokenized before"
             )
+
+
+def _chars_before(expected: int | None) -> int:
+    """How many characters to tokenize without it. Expectations may be wrong: twice what was expected is much again."""
+    if expected is None:
+        return START_CHARS
+    return 0 if expected >= PAYS_FROM * START_CHARS else max(START_CHARS, PAYS_FROM * expected)

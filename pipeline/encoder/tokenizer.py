@@ -48,8 +48,9 @@ _PROBES = (
 class Tokenizer:
     """Built once per worker; `tokenize` may be called any number of times."""
 
-    def __init__(self, spec: EncoderSpec, threads: int) -> None:
-        """`threads`: cores for the Rust tokenizer, for the whole process, if it has tokenized nothing before."""
+    def __init__(self, spec: EncoderSpec, threads: int, expected_chars: int | None = None) -> None:
+        """`threads`: cores for the Rust tokenizer, for the whole process, if it has tokenized nothing before;
+        `expected_chars`: about how many characters it will be given, where that is known."""
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
         self._prompt = spec.prompt
@@ -66,7 +67,7 @@ class Tokenizer:
             self._side = tokenizer.truncation_side
         with refused(f"the tokenizer in {str(spec.transformer_folder)!r} doesn't work"):
             self._try_out(spec.max_seq_length, is_static=spec.is_static)
-        self._fast = FastTokenizer(self._backend, spec.prompt, threads)
+        self._fast = FastTokenizer(self._backend, spec.prompt, threads, expected_chars)
 
     def _try_out(self, length: int | None, *, is_static: bool) -> None:
         """Find out how the tokenizer frames and cuts texts."""

@@ -6,9 +6,9 @@ comes out.
 
 CLUSTER_START_S = 4.0
 """A local Ray takes about so long until its first worker works. Less work than that is done in this process."""
-LOCAL_ENCODING_S = 60.0
-"""Encoding that is expected to take less is done by processes of this machine. Ray would add its start and its
-memory."""
+LOCAL_ENCODING_S = 120.0
+"""Encoding that is expected to take less is done by processes of this machine. Ray would add ten seconds to the start, a
+tenth to the processor time of two cores, and its memory."""
 ENCODER_START_S = 5.0
 """A process that encodes takes about so long to load torch and a model. A second one must have more to do than that."""
 
@@ -55,6 +55,8 @@ TOKENS_GUESSED = 64
 """A document counts as so many tokens, a short paragraph, when nothing is known of it."""
 FLOPS_PER_CORE = 70e9
 """A core computes so many float32 operations a second inside a transformer. A Zen 4 core at 2.6 GHz has 60 to 100e9."""
+INT8_TIMES = 2.5
+"""In int8 a core computes so many times that. It was 2.5 to 3.3 times on an AMD EPYC and an Intel Xeon."""
 
 
 PROCESS_BYTES = 512 * 2**20
@@ -67,6 +69,6 @@ def encoder_bytes(model_bytes: int) -> int:
     return PROCESS_BYTES + 2 * model_bytes
 
 
-def encoding_s(tokens: float, weights: int) -> float:
+def encoding_s(tokens: float, weights: int, *, int8: bool = False) -> float:
     """Return the seconds of a core for so many tokens. Each token takes two operations per weight."""
-    return tokens * 2 * weights / FLOPS_PER_CORE
+    return tokens * 2 * weights / (FLOPS_PER_CORE * (INT8_TIMES if int8 else 1))

@@ -55,8 +55,6 @@ MEASURED_FROM_S = 60.0
 seconds to do, now or in other nights."""
 BYTES_PER_TOKEN = 4
 """A token of text has about so many bytes."""
-COMPRESSED = 3
-"""A compressed file, or a Parquet one, holds about so many times its bytes of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +140,17 @@ class Prepared:
     @property
     def expected_core_s(self) -> float:
         """Encoding takes about so many seconds on a single core."""
-        rows = self.rows_to_do if self.rows_to_do is not None else self.survey.rows_estimate
         if not self.plan.tasks or self.encoder.is_static:
-            return rows / costs.READ_ROWS_PER_S
-        return costs.encoding_s(rows * self._tokens_per_row(), _weights(self.encoder))
+            return self._expected_rows / costs.READ_ROWS_PER_S
+        return costs.encoding_s(self._expected_tokens, _weights(self.encoder), int8=self.encoder.precision == "int8")
+
+    @property
+    def _expected_rows(self) -> int:
+        return self.rows_to_do if self.rows_to_do is not None else self.survey.rows_estimate
+
+    @property
+    def _expected_tokens(self) -> float:
+        return self._expected_rows * self._tokens_per_row()
 
     @property
     def may_be_light(self) -> bool:
@@ -172,8 +177,7 @@ class Prepared:
         counts = self.parent.counts
         if self.parent.version and counts.encoded and counts.tokens:
             return counts.tokens / counts.encoded
-        stretch = [COMPRESSED if file.compression or file.format == "parquet" else 1 for file in self.corpus.files]
-        text = sum(file.size * times for file, times in zip(self.corpus.files, stretch, strict=True))
+        text = self.survey.bytes_unpacked
         tokens = text / max(1, self.survey.rows_estimate) / BYTES_PER_TOKEN if text else costs.TOKENS_GUESSED
         return tokens if self.spec.chunk is not None else min(tokens, self.encoder.max_seq_length or math.inf)
 
@@ -199,6 +203,7 @@ class Prepared:
                 slice_rows=rows,
                 slice_bytes=slice_bytes(spec, rows),
                 threads=max(1, int(pools.cpus_per_task)),
+                expected_chars=round(self._expected_tokens * BYTES_PER_TOKEN / max(1, pools.tokenizers)),
                 pages=spec.rows_have_pages,
             ),
             chunk=spec.chunk,

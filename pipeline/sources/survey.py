@@ -77,6 +77,8 @@ class Survey:
     rows_estimate: int
     bytes: int
     """The size of all files as they are stored."""
+    bytes_unpacked: int
+    """What they hold, uncompressed: by their footers where these say it, else about so much."""
     row_bytes: Mapping[FormatName, float] = field(default_factory=dict)
     """The bytes of a row by format, uncompressed unless the format is so by itself; of formats that were looked into."""
     folders: tuple["PartitionFolder", ...] = ()
@@ -152,6 +154,7 @@ def survey(
         rows_estimate=_estimate_rows(spans, looks, row_bytes) if rows_known is None else rows_known,
         row_bytes=row_bytes,
         bytes=sum(file.size for file in files),
+        bytes_unpacked=sum(_bytes_unpacked(file, looks.get(file.path)) for file in files),
         folders=tuple(_folders(columns, files, looks)),
         snapshot=logged[0].snapshot.label if logged else None,
         changes=tuple(change for change in changes.values() if change is not None),
@@ -291,6 +294,12 @@ def _estimate_rows(
 def _estimated_rows(span: Span, row_bytes: Mapping[FormatName, float]) -> float:
     packed = PACKED_RATIO if span.file.compression else 1
     return (span.stop - span.start) * packed / row_bytes.get(span.file.format, _ROW_BYTES_GUESS)
+
+
+def _bytes_unpacked(file: SourceFile, look: Look | None) -> int:
+    if look is not None and look.row_groups is not None:
+        return sum(group.size for group in look.row_groups)
+    return file.size * (PACKED_RATIO if file.compression or file.format == "parquet" else 1)
 
 
 def _row_bytes(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> dict[FormatName, float]:

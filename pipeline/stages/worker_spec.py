@@ -33,6 +33,8 @@ class ReadSpec:
     """A slice has at most so many bytes of text and kept columns."""
     threads: int
     """The tokenizer uses so many threads."""
+    expected_chars: int | None = None
+    """About so many characters are tokenized by each process that reads."""
     pages: bool = False
     """Each chunk is told the pages that it stands on."""
     sample_depth: int = 0

@@ -4,6 +4,7 @@ import csv
 import gzip
 import importlib.metadata
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_the_ids_are_those_of_the_installed_library(backend, proven, texts):
     found = proven.encode(texts)
     assert found is not None, proven.told
     assert_right(found, backend, texts)
+
+
+@pytest.mark.parametrize(
+    ("expected", "asked_from"), [(None, 100), (99, 198), (10, 100), (199, 398), (200, 0), (10**9, 0)]
+)
+def test_it_is_asked_where_its_start_pays(backend, fast, monkeypatch, expected, asked_from):
+    monkeypatch.setattr(fast_tokenizer, "START_CHARS", 100)
+    found, given = FastTokenizer(backend, "", 1, expected), 10
+    while found.encode(["ten chars!"]) is None:
+        given += 10
+        assert given <= 400, found.told
+    assert given == max(10, math.ceil(asked_from / 10) * 10)
 
 
 def test_what_is_common_is_answered_for(proven):

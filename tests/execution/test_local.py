@@ -19,7 +19,11 @@ from pipeline.config import ResourceSpec
 from pipeline.execution import by_size
 from pipeline.execution.by_size import ExecutorBySize
 from pipeline.execution.costs import LOCAL_ENCODING_S
+from pipeline.execution.local.executor import LocalExecutor
+from pipeline.execution.local.pool import LOADING, LocalFlow
 from pipeline.execution.pools import ALONE
+from pipeline.runs.prepare import prepare
+from pipeline.stages.flow import EMBED
 from tests import faulty, inline
 from tests.chaos import processes
 from tests.inline import read_table, same_rows, spec_of
@@ -156,6 +160,22 @@ def test_ctrl_c_ends_it_within_three_seconds_with_no_process_left(corpus, tiny_m
     assert not [one for one in below if Path(f"/proc/{one.pid}").exists()]
     assert faulty.start(tmp_path).wait(60) == 0, faulty.said(tmp_path)
     assert read_table(tmp_path / "table").num_rows == ROWS
+
+
+@pytest.mark.parametrize(
+    ("form", "encoders"), [pytest.param("parquet", 2, id="rows-known"), pytest.param("jsonl", 1, id="rows-unknown")]
+)
+def test_encoders_start_beside_the_reader_where_rows_are_known(form, encoders, corpus, tiny_model, tmp_path):
+    source = corpus
+    if form == "parquet":
+        source = tmp_path / "rows.parquet"
+        pq.write_table(pa.table({"id": [f"{n}" for n in range(100)], "text": ["a text"] * 100}), source)
+    spec = spec_of(source, tiny_model, tmp_path / "table", limits={"unit_rows": 32}, resources={"encoders": 2})
+    prepared = prepare(spec, writes=False)
+    pools = LocalExecutor(spec.resources).pools(prepared)
+    with LocalFlow(prepared.plan.tasks, EMBED, prepared.worker_spec(pools), pools, None) as flow:
+        flow._hand_out()
+        assert [process.asked[0][0] for process in flow._encoders] == [LOADING] * encoders
 
 
 class Work:

@@ -402,6 +402,18 @@ def test_rows_are_known_for_parquet_and_guessed_for_jsonl(tmp_path: Path) -> Non
     assert 5800 < found.rows_estimate < 6200
 
 
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_what_parquet_files_hold_uncompressed_stands_in_their_footers(codec: str, tmp_path: Path) -> None:
+    texts = [f"{number} " * 40 for number in range(2000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression=codec, use_dictionary=False)
+    spec = spec_of(tmp_path)
+    found = survey(list_sources(spec), spec)
+    assert found.bytes_unpacked == pytest.approx(sum(map(len, texts)), rel=0.1)
+    jsonl(tmp_path / "b.jsonl", *({"text": text} for text in texts))
+    both = survey(list_sources(spec), spec)
+    assert both.bytes_unpacked - found.bytes_unpacked == (tmp_path / "b.jsonl").stat().st_size
+
+
 def test_many_small_files_are_surveyed_quickly(tmp_path: Path) -> None:
     for index in range(300):
         parquet(tmp_path / f"{index}.parquet", text=["x"], k=[index])

@@ -219,15 +219,20 @@ class LocalFlow:
         return strikes
 
     def _start_encoders(self) -> None:
-        """Start the first encoder beside the reader, and another one when there is more to do than those that exist
-        can take."""
+        """Start encoders beside the reader, as many as will have slices by what is known of the tasks, and another one
+        when there is more to do than those that exist can take."""
         free = sum(not process.asked or process.asked[0][0] == LOADING for process in self._encoders)
         reads = self._todo or any(light.reading for light in self._lights)
-        expected = len(self._waiting) if self._encoders or not reads else 1
+        expected = len(self._waiting) if self._encoders or not reads else max(1, self._slices_to_come())
         for _ in range(min(expected - free, self._pools.encoders - len(self._encoders))):
             process = _Process(self._spec, self._flow, self._log)
             self._encoders.append(process)
             process.ask(LOADING, "load", self._died_loading)
+
+    def _slices_to_come(self) -> int:
+        """Count the slices of tasks that nobody reads yet, as far as their rows are known."""
+        rows = [task.rows_to_do for task in self._todo]
+        return sum(-(-count // self._spec.read.slice_rows) for count in rows if count is not None)
 
     # --- hearing
 

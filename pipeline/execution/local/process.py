@@ -28,7 +28,10 @@ class WorkerProcess:
     def __init__(self, connection: Connection, name: str, spec: WorkerSpec, flow: Flow) -> None:
         self._connection, self._name, self._flow = connection, name, flow
         self._spec = replace(spec, encode=replace(spec.encode, encoder=spec.encode.encoder.here()))
-        self._tokenizer = functools.cache(lambda: Tokenizer(self._spec.encode.encoder, self._spec.read.threads))
+        read = spec.read
+        self._tokenizer = functools.cache(
+            lambda: Tokenizer(self._spec.encode.encoder, read.threads, read.expected_chars)
+        )
         self._encoder: SliceEncoder | None = None
         self._slices: Iterator[pa.Table] = iter(())
 

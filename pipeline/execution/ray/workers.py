@@ -116,7 +116,7 @@ def given(run: str) -> tuple[WorkerSpec, Flow]:
 @functools.lru_cache(maxsize=2)
 def tokenizer(run: str) -> Tokenizer:
     spec, _ = given(run)
-    return Tokenizer(spec.encode.encoder, spec.read.threads)
+    return Tokenizer(spec.encode.encoder, spec.read.threads, spec.read.expected_chars)
 
 
 @functools.cache
