@@ -16,12 +16,13 @@ BATCH_TOKENS = 65536
 
 
 class Hook(importlib.abc.MetaPathFinder):
-    """It changes the function that builds encoders right after its module was executed."""
+    """It changes a module right after it was executed."""
 
-    module = "pipeline.encoder.encoder"
+    def __init__(self, module, change):
+        self._module, self._change = module, change
 
     def find_spec(self, name, path=None, target=None):
-        if name != self.module:
+        if name != self._module:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -29,10 +30,21 @@ class Hook(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             execute(module)
-            module.build_encoder = lambda spec, device, threads, **_: module.Encoder(Metronome(spec.dim), BATCH_TOKENS)
+            self._change(module)
 
         spec.loader.exec_module = exec_module
         return spec
+
+
+def in_place_of_engines(encoder):
+    """What builds encoders gives them a metronome."""
+    encoder.build_encoder = lambda spec, device, threads, **_: encoder.Encoder(Metronome(spec.dim), BATCH_TOKENS)
+
+
+def as_beside_a_gpu(pools):
+    """An encoder has as many slices in hand as one of a GPU."""
+    gpu = pools.replace(pools.ALONE, device="cuda")
+    pools.Pools.slices_at_once = gpu.slices_at_once
 
 
 class Metronome:
@@ -67,4 +79,5 @@ class Metronome:
 
 
 if GIVEN:
-    sys.meta_path.insert(0, Hook())
+    sys.meta_path.insert(0, Hook("pipeline.encoder.encoder", in_place_of_engines))
+    sys.meta_path.insert(0, Hook("pipeline.execution.pools", as_beside_a_gpu))

@@ -7,10 +7,11 @@ never text; knows nothing of files, Ray or tables.
 
 import contextlib
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,10 +62,17 @@ class Embeddings:
     padded_tokens: int
     """Their tokens with padding, or with what else fills up a batch."""
     engine_seconds: float
+    turn: tuple[float, float] = (0.0, 0.0)
+    """In Unix seconds: the engine worked on these rows, and on no others, from when to when."""
+    waited_seconds: float = 0.0
+    """Before its turn came."""
 
 
 class Encoder:
-    """Keeps what it learns about memory: `budget_tokens` only ever shrinks."""
+    """Keeps what it learns about memory: `budget_tokens` only ever shrinks.
+
+    Threads may encode at once: one has the engine, while others prepare rows for it or finish theirs.
+    """
 
     def __init__(self, engine: Engine, budget_tokens: int, overhead_tokens: int = OVERHEAD_TOKENS["cpu"]) -> None:
         """`budget_tokens`: tokens per batch, padding included; `overhead_tokens`: what one more batch costs, in
@@ -76,6 +84,7 @@ class Encoder:
         """An engine in a process of its own, for a row that this one refuses. On a GPU an error may be the device's fault and
         not the row's."""
         self._saved = 0
+        self._turn = threading.Lock()
         self._feed = feed_for(engine)
         self.budget_tokens = budget_tokens
         self.overhead_tokens = overhead_tokens
@@ -89,6 +98,14 @@ class Encoder:
         """Encode all rows that have tokens."""
         distinct = _distinct_rows(tokens)
         work = _Work(tokens, distinct, np.full((len(distinct.rows), self.engine.dim), np.nan, np.float32))
+        ready = time.perf_counter()
+        with self._turn:
+            waited, began = time.perf_counter() - ready, time.time()
+            self._run(work, on_progress)
+            turn = began, time.time()
+        return replace(work.result(), turn=turn, waited_seconds=waited)
+
+    def _run(self, work: "_Work", on_progress: OnProgress | None) -> None:
         pending = self._batches(work.lengths)
         running: deque[tuple[NDArray[np.int64], Answer]] = deque()
         while pending or running:
@@ -120,8 +137,7 @@ class Encoder:
                     continue
                 tokens_done = self._judged(work, batch, error)
             if on_progress is not None:
-                on_progress(int(distinct.copies[batch].sum()), tokens_done)
-        return work.result()
+                on_progress(int(work.copies[batch].sum()), tokens_done)
 
     def _batches(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """The batches in the order in which a stack wants them: the first to do is the last."""
@@ -206,6 +222,7 @@ class _Work:
 
     def __init__(self, tokens: TokenRows, distinct: _Distinct, vectors: NDArray[np.float32]) -> None:
         self.lengths = tokens.lengths[distinct.rows]
+        self.copies = distinct.copies
         self.engine_seconds = 0.0
         self._tokens = tokens
         self._distinct = distinct

@@ -20,13 +20,15 @@ from pipeline.encoder.token_rows import TokenRows
 
 NEAR = 0.97
 """Of two settings the simpler one is taken if it reaches this share of the faster one's rate: the smaller batch, which
-wastes less padding and memory, one form of the graph instead of two, the engine that is loaded already."""
+wastes less padding and memory, attention that is not fused, whose code for a new shape is made sooner, one form of the
+graph instead of two, the engine that is loaded already."""
 PLAIN, FUSED, FLOAT32, TORCH = "plain", "fused", "float32", "torch"
 """The forms are a graph with OpenVINO's own operators, one with fused attention, one in int8 whose rest is computed in
 float32 where that of the others is in bfloat16, and torch."""
-VERSION = 2
-"""Raised when other forms are compared: what was measured before is measured anew."""
-TURNS = 3
+VERSION = 3
+"""Raised when forms are compared otherwise: what was measured before is measured anew."""
+TURNS = 6
+"""Another process may slow a turn down, and hardly all of them."""
 MOST_S = 4.0
 """The forms of a graph, and then the batches, are compared for at most about so many seconds; each has one turn at
 least."""
@@ -167,7 +169,9 @@ def _where_fused(seconds: Mapping[str, Sequence[float]], widths: Sequence[int]) 
     if FUSED not in seconds:
         return None, sum(seconds[PLAIN])
     plain, fused = seconds[PLAIN], seconds[FUSED]
-    alone: tuple[int | None, float] = min((None, sum(plain)), (0, sum(fused)), key=lambda found: found[1])
+    alone: tuple[int | None, float] = (None, sum(plain))
+    if sum(fused) < NEAR * sum(plain):
+        alone = (0, sum(fused))
     both: list[tuple[int | None, float]] = [
         (math.ceil(math.sqrt(widths[place - 1] * widths[place])), sum(plain[:place]) + sum(fused[place:]))
         for place in range(1, len(widths))

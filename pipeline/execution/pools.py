@@ -36,6 +36,12 @@ class Pools:
     """There is so little to encode that a start without torch is worth a slower encoder; see costs.LIGHT_S."""
 
     @property
+    def slices_at_once(self) -> int:
+        """An encoder prepares one slice, or finishes it, while its GPU computes another. On a CPU that would take the
+        engine's own cores."""
+        return 2 if self.device == "cuda" else 1
+
+    @property
     def most_unrecorded(self) -> int:
         """So many slices may be encoded, or in work at an encoder, without being recorded: what a crash can cost."""
         return TASKS_PER_ENCODER * self.encoders + self.writers

@@ -6,6 +6,7 @@ reason. A worker never raises for bad data. Who gives out the work, and what cou
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -78,7 +79,7 @@ class SliceEncoder:
     """It is an encoder at work. It loads the model once, proves it on the probe texts, then encodes slices.
 
     What goes wrong while it starts is kept and given as the answer to every slice. A worker that raises here would be
-    started again for ever.
+    started again for ever. Threads may call `encode` at once.
     """
 
     def __init__(self, flow: Flow, name: str, tell: Tell) -> None:
@@ -86,7 +87,7 @@ class SliceEncoder:
         assert flow.encode is not None
         self._flow, self._encode, self._name, self._tell = flow, flow.encode, name, tell
         self._encoder: Encoder | None = None
-        self._is_tuned = False
+        self._is_tuned, self._tuning = False, threading.Lock()
         self._refused = ""
 
     def load(self, spec: WorkerSpec, died: int = 0) -> None:
@@ -117,7 +118,8 @@ class SliceEncoder:
         if strikes:
             return self._encode_apart(row, self._encoder)
         with Deadline(self._spec.limits.unit_timeout_s) as deadline:
-            encoder = self._tuned(row, self._encoder)
+            with self._tuning:
+                encoder = self._tuned(row, self._encoder)
             deadline.renew()
             return self._encoded(row, encoder, deadline.renew)
 

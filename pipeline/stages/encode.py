@@ -38,7 +38,7 @@ def encode(
     """
     if row.column("refused")[0].is_valid:
         return row
-    start, started = time.time(), time.perf_counter()
+    started = time.perf_counter()
     tokens = from_cell(row, "tokens")
     num_documents = _num_documents(tokens)
     on_rows = on_progress and _per_document(on_progress, num_documents, tokens.num_rows)
@@ -53,14 +53,14 @@ def encode(
         tokens_padded=encoded.padded_tokens,
         coded=vectors.size if spec.write.calibration is not None else 0,
         clipped=clipped,
-        encode_s=time.perf_counter() - started,
+        encode_s=time.perf_counter() - started - encoded.waited_seconds,
     )
     changed["tokens"] = pa.nulls(1, pa.large_binary())
     changed["vectors"] = cell(pa.py_buffer(np.ascontiguousarray(codes)))
     changed["bad_vectors"] = pa.array([bad_vectors], pa.int64())
     changed["effort"] = pa.array([effort_to_json(effort)])
     changed["encoder"], changed["engine"] = pa.array([name]), pa.array([encoder.description])
-    changed["encode_start"], changed["encode_stop"] = pa.array([start]), pa.array([time.time()])
+    changed["encode_start"], changed["encode_stop"] = (pa.array([at]) for at in encoded.turn)
     return pa.table([changed.get(name, row.column(name)) for name in FLOW.names], schema=FLOW)
 
 

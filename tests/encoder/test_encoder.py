@@ -1,9 +1,14 @@
 """Order, duplicates, memory and bad rows: what the encoder promises about any engine."""
 
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from pipeline.config import ModelSpec
+from pipeline.encoder import encoder as encoder_module
 from pipeline.encoder.encoder import MOST_SAVED, Encoder, build_encoder
 from pipeline.encoder.engines.base import DeviceLost, EngineLost, OutOfMemory
 from pipeline.encoder.token_rows import TokenRows
@@ -87,6 +92,48 @@ def test_rows_that_only_begin_alike_are_not_equal():
     rows = [[1], [1, 1], [1, 1, 1]]
     encoded = Encoder(FakeEngine(), 1000).encode(token_rows(*rows))
     np.testing.assert_array_equal(encoded.vectors, expected_vectors(rows))
+
+
+class Overlapping(FakeEngine):
+    """It computes a batch only once the rows of the next call were prepared."""
+
+    def __init__(self, prepared):
+        super().__init__()
+        self.prepared, self.inside, self.most_inside = prepared, 0, 0
+
+    def encode(self, ids, lengths):
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
+        assert self.prepared.wait(30), "nobody prepares while the engine works"
+        found = super().encode(ids, lengths)
+        self.inside -= 1
+        return found
+
+
+def test_one_call_has_the_engine_while_another_prepares_its_rows(monkeypatch):
+    prepared, calls = threading.Event(), []
+
+    def counted(tokens):
+        found = distinct_rows(tokens)
+        calls.append(tokens)
+        if len(calls) == 2:
+            prepared.set()
+        return found
+
+    distinct_rows = encoder_module._distinct_rows
+    monkeypatch.setattr(encoder_module, "_distinct_rows", counted)
+    engine = Overlapping(prepared)
+    encoder = Encoder(engine, 50)
+    rows = [random_rows(60, seed) for seed in range(4)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda some: encoder.encode(token_rows(*some)), rows))
+    for some, encoded in zip(rows, found, strict=True):
+        np.testing.assert_array_equal(encoded.vectors, expected_vectors(some))
+        assert encoded.tokens == sum(map(len, some))
+    assert engine.most_inside == 1
+    turns = sorted(encoded.turn for encoded in found)
+    assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(turns))
+    assert max(encoded.waited_seconds for encoded in found) > 0
 
 
 def test_too_little_memory_halves_the_budget_and_is_remembered():

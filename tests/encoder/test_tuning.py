@@ -153,13 +153,14 @@ def test_where_there_is_little_to_do_only_what_was_found_before_is_used(spec):
     ("engine", "expected"),
     [
         (ManyForms(fused=(5e-6, 1e-7)), None),  # dearer everywhere
+        (ManyForms(fused=(1e-6, 0.98e-7)), None),  # not by enough
         (ManyForms(fused=(1e-6, 5e-8)), 0),  # cheaper everywhere
         (ManyForms(fused=(8e-6, 1e-8)), 128),  # cheaper in wide rows: between 64 and 256
         (ManyForms(fused=(1e-6, 0.0), of_fused=-1.0), None),  # it computes something else
         (ManyForms(fused=(1e-6, 0.0), of_fused=float("nan")), None),
         (ManyForms(fused=(1e-6, 0.0), of_fused=None), None),  # it fails
     ],
-    ids=["dearer", "cheaper", "in wide rows", "wrong", "nan", "fails"],
+    ids=["dearer", "hardly cheaper", "cheaper", "in wide rows", "wrong", "nan", "fails"],
 )
 @pytest.mark.usefixtures("_made_up_time")
 def test_attention_is_fused_where_that_is_faster_and_the_same(engine, expected, spec):

@@ -27,6 +27,11 @@ def test_gpus_are_taken_where_there_are_any():
     assert 8 + pools.cpus_per_task * (pools.tokenizers + pools.writers) <= 40
 
 
+def test_a_slice_is_prepared_beside_another_where_that_takes_no_core_of_the_engine():
+    assert choose_pools(ResourceSpec(), GPU_NODES).slices_at_once == 2
+    assert choose_pools(ResourceSpec(), LAPTOP).slices_at_once == 1
+
+
 @pytest.mark.parametrize(
     ("share", "encoders"), [(0.5, 16), (0.25, 32), (0.3, 24), (0.1, 32), (0.7, 8), (1, 8), (2, 4), (3, 2), (4, 2)]
 )

@@ -113,6 +113,28 @@ def test_reading_encoding_and_writing_are_stages_of_their_own(ray_address):
         assert len(stages_of(replace(pools, cpus_per_task=1.0))) == 3
 
 
+def test_slices_that_overlap_within_an_encoder_give_the_same_table(ray_address, tiny_model, tmp_path, monkeypatch):
+    """As within one of a GPU; slices of one encoder that are in hand together, and the engine takes them in turn."""
+    write_corpus(tmp_path / "a.jsonl", [f"doc {n}" for n in range(200)])
+    limits = {"unit_rows": 8}
+    embed(spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "here", limits=limits))
+    at_once = 0
+
+    def counted(self):
+        nonlocal at_once
+        at_once += 1
+        return 2
+
+    monkeypatch.setattr(Pools, "slices_at_once", property(counted))
+    resources = {"ray_address": ray_address, "encoders": 1}
+    there = spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "there", limits=limits, resources=resources)
+    summary = embed_on_ray(there)
+    assert at_once
+    assert summary.counts.new == 200
+    assert 0 < summary.busy_share <= 1
+    same_rows(read_table(tmp_path / "there"), read_table(tmp_path / "here"))
+
+
 def test_the_chaos_suite_knows_rays_processes_by_their_work():
     stages = {"tokenizer": workers.read_stage, "writer": workers.write_stage}
     for kind, stage in stages.items():

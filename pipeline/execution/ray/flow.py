@@ -134,7 +134,12 @@ def run_stages(tasks: Sequence[Task], run: str, pools: Pools, flow: Flow, timeou
             fn_constructor_kwargs={"run": run},
             num_cpus=pools.cpus_per_encoder,
             num_gpus=pools.gpus_per_encoder or None,
-            compute=ActorPoolStrategy(size=pools.encoders, max_tasks_in_flight_per_actor=TASKS_PER_ENCODER),
+            compute=ActorPoolStrategy(
+                size=pools.encoders,
+                max_tasks_in_flight_per_actor=TASKS_PER_ENCODER,
+                max_concurrent_calls_per_actor=pools.slices_at_once,
+                enable_true_multi_threading=pools.slices_at_once > 1,
+            ),
         )
     if flow.write is not None:
         rows = rows.map_batches(workers.write_stage, compute=TaskPoolStrategy(size=pools.writers), **light)
