@@ -18,7 +18,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoder.engines.base import Answer, DeviceLost, Engine, EngineLost, OutOfMemory
+from pipeline.encoder.engines.base import Answer, DeviceLost, Engine, EngineLost, OutOfMemory, PackingEngine
 from pipeline.encoder.engines.feed import feed_for
 from pipeline.encoder.probe_tokens import are_known, probe_tokens
 from pipeline.encoder.token_rows import TokenRows
@@ -325,17 +325,22 @@ def build_encoder(spec: EncoderSpec, device: str, threads: int, *, packs: bool =
     from pipeline.encoder.engines.torch import TorchEngine
 
     padded = TorchEngine(spec, device, threads, prompt_length, token_types=token_types)
-    encoder = Encoder(padded, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])
-    if (
-        packs and device == "cuda" and spec.precision != "float32"
-    ):  # the kernels for packed rows know half precision only
-        from pipeline.encoder.engines.packed_torch import PackedTorchEngine, packed_if_proven
+    if not packs or device != "cuda" or spec.precision == "float32":
+        return encoder_of(padded, device)
+    # The kernels for packed rows know half precision only.
+    from pipeline.encoder.engines.packed_torch import packed_if_proven
 
-        engine, refused = packed_if_proven(padded, spec)
-        if isinstance(engine, PackedTorchEngine):
-            encoder = Encoder(engine, PACKED_BUDGET_TOKENS)
-        encoder.settings = "; ".join(refused)
+    engine, refused = packed_if_proven(padded, spec)
+    encoder = encoder_of(engine, device)
+    encoder.settings = "; ".join(refused)
     return encoder
+
+
+def encoder_of(engine: Engine, device: str) -> Encoder:
+    """The encoder of a transformer on torch, with the batches that it has where nothing was measured."""
+    if isinstance(engine, PackingEngine):
+        return Encoder(engine, PACKED_BUDGET_TOKENS)
+    return Encoder(engine, BUDGET_TOKENS[device], OVERHEAD_TOKENS[device])
 
 
 def _static_engine(spec: EncoderSpec, device: str, threads: int) -> Engine:

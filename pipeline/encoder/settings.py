@@ -30,6 +30,15 @@ def libraries() -> list[str]:
     return [_version(package) for package in ("torch", "openvino")]
 
 
+def gpu(device: str) -> str:
+    """Return the name of the GPU, "" on a CPU: what was measured on another one says nothing."""
+    if device != "cuda":
+        return ""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

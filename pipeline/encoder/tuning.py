@@ -18,16 +18,19 @@ from numpy.typing import NDArray
 
 from pipeline import identity
 from pipeline.encoder import forms
-from pipeline.encoder.encoder import Encoder, build_encoder
-from pipeline.encoder.engines.base import FormingEngine, GraphForm
+from pipeline.encoder.encoder import PACKED_BUDGET_TOKENS, Encoder, build_encoder, encoder_of
+from pipeline.encoder.engines.base import FormingEngine, GraphForm, SeveralWays
 from pipeline.encoder.made_up_rows import Sample
-from pipeline.encoder.settings import Setup, libraries
+from pipeline.encoder.packings import fastest_way
+from pipeline.encoder.settings import Setup, gpu, libraries
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.machine.processor import processor
 from pipeline.model.cache import is_kept, kept
 
 BUDGETS = {"cpu": (512, 1024, 2048, 4096), "cuda": (16384, 32768, 65536, 131072, 262144)}
 """Tokens of a batch. Small batches pay for each call, large ones leave the cache."""
+WAYS_TOKENS = 2 * PACKED_BUDGET_TOKENS
+"""The ways of taking rows are compared with about so many tokens, which are two packed batches."""
 SLOWEST_S = 0.25
 """Where the smallest batch takes longer, sizes of batches are not compared: the cost of a call doesn't matter, and it
 would take long."""
@@ -63,7 +66,7 @@ def tuned(encoder: Encoder, setup: Setup, lengths: NDArray[np.int64], *, measure
     if choice.engine != encoder.engine.name:
         if setup.spec.engine == "made":
             return encoder  # There is too little to do to load another one.
-        encoder = _on_torch(setup)
+        encoder = _in_another_way(encoder, choice.engine, setup.device) or _on_torch(setup)
     if isinstance(encoder.engine, FormingEngine):
         encoder.engine.settle(GraphForm(fused_from=choice.fused_from, bfloat16=choice.bfloat16))
     encoder.budget_tokens = choice.batch_tokens
@@ -84,6 +87,19 @@ def _on_torch(setup: Setup) -> Encoder:
     return build_encoder(replace(setup.spec, engine="torch"), setup.device, setup.threads)
 
 
+def _in_another_way(encoder: Encoder, name: str, device: str) -> Encoder | None:
+    """The same model with the engine of this name, where its own offers it."""
+    if not isinstance(encoder.engine, SeveralWays):
+        return None
+    found = next((other for other in encoder.engine.others() if other.name == name), None)
+    if found is None:
+        return encoder  # What was proven when it was measured is not any more.
+    encoder.engine.forget()
+    other = encoder_of(found, device)
+    other.settings = encoder.settings
+    return other
+
+
 def _keys(encoder: Encoder, setup: Setup, widths: Sequence[int]) -> list[str]:
     """The key of what is measured, and then those of lengths that are as good: slices of one table differ a
     little, and each width lies between two powers of two."""
@@ -91,7 +107,7 @@ def _keys(encoder: Encoder, setup: Setup, widths: Sequence[int]) -> list[str]:
         "encoder": setup.spec.identity() | {"int8": None},
         "engine": [encoder.engine.name, "auto" if setup.spec.engine == "made" else setup.spec.engine, *libraries()],
         "processor": processor(),
-        "device": setup.device,
+        "device": [setup.device, gpu(setup.device)],
         "threads": setup.threads,
         "fixed": asdict(setup.fixed),
         "budgets": BUDGETS[setup.device],
@@ -111,6 +127,11 @@ def _choice(encoder: Encoder, setup: Setup, sample: Sample) -> Choice:
         engine.settle(form)
         if found.form is None:
             encoder = _on_torch(setup)
+    if isinstance(engine, SeveralWays):
+        way = fastest_way(encoder, setup, sample.mixed(WAYS_TOKENS))
+        reasons.append(way.reason)
+        if way.engine is not engine:
+            encoder = encoder_of(way.engine, setup.device)
     budget = setup.fixed.batch_tokens or _batch_tokens(encoder, sample, setup.device)
     reasons.append(f"{budget:,} tokens a batch")
     return Choice(

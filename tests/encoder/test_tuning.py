@@ -7,8 +7,11 @@ import pytest
 
 from pipeline.config import ModelSpec
 from pipeline.encoder import forms, tuning
-from pipeline.encoder.encoder import Encoder, build_encoder
+from pipeline.encoder.encoder import Encoder, build_encoder, encoder_of
+from pipeline.encoder.engines import packed_torch
 from pipeline.encoder.engines.base import GraphForm, OutOfMemory
+from pipeline.encoder.engines.packed_torch import packed_if_proven
+from pipeline.encoder.engines.torch import TorchEngine
 from pipeline.encoder.settings import Fixed, Setup
 from pipeline.encoder.token_rows import TokenRows
 from pipeline.encoder.tuning import BUDGETS, tuned, untuned
@@ -201,6 +204,84 @@ def test_whether_an_int8_graph_uses_bfloat16_can_be_fixed(bfloat16, spec):
     without = ManyForms()  # on a processor that has none
     encoder = tuned(Encoder(without, 1024), setup_of(spec, 2, bfloat16_in_int8=bfloat16, batch_tokens=1024), LENGTHS)
     assert encoder.engine.settled.bfloat16 is False
+
+
+class Way(TimedEngine):
+    """It takes its rows in one of several ways, and offers the others."""
+
+    def __init__(self, name, token_s, *others, fails=False):
+        super().__init__(token_s=token_s)
+        self.name, self._others, self._fails, self.forgotten = name, list(others), fails, 0
+
+    def encode(self, ids, lengths):
+        if self._fails:
+            raise ValueError("no kernel for these rows")
+        return super().encode(ids, lengths)
+
+    def others(self):
+        return self._others
+
+    def forget(self):
+        self.forgotten += 1
+
+
+def gpu_setup(spec, **fixed) -> Setup:
+    return Setup(spec=spec, device="cuda", threads=1, fixed=Fixed(**fixed))
+
+
+@pytest.mark.parametrize(
+    ("first", "packed", "padded", "chosen"),
+    [
+        (2e-7, 1e-7, 3e-7, "packed"),
+        (2e-7, 3e-7, 1e-7, "padded"),
+        (2e-7, 1.96e-7, 1.98e-7, "first"),  # not by enough
+        (1e-7, 2e-7, 3e-7, "first"),
+        (2e-7, None, 3e-7, "first"),  # it fails
+    ],
+)
+@pytest.mark.usefixtures("_made_up_time")
+def test_how_a_gpu_takes_rows_is_measured_and_kept(first, packed, padded, chosen, spec):
+    def encoder():
+        others = Way("packed", packed or 1e-9, fails=packed is None), TimedEngine(token_s=padded)
+        others[1].name = "padded"
+        return Encoder(Way("first", first, *others), 65536)
+
+    start = encoder()
+    found = tuned(start, gpu_setup(spec), LENGTHS)
+    assert found.engine.name == chosen
+    assert "first: " in found.settings
+    assert ("packed: fails" in found.settings) == (packed is None)
+    assert bool(start.engine.forgotten) == (chosen != "first")
+    calls = start.engine.calls
+    assert tuned(start, gpu_setup(spec), LENGTHS).engine.name == chosen  # kept
+    assert start.engine.calls == calls
+    again = tuned(encoder(), gpu_setup(spec), LENGTHS, measures=False)
+    assert (again.engine.name, again.budget_tokens) == (chosen, found.budget_tokens)
+
+
+@pytest.mark.usefixtures("_made_up_time")
+def test_a_way_that_was_faster_and_is_not_offered_any_more_is_not_taken(spec):
+    other = Way("packed", 1e-7)
+    assert tuned(Encoder(Way("first", 2e-7, other), 65536), gpu_setup(spec), LENGTHS).engine is other
+    alone = Encoder(Way("first", 2e-7), 65536)
+    assert tuned(alone, gpu_setup(spec), LENGTHS, measures=False) is alone
+
+
+def test_a_packed_engine_offers_what_gives_its_vectors(tiny_model, monkeypatch):
+    spec = encoder_spec(ModelSpec(path=str(tiny_model)))
+    padded = TorchEngine(spec, "cpu", 1)
+    first, notes = packed_if_proven(padded, spec)
+    assert notes == ()
+    packed, last = first.others()
+    assert last is padded
+    assert packed.others() == [padded]
+    assert len({first.name, packed.name, padded.name}) == 3
+    rows = TokenRows.of([np.arange(1, length + 1, dtype=np.int32) for length in (3, 9, 1, 7)])
+    expected = encoder_of(padded, "cpu").encode(rows).vectors
+    for engine in (first, packed):
+        np.testing.assert_allclose(encoder_of(engine, "cpu").encode(rows).vectors, expected, atol=1e-5)
+    monkeypatch.setattr(packed_torch, "difference", lambda *given: "it differs")
+    assert first.others() == [padded]
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -3,7 +3,7 @@
 Tokenizing, batching and retries stand above it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -108,4 +108,17 @@ class PackingEngine(Engine, Protocol):
 
     def start_packed(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Answer:
         """ids int32 [sum of lengths], lengths int32 [n], each 1 or more; else as StreamingEngine.start."""
+        ...
+
+
+@runtime_checkable
+class SeveralWays(Engine, Protocol):
+    """Its model may take rows in other ways on the same device; which is faster depends on the device and the rows."""
+
+    def others(self) -> Sequence[Engine]:
+        """The engines that take them otherwise and were seen to give the same vectors. They share the model's weights."""
+        ...
+
+    def forget(self) -> None:
+        """Give back the memory of what is made anew when it is needed."""
         ...

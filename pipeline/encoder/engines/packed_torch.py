@@ -36,16 +36,18 @@ POOLING_OVERHEAD_TOKENS = 16384
 """Pooling one more matrix costs about as much time as this many tokens more in it."""
 
 
-class PackedTorchEngine:
-    """Implements engines.base.PackingEngine, and Engine by the padded engine that it is made of."""
+AT_CONSTANT_SIZES, PACKED = "torch, packed at constant sizes", "torch, packed"
 
-    name = "torch, packed"
+
+class PackedTorchEngine:
+    """Implements engines.base.PackingEngine and SeveralWays, and Engine by the padded engine that it is made of."""
 
     def __init__(self, padded: TorchEngine, spec: EncoderSpec, *, constant: bool) -> None:
         """`constant`: batches are filled up to a constant size, and replayed where there is a GPU."""
+        self.name = AT_CONSTANT_SIZES if constant else PACKED
         self.dim = padded.dim
         self.in_flight = padded.in_flight
-        self._padded = padded
+        self._padded, self._spec = padded, spec
         self._constant = constant
         self._fill_length = min(LONGEST_STEP, spec.max_seq_length or LONGEST_STEP)
         """It is no longer than rows may be: the model has no positions for more."""
@@ -88,6 +90,13 @@ class PackedTorchEngine:
             vectors = self._pool_rows(hidden, given[0].long(), layers, given[3], given[4], lengths, groups)
             answer = self._padded.transfer.to_host(vectors)
         return lambda: answer()[np.argsort(order)]
+
+    def others(self) -> list["TorchEngine | PackedTorchEngine"]:
+        """The engine of the same weights that is packed at sizes as they come, where it is proven, and the padded one."""
+        if not self._constant:
+            return [self._padded]
+        packed = PackedTorchEngine(self._padded, self._spec, constant=False)
+        return [self._padded] if _why_not(packed, self._padded, self._spec) else [packed, self._padded]
 
     def forget(self) -> None:
         """Give back the memory of what was recorded; sizes that come again are recorded anew."""
@@ -183,21 +192,26 @@ PROOF_WIDTH = 2048
 
 
 def packed_if_proven(padded: TorchEngine, spec: EncoderSpec) -> tuple[TorchEngine | PackedTorchEngine, tuple[str, ...]]:
-    """(the fastest engine that gives the vectors of the padded one, why faster ones don't)."""
+    """(the first engine that gives the vectors of the padded one, why those before it don't)."""
     notes: list[str] = []
     for words, constant in (("packed, at constant sizes", True), ("packed", False)):
         packed = PackedTorchEngine(padded, spec, constant=constant)
-        try:
-            reason = difference(packed, padded, spec)
-        except RunError:  # the device is lost
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+        reason = _why_not(packed, padded, spec)
         if not reason:
             return packed, (*notes, *packed.unrecorded)
         packed.forget()
         notes.append(f"not {words}: {reason}")
     return padded, tuple(notes)
+
+
+def _why_not(packed: PackedTorchEngine, padded: TorchEngine, spec: EncoderSpec) -> str:
+    """How it fails, or differs from the padded engine; "" for one that may be used."""
+    try:
+        return difference(packed, padded, spec)
+    except RunError:  # the device is lost
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def difference(packed: PackedTorchEngine, padded: TorchEngine, spec: EncoderSpec) -> str:
