@@ -38,7 +38,8 @@ QUICK_S = 1.0
 """An encoder that takes less for a slice is given the next one before it has answered. It would wait for as long as an
 answer and a question take, which is nothing beside a slice of minutes."""
 STARVED_S = 1.0
-"""Encoders that had nothing to do for so long get one more process that reads. One takes as long to start."""
+"""Encoders that had nothing to do for so long, while all processes that read were at it, get one more. One takes as long to
+start."""
 STALLED_TIMEOUTS = 8
 """The flow ends if no answer comes for so many unit_timeout_s. Three rows of a slice that hang one after the other
 take seven."""
@@ -55,6 +56,8 @@ class _Process:
         oldest."""
         self.reading: _Reading | None = None
         """The process has this task open."""
+        self.is_starting = True
+        """It has not answered yet."""
         self.since = time.monotonic()
         """Since then it has been at its oldest question."""
         with contextlib.suppress(OSError):  # A process that died is noticed by its closed pipe.
@@ -155,7 +158,8 @@ class LocalFlow:
             if not light.asked:
                 self._ask_light(light)
         idle = any(not encoder.asked for encoder in self._encoders) and not self._waiting
-        self._starving = bool(idle and self._todo and all(light.asked for light in self._lights))
+        at_work = all(light.asked and not light.is_starting for light in self._lights)
+        self._starving = bool(idle and self._todo and at_work)
 
     def _feed_encoders(self) -> None:
         """Give each encoder a slice, and a second one where the next question would come too late."""
@@ -255,6 +259,7 @@ class LocalFlow:
                 )
             )
         work, _ = process.asked.popleft()
+        process.is_starting = False
         if work == LOADING:
             self._died_loading = 0
         elif work[0] == "read":

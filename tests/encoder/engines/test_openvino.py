@@ -15,7 +15,7 @@ from pipeline.encoder.encoder import Encoder, build_encoder
 from pipeline.encoder.engines.base import GraphForm
 from pipeline.encoder.engines.graph import Unsupported, has_bfloat16
 from pipeline.encoder.engines.int8 import graph_file, unpack
-from pipeline.encoder.engines.kept_graph import float32_graph
+from pipeline.encoder.engines.kept_graph import float32_graph, is_made
 from pipeline.encoder.engines.openvino import OpenVinoEngine
 from pipeline.encoder.engines.torch import TorchEngine
 from pipeline.encoder.int8 import FEWEST, quantise
@@ -104,7 +104,10 @@ def test_an_encoder_asks_for_few_shapes_and_gives_the_vectors_of_many(tiny_model
 def test_a_graph_is_made_once_on_a_node_and_for_one_model(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     spec = encoder_spec(ModelSpec(path=str(tiny_model)))
+    assert not is_made(spec, token_types=False)
     first = float32_graph(spec, token_types=False)
+    assert is_made(spec, token_types=False)
+    assert not is_made(spec, token_types=True)
     made = first.stat().st_mtime_ns
     assert float32_graph(spec, token_types=False) == first
     assert first.stat().st_mtime_ns == made
@@ -132,6 +135,7 @@ def test_a_refusal_is_remembered(tmp_path, monkeypatch):
     spec = encoder_spec(ModelSpec(path=str(build_architecture(tmp_path / "model", "mixtral"))))
     with pytest.raises(Unsupported, match="can't convert"):
         float32_graph(spec, token_types=False)
+    assert not is_made(spec, token_types=False)
     monkeypatch.setattr("pipeline.encoder.engines.tracing.trace", lambda *_, **__: pytest.fail("traced again"))
     with pytest.raises(Unsupported, match="can't convert"):
         float32_graph(spec, token_types=False)
