@@ -17,7 +17,7 @@ MOST_CPUS_PER_TASK = 0.99
 
 
 TASKS_PER_ENCODER = 2
-"""An encoder has one slice in work and one at hand."""
+"""An encoder has one slice in work and one at hand, or in preparation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,14 @@ A task or a slice row comes in, and how many workers it has ended already. Slice
 reason. A worker never raises for bad data. Who gives out the work, and what counts the strikes, is not known here.
 """
 
+import contextlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import pyarrow as pa
 
@@ -88,6 +90,7 @@ class SliceEncoder:
         self._flow, self._encode, self._name, self._tell = flow, flow.encode, name, tell
         self._encoder: Encoder | None = None
         self._is_tuned, self._tuning = False, threading.Lock()
+        self._gate = _Gate()
         self._refused = ""
 
     def load(self, spec: WorkerSpec, died: int = 0) -> None:
@@ -116,8 +119,9 @@ class SliceEncoder:
         if strikes >= MOST_STRIKES:
             return self._refuse(row, fatal("encode", strikes, row.column("paths")[0].as_py() or []))
         if strikes:
-            return self._encode_apart(row, self._encoder)
-        with Deadline(self._spec.limits.unit_timeout_s) as deadline:
+            with self._gate.alone():
+                return self._encode_apart(row, self._encoder)
+        with self._gate.shared(), Deadline(self._spec.limits.unit_timeout_s) as deadline:
             with self._tuning:
                 encoder = self._tuned(row, self._encoder)
             deadline.renew()
@@ -171,6 +175,8 @@ class SliceEncoder:
         try:
             found = tuned(encoder, self._setup, lengths[lengths > 0], measures=given.measures)
             self._encoder = self._proven(found) if found.settings != before else found
+        except DeviceLost as error:
+            _leave(error)
         except Exception as error:  # What is only for speed must not end a run.
             self._encoder = untuned(self._setup)
             self._encoder.settings = f"as it comes, as measuring failed: {type(error).__name__}: {_first_line(error)}"
@@ -206,11 +212,7 @@ class SliceEncoder:
         try:
             return encode(row, encoder, self._spec, self._name, on_progress)
         except DeviceLost as error:
-            sys.stderr.write(f"this encoder ends: {error}\n")
-            sys.stderr.flush()
-            os._exit(
-                DEVICE_LOST
-            )  # Another takes its place and its slice. Any other end may wait for the device for ever.
+            _leave(error)
         except RunError as error:
             return self._refuse(row, f"encoder: {error}")
         finally:
@@ -219,6 +221,50 @@ class SliceEncoder:
 
     def _refuse(self, row: pa.Table, reason: str) -> pa.Table:
         return self._flow.refuse(slice_row.key_of(row)[0], reason)
+
+
+class _Gate:
+    """Threads pass it together, or one of them alone.
+
+    A slice that ended a worker is encoded while no other is: its child may need the memory of the whole device, and what
+    another slice does to this process must not count against it.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside, self._is_shut = 0, False
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_shut)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_shut)
+            self._is_shut = True
+            self._changed.wait_for(lambda: not self._inside)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_shut = False
+                self._changed.notify_all()
+
+
+def _leave(error: DeviceLost) -> NoReturn:
+    """End this process. Another takes its place and its slices; any other end may wait for the device for ever."""
+    sys.stderr.write(f"this encoder ends: {error}\n")
+    sys.stderr.flush()
+    os._exit(DEVICE_LOST)
 
 
 def standing_probes(spec: WorkerSpec) -> tuple[tuple[float, ...], ...]:

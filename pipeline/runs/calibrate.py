@@ -112,7 +112,9 @@ class _SampleJob:
         worker, run = self._prepared.worker_spec(pools), self._prepared.spec
         texts = self._chosen.texts if run.chunk is None or run.rows_are_chunks else -(-self._chosen.texts // 4)
         most = min(SLICE_BYTES, 8 * slice_bytes(run, texts)) if run.rows_are_chunks else SLICE_BYTES
-        read = replace(worker.read, slice_rows=texts, slice_bytes=most, sample_depth=self._chosen.depth)
+        read = replace(
+            worker.read, slice_rows=texts, slice_bytes=most, sample_depth=self._chosen.depth, expected_chars=None
+        )
         return replace(worker, read=read)
 
 

@@ -152,6 +152,12 @@ class Prepared:
     def _expected_tokens(self) -> float:
         return self._expected_rows * self._tokens_per_row()
 
+    def _expected_chars(self, pools: Pools) -> int | None:
+        """Estimate the characters that a process tokenizes. It is None where only reading can tell which rows are new."""
+        if self.rows_to_do is None and (self.plan.kept or self.plan.records):
+            return None
+        return round(self._expected_tokens * BYTES_PER_TOKEN / max(1, pools.tokenizers))
+
     @property
     def may_be_light(self) -> bool:
         """The model may run without torch, and the user asked for no engine."""
@@ -203,7 +209,7 @@ class Prepared:
                 slice_rows=rows,
                 slice_bytes=slice_bytes(spec, rows),
                 threads=max(1, int(pools.cpus_per_task)),
-                expected_chars=round(self._expected_tokens * BYTES_PER_TOKEN / max(1, pools.tokenizers)),
+                expected_chars=self._expected_chars(pools),
                 pages=spec.rows_have_pages,
             ),
             chunk=spec.chunk,
@@ -212,7 +218,7 @@ class Prepared:
                 int8_path=self.vectors.int8_path,
                 device=pools.device,
                 threads=pools.cpus_per_encoder,
-                measures=many and not pools.light and _encoding_s(self) >= MEASURED_FROM_S * pools.encoders,
+                measures=many and not pools.light and _encoding_s(self, pools) >= MEASURED_FROM_S * pools.encoders,
                 fixed=fixed_settings(spec.resources),
                 probes=self.parent.probes,
             ),
@@ -251,10 +257,11 @@ def _has_many_rows(prepared: Prepared, pools: Pools) -> bool:
     return rows >= MANY_ROWS * pools.encoders
 
 
-def _encoding_s(prepared: Prepared) -> float:
-    """The seconds of a core for the rows of the run, or of its table where that is more."""
+def _encoding_s(prepared: Prepared, pools: Pools) -> float:
+    """The seconds of a core, or of a GPU, for the rows of the run, or of its table where that is more."""
     share = prepared.parent.counts.rows / max(1, sum(_unit_rows(prepared)))
-    return prepared.expected_core_s * max(1.0, share)
+    times = costs.GPU_FLOPS / costs.FLOPS_PER_CORE if pools.device == "cuda" else 1.0
+    return prepared.expected_core_s * max(1.0, share) / times
 
 
 def slice_rows(prepared: Prepared, pools: Pools) -> int:

@@ -297,9 +297,9 @@ def _estimated_rows(span: Span, row_bytes: Mapping[FormatName, float]) -> float:
 
 
 def _bytes_unpacked(file: SourceFile, look: Look | None) -> int:
-    if look is not None and look.row_groups is not None:
-        return sum(group.size for group in look.row_groups)
-    return file.size * (PACKED_RATIO if file.compression or file.format == "parquet" else 1)
+    told = sum(group.size for group in (look.row_groups if look is not None else None) or ())
+    # A writer may leave the sizes in a footer at 0.
+    return told or file.size * (PACKED_RATIO if file.compression or file.format == "parquet" else 1)
 
 
 def _row_bytes(files: Sequence[SourceFile], looks: Mapping[str, Look]) -> dict[FormatName, float]:

@@ -272,16 +272,16 @@ def test_a_packed_engine_offers_what_gives_its_vectors(tiny_model, monkeypatch):
     padded = TorchEngine(spec, "cpu", 1)
     first, notes = packed_if_proven(padded, spec)
     assert notes == ()
-    packed, last = first.others()
-    assert last is padded
-    assert packed.others() == [padded]
+    found, packed = first.others()
+    assert found is padded
+    assert list(packed.others()) == [padded]
     assert len({first.name, packed.name, padded.name}) == 3
     rows = TokenRows.of([np.arange(1, length + 1, dtype=np.int32) for length in (3, 9, 1, 7)])
     expected = encoder_of(padded, "cpu").encode(rows).vectors
     for engine in (first, packed):
         np.testing.assert_allclose(encoder_of(engine, "cpu").encode(rows).vectors, expected, atol=1e-5)
     monkeypatch.setattr(packed_torch, "difference", lambda *given: "it differs")
-    assert first.others() == [padded]
+    assert list(first.others()) == [padded]
 
 
 @pytest.mark.parametrize("fused", [True, False])

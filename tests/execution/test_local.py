@@ -20,7 +20,7 @@ from pipeline.execution import by_size
 from pipeline.execution.by_size import ExecutorBySize
 from pipeline.execution.costs import LOCAL_ENCODING_S
 from pipeline.execution.local.executor import LocalExecutor
-from pipeline.execution.local.pool import LOADING, LocalFlow
+from pipeline.execution.local.pool import LOADING, STARTED_S, LocalFlow
 from pipeline.execution.pools import ALONE
 from pipeline.runs.prepare import prepare
 from pipeline.stages.flow import EMBED
@@ -176,6 +176,29 @@ def test_encoders_start_beside_the_reader_where_rows_are_known(form, encoders, c
     with LocalFlow(prepared.plan.tasks, EMBED, prepared.worker_spec(pools), pools, None) as flow:
         flow._hand_out()
         assert [process.asked[0][0] for process in flow._encoders] == [LOADING] * encoders
+
+
+def test_encoders_are_starved_only_by_readers_that_are_at_work(tiny_model, tmp_path):
+    """One that starts is as quick as another that would be started now."""
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"id": name, "text": "a text"}) + "\n" * 2**23)
+    spec = spec_of(f"{tmp_path}/*.jsonl", tiny_model, tmp_path / "table", resources={"encoders": 1})
+    prepared = prepare(spec, writes=False)
+    assert len(prepared.plan.tasks) > 1
+    pools = LocalExecutor(spec.resources).pools(prepared)
+    with LocalFlow(prepared.plan.tasks, EMBED, prepared.worker_spec(pools), pools, None) as flow:
+        flow._hand_out()
+        (reader,), (encoder,) = flow._lights, flow._encoders
+        encoder.asked.clear()  # as if it had loaded its model
+        flow._hand_out()
+        assert not flow._starving
+        reader.has_answered = True
+        flow._hand_out()
+        assert flow._starving
+        reader.has_answered, reader.created = False, reader.created - STARTED_S  # Its first slice takes long.
+        flow._hand_out()
+        assert flow._starving
+        assert flow._lights == [reader]
 
 
 class Work:

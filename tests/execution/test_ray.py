@@ -113,6 +113,18 @@ def test_reading_encoding_and_writing_are_stages_of_their_own(ray_address):
         assert len(stages_of(replace(pools, cpus_per_task=1.0))) == 3
 
 
+def test_a_measurement_has_more_slices_than_may_be_unrecorded(ray_address, tiny_model, tmp_path):
+    """Nobody records what is only measured; encoders waited for it for ever."""
+    for number in range(12):
+        write_corpus(tmp_path / f"{number}.jsonl", [f"doc {number} {n}" for n in range(20)])
+    resources = {"ray_address": ray_address, "encoders": 1, "writers": 1}
+    spec = spec_of(
+        f"{tmp_path}/*.jsonl", tiny_model, tmp_path / "table", resources=resources, table={"dtype": "int8"},
+        limits={"unit_timeout_s": 5.0},
+    )  # fmt: skip
+    assert embed_on_ray(spec).counts.new == 240
+
+
 def test_slices_that_overlap_within_an_encoder_give_the_same_table(ray_address, tiny_model, tmp_path, monkeypatch):
     """As within one of a GPU; slices of one encoder that are in hand together, and the engine takes them in turn."""
     write_corpus(tmp_path / "a.jsonl", [f"doc {n}" for n in range(200)])

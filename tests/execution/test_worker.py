@@ -1,7 +1,11 @@
 """An encoder at work looks for its fastest settings at its first slice; whatever comes of that, the vectors are the same."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -144,3 +148,27 @@ def test_few_texts_take_the_graph_that_was_made_before(engine, tiny_model, tmp_p
     after, again = encoded()
     assert after.startswith("numpy" if engine == "numpy" else "openvino")
     np.testing.assert_allclose(again, vectors, rtol=0, atol=1e-6)
+
+
+def test_a_slice_that_ended_a_worker_is_encoded_while_no_other_is(monkeypatch):
+    one = SliceEncoder(EMBED, "one", lambda rows, tokens: None)
+    one._encoder, one._spec = object(), SimpleNamespace(limits=SimpleNamespace(unit_timeout_s=30.0))
+    inside, found, both = [], [], threading.Barrier(2, timeout=10)
+
+    def encoded(row, *_):
+        inside.append(row)
+        if row in "ab":  # Slices that never ended a worker are in work together.
+            both.wait()
+        time.sleep(0.05)
+        found.append((row, len(inside)))
+        inside.remove(row)
+
+    monkeypatch.setattr(one, "_tuned", lambda row, encoder: encoder)
+    monkeypatch.setattr(one, "_encoded", encoded)
+    monkeypatch.setattr(one, "_encode_apart", lambda row, encoder: encoded(row))
+    with ThreadPoolExecutor(6) as threads:
+        for row, strikes in [("a", 0), ("b", 0), ("C", 1), ("D", 1), ("e", 0), ("F", 2)]:
+            threads.submit(one.encode, row, strikes)
+    assert sorted(row for row, _ in found) == sorted("abCDeF")
+    assert dict(found)["b"] in (1, 2)
+    assert [together for row, together in found if row in "CDF"] == [1, 1, 1]

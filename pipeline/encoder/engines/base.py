@@ -3,7 +3,7 @@
 Tokenizing, batching and retries stand above it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -115,8 +115,9 @@ class PackingEngine(Engine, Protocol):
 class SeveralWays(Engine, Protocol):
     """Its model may take rows in other ways on the same device; which is faster depends on the device and the rows."""
 
-    def others(self) -> Sequence[Engine]:
-        """The engines that take them otherwise and were seen to give the same vectors. They share the model's weights."""
+    def others(self) -> Iterable[Engine]:
+        """The engines that take them otherwise and were seen to give the same vectors. They share the model's weights, and
+        seeing it may take a second for each."""
         ...
 
     def forget(self) -> None:

@@ -5,7 +5,7 @@ architectures can be packed is not listed: each model proves it against the padd
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -91,12 +91,14 @@ class PackedTorchEngine:
             answer = self._padded.transfer.to_host(vectors)
         return lambda: answer()[np.argsort(order)]
 
-    def others(self) -> list["TorchEngine | PackedTorchEngine"]:
-        """The engine of the same weights that is packed at sizes as they come, where it is proven, and the padded one."""
-        if not self._constant:
-            return [self._padded]
-        packed = PackedTorchEngine(self._padded, self._spec, constant=False)
-        return [self._padded] if _why_not(packed, self._padded, self._spec) else [packed, self._padded]
+    def others(self) -> Iterator["TorchEngine | PackedTorchEngine"]:
+        """Yield the padded engine, and the one that is packed at sizes as they come, where it is proven; they share their
+        weights."""
+        yield self._padded
+        if self._constant:
+            packed = PackedTorchEngine(self._padded, self._spec, constant=False)
+            if not _why_not(packed, self._padded, self._spec):
+                yield packed
 
     def forget(self) -> None:
         """Give back the memory of what was recorded; sizes that come again are recorded anew."""

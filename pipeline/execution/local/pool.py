@@ -40,6 +40,8 @@ answer and a question take, which is nothing beside a slice of minutes."""
 STARVED_S = 1.0
 """Encoders that had nothing to do for so long, while all processes that read were at it, get one more. One takes as long to
 start."""
+STARTED_S = 3.0
+"""A process that reads has started after so many seconds at the latest, though its first slice may take much longer."""
 STALLED_TIMEOUTS = 8
 """The flow ends if no answer comes for so many unit_timeout_s. Three rows of a slice that hang one after the other
 take seven."""
@@ -56,12 +58,16 @@ class _Process:
         oldest."""
         self.reading: _Reading | None = None
         """The process has this task open."""
-        self.is_starting = True
-        """It has not answered yet."""
+        self.has_answered, self.created = False, time.monotonic()
         self.since = time.monotonic()
         """Since then it has been at its oldest question."""
         with contextlib.suppress(OSError):  # A process that died is noticed by its closed pipe.
             self.child.connection.send((self.worker.name, spec, flow))
+
+    @property
+    def is_at_work(self) -> bool:
+        """It has something to do, and has started by now."""
+        return bool(self.asked) and (self.has_answered or time.monotonic() > self.created + STARTED_S)
 
     def ask(self, work: Work, *question: Any, row: Row | None = None) -> None:
         self.asked.append((work, row))
@@ -158,8 +164,7 @@ class LocalFlow:
             if not light.asked:
                 self._ask_light(light)
         idle = any(not encoder.asked for encoder in self._encoders) and not self._waiting
-        at_work = all(light.asked and not light.is_starting for light in self._lights)
-        self._starving = bool(idle and self._todo and at_work)
+        self._starving = bool(idle and self._todo and all(light.is_at_work for light in self._lights))
 
     def _feed_encoders(self) -> None:
         """Give each encoder a slice, and a second one where the next question would come too late."""
@@ -259,7 +264,7 @@ class LocalFlow:
                 )
             )
         work, _ = process.asked.popleft()
-        process.is_starting = False
+        process.has_answered = True
         if work == LOADING:
             self._died_loading = 0
         elif work[0] == "read":

@@ -46,6 +46,7 @@ class EncodeStage:
         self._monitor = ray.get_actor(run)
         spec, flow = given(run)
         self._encoder = SliceEncoder(flow, this_worker().name, self._tell)
+        self._is_recorded = flow.write is not None
         died = ray.get(self._monitor.starting.remote(this_worker()))
         self._encoder.load(spec, died)
         self._monitor.ready.remote(this_worker())
@@ -57,6 +58,8 @@ class EncodeStage:
             time.sleep(CLAIM_EVERY_S)
         answer = self._encoder.encode(batch, strikes)
         self._monitor.end.remote(("encode", key))
+        if not self._is_recorded:
+            self._monitor.release.remote(key)
         return answer
 
     def _tell(self, rows: int, tokens: int) -> None:
