@@ -5,7 +5,8 @@ comes out.
 """
 
 CLUSTER_START_S = 4.0
-"""A local Ray takes about so long until its first worker works, one that needs no model. Less work than that is done in this process."""
+"""A local Ray takes about so long until its first worker works, one that needs no model. Less work than that is done in this
+process."""
 LOCAL_ENCODING_S = 120.0
 """Encoding that is expected to take less is done by processes of this machine. Ray would add ten seconds to the start, a
 tenth to the processor time of two cores, and its memory."""

@@ -120,7 +120,7 @@ def test_a_measurement_has_more_slices_than_may_be_unrecorded(ray_address, tiny_
     resources = {"ray_address": ray_address, "encoders": 1, "writers": 1}
     spec = spec_of(
         f"{tmp_path}/*.jsonl", tiny_model, tmp_path / "table", resources=resources, table={"dtype": "int8"},
-        limits={"unit_timeout_s": 5.0},
+        limits={"unit_timeout_s": 30.0},
     )  # fmt: skip
     assert embed_on_ray(spec).counts.new == 240
 
