@@ -12,8 +12,8 @@ from typing import ClassVar
 
 
 class Deadline:
-    """While any thread is in such a block, no more than `seconds` may pass without that one enters or calls `renew`; else
-    the stacks go to stderr and the process ends."""
+    """While threads are in such blocks, no more than `seconds` may pass before one of them enters or calls `renew`; else the
+    stacks go to stderr and the process ends."""
 
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _entered: ClassVar[int] = 0

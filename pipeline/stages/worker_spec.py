@@ -34,7 +34,7 @@ class ReadSpec:
     threads: int
     """The tokenizer uses so many threads."""
     expected_chars: int | None = None
-    """About so many characters are tokenized by each process that reads."""
+    """Each process that reads tokenizes about so many characters. It is None where nobody knows."""
     pages: bool = False
     """Each chunk is told the pages that it stands on."""
     sample_depth: int = 0
