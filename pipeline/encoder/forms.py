@@ -6,7 +6,7 @@ vectors, or fails, is not taken. It knows no batches of a run and keeps nothing.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,14 +125,21 @@ def _compared(forms: Sequence[_Form], sample: Sample, least_cosine: float) -> di
             if form.name in standing and not _agree(form, rows, expected, least_cosine):
                 del standing[form.name]
     least = {name: [math.inf] * len(batches) for name in standing}
-    for turn in range(TURNS):  # They take turns, so that a noisy moment meets all of them.
-        if turn and time.perf_counter() > until:
-            break
+    for _ in turns(until):  # They take turns, so that a noisy moment meets all of them.
         for place, rows in enumerate(batches):
             for name, form in standing.items():
                 each = seconds_of(form.encode, rows) / int(rows.lengths.sum())
                 least[name][place] = min(least[name][place], each)
     return least
+
+
+def turns(until: float) -> Iterator[int]:
+    """Yield the numbers of the turns that all contestants take, one at least, and none that would begin after `until`."""
+    yield 0
+    for turn in range(1, TURNS):
+        if time.perf_counter() > until:
+            return
+        yield turn
 
 
 def seconds_of(encode: Callable[[TokenRows], object], rows: TokenRows) -> float:

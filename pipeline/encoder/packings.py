@@ -49,10 +49,7 @@ def _compared(encoders: Sequence[Encoder], rows: TokenRows) -> list[float]:
     """The least seconds of each for all rows; infinite where some of them have no vector."""
     # Sizes are recorded, and libraries choose their kernels, before the clock runs.
     least = [math.inf if encoder.encode(rows).failed else 0.0 for encoder in encoders]
-    until = time.perf_counter() + forms.MOST_S
-    for turn in range(forms.TURNS):  # They take turns, so that a noisy moment meets all of them.
-        if turn and time.perf_counter() > until:
-            break
+    for _ in forms.turns(time.perf_counter() + forms.MOST_S):
         for place, encoder in enumerate(encoders):
             if least[place] < math.inf:
                 took = forms.seconds_of(encoder.encode, rows)

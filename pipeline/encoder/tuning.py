@@ -155,9 +155,7 @@ def _batch_tokens(encoder: Encoder, sample: Sample, device: str) -> int:
         for budget in candidates if device == "cuda" else ():  # Sizes are recorded, which must not be timed.
             _seconds_within(encoder, rows, budget)
         least = dict.fromkeys(candidates, math.inf)
-        for turn in range(forms.TURNS):
-            if turn and time.perf_counter() > until:
-                break
+        for _ in forms.turns(until):
             for budget in candidates:
                 least[budget] = min(least[budget], _seconds_within(encoder, rows, budget))
                 if encoder.budget_tokens < budget:  # Memory was short, and it is for all larger ones.
