@@ -172,3 +172,26 @@ def test_a_slice_that_ended_a_worker_is_encoded_while_no_other_is(monkeypatch):
     assert sorted(row for row, _ in found) == sorted("abCDeF")
     assert dict(found)["b"] in (1, 2)
     assert [together for row, together in found if row in "CDF"] == [1, 1, 1]
+
+
+def test_waiting_for_the_engine_is_no_effort_and_not_being_busy(tiny_model, tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": f"{n}", "text": f"text {n}"}) + "\n" for n in range(8)))
+    spec = inline.spec_of(tmp_path / "a.jsonl", tiny_model, tmp_path / "table", limits={"unit_rows": 4})
+    prepared = prepare(spec, writes=True)
+    given = prepared.worker_spec(inline.POOLS)
+    one = SliceEncoder(EMBED, "one", lambda rows, tokens: None)
+    one.load(given)
+    tokenizer = Tokenizer(given.encode.encoder, 1)
+    rows = [row for task in prepared.plan.tasks for row in read_task(task, given, EMBED, tokenizer, 0)]
+    assert len(rows) == 2
+    quick, encoder = one.encode(rows[0], 0), one._encoder
+    with ThreadPoolExecutor(1) as threads:
+        with encoder._turn:  # as if another slice had the engine
+            began = time.time()
+            coming = threads.submit(one.encode, rows[1], 0)
+            time.sleep(2.0)
+            ended = time.time()
+        late = coming.result()
+    assert json.loads(late["effort"][0].as_py())["encode_s"] < 1.5 < ended - began
+    assert late["encode_start"][0].as_py() >= ended
+    assert late["encode_stop"][0].as_py() >= late["encode_start"][0].as_py() >= quick["encode_stop"][0].as_py()
